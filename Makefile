@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+
+PYTHON      ?= python3
+ACCELERATOR ?= cpu
+BIN          = .venv/bin
+
+.PHONY: install demo test bench clean
+
+# The environment is made once, and again when the requirements or the accelerator change.
+STAMP = .venv/.installed-$(ACCELERATOR)
+install: $(STAMP)
+
+$(STAMP): requirements.txt
+	@case "$(ACCELERATOR)" in cpu|cuda|tpu) ;; *) echo "ACCELERATOR must be cpu, cuda or tpu, got '$(ACCELERATOR)'" >&2; exit 2;; esac
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"vf needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: name another with PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	test $(ACCELERATOR) = cpu || $(BIN)/python -m pip install --quiet --disable-pip-version-check "jax[$(ACCELERATOR)]"
+	rm -f .venv/.installed-*
+	touch $@
+
+.venv/.tested: $(STAMP) requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# Trains on the embedded sprites, samples, evaluates: open runs/demo/index.html afterwards.
+demo: $(STAMP)
+	$(BIN)/python -m vf.main --config=configs/demo.py --workdir=runs/demo
+
+test: .venv/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# The tables of RESULTS.md that need no run.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.gaussian_video
+	$(BIN)/python -m benchmarks.step_time
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,124 @@
+"""Every field there is, with its default. Other configs are small deltas of this one.
+
+The defaults are the paper's recipe where the paper tells it (16 frames of 64 x 64, base frame 8 counted from 1,
+lambda = 0.5, eps-prediction, joint training with a small base learning rate); what it does not tell is marked "ours".
+"""
+
+from ml_collections import ConfigDict
+
+
+def network(**changes) -> ConfigDict:
+    """One U-Net of the ADM family (`vf/nets/unet.py` explains each field); defaults are ADM's at 64 x 64."""
+    fields = {
+        "width": 192,
+        "width_mult": (1, 2, 3, 4),
+        "num_res_blocks": 3,
+        "attention": (2, 4, 8),
+        "head_dim": 64,
+        "attention_order": "new",
+        "learned_variance": False,
+        "patch": 1,
+        "temporal": (),
+        "temporal_attention_at": (),  # () = wherever `attention` is
+        "norm_groups": 32,
+        "dropout": 0.1,
+    }
+    return ConfigDict(fields | changes)
+
+
+def get_config() -> ConfigDict:
+    """The paper's recipe on clips of its size, networks of public sizes (ADM's base, about a quarter of it beside)."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = data = ConfigDict()
+    data.source = "sprites"  # "sprites" (embedded) or a folder of videos: DIR/<Class>/*.avi, or DIR/*.mp4
+    data.frames = 16
+    data.size = 64
+    data.stride = 1  # source frames from one frame of a clip to the next
+    data.split_file = ""  # official UCF101 format; "" = every file
+    data.eval_split_file = ""  # the clips that scores compare with; "" = the training clips
+    data.threads = 8  # that decode
+
+    config.noise = noise = ConfigDict()
+    noise.prior = "decomposed"  # decomposed | independent | mixed | progressive
+    noise.lam = (0.5,)  # lambda: one number, or one per frame; the base frame's is 1
+    noise.a = 1.0  # PYoCo's a, for mixed and progressive noise
+    noise.base_frame = -1  # array index; -1 = the paper's, frames // 2 - 1
+    noise.schedule = "cosine"  # cosine | linear; ours
+    noise.steps = 1000  # T; ours
+
+    config.model = model = ConfigDict()
+    model.predictor = "decomposed"  # decomposed (base + residual) | one_network (the base network over all frames)
+    model.context = "none"  # none (bare equations) | embedding (the paper) | base_frame (ours: base first)
+    model.context_noise = 0.1  # ours; amplitude of the noise on the context frame in training, for base_frame
+    model.condition = "none"  # none | label
+    model.condition_dropout = 0.1  # share of clips trained without their condition, for guidance
+    model.loss_weight = 20.0  # bound of the factor that a `loss` other than `prediction` puts on an error
+    model.dtype = "float32"  # float32 | bfloat16: of the computation; parameters are float32
+    model.remat = "none"  # none | blocks | dots
+
+    config.base = base = ConfigDict()
+    base.net = network()
+    base.prediction = "eps"  # eps (the paper) | v | x_0
+    base.loss = ""  # what the error is measured in: eps | v | x_0; "" = as predicted
+    base.init_from = ""  # run folder whose base network to start from; "" = from scratch
+
+    config.residual = residual = ConfigDict()
+    residual.net = network(width=96, temporal=("conv", "attention"))  # how frames mix is ours
+    residual.prediction = "eps"
+    residual.loss = ""
+
+    config.train = train = ConfigDict()
+    train.steps = 200_000
+    train.batch_size = 64  # clips per update, over all devices
+    train.accumulate = 1  # micro-batches per update
+    train.freeze_base = False  # the paper found it worse than training both
+    train.lr_base = 1e-5  # "small" in the paper
+    train.lr_residual = 1e-4
+    train.schedule = "constant"  # constant | cosine, after the warm-up
+    train.warmup_steps = 1000
+    train.weight_decay = 0.0
+    train.b1 = 0.9
+    train.b2 = 0.999
+    train.eps = 1e-8
+    train.clip_norm = 1.0  # per network; 0 = no clipping
+    train.ema_decay = 0.9999
+    train.log_every = 100
+    train.checkpoint_every = 5000
+    train.keep = 3  # checkpoints
+    train.sample_every = 20_000  # 0 = only at the end
+
+    config.sample = sample = ConfigDict()
+    sample.count = 64
+    sample.batch_size = 16  # over all devices
+    sample.steps = 50  # of DDIM
+    sample.eta = 0.0  # 0 deterministic ... 1 DDPM's variance
+    sample.guidance_scale = 1.0  # 1 = none
+    sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
+    sample.label = -1  # -1 = classes in turn
+    sample.seed = 0
+    sample.weights = "ema"  # ema | params
+    sample.fps = 8
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.clips = 256  # real and generated, for every score
+    evaluation.batch_size = 32
+    evaluation.levels = (50, 250, 500, 750, 950)  # steps t of the validation loss
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # -1 = what is left
+    mesh.fsdp = 1
+    mesh.tensor = 1
+    mesh.cpu_devices = 0  # on CPU: devices to make of one machine, best one per core; 0 = what jax gives
+    return config
+
+
+def vary(config: ConfigDict, variant: str, variants: dict) -> ConfigDict:
+    """`config` changed in place by the function that `variants` holds under `variant`; "" changes nothing."""
+    if variant:
+        if variant not in variants:
+            # The message is met on the command line: `vf.main` adds the nearest name.
+            raise KeyError(variant, tuple(variants))
+        variants[variant](config)
+    return config

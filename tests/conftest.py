@@ -1,0 +1,18 @@
+"""Eight fake CPU devices, set before jax is imported; and the folder of real clips, where there is one."""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """Folder named by VF_CLIPS, which holds `UCF-101/<Class>/v_*.avi` and `broken/corrupted.mp4`."""
+    folder = os.environ.get("VF_CLIPS", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("VF_CLIPS does not name a folder of real clips")
+    return Path(folder)

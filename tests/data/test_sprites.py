@@ -1,0 +1,125 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vf.data import sprites
+from vf.data.sprites import BACKGROUNDS, COLOURS, MARGIN, RADIUS, SHAPES, SPEED, Sprites
+
+FRAMES, SIZE, BASE = 8, 16, 3
+
+
+@pytest.fixture(scope="module")
+def source() -> Sprites:
+    return Sprites(frames=FRAMES, size=SIZE, base=BASE)
+
+
+def test_a_clip_is_a_function_of_split_and_record(source: Sprites) -> None:
+    again = Sprites(frames=FRAMES, size=SIZE, base=BASE, length=5)  # the length is none of a clip's business
+    for record in (4, 0, 3):  # in any order
+        for name, value in source.clip(record).items():
+            np.testing.assert_array_equal(value, again.clip(record, np.random.default_rng(9))[name])
+    videos = {source.clip(record)["video"].tobytes() for record in range(50)}
+    assert len(videos) == 50
+    test = Sprites(frames=FRAMES, size=SIZE, base=BASE, split="test")
+    assert not videos & {test.clip(record)["video"].tobytes() for record in range(50)}
+
+
+def test_only_known_splits() -> None:
+    with pytest.raises(KeyError):
+        Sprites(frames=FRAMES, size=SIZE, base=BASE, split="dev")
+
+
+def test_colours_are_those_of_the_palette(source: Sprites) -> None:
+    for record in range(60):
+        factors, video = source.factors(record), source.clip(record)["video"]
+        assert video.shape == (FRAMES, SIZE, SIZE, 3)
+        assert video.dtype == np.uint8
+        mask = sprites.alpha_mask(factors.shape, factors.path, SIZE)
+        colour = list(COLOURS.values())[factors.colour]
+        background = list(BACKGROUNDS.values())[factors.background]
+        assert (video[mask == 1] == colour).all()
+        assert (video[mask == 0] == background).all()
+        low, high = np.minimum(colour, background), np.maximum(colour, background)
+        assert ((video >= low) & (video <= high)).all()  # mixtures at the edge, nothing else
+
+
+def test_colours_cannot_be_confused() -> None:
+    palette = np.array([*COLOURS.values(), *BACKGROUNDS.values()], float)
+    apart = np.linalg.norm(palette[:, None] - palette, axis=-1)
+    assert apart[~np.eye(len(palette), dtype=bool)].min() > 100
+
+
+@pytest.mark.parametrize(
+    ("shape", "area"),  # in units of radius^2, from the polygons' corners
+    [("square", (2 * 0.85) ** 2), ("triangle", 1.8 * 1.8 / 2), ("cross", 2 * 2 * 0.72 - 0.72**2)],
+)
+def test_masks_have_the_area_and_the_middle_of_their_polygons(shape: str, area: float) -> None:
+    size = 64
+    centre = np.random.default_rng(0).uniform(MARGIN, 1 - MARGIN, (20, 2)) * size
+    mask = sprites.alpha_mask(SHAPES.index(shape), centre, size)
+    assert mask.min() == 0
+    assert mask.max() == 1
+    radius = RADIUS * size
+    np.testing.assert_allclose(mask.sum((1, 2)), area * radius**2, rtol=0.02)
+    grid = np.arange(size) + 0.5
+    middle = np.stack([(mask.sum(2) @ grid), (mask.sum(1) @ grid)], -1) / mask.sum((1, 2))[:, None]
+    drop = {"triangle": -1 + 1.8 * 2 / 3}.get(shape, 0) * radius  # a triangle's middle is a third above its foot
+    np.testing.assert_allclose(middle, centre + np.array([drop, 0]), atol=0.1)
+
+
+def test_a_whole_step_moves_the_mask_by_a_pixel() -> None:
+    for shape in range(len(SHAPES)):
+        still, moved = sprites.alpha_mask(shape, np.array([[7.3, 7.9], [8.3, 6.9]]), SIZE)
+        np.testing.assert_allclose(np.roll(still, (1, -1), (0, 1)), moved, atol=1e-12)
+
+
+def test_bounce_is_the_mirror_law() -> None:
+    low, high = MARGIN * SIZE, (1 - MARGIN) * SIZE
+    inside = np.linspace(low, high, 41)
+    np.testing.assert_allclose(sprites.bounce(inside, SIZE), inside)
+    np.testing.assert_allclose(sprites.bounce(2 * high - inside, SIZE), inside)  # mirrored at either wall
+    np.testing.assert_allclose(sprites.bounce(2 * low - inside, SIZE), inside)
+    np.testing.assert_allclose(sprites.bounce(inside + 6 * (high - low), SIZE), inside)  # to and fro
+    far = sprites.bounce(np.linspace(-500, 500, 999), SIZE)
+    assert far.min() >= low - 1e-9
+    assert far.max() <= high + 1e-9
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_paths_keep_their_speed_away_from_the_walls(stride: int) -> None:
+    low, high = MARGIN * SIZE, (1 - MARGIN) * SIZE
+    for seed in range(100):
+        path = sprites.draw_factors(np.random.default_rng(seed), 16, SIZE, stride).path
+        assert low - 1e-9 <= path.min() <= path.max() <= high + 1e-9
+        step = abs(np.diff(path, axis=0))  # f-1 2: a bounce can only shorten a step of its coordinate
+        speed = np.linalg.norm(step.max(0))
+        assert SPEED[0] * SIZE * stride - 1e-9 <= speed <= SPEED[1] * SIZE * stride + 1e-9
+        # A step that ends farther from either wall than it is long met none: it has the full length.
+        free = np.minimum(path[1:] - low, high - path[1:]) > step.max(0)
+        assert free.any()
+        np.testing.assert_allclose(step[free], np.broadcast_to(step.max(0), step.shape)[free], atol=1e-9)
+
+
+def test_the_embedding_tells_the_base_frame(source: Sprites) -> None:
+    for record in range(30):
+        factors, clip = source.factors(record), source.clip(record)
+        shape, colour, background, where = np.split(clip["embedding"], np.cumsum([3, 6, 3]))
+        assert clip["embedding"].shape == (source.embedding_dim,)
+        for one_hot, index in ((shape, factors.shape), (colour, factors.colour), (background, factors.background)):
+            np.testing.assert_array_equal(one_hot, np.eye(len(one_hot))[index])
+        assert clip["label"] == factors.shape
+        position = (where + 1) / 2 * SIZE
+        np.testing.assert_allclose(position, factors.path[BASE], atol=1e-5)
+        alone = dataclasses.replace(factors, path=position[None].astype(float))  # enough to draw the base frame
+        difference = sprites.render(alone, SIZE)[0].astype(int) - clip["video"][BASE]
+        assert abs(difference).max() <= 1
+
+
+def test_every_factor_is_met_about_equally_often(source: Sprites) -> None:
+    drawn = [source.factors(record) for record in range(900)]
+    for name, kinds in (("shape", SHAPES), ("colour", COLOURS), ("background", BACKGROUNDS)):
+        count = np.bincount([getattr(factors, name) for factors in drawn], minlength=len(kinds))
+        expected = 900 / len(kinds)
+        assert len(count) == len(kinds)
+        assert abs(count - expected).max() < 5 * np.sqrt(expected)

@@ -1,0 +1,64 @@
+"""Schedules against their formulas, and the time grid's laws."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vf.diffusion import schedule
+
+
+def test_linear_is_ho_et_al():
+    table = schedule.linear().alpha_bar
+    assert table.dtype == np.float64
+    np.testing.assert_allclose(table[0], 1 - 1e-4, rtol=1e-12)
+    product = 1.0
+    for beta in np.linspace(1e-4, 0.02, 1000):
+        product *= 1 - beta
+    np.testing.assert_allclose(table[-1], product, rtol=1e-10)
+
+
+def test_cosine_is_nichol_and_dhariwal():
+    """alpha_bar_t = f(t) / f(0) wherever the cap on beta does not bind, and beta = 0.999 at the very end."""
+    table = schedule.cosine().alpha_bar
+    f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(table[:999], f[1:1000] / f[0], rtol=1e-9)
+    np.testing.assert_allclose(table[-1] / table[-2], 0.001, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", schedule.SCHEDULES)
+def test_signal_and_noise_make_one(name):
+    made = schedule.SCHEDULES[name](1000)
+    t = jnp.arange(-1, 1000)
+    np.testing.assert_allclose(made.alpha(t) ** 2 + made.sigma(t) ** 2, 1, atol=1e-6)
+    assert made.alpha(jnp.asarray(-1)) == 1
+    assert made.sigma(jnp.asarray(-1)) == 0
+    np.testing.assert_array_equal(made.alpha(t[1:]), np.sqrt(made.alpha_bar).astype(np.float32))
+
+
+def test_fewer_steps_end_as_noisy():
+    assert schedule.linear(100).alpha_bar[-1] < 1e-3
+    assert schedule.cosine(100).alpha_bar[-1] < 1e-3
+
+
+def test_a_table_that_is_no_schedule_is_refused():
+    for table in (np.array([0.5, 0.6]), np.array([1.0, 0.5]), np.array([0.5, 0.0])):
+        with pytest.raises(ValueError, match="decrease strictly"):
+            schedule.Schedule(table)
+    with pytest.raises(ValueError, match="float64"):
+        schedule.Schedule(np.array([0.5, 0.4], np.float32))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 999, 1000])
+def test_time_grid(steps):
+    grid = schedule.time_grid(steps, 1000)
+    assert len(grid) == steps + 1
+    assert grid[0] == 999
+    assert grid[-1] == -1
+    assert steps == 1 or grid[-2] == 0
+    assert np.all(np.diff(grid) < 0)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_time_grid_out_of_range(steps):
+    with pytest.raises(ValueError, match="between 1 and 1000"):
+        schedule.time_grid(steps, 1000)

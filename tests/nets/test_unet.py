@@ -1,0 +1,314 @@
+"""The U-Net: ADM's and Karlo's exact parameters, and the laws of frames, conditions, precision and memory."""
+
+import math
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from vf.nets.unet import Block, UNet, rematerialised
+
+TINY = {
+    "width": 4,
+    "width_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention": (2,),
+    "head_dim": 4,
+    "norm_groups": 2,
+}
+SMALL = TINY | {"width_mult": (1,), "num_res_blocks": 0, "attention": ()}
+Z = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 3)).astype(np.float32)
+T = np.array([3, 900])
+
+
+def shapes_of(net, *args, **kwargs):
+    """Path and shape of every parameter; nothing is computed."""
+    return flatten_dict(jax.eval_shape(lambda: net.init(jax.random.key(0), *args, **kwargs))["params"], sep="/")
+
+
+def count(shapes):
+    return sum(math.prod(leaf.shape) for leaf in shapes.values())
+
+
+def scrambled(net, *args, **kwargs):
+    """Random values for every parameter, so that nothing hides behind a zero initialisation."""
+    rng = np.random.default_rng(1)
+    draw = lambda leaf: np.float32(0.4 * rng.normal(size=leaf.shape))  # noqa: E731
+    return {path: draw(leaf) for path, leaf in shapes_of(net, *args, **kwargs).items()}
+
+
+def initial(net, part, *args):
+    """The parameters under names with `part` as they are initialised; compiles no more than those."""
+
+    @jax.jit
+    def init(key):
+        flat = flatten_dict(net.init(key, *args)["params"], sep="/")
+        return {path: leaf for path, leaf in flat.items() if part in path}
+
+    return init(jax.random.key(0))
+
+
+def run(net, params, *args, **kwargs):
+    """Apply, operation by operation: compiling whole networks would take most of this file's time."""
+    return np.asarray(net.apply({"params": unflatten_dict(params, sep="/")}, *args, **kwargs))
+
+
+def adm64_shapes():
+    """ADM at 64 pixels, layer by layer in the order of its blocks, kernels in JAX's layout."""
+    shapes = [(192, 768), (768,), (768, 768), (768,), (1000, 768), (3, 3, 3, 192), (192,)]
+
+    def res(c, out):
+        shapes.extend([(c,), (c,), (3, 3, c, out), (out,), (768, 2 * out), (2 * out,)])
+        shapes.extend([(out,), (out,), (3, 3, out, out), (out,)])
+        shapes.extend([(c, out), (out,)] if c != out else [])
+
+    def attend(c):
+        shapes.extend([(c,), (c,), (c, 3 * c), (3 * c,), (c, c), (c,)])
+
+    for c, out in [(192, 192), (192, 384), (384, 576), (576, 768)]:
+        for i in range(3):
+            res(c if i == 0 else out, out)
+            if out > 192:
+                attend(out)
+        if out < 768:
+            res(out, out)
+    res(768, 768)
+    attend(768)
+    res(768, 768)
+    # What each block on the way up reads: what comes from below, and the skip.
+    up = {
+        768: [768 + 768, 768 + 768, 768 + 768, 768 + 576],
+        576: [768 + 576, 576 + 576, 576 + 576, 576 + 384],
+        384: [576 + 384, 384 + 384, 384 + 384, 384 + 192],
+        192: [384 + 192, 192 + 192, 192 + 192, 192 + 192],
+    }
+    for out, inputs in up.items():
+        for c in inputs:
+            res(c, out)
+            if out > 192:
+                attend(out)
+        if out > 192:
+            res(out, out)
+    return [*shapes, (192,), (192,), (3, 3, 192, 6), (6,)]
+
+
+def test_adm64_has_exactly_its_parameters():
+    net = UNet(192, (1, 2, 3, 4), 3, (2, 4, 8), num_classes=1000, learned_variance=True)
+    shapes = shapes_of(net, jnp.zeros((1, 1, 64, 64, 3)), jnp.zeros(1, int), label=jnp.zeros(1, int))
+    assert Counter(leaf.shape for leaf in shapes.values()) == Counter(adm64_shapes())
+    assert len(shapes) == 541
+    assert count(shapes) == 295_904_454
+
+
+def test_karlo_decoder_has_exactly_its_parameters():
+    net = UNet(
+        width=320,
+        width_mult=(1, 2, 3, 4),
+        num_res_blocks=3,
+        attention=(2, 4, 8),
+        attention_order="legacy",
+        cond_dim=1280,
+        cond_projection=False,
+        context_dim=1536,
+        learned_variance=True,
+    )
+    cond, context = jnp.zeros((1, 1280)), jnp.zeros((1, 81, 1536))
+    shapes = shapes_of(net, jnp.zeros((1, 1, 64, 64, 3)), jnp.zeros(1, int), cond=cond, context=context)
+    assert count(shapes) == 885_439_686
+    assert sum("context_kv/kernel" in name for name in shapes) == 3 * 3 + 1 + 3 * 4
+
+
+def test_output_is_zero_at_initialisation_whatever_lies_below():
+    net = UNet(**TINY, patch=2, learned_variance=True, temporal=("conv", "attention"), frame_embed=True)
+    z = np.random.default_rng(3).normal(size=(2, 3, 8, 8, 2)).astype(np.float32)
+    params = scrambled(net, z, T)
+    assert (run(net, params, z, T) != 0).all()
+    y = run(net, params | initial(net, "conv_out", z, T) | {"norm_out/scale": params["norm_out/scale"]}, z, T)
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y, np.zeros((2, 3, 8, 8, 6)))
+
+
+@pytest.mark.parametrize("kind", ["conv", "attention"])
+def test_temporal_mixing_starts_as_the_identity_and_then_mixes(kind):
+    image, clip = UNet(**TINY), UNet(**TINY, temporal=(kind,))
+    params, trained = scrambled(image, Z, T), scrambled(clip, Z, T)
+    fresh = params | initial(clip, "temporal", Z, T)
+    assert set(params) < set(fresh) == set(trained)
+    y = run(image, params, Z, T)
+    np.testing.assert_allclose(run(clip, fresh, Z, T), y, atol=1e-5)
+
+    other = Z.copy()
+    other[:, 1] += np.random.default_rng(4).normal(size=Z[:, 1].shape)
+    moved = np.abs(run(image, params, other, T) - y).max((2, 3, 4))
+    assert (moved[:, 1] > 1e-2).all()
+    np.testing.assert_array_equal(moved[:, [0, 2]], 0)
+    moved = np.abs(run(clip, trained, other, T) - run(clip, trained, Z, T)).max((2, 3, 4))
+    assert (moved > 1e-3).all()
+
+
+def test_a_clip_without_mixing_is_so_many_images():
+    """Images give the same wherever they stand in a batch of clips."""
+    net = UNet(**TINY)
+    params, t = scrambled(net, Z, T), T[[0, 0]]
+    shuffle = np.array([4, 2, 5, 0, 3, 1])
+    shuffled, y = (run(net, params, z, t).reshape(6, -1) for z in (Z.reshape(6, 4, 4, 3)[shuffle].reshape(Z.shape), Z))
+    np.testing.assert_allclose(shuffled, y[shuffle], atol=1e-5)
+
+
+def test_attention_and_mixing_sit_where_they_are_asked_for():
+    def blocks(net, part):
+        return {path.split("/")[0] for path in shapes_of(net, Z, T) if f"/{part}/" in path}
+
+    middle, coarse, fine = {"middle_0"}, {"down_1_0", "up_1_0", "up_1_1"}, {"down_0_0", "up_0_0", "up_0_1"}
+    net = UNet(**TINY, temporal=("conv", "attention"))
+    assert blocks(net, "attention") == blocks(net, "temporal_attention") == middle | coarse
+    assert blocks(net, "temporal_conv") == middle | coarse | fine | {"middle_1"}
+    net = UNet(**TINY, temporal=("attention",), temporal_attention_at=(1,))
+    assert blocks(net, "attention") == middle | coarse
+    assert blocks(net, "temporal_attention") == middle | fine
+    assert blocks(net, "temporal_conv") == set()
+
+
+def test_frame_index_counts_from_zero_and_tells_frames_apart():
+    net = UNet(**TINY, frame_embed=True)
+    z = np.repeat(Z[:, :1], 3, axis=1)
+    params = scrambled(net, z, T)
+    y = run(net, params, z, T)
+    assert np.abs(y[:, 0] - y[:, 1]).max() > 1e-2
+    np.testing.assert_allclose(run(net, params, z, T, frame=np.arange(3)), y, atol=1e-6)
+    each = run(net, params, z, T, frame=np.array([[0, 1, 2], [2, 1, 0]]))
+    np.testing.assert_allclose(each, np.stack([y[0], y[1, ::-1]]), atol=1e-5)
+
+
+def test_every_condition_reaches_the_output():
+    net = UNet(**TINY, num_classes=2, null_class=True, cond_dim=5, context_dim=6)
+    rng = np.random.default_rng(2)
+    inputs = {
+        "label": np.array([0, 2]),  # 2 is the null class
+        "cond": rng.normal(size=(2, 5)).astype(np.float32),
+        "context": rng.normal(size=(2, 3, 6)).astype(np.float32),
+        "context_mask": np.array([[1, 1, 0], [1, 1, 0]], bool),
+    }
+    changed = {
+        "label": inputs["label"][::-1],
+        "cond": -inputs["cond"],
+        "context": -inputs["context"],
+        "context_mask": ~inputs["context_mask"],
+    }
+    params = scrambled(net, Z, T, **inputs)
+    y = run(net, params, Z, T, **inputs)
+
+    def moved(t=T, **other):
+        return np.abs(run(net, params, Z, t, **inputs | other) - y).max((1, 2, 3, 4))
+
+    assert (moved(T[::-1]) > 1e-3).all()
+    for name, value in changed.items():
+        assert (moved(**{name: value}) > 1e-3).all(), name
+    hidden = inputs["context"] + 9 * ~inputs["context_mask"][..., None]
+    np.testing.assert_array_equal(moved(context=hidden), 0)
+    assert np.isnan(moved(label=np.array([0, 3]))).tolist() == [False, True]
+
+
+def test_patch_only_moves_pixels():
+    """A network on 2x2 patches is the plain network on 4 times the channels."""
+    patched, plain = UNet(**TINY, patch=2), UNet(**TINY, out_channels=12)
+    z = np.random.default_rng(3).normal(size=(2, 3, 8, 8, 3)).astype(np.float32)
+    params = scrambled(patched, z, T)
+    corners = [(i, j) for i in range(2) for j in range(2)]
+    folded = np.concatenate([z[:, :, i::2, j::2] for i, j in corners], axis=-1)
+    y = np.empty_like(z)
+    for (i, j), part in zip(corners, np.split(run(plain, params, folded, T), 4, axis=-1), strict=True):
+        y[:, :, i::2, j::2] = part
+    np.testing.assert_allclose(run(patched, params, z, T), y, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    net = UNet(**SMALL, dropout=0.5)
+    params = scrambled(net, Z, T)
+    noisy = [run(net, params, Z, T, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert np.abs(noisy[0] - noisy[2]).max() > 1e-2
+    y = run(net, params, Z, T)
+    np.testing.assert_array_equal(run(UNet(**SMALL), params, Z, T, train=True), y)
+    assert np.abs(noisy[0] - y).max() > 1e-2
+
+
+def test_remat_changes_neither_values_nor_gradients():
+    x, emb, key = Z[:, :, :2, :2, :2], np.ones((2, 1, 5), np.float32), jax.random.key(0)
+    results, products = {}, {}
+    for remat in ("none", "dots", "blocks"):
+        make = rematerialised(Block, remat)
+        block = make(4, True, ("conv",), 4, "new", dropout=0.2, norm_groups=2, dtype=jnp.float32)
+        params = scrambled(block, x, emb, None, None)
+
+        def loss(params, block=block):
+            variables = {"params": unflatten_dict(params, sep="/")}
+            return jnp.sum(jnp.sin(block.apply(variables, x, emb, None, None, rngs={"dropout": key})))
+
+        step = jax.jit(jax.value_and_grad(loss)).trace(params)
+        products[remat] = str(step.jaxpr).count("dot_general[")
+        # Compiling takes all of the time here: let the compiler not try hard.
+        results[remat] = step.lower().compile({"xla_backend_optimization_level": 0})(params)
+    assert products["none"] < products["dots"] < products["blocks"]
+    value, slopes = results["none"]
+    for other, others in (results["dots"], results["blocks"]):
+        np.testing.assert_allclose(other, value, atol=1e-5)
+        for path, slope in slopes.items():
+            np.testing.assert_allclose(others[path], slope, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "blocks"])
+def test_remat_wraps_every_block(remat):
+    plain, net = UNet(**TINY), UNet(**TINY, remat=remat)
+    params = scrambled(net, Z, T)
+    assert shapes_of(plain, Z, T) == shapes_of(net, Z, T)
+    np.testing.assert_allclose(run(net, params, Z, T), run(plain, params, Z, T), atol=1e-5)
+    text = str(jax.make_jaxpr(lambda z: net.apply({"params": unflatten_dict(params, sep="/")}, z, T))(Z))
+    assert text.count("policy=") == 2 + 2 + 4 + 2  # down, middle, up, and one resampling block each way
+
+
+def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
+    half, full = UNet(**SMALL, dtype=jnp.bfloat16), UNet(**SMALL)
+    assert {leaf.dtype for leaf in shapes_of(half, Z, T).values()} == {jnp.dtype("float32")}
+    params = scrambled(full, Z, T)
+    y, exact = run(half, params, Z, T), run(full, params, Z, T)
+    assert y.dtype == np.float32
+    error = np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2))
+    assert 1e-4 < error < 5e-2
+    text = str(jax.make_jaxpr(lambda z: half.apply({"params": unflatten_dict(params, sep="/")}, z, T))(Z))
+    convs = [line for line in text.splitlines() if "= conv_general_dilated[" in line]
+    assert [":bf16[" in line for line in convs] == [True] * (len(convs) - 1) + [False]  # all but the output's
+
+
+@pytest.mark.parametrize(
+    ("change", "inputs", "message"),
+    [
+        ({"norm_groups": 3}, {}, "4 channels do not divide into norm_groups = 3"),
+        ({"head_dim": 3}, {}, "8 channels do not divide into heads of head_dim = 3"),
+        ({"patch": 4}, {}, "height and width must divide by .* = 8, got 4 x 4"),
+        ({"width": 3, "norm_groups": 1}, {}, "even width"),
+        ({"temporal": ("convolution",)}, {}, "temporal knows 'conv', 'attention'; got 'convolution'"),
+        ({"remat": "full"}, {}, "remat knows 'none', 'blocks', 'dots'; got 'full'"),
+        ({"attention_order": "old"}, {}, "attention_order knows 'new', 'legacy'; got 'old'"),
+        ({"attention": (2, 4)}, {}, "attention knows 1, 2; got 4"),
+        ({"temporal_attention_at": (8,)}, {}, "temporal_attention_at knows 1, 2; got 8"),
+        ({"null_class": True}, {}, "null_class needs num_classes"),
+        ({"num_classes": 2}, {}, "label is missing"),
+        ({}, {"label": T}, "label was given"),
+        ({"cond_dim": 2}, {}, "cond is missing"),
+        ({"cond_dim": 2}, {"cond": np.zeros((2, 3))}, "cond_dim = 2 channels, got 3"),
+        ({"cond_dim": 2, "cond_projection": False}, {"cond": np.zeros((2, 2))}, "must be 4 \\* width = 16"),
+        ({}, {"cond": np.zeros((2, 3))}, "cond was given"),
+        ({"context_dim": 2}, {}, "context is missing"),
+        ({"context_dim": 2}, {"context": np.zeros((2, 4, 3))}, "context_dim = 2 channels, got 3"),
+        ({}, {"context_mask": np.ones((2, 4), bool)}, "context_mask was given without context"),
+        ({}, {"t": T[:1]}, "one step per clip"),
+        ({}, {"z": Z[0]}, "z must be b f h w c"),
+    ],
+)
+def test_mistakes_are_named(change, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        shapes_of(UNet(**{**TINY, **change}), **{"z": Z, "t": T, **inputs})

@@ -1,0 +1,255 @@
+"""The page is well-formed, complete, escaped and true to the numbers, whatever the run has got to."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vf import gallery, video
+from vf.record import Recorder
+from vf.types import UserError
+
+VOID = {"meta", "img", "input", "br", "link", "line", "polyline", "circle"}
+EVIL = "<script>alert('&')</script>"
+
+
+class Page(HTMLParser):
+    """Parses strictly: every tag closed in order. Collects links, texts and elements."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+        self.close()
+        assert self.open == []
+        self.links = [x[key] for _, x in self.elements for key in ("src", "href") if key in x]
+        for link in self.links:
+            assert not re.match(r"[a-z]+:|/", link), f"{link} is not relative"
+            assert (path.parent / unquote(link)).is_file(), f"{link} does not exist"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def clips_of(value: int, n: int = 3) -> np.ndarray:
+    return np.full((n, 4, 8, 8, 3), value, np.uint8)
+
+
+def page_of(workdir: Path) -> Page:
+    path = gallery.write(workdir)
+    assert path == workdir / "index.html"
+    return Page(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run with everything: two starts, losses, an evaluation, scores, and samples of two steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "my run"  # A space, which links must quote.
+    recorder = Recorder(workdir)
+    for resumed in (False, True):
+        recorder.describe({"data": EVIL, "lr": 1e-3}, seed=0, resumed=resumed, note=EVIL)
+    for step in range(1, 61):
+        recorder.scalars(step, {"train/loss": 1 / step, "train/loss_base": 0.3, "train/lr": 1e-4})
+    recorder.scalars(60, {"eval/loss": 0.75})
+    for step, value in ((30, 80.25), (60, 41.5)):
+        recorder.score(step, f"fvd {EVIL}", value, {"note": EVIL, "clips": 256}, reference=12.5, target=40)
+    recorder.text(60, "stopped", EVIL)
+    gallery.write_samples(gallery.real_folder(workdir), clips_of(9), centre=2, labels=[EVIL, "b", "c"])
+    for step in (30, 60):
+        folder = gallery.step_folder(workdir, step)
+        assert gallery.write_samples(folder, clips_of(step), centre=2, meta={"sampler": EVIL}) == folder
+    return workdir
+
+
+def test_samples_are_lossless_and_marked_at_the_centre(tmp_path):
+    clips = np.random.default_rng(0).integers(0, 99, (10, 4, 8, 8, 3), dtype=np.uint8)
+    gallery.write_samples(tmp_path, clips, centre=1, labels=range(10), scale=3, columns=5, meta={"seed": 7})
+    loaded = video.load_npz(tmp_path / "clips.npz")
+    np.testing.assert_array_equal(loaded["clips"], clips)
+    np.testing.assert_array_equal(loaded["label"], np.arange(10))
+    with Image.open(tmp_path / "strip.png") as strip:
+        pixels = np.asarray(strip)
+    columns = np.flatnonzero((pixels == video.MARK).all(-1).any(0)) // (pixels.shape[1] // 4)
+    assert set(columns) == {1}
+    assert pixels.shape[0] == gallery.STRIP_ROWS * pixels.shape[1] // 4  # Square cells, eight rows.
+    with Image.open(tmp_path / "wall.gif") as wall:
+        assert (wall.n_frames, wall.size) == (4, (3 * (5 * 8 + 4), 3 * (2 * 8 + 1)))
+    assert (tmp_path / "wall.mp4").stat().st_size > 0
+    meta = gallery._load(tmp_path / "meta.json")
+    assert (meta["centre"], meta["seed"], meta["count"]) == (1, 7, 10)
+    assert meta["labels"] == [str(label) for label in range(10)]
+
+
+def test_the_page_of_a_whole_run(run):
+    page = page_of(run)
+    for part in ("Clips", "Training", "Scores", "Remarks", "Run", "Resolved config", "Start 2 of 2"):
+        assert part in page.text
+    for name in ("real", "step_00000030", "step_00000060"):
+        for file in ("clips.npz", "wall.gif", "wall.mp4", "strip.png"):
+            assert f"samples/{name}/{file}" in page.links
+    assert "http" not in page.html  # No resource from elsewhere.
+
+
+def test_without_script_the_last_step_alone_is_shown(run):
+    page = page_of(run)
+    steps = [(x["data-step"], "hidden" in x) for _, x in page.elements if x.get("class") == "step"]
+    assert steps == [("30", True), ("60", False)]
+    (slider,) = (x for tag, x in page.elements if tag == "input")
+    assert (slider["min"], slider["max"], slider["value"]) == ("0", "1", "1")
+    assert any(x.get("class") == "slider" and "hidden" in x for _, x in page.elements)
+
+
+def test_steps_are_in_the_order_of_numbers(tmp_path):
+    for step in (9, 123_456_789, 99_999_999):
+        gallery.write_samples(gallery.step_folder(tmp_path, step), clips_of(1), centre=0)
+    (tmp_path / "samples" / "step_draft").mkdir()
+    (tmp_path / "samples" / "step_7").write_text("no folder")
+    page = page_of(tmp_path)
+    steps = [x["data-step"] for _, x in page.elements if x.get("class") == "step"]
+    assert steps == ["9", "99,999,999", "123,456,789"]
+
+
+def test_everything_is_escaped(run):
+    page = page_of(run)
+    assert page.count("script") == 1  # The page's own.
+    assert page.html.count("<script") == 1
+    assert page.text.count(EVIL) >= 8
+
+
+def test_scores_show_value_reference_target_and_protocol(run):
+    page = page_of(run)
+    assert "41.5" in page.text
+    assert "12.5" in page.text
+    (body,) = re.findall(r"<tbody>(<tr><td>.*?)</tbody>", page.html, re.DOTALL)
+    assert body.count("<tr>") == 1  # The latest value only; the earlier one is in the curve.
+    assert ">41.5<" in body
+    assert ">12.5<" in body
+    assert ">40<" in body
+    assert "&quot;clips&quot;: 256" in body
+
+
+@pytest.mark.parametrize("present", ["nothing", "metrics", "samples", "empty_samples", "damaged"])
+def test_the_page_stands_on_what_there_is(tmp_path, present):
+    if present == "metrics":
+        Recorder(tmp_path).scalars(1, {"train/loss": 0.5, "other": 1})
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 2, "train/lo')
+    elif present == "samples":
+        gallery.write_samples(gallery.step_folder(tmp_path, 1), clips_of(1), centre=0)
+    elif present == "empty_samples":
+        gallery.step_folder(tmp_path, 1).mkdir(parents=True)
+        gallery.real_folder(tmp_path).mkdir()
+    elif present == "damaged":
+        (tmp_path / "config.json").write_text("{")
+        (tmp_path / "run.json").write_text('{"starts": [3, {"devices": null}]}')
+        (tmp_path / "metrics.jsonl").write_text(
+            '{"step": 1, "score": "fvd"}\n{"step": 2, "train/loss": "?"}\n'
+        )
+    page = page_of(tmp_path)
+    sections = {
+        "nothing": [],
+        "metrics": ["Training", "Run"],
+        "samples": ["Clips"],
+        "empty_samples": ["Clips"],
+        "damaged": ["Scores", "Run"],
+    }[present]
+    assert re.findall(r"<h2>(.*?)</h2>", page.html) == sections
+
+
+def test_a_missing_run_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="expected the folder of a run"):
+        gallery.write(tmp_path / "nowhere")
+
+
+def polylines(svg: str) -> list[np.ndarray]:
+    return [
+        np.array([[float(x) for x in point.split(",")] for point in points.split()])
+        for points in re.findall(r'points="([^"]*)"', svg)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ys", "scale"), [([5.0, 1.0, 3.0, -2.0], lambda y: y), ([1e3, 50.0, 7.0, 1.0], np.log)]
+)
+def test_the_curve_goes_through_the_points(ys, scale):
+    xs = np.array([0.0, 10.0, 15.0, 40.0])
+    svg = gallery.chart({"a": list(zip(xs, ys, strict=True))})
+    (points,) = polylines(svg)
+    across, up = (points - points[0]).T
+    np.testing.assert_allclose(across / across[-1], xs / 40, atol=1e-3)
+    values = scale(np.array(ys))
+    np.testing.assert_allclose(up / up[-1], (values - values[0]) / (values[-1] - values[0]), atol=1e-3)
+    assert across[-1] > 0
+    assert up[-1] > 0  # The last value is the lowest, and pixels count downwards.
+    assert ("log scale" in svg) == (scale is np.log)
+
+
+def test_series_share_the_axes_and_gaps_are_counted():
+    svg = gallery.chart({"low": [(0, 1.0), (1, 1.0)], "<high>": [(0, 3.0), (1, float("nan")), (2, 3.0)]})
+    low, high = polylines(svg)
+    assert (high[:, 1] < low[:, 1]).all()
+    assert high[-1, 0] - high[0, 0] == pytest.approx(2 * (low[-1, 0] - low[0, 0]))
+    assert "&lt;high&gt; <b>3</b>, 1 not finite" in svg
+
+
+@pytest.mark.parametrize(
+    "points", [[], [(3, 2.0)], [(3, 2.0), (4, 2.0)], [(1, float("inf"))], [(0, 0.0)] * 50]
+)
+def test_a_chart_of_hardly_anything_is_still_a_chart(points):
+    svg = gallery.chart({"a": points})
+    assert "nan" not in svg
+    assert svg.count("<circle") == (points == [(3, 2.0)])
+
+
+def test_a_long_noisy_curve_is_smoothed_and_thinned():
+    rng = np.random.default_rng(0)
+    points = [(x, 2 - x / 5000 + float(rng.normal(0, 0.1))) for x in range(5000)]
+    raw, smooth = polylines(gallery.chart({"a": points}, width=400))
+    assert 200 <= len(raw) <= 400
+    assert np.abs(np.diff(smooth[:, 1])).mean() < np.abs(np.diff(raw[:, 1])).mean() / 10
+    # Centred: the running mean of a straight line is the line, but for its ends.
+    line = [(x, 3.0 * x) for x in range(90)]
+    np.testing.assert_allclose(gallery.smooth(line)[3:-3], line[3:-3])
+
+
+def test_one_huge_loss_does_not_spoil_the_page():
+    points = [(x, 1e30 if x == 50 else 1e-3) for x in range(100)]
+    smoothed = np.array([y for _, y in gallery.smooth(points)])
+    assert smoothed[-10:] == pytest.approx(1e-3)
+    assert len(polylines(gallery.chart({"a": points}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(0, 4000, False), (-0.3, 0.7, False), (1e-4, 2, True), (3, 99, True)]
+)
+def test_ticks_are_few_and_within(low, high, log):
+    ticks = gallery.Axis(low, high, 0, 100, log).ticks()
+    assert 2 <= len(ticks) <= 8
+    assert all(low <= tick <= high for tick in ticks)
+    assert ticks == sorted(set(ticks))

@@ -1,0 +1,287 @@
+"""The two models around their networks: oracles, stop-gradients, counted passes, and closed-form samplers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import gaussian_video as closed
+from vf import rng, sharding
+from vf.diffusion import decompose, gaussian, priors, solvers
+from vf.diffusion.schedule import cosine, time_grid
+from vf.model import CONTEXTS, OneNetwork, SampleOptions, VideoFusion
+from vf.nets.unet import UNet
+
+SCHEDULE = cosine()
+FRAMES, BASE = 4, 1
+SHAPE = (FRAMES, 8, 8, 3)
+
+
+class Stub:
+    """A network that is a function (z, t, **kwargs) -> prediction; counts its passes and the frames they saw."""
+
+    def __init__(self, function):
+        self.function, self.seen = function, []
+
+    def apply(self, variables, z, t, **kwargs):
+        self.seen.append(z.shape)
+        return self.function(z, t, **kwargs)
+
+
+def unet(**changes):
+    return UNet(**{"width": 8, "width_mult": (1, 2), "num_res_blocks": 1, "attention": (2,), "head_dim": 8,
+                   "norm_groups": 4} | changes)  # fmt: skip
+
+
+def fusion(value=0.5, shape=SHAPE, **changes):
+    fields = {
+        "schedule": SCHEDULE, "shape": shape, "base_frame": BASE, "base": unet(),
+        "residual": unet(temporal=("conv", "attention"), frame_embed=True),
+        "lam": decompose.make_lambda(value, FRAMES, BASE),
+    }  # fmt: skip
+    return VideoFusion(**fields | changes)
+
+
+def one_network(prior=None, **changes):
+    net = unet(temporal=("conv", "attention"), frame_embed=True)
+    fields = {
+        "schedule": SCHEDULE,
+        "shape": SHAPE,
+        "base_frame": BASE,
+        "net": net,
+        "prior": prior or priors.Independent(),
+    }
+    return OneNetwork(**fields | changes)
+
+
+def awake(params, seed=1):
+    """Parameters with nothing at zero: at initialisation the networks say nothing."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+
+
+def keys(n, seed=0):
+    return rng.example_keys(seed, rng.Purpose.TRAIN, jnp.arange(n, dtype=jnp.uint32))
+
+
+def clips(n=3):
+    return jnp.tanh(jax.random.normal(jax.random.key(4), (n, *SHAPE)))
+
+
+@pytest.mark.parametrize("context", ["none", "base_frame"])
+@pytest.mark.parametrize("kind", gaussian.PREDICTIONS)
+def test_oracles_have_no_loss(kind, context):
+    """Networks that know x and so the true noise: loss 0 at every frame, and eps_hat = eps."""
+    x = clips()
+    b, r = jax.vmap(lambda k: priors.Decomposed(decompose.make_lambda(0.5, FRAMES, BASE)).parts(
+        jax.random.fold_in(k, 1), SHAPE))(keys(3))  # fmt: skip
+    t = jnp.array([10, 500, 900])
+
+    def base(z, t, **_):
+        alpha, sigma = (f(t)[:, None, None, None, None] for f in (SCHEDULE.alpha, SCHEDULE.sigma))
+        return gaussian.target(kind, x[:, BASE, None], b[:, None], alpha, sigma)
+
+    def residual(z, t, **_):
+        alpha, sigma = (f(t)[:, None, None, None, None] for f in (SCHEDULE.alpha, SCHEDULE.sigma))
+        return gaussian.target(kind, x, r, alpha, sigma * np.sqrt(0.5).astype(np.float32))
+
+    model = fusion(
+        base=Stub(base), residual=Stub(residual), base_prediction=kind, residual_prediction=kind, context=context
+    )
+    errors = model.errors({"base": {}, "residual": {}}, x, {}, keys(3), t)
+    np.testing.assert_allclose(errors.loss, 0, atol=1e-7)
+    np.testing.assert_allclose(errors.eps, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("context", ["none", "base_frame"])
+def test_the_base_learns_from_its_own_frame_only(context):
+    """Gradient of the other frames' errors in the base's parameters is exactly 0; that of the base frame's is not."""
+    model = fusion(context=context)
+    params = awake(model.init(jax.random.key(0)))
+
+    def error(params, frames):
+        return model.errors(params, clips(), {}, keys(3)).loss[:, frames].sum()
+
+    others = [i for i in range(FRAMES) if i != BASE]
+    for leaf in jax.tree.leaves(jax.grad(error)(params, np.array(others))["base"]):
+        np.testing.assert_array_equal(leaf, 0)
+    own = jax.grad(error)(params, np.array([BASE]))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(own["base"]))
+    for leaf in jax.tree.leaves(own["residual"]):
+        np.testing.assert_array_equal(leaf, 0)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_one_base_pass_per_step_on_one_frame(context):
+    base, residual = Stub(lambda z, t, **_: z[..., :3]), Stub(lambda z, t, **_: z[..., :3])
+    model = fusion(base=base, residual=residual, context=context)
+    options, steps = SampleOptions(time_grid(5, 1000)), 5
+    with jax.disable_jit():  # a scan that is not compiled runs its body once per step
+        model.sample({"base": {}, "residual": {}}, keys(2), {}, options)
+    assert base.seen == [(2, 1, 8, 8, 3)] * steps
+    channels = 6 if context == "base_frame" else 3
+    assert residual.seen == [(2, FRAMES, 8, 8, channels)] * steps
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0])
+def test_eps_hat_is_the_base_models_where_lambda_is_one(value):
+    """The base frame's eps_hat for any residual parameters; every frame's with lambda = 1 everywhere."""
+    model = fusion(value)
+    params = awake(model.init(jax.random.key(0)))
+    z, t = jax.random.normal(jax.random.key(2), (2, *SHAPE)), jnp.asarray(400)
+    given = model.denoiser(params, {})(z, t)
+    alone = model.base.apply({"params": params["base"]}, z[:, BASE, None], jnp.full(2, 400))[:, 0]
+    for i in range(FRAMES) if value == 1 else [BASE]:
+        np.testing.assert_allclose(given[:, i], alone, rtol=1e-6)
+    other = {**params, "residual": awake(params["residual"], 8)}
+    np.testing.assert_array_equal(model.denoiser(other, {})(z, t)[:, BASE], given[:, BASE])
+
+
+def test_lambda_zero_ties_nothing():
+    """At lambda = 0 and without context, the other frames' eps_hat does not depend on the base frame at all."""
+    model = fusion(0.0)
+    params = awake(model.init(jax.random.key(0)))
+    z = jax.random.normal(jax.random.key(2), (1, *SHAPE))
+    one, two = (model.denoiser(params, {})(z.at[:, BASE].add(d), jnp.asarray(400)) for d in (0.0, 1.0))
+    np.testing.assert_array_equal(np.delete(one, BASE, 1), np.delete(two, BASE, 1))
+
+
+def gaussian_options(steps=400):
+    return SampleOptions(time_grid(steps, 1000), clip_x_0=None)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.8])
+def test_base_first_sampling_is_exact(value):
+    """With closed-form networks the clips have the data's covariance, for any lambda."""
+    S = closed.covariance(FRAMES).astype(np.float32)
+    lam = decompose.make_lambda(value, FRAMES, BASE)
+    others = np.array([i for i in range(FRAMES) if i != BASE])
+    slope = S[others, BASE] / S[BASE, BASE]
+    inner = S[np.ix_(others, others)] - np.outer(slope, S[BASE, others])
+
+    def base(z, t, **_):  # E[b | z^c]
+        alpha, sigma = SCHEDULE.alpha(t[0]), SCHEDULE.sigma(t[0])
+        return sigma * z / (alpha**2 * S[BASE, BASE] + sigma**2)
+
+    def residual(z, t, **_):  # E[r | z', x^c]
+        alpha, sigma = SCHEDULE.alpha(t[0]), SCHEDULE.sigma(t[0])
+        own = sigma * jnp.sqrt(1 - lam[others])
+        gain = own[:, None] * jnp.linalg.inv(alpha**2 * inner + jnp.diag(own**2))
+        context = z[:, BASE, ..., 1:]
+        rest = z[:, others, ..., :1] - alpha * slope[:, None, None, None] * context[:, None]
+        return jnp.zeros_like(z[..., :1]).at[:, others].set(jnp.einsum("ij,bjhwc->bihwc", gain, rest))
+
+    model = fusion(value, (FRAMES, 16, 16, 1), base=Stub(base), residual=Stub(residual), context="base_frame")
+    x = jax.jit(lambda k: model.sample({"base": {}, "residual": {}}, k, {}, gaussian_options()))(keys(100))
+    draws = np.moveaxis(np.asarray(x, np.float64), 1, -1).reshape(-1, FRAMES)
+    np.testing.assert_allclose(np.cov(draws.T), S, atol=0.04)  # 25,600 draws: standard error 0.009
+
+
+@pytest.mark.parametrize("value", [0.3, 0.8])
+def test_the_joint_predictor_follows_its_matrix_recursion(value):
+    """Without a context the base sees its own frame only: the covariance is that of the recursion, not the data's."""
+    S = closed.covariance(FRAMES)
+    lam = decompose.make_lambda(value, FRAMES, BASE)
+    others = np.array([i for i in range(FRAMES) if i != BASE])
+    K = closed.noise_covariance(lam)
+
+    def base(z, t, **_):
+        alpha, sigma = SCHEDULE.alpha(t[0]), SCHEDULE.sigma(t[0])
+        return sigma * z / (alpha**2 * S[BASE, BASE] + sigma**2)
+
+    # The residual's regression at each step of the table, from the closed form.
+    table = []
+    for alpha_bar in SCHEDULE.alpha_bar:
+        alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+        P = closed.joint_predictor(S, lam, BASE, alpha, sigma)[others][:, others]
+        table.append(P / np.sqrt(1 - lam[others])[:, None])
+    table = jnp.asarray(np.stack(table), jnp.float32)
+
+    def residual(z, t, **_):
+        return jnp.zeros_like(z).at[:, others].set(jnp.einsum("ij,bjhwc->bihwc", table[t[0]], z[:, others]))
+
+    model = fusion(value, (FRAMES, 1, 1, 1), base=Stub(base), residual=Stub(residual))
+    options = gaussian_options()
+    root = np.linalg.cholesky(K).T[:, :, None, None, None].astype(np.float32)
+    A = solvers.ddim(model.denoiser({"base": {}, "residual": {}}, {}), root, options.grid, SCHEDULE)
+    A = np.asarray(A, np.float64).reshape(FRAMES, FRAMES)
+    expected = closed.sampled_covariance(
+        lambda a, s: closed.joint_predictor(S, lam, BASE, a, s), K, SCHEDULE, options.grid
+    )
+    np.testing.assert_allclose(A.T @ A, expected, atol=0.01)
+    assert np.abs(expected - S).max() > 0.2  # the price of a base that sees one frame
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: fusion(context="base_frame"), fusion, one_network], ids=["first", "joint", "one"]
+)
+def test_samples_depend_on_their_own_key_alone(make):
+    """Not on the batch they are in, nor on the number of devices; eta > 0, so that injected noise counts too."""
+    model = make()
+    params = awake(model.init(jax.random.key(0)))
+    options = SampleOptions(time_grid(3, 1000), eta=0.7)
+    sample = jax.jit(lambda p, k: model.sample(p, k, {}, options))
+    together = sample(params, keys(8))
+    np.testing.assert_allclose(sample(params, keys(8)[5:6]), together[5:6], atol=1e-4)
+    mesh = sharding.make_mesh()
+    spread_keys = jax.device_put(keys(8), sharding.batch_sharding(mesh))
+    spread = sample(jax.device_put(params, sharding.replicated(mesh)), spread_keys)
+    np.testing.assert_allclose(spread, together, atol=1e-4)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+
+
+def test_guidance_and_dropped_conditions():
+    """Guidance 0 is the null class; a null row of a label-conditioned network does not see its label."""
+    net = {"num_classes": 3, "null_class": True}
+    model = fusion(base=unet(**net), residual=unet(**net, temporal=("conv",), frame_embed=True), null_label=3)
+    params = awake(model.init(jax.random.key(0)))
+    z, t = jax.random.normal(jax.random.key(2), (2, *SHAPE)), jnp.asarray(400)
+
+    def eps_hat(label, scale):
+        return model.denoiser(params, {"label": jnp.full(2, label)}, scale)(z, t)
+
+    np.testing.assert_allclose(eps_hat(0, 0.0), eps_hat(3, 1.0), atol=1e-5)
+    assert np.abs(eps_hat(0, 1.0) - eps_hat(1, 1.0)).max() > 1e-3
+    base_only = eps_hat(3, 1.0) + 3 * (eps_hat(0, 1.0) - eps_hat(3, 1.0))
+    np.testing.assert_allclose(eps_hat(0, 3.0)[:, BASE], base_only[:, BASE], atol=1e-4)  # linear in the base
+
+
+def test_a_missing_condition_is_named():
+    with pytest.raises(ValueError, match="'embedding'"):
+        fusion(embedding_dim=4).condition({"label": jnp.zeros(1)})
+
+
+def test_impossible_models_are_refused():
+    with pytest.raises(ValueError, match="lambda < 1"):
+        fusion(1.0, context="base_frame")
+    with pytest.raises(ValueError, match="context must be one of"):
+        fusion(context="frame")
+
+
+@pytest.mark.parametrize("name", ["independent", "mixed", "progressive", "decomposed"])
+def test_one_network_under_every_prior(name):
+    """Loss 0 for the oracle, and a loss of the prior's own making for a network that says nothing."""
+    lam = decompose.make_lambda(0.5, FRAMES, BASE)
+    prior = {"independent": priors.Independent(), "mixed": priors.Mixed(), "progressive": priors.Progressive(),
+             "decomposed": priors.Decomposed(lam)}[name]  # fmt: skip
+    eps = jax.vmap(lambda k: prior.draw(jax.random.fold_in(k, 1), SHAPE))(keys(3))
+    model = one_network(prior, net=Stub(lambda z, t, **_: eps))
+    errors = model.errors({"base": {}}, clips(), {}, keys(3), jnp.array([5, 500, 900]))
+    np.testing.assert_allclose(errors.loss, 0, atol=1e-10)
+    silent = one_network(prior, net=Stub(lambda z, t, **_: jnp.zeros_like(z)))
+    loss = silent.errors({"base": {}}, clips(), {}, keys(3)).loss
+    np.testing.assert_allclose(loss.mean(), 1, atol=0.15)
+
+
+def test_the_context_reaches_the_residual_generator():
+    """Base first: another clean base frame changes what is said of the other frames; noise on it is training's alone."""
+    model = fusion(context="base_frame", context_noise=0.5)
+    params = awake(model.init(jax.random.key(0)))
+    x = clips()
+    t = jnp.full(3, 900)
+    calm, calm_again = (model.errors(params, x, {}, keys(3), t).loss for _ in range(2))
+    np.testing.assert_array_equal(calm, calm_again)
+    noisy = model.errors(params, x, {}, keys(3), t, train=True).loss
+    assert np.abs(np.delete(noisy - calm, BASE, 1)).max() > 1e-5
+    np.testing.assert_allclose(noisy[:, BASE], calm[:, BASE], rtol=1e-5)

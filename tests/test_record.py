@@ -1,0 +1,338 @@
+"""What a run writes can be read back, by us, by TensorBoard and by any JSON reader, after a crash too."""
+
+import io
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vf import record
+from vf.record import Progress, Recorder, read_metrics
+from vf.types import UserError
+
+PROTOCOL = {"features": "i3d", "clips": 2048, "frames": 16}
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def events_of(workdir: Path) -> list:
+    """All events of the run, read from the bytes: length, its checksum, event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    events = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        assert "tfevents" in path.name
+        stream = io.BytesIO(path.read_bytes())
+        while header := stream.read(8):
+            assert struct.unpack("<I", stream.read(4))[0] == masked_crc32c(header)
+            data = stream.read(struct.unpack("<Q", header)[0])
+            assert struct.unpack("<I", stream.read(4))[0] == masked_crc32c(data)
+            events.append(Event.FromString(data))
+    return events
+
+
+def test_scalars_of_every_kind_are_read_back(tmp_path):
+    recorder = Recorder(tmp_path / "deep" / "run")
+    values = {"a": 0.5, "b": np.float32(0.25), "c": jnp.float32(2), "d": np.array([3.0]).reshape(())}
+    recorder.scalars(7, values)
+    (line,) = lines_of(recorder.workdir)
+    assert line.pop("time") > 1.6e9
+    assert line == {"step": 7, "a": 0.5, "b": 0.25, "c": 2.0, "d": 3.0}
+
+
+def test_each_line_is_on_disk_when_the_call_returns(tmp_path):
+    recorder = Recorder(tmp_path)
+    for step in range(3):
+        recorder.scalars(step, {"a": step})
+        assert len(lines_of(tmp_path)) == step + 1
+
+
+@pytest.mark.parametrize("name", ["step", "time", "score", "text"])
+def test_scalars_with_a_name_of_the_format_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=name):
+        Recorder(tmp_path).scalars(1, {name: 1.0})
+
+
+def test_what_is_not_finite_is_valid_json_and_reads_as_float(tmp_path):
+    recorder = Recorder(tmp_path)
+    recorder.scalars(1, {"a": math.nan, "b": math.inf, "c": jnp.float32(-jnp.inf)})
+    recorder.score(1, "nan", math.nan, PROTOCOL, reference=math.inf)
+    recorder.text(1, "why", "nan")
+    assert [lines_of(tmp_path)[0][key] for key in "abc"] == ["nan", "inf", "-inf"]
+    scalars, score, text = read_metrics(tmp_path)
+    assert math.isnan(scalars["a"])
+    assert (scalars["b"], scalars["c"]) == (math.inf, -math.inf)
+    assert math.isnan(score["value"])
+    assert (score["score"], score["reference"], text["value"]) == ("nan", math.inf, "nan")
+
+
+def test_a_torn_line_loses_nothing_else(tmp_path):
+    recorder = Recorder(tmp_path)
+    recorder.scalars(1, {"a": 1})
+    recorder.scalars(2, {"a": 2})
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+    Recorder(tmp_path).scalars(3, {"a": 3})  # On a line of its own, not glued to the torn one.
+    assert [(line["step"], line["a"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (3, 3.0)]
+
+
+def test_lines_that_are_no_reports_are_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'[1]\n"step"\n{"a": 1}\n\xff\xfe\n{"step": 4, "a": 1}\n\n')
+    assert read_metrics(tmp_path) == [{"step": 4, "a": 1}]
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_after_a_resume_the_later_value_wins_by_step_and_name(tmp_path):
+    recorder = Recorder(tmp_path)
+    for step in (10, 20, 30):
+        recorder.scalars(step, {"loss": step, "only_first": 1})
+        recorder.score(step, "fvd", step, PROTOCOL)
+    resumed = Recorder(tmp_path)
+    resumed.scalars(20, {"loss": -20})
+    resumed.score(20, "fvd", -20, PROTOCOL)
+    resumed.score(20, "fvd", -21, {**PROTOCOL, "clips": 16})
+    lines = read_metrics(tmp_path)
+    assert [(x["step"], x["loss"], x["only_first"]) for x in lines if "loss" in x] == [
+        (10, 10, 1),
+        (20, -20, 1),
+        (30, 30, 1),
+    ]
+    scores = [(x["step"], x["value"]) for x in lines if "score" in x]
+    assert scores == [(10, 10), (20, -20), (20, -21), (30, 30)]
+
+
+def test_a_score_without_protocol_cannot_be_written(tmp_path):
+    for writer in (True, False):
+        with pytest.raises(ValueError, match="protocol"):
+            Recorder(tmp_path, is_writer=writer).score(1, "fvd", 3.0, {})
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_score_carries_its_protocol(tmp_path):
+    Recorder(tmp_path).score(5, "fvd", np.float64(3.5), PROTOCOL, reference=1.5, target=2)
+    (line,) = lines_of(tmp_path)
+    del line["time"]
+    assert line.pop("protocol_hash") == record.protocol_hash(PROTOCOL)
+    assert line == {
+        "step": 5, "score": "fvd", "value": 3.5, "protocol": PROTOCOL, "reference": 1.5, "target": 2.0
+    }  # fmt: skip
+
+
+def test_protocol_hash_depends_on_content_not_on_order():
+    nested = {"b": {"y": 1, "x": (1, 2)}, "a": 0.5}
+    turned = {"a": 0.5, "b": {"x": [1, 2], "y": 1}}
+    assert record.protocol_hash(nested) == record.protocol_hash(turned)
+    assert record.protocol_hash({"a": 1}) == "015abd7f"  # sha256 of {"a":1}
+    assert record.protocol_hash({"a": 1}) != record.protocol_hash({"a": 2})
+
+
+def test_describe_tells_config_versions_devices_and_keeps_earlier_starts(tmp_path):
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    config = {"lr": 1e-3, "mult": (1, 2), "dtype": jnp.bfloat16, "nested": {"bad": math.inf}}
+    Recorder(tmp_path).describe(config, mesh=mesh, seed=3, total_steps=10)
+    assert read_json(tmp_path / "config.json") == {
+        "lr": 1e-3, "mult": [1, 2], "dtype": "bfloat16", "nested": {"bad": "inf"}
+    }  # fmt: skip
+    (first,) = read_json(tmp_path / "run.json")["starts"]
+    assert first["mesh"] == {"data": 4, "model": 2}
+    assert first["devices"] == {"kind": jax.devices()[0].device_kind, "platform": "cpu", "count": 8}
+    assert (first["seed"], first["total_steps"], first["processes"]) == (3, 10, 1)
+    assert first["versions"]["jax"] == jax.__version__
+    assert first["versions"]["numpy"] == np.__version__
+    assert set(first["versions"]) == {"python", *record.PACKAGES}
+
+    Recorder(tmp_path).describe(config, seed=4)
+    starts = read_json(tmp_path / "run.json")["starts"]
+    assert starts[0] == first
+    assert [start["seed"] for start in starts] == [3, 4]
+    assert not list(tmp_path.glob("config.*.json"))
+
+
+def test_a_changed_config_leaves_the_earlier_one(tmp_path):
+    for lr in (1, 2, 2):
+        Recorder(tmp_path).describe({"lr": lr})
+    assert read_json(tmp_path / "config.json") == {"lr": 2}
+    assert [read_json(path) for path in tmp_path.glob("config.*.json")] == [{"lr": 1}]
+
+
+def test_a_damaged_run_json_is_set_aside(tmp_path):
+    (tmp_path / "run.json").write_text("{torn")
+    Recorder(tmp_path).describe({})
+    assert len(read_json(tmp_path / "run.json")["starts"]) == 1
+    assert [path.read_text() for path in tmp_path.glob("run.damaged.*")] == ["{torn"]
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("--workdir=/home/someone/runs/x", "--workdir=.../x"),
+        ("/data/a/b.npz", ".../b.npz"),
+        ("~/runs/x", ".../x"),
+        ("--both=/a/b,/c/d", "--both=.../b,.../d"),
+        ("--config=configs/demo.py", "--config=configs/demo.py"),
+        ("gs://bucket/run", "gs://bucket/run"),
+        ("--config.lr=1e-3", "--config.lr=1e-3"),
+    ],
+)
+def test_command_line_hides_the_folders_of_the_machine(word, shown):
+    assert record.command_line(["/opt/bin/python3", "-m", "vf.main", word]) == f"python3 -m vf.main {shown}"
+
+
+def test_revision_is_the_checkouts_own(tmp_path):
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(root), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    root = tmp_path / "checkout"
+    (root / "vf").mkdir(parents=True)
+    assert record._revision(root) is None
+    (root / "vf" / "a.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert record._revision(root) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    (root / "samples.npz").write_text("output, not code")
+    assert record._revision(root) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    (root / "vf" / "a.py").write_text("2")
+    assert record._revision(root) == {"revision": git("rev-parse", "HEAD"), "dirty": True}
+    assert record._revision(root / "vf") is None  # A package that merely lies in somebody's checkout.
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    Recorder(tmp_path).scalars(3, {"train/loss": 0.5, "train/lr": 1e-3})
+    resumed = Recorder(tmp_path)
+    resumed.score(4, "fvd", 7.0, PROTOCOL)
+    resumed.scalars(5, {"train/loss": 0.25})
+    events = events_of(tmp_path)
+    assert [event.file_version for event in events if event.file_version] == ["brain.Event:2"] * 2
+    # Where a start begins, TensorBoard forgets what an earlier one drew.
+    started = [event.step for event in events if event.session_log.status == event.session_log.START]
+    assert started == [3, 4]
+    values = [(event.step, v.tag, v.simple_value) for event in events for v in event.summary.value]
+    assert values == [
+        (3, "train/loss", 0.5),
+        (3, "train/lr", pytest.approx(1e-3)),
+        (4, "score/fvd", 7.0),
+        (5, "train/loss", 0.25),
+    ]
+
+
+def test_tensorboard_shows_clips(tmp_path):
+    clips = np.zeros((3, 4, 6, 8, 3), np.uint8)
+    clips[:, :, 2] = 255
+    clips[:, 1::2, 3] = 99
+    Recorder(tmp_path).video(1, "samples", clips, columns=3)
+    (value,) = (value for event in events_of(tmp_path) for value in event.summary.value)
+    with Image.open(io.BytesIO(value.image.encoded_image_string)) as image:
+        assert (image.format, image.n_frames) == ("GIF", 4)
+        assert image.size == (value.image.width, value.image.height) == (3 * 8 + 2, 6)
+
+
+def test_other_hosts_write_nothing(tmp_path):
+    recorder = Recorder(tmp_path / "run", is_writer=False)
+    recorder.describe({})
+    recorder.scalars(1, {"a": 1})
+    recorder.score(1, "fvd", 1, PROTOCOL)
+    recorder.text(1, "why", "done")
+    recorder.video(1, "samples", np.zeros((1, 1, 4, 4, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=r"run folder.*file.*choose another") as error:
+            Recorder(workdir)
+        assert "\n" not in str(error.value)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_import_touches_no_backend_and_no_other_framework():
+    code = (
+        "import sys, vf.record, vf.gallery, jax._src.xla_bridge as bridge\n"
+        "from tensorboardX.record_writer import RecordWriter\n"
+        "assert not bridge._backends, 'a backend was started'\n"
+        "assert not {'tensorflow', 'torch'} & sys.modules.keys()\n"
+    )
+    root = Path(__file__).parents[1]
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(record.time, "monotonic", lambda: self.now)
+
+
+def test_progress_measures_after_the_first_step(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    progress = Progress(4000, start=1000, every_seconds=0, stream=stream)
+    clock.now += 60  # Compilation.
+    progress.update(1001, 0.5)
+    clock.now += 100
+    progress.update(1201, jnp.float32(0.03125), lr=1e-4, mode="warm")
+    assert stream.getvalue().splitlines() == [
+        "step 1001/4000  loss 0.5",
+        "step 1201/4000  loss 0.03125  lr 0.0001  mode warm  2 steps/s  ETA 23m20s",
+    ]
+
+
+def test_progress_is_rate_limited_and_never_fetches_in_vain(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+
+    class Loss:
+        fetched = 0
+
+        def __float__(self) -> float:
+            Loss.fetched += 1
+            return 1.0
+
+    progress = Progress(100, every_seconds=10, stream=stream)
+    for step in range(1, 101):
+        clock.now += 1
+        progress.update(step, Loss())
+    shown = [int(line.split("/")[0].removeprefix("step ")) for line in stream.getvalue().splitlines()]
+    assert shown == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]  # The last step always.
+    assert Loss.fetched == len(shown)
+
+
+def test_progress_redraws_on_a_terminal(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    stream.isatty = lambda: True
+    progress = Progress(2, every_seconds=0, stream=stream)
+    progress.update(1, 1.0)
+    assert stream.getvalue() == "\rstep 1/2  loss 1\x1b[K"
+    clock.now += 1
+    progress.update(2, 1.0)
+    assert stream.getvalue().endswith("\rstep 2/2  loss 1  1 steps/s  ETA 0s\x1b[K\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (820, "13m40s"), (3725, "1h02m")]
+)
+def test_durations(seconds, text):
+    assert record._duration(seconds) == text

@@ -1,0 +1,279 @@
+"""From a config to typed objects. The only reader of `ConfigDict`: everything below takes keyword arguments."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vf import optim, sharding
+from vf.data.folder import VideoFolder
+from vf.data.pipeline import Source
+from vf.data.sprites import Sprites
+from vf.diffusion import decompose, gaussian, priors
+from vf.diffusion import schedule as schedules
+from vf.metrics.protocol import Evaluator
+from vf.metrics.random_conv3d import RandomConv3dDistance
+from vf.metrics.sprites import SpriteScores
+from vf.model import CONTEXTS, Model, OneNetwork, SampleOptions, VideoFusion
+from vf.nets.unet import UNet
+from vf.types import UserError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+T = TypeVar("T")
+
+
+def choose(name: str, value: str, known: Mapping[str, T]) -> T:
+    """known[value]; UserError that lists what is known otherwise."""
+    if value not in known:
+        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return known[value]
+
+
+def said(make: Callable[[], T]) -> T:
+    """make(), with a ValueError about a value turned into the UserError that `vf.main` prints."""
+    try:
+        return make()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def base_frame(config: ConfigDict) -> int:
+    """Array index of the base frame: `noise.base_frame`, or the paper's where that is -1."""
+    paper = said(lambda: decompose.base_index(config.data.frames))
+    return paper if config.noise.base_frame == -1 else config.noise.base_frame
+
+
+def source(config: ConfigDict, *, evaluation: bool = False) -> Source:
+    """The clips to train on, or those that scores compare with."""
+    data = config.data
+    if data.source == "sprites":
+        split = "test" if evaluation else "train"
+        return Sprites(frames=data.frames, size=data.size, base=base_frame(config), split=split)
+    split_file = (evaluation and data.eval_split_file) or data.split_file or None
+    return VideoFolder(data.source, frames=data.frames, stride=data.stride, size=data.size, split_file=split_file)
+
+
+def network(config: ConfigDict, net: ConfigDict, source: Source, **changes: Any) -> UNet:
+    """One U-Net, with the fields that the whole model decides."""
+    fields = net.to_dict()
+    fields["temporal_attention_at"] = fields["temporal_attention_at"] or None
+    labelled = choose("model.condition", config.model.condition, {"none": False, "label": True})
+    if labelled and not source.num_classes:
+        raise UserError("model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>")
+    if labelled:
+        fields |= {"num_classes": source.num_classes, "null_class": True}
+    return UNet(
+        **fields | changes,
+        cond_dim=embedding_dim(config, source),
+        dtype=choose("model.dtype", config.model.dtype, DTYPES),
+        remat=config.model.remat,
+    )
+
+
+def embedding_dim(config: ConfigDict, source: Source) -> int:
+    """Channels of the records' embedding of the clean base frame where the model uses it, else 0."""
+    if choose("model.context", config.model.context, {c: c for c in CONTEXTS}) != "embedding":
+        return 0
+    dim = getattr(source, "embedding_dim", 0)
+    if not dim:
+        raise UserError(
+            "model.context is embedding, but these records have no embedding of the base frame: "
+            "take --config.model.context=base_frame, or data with an `embedding` field"
+        )
+    return dim
+
+
+def model(config: ConfigDict, source: Source) -> Model:
+    """The model that `config` names, for clips of `source`. Raises UserError where values do not fit together."""
+    data, noise = config.data, config.noise
+    base = base_frame(config)
+    lam = said(lambda: decompose.make_lambda(_one_or_all(noise.lam), data.frames, base))
+    labelled = config.model.condition == "label"
+    shared: dict[str, Any] = {
+        "schedule": choose("noise.schedule", noise.schedule, schedules.SCHEDULES)(noise.steps),
+        "shape": (data.frames, data.size, data.size, 3),
+        "base_frame": base,
+        "null_label": source.num_classes if labelled else None,
+        "embedding_dim": embedding_dim(config, source),
+        "condition_dropout": config.model.condition_dropout,
+        "loss_weight": config.model.loss_weight,
+    }
+    kinds: dict[str, gaussian.Prediction] = {kind: kind for kind in gaussian.PREDICTIONS}
+    base_prediction = choose("base.prediction", config.base.prediction, kinds)
+    base_loss = choose("base.loss", config.base.loss or base_prediction, kinds)
+    draws: dict[str, Callable[[], priors.Prior]] = {
+        "decomposed": lambda: priors.Decomposed(lam),
+        "independent": priors.Independent,
+        "mixed": lambda: priors.Mixed(noise.a),
+        "progressive": lambda: priors.Progressive(noise.a),
+    }
+    prior = choose("noise.prior", noise.prior, draws)()
+    predictor = choose("model.predictor", config.model.predictor, {k: k for k in ("decomposed", "one_network")})
+    if predictor == "one_network":
+        net = network(config, config.base.net, source, frame_embed=True)
+        made: Model = OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared)
+    else:
+        if not isinstance(prior, priors.Decomposed):
+            raise UserError(
+                f"model.predictor=decomposed predicts the parts of decomposed noise, but noise.prior is "
+                f"{noise.prior}: set --config.noise.prior=decomposed, or --config.model.predictor=one_network"
+            )
+        residual_prediction = choose("residual.prediction", config.residual.prediction, kinds)
+        made = said(
+            lambda: VideoFusion(
+                base=network(config, config.base.net, source),
+                residual=network(config, config.residual.net, source, frame_embed=True),
+                lam=lam,
+                base_prediction=base_prediction,
+                residual_prediction=residual_prediction,
+                base_loss=base_loss,
+                residual_loss=choose("residual.loss", config.residual.loss or residual_prediction, kinds),
+                context=config.model.context,
+                context_noise=config.model.context_noise,
+                **shared,
+            )
+        )
+    said(lambda: shapes(made))  # sizes that do not divide are told here, before anything is read or compiled
+    return made
+
+
+def shapes(model: Model) -> Any:
+    """Shapes and dtypes of the parameters, computed without making them."""
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable[[Any], dict[str, Any]]]:
+    """The optimizer, and finished updates -> learning rates for the log."""
+    train = config.train
+    rates: dict[str, Any] = {
+        "lr": {"base": train.lr_base, "residual": train.lr_residual},
+        "schedule": train.schedule,
+        "warmup_steps": train.warmup_steps,
+        "total_steps": train.steps,
+        "frozen": ("base",) if train.freeze_base else (),
+    }
+    if train.freeze_base and config.model.predictor == "one_network":
+        raise UserError("train.freeze_base leaves one_network nothing to train: set it to False")
+    tx = optim.make(
+        **rates, weight_decay=train.weight_decay, b1=train.b1, b2=train.b2, eps=train.eps,
+        clip_norm=train.clip_norm or None,
+    )  # fmt: skip
+    return tx, optim.learning_rates(**rates)
+
+
+def mesh(config: ConfigDict) -> Mesh:
+    """The mesh of devices."""
+    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+
+
+def cpu_devices(config: ConfigDict) -> None:
+    """Makes several devices of one CPU where the config asks for it and the environment does not say otherwise.
+
+    XLA runs much of a small network on one core per device: two devices train the demo faster than one with two cores.
+    To be called before jax starts; of no effect on accelerators.
+    """
+    if config.mesh.cpu_devices and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+
+
+def sample_options(config: ConfigDict) -> SampleOptions:
+    """How to sample. Raises UserError for values out of range."""
+    sample = config.sample
+    if not 0 <= sample.eta <= 1:
+        raise UserError(f"sample.eta must lie in [0, 1] (0 is deterministic DDIM, 1 is DDPM), got {sample.eta}")
+    grid = said(lambda: schedules.time_grid(sample.steps, config.noise.steps))
+    return SampleOptions(grid, sample.eta, sample.guidance_scale, sample.clip_x_0 or None)
+
+
+def evaluators(config: ConfigDict) -> dict[str, Evaluator]:
+    """What judges samples, by name; sprites are also judged in closed form."""
+    made: dict[str, Evaluator] = {"fd_random_conv3d": RandomConv3dDistance(config.eval.batch_size)}
+    if config.data.source == "sprites":
+        made["sprites"] = SpriteScores(base_frame(config))
+    return made
+
+
+def check(config: ConfigDict) -> None:
+    """Numbers that no later code would explain well. Raises UserError."""
+    train, sample = config.train, config.sample
+    for name, value, least in (
+        ("train.steps", train.steps, 1),
+        ("train.batch_size", train.batch_size, 1),
+        ("train.accumulate", train.accumulate, 1),
+        ("train.log_every", train.log_every, 1),
+        ("train.checkpoint_every", train.checkpoint_every, 1),
+        ("sample.count", sample.count, 1),
+        ("sample.batch_size", sample.batch_size, 1),
+        ("eval.clips", config.eval.clips, 4),
+        ("data.frames", config.data.frames, 2),
+        ("data.stride", config.data.stride, 1),
+    ):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+    if train.batch_size % train.accumulate:
+        raise UserError(
+            f"train.batch_size ({train.batch_size}) must divide into train.accumulate ({train.accumulate}) parts"
+        )
+    choose("sample.weights", sample.weights, {"ema": 0, "params": 0})
+    if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
+        raise UserError(f"eval.levels are steps 0..{config.noise.steps - 1} of the schedule, got {levels[0]}")
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The resolved config as JSON can say it."""
+    return json.loads(json.dumps(config.copy_and_resolve_references().to_dict(), default=list))
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """First 12 hex digits of the sha256 of the resolved config."""
+    return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleJob:
+    """How many clips to sample, of which classes, in what batches."""
+
+    options: SampleOptions
+    count: int
+    batch_size: int
+    seed: int
+    weights: Literal["ema", "params"]
+    label: int
+    fps: float
+
+    def protocol(self) -> dict[str, Any]:
+        """What changes the clips, beside the weights."""
+        return {
+            "sampler": "ddim", "steps": len(self.options.grid) - 1, "eta": self.options.eta,
+            "guidance_scale": self.options.guidance_scale, "clip_x_0": self.options.clip_x_0,
+            "seed": self.seed, "weights": self.weights, "label": self.label,
+        }  # fmt: skip
+
+
+def sample_job(config: ConfigDict) -> SampleJob:
+    """`config.sample`, typed."""
+    s = config.sample
+    return SampleJob(sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, s.fps)
+
+
+def levels(config: ConfigDict) -> np.ndarray:
+    """Steps t of the validation loss, int32."""
+    return np.asarray(config.eval.levels, np.int32)
+
+
+def threads(config: ConfigDict) -> int:
+    """Threads that read clips: none for sprites, which are cheaper to draw than to hand over."""
+    return 0 if config.data.source == "sprites" else config.data.threads

@@ -1,0 +1,233 @@
+"""From records to batches, in an order that is a function of (seed, step) and of nothing else.
+
+Row j of global batch n is example g = n * B + j of the run. It shows record permutation(seed, g // N)[g % N]
+of the N records, and its random choices come from a generator keyed by (seed, g). So a run that restarts at
+step n, or on another number of hosts, meets the same examples, and a checkpoint needs no loader state.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import numpy as np
+
+from vf.types import UserError
+
+_EXAMPLES = 2**32  # example numbers are uint32
+
+
+class BadRecord(Exception):
+    """A record that cannot be read; its text says which one and why."""
+
+
+class Source(Protocol):
+    """Clips by number. `clip` is called from several threads at once."""
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 ... num_classes - 1; 0 where the data has no labels (every label is then 0)."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per class."""
+
+    def describe(self) -> dict[str, Any]:
+        """What was read and how, ready for JSON: a run keeps it beside its scores."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+
+    def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """One clip: `video` u8 [f h w 3], `label` i32 [], and `embedding` f32 [d] where the data has one.
+
+        `rng` chooses the window; None asks for the middle one, as evaluation does. Raises BadRecord.
+        """
+
+
+def batches(
+    source: Source,
+    *,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    threads: int = 8,
+    read_ahead: int = 2,
+) -> "Batches":
+    """This process's rows of the global batches `start`, `start + 1`, ..., without end.
+
+    Args:
+        source: the records.
+        seed: 0 ... 2**64 - 1; chooses the order and every random window.
+        batch_size: B, rows of the global batch.
+        start: first step; starting late costs nothing.
+        process_index: which of the `process_count` contiguous blocks of rows is ours.
+        process_count: how many processes share the global batch.
+        shuffle: False shows the records in their own order.
+        threads: threads that read; 0 reads in the caller's thread.
+        read_ahead: batches read before they are asked for.
+
+    Returns:
+        An iterator over `{video u8 [b f h w 3], label i32 [b], index u32 [b], ...}`, b = B / process_count;
+        `index` is g, and further fields of the source are stacked likewise.
+
+    Raises:
+        UserError: the source is empty, or the batch cannot be shared out evenly; while iterating, when more
+            than 1 % of 100 or more records, or all of fewer, cannot be read.
+    """
+    if not len(source):
+        raise UserError("The data source has no records; point --config.data.source at one that has.")
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"The batch size must be a positive multiple of the number of processes, {process_count}, "
+            f"but it is {batch_size}; choose another."
+        )
+    rows = batch_size // process_count
+    # Reading ahead costs per element: a block of rows for each thread keeps all busy at a small price.
+    block_rows = -(-rows // max(1, threads))
+    blocks = _Blocks(source, seed, shuffle, batch_size, start, process_index * rows, rows, block_rows)
+    return Batches(blocks, threads, read_ahead)
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """Iterator over batches; see `batches`. Close it, or use it in a `with`, to let its threads go."""
+
+    bad: dict[int, str]
+    """Records met so far, in the batches given out, that could not be read, and why."""
+
+    def __init__(self, blocks: "_Blocks", threads: int, read_ahead: int):
+        self.bad = {}
+        self._records = len(blocks.source)
+        self._per_batch = blocks.per_batch
+        ahead = read_ahead * blocks.per_batch if threads else 0
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        self._blocks = iter(grain.MapDataset.source(blocks).to_iter_dataset(options))
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        examples = [example for _ in range(self._per_batch) for example in next(self._blocks)]
+        for example in examples:
+            _note(self.bad, example.bad, self._records)
+        return _stack(examples)
+
+    def close(self) -> None:
+        """Stops reading ahead; threads end with the clip they are at. Further batches are not to be had."""
+        self._blocks.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def fixed_clips(source: Source, n: int, seed: int = 0, threads: int = 8) -> dict[str, np.ndarray]:
+    """`n` clips, the same on every host: `{video u8 [n f h w 3], label i32 [n], index u32 [n], ...}`.
+
+    They are the middle windows of the first n records of a permutation; where n exceeds the number of
+    records, further passes give random windows. `index` is 0 ... n - 1. Raises UserError as `batches` does.
+    """
+    if not len(source):
+        raise UserError("The data source has no records; point --config.data.source at one that has.")
+
+    def example(g: int) -> _Example:
+        return _read(source, seed, g, shuffle=True, middle=g < len(source))
+
+    bad: dict[int, str] = {}
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="fixed-clips") as pool:
+        examples = list(pool.map(example, range(n)))
+    for found in examples:
+        _note(bad, found.bad, len(source))
+    return _stack(examples)
+
+
+class _Example(NamedTuple):
+    number: int
+    clip: Mapping[str, np.ndarray]
+    bad: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Random access to blocks of neighbouring rows of one process: what the read-ahead threads fetch."""
+
+    source: Source
+    seed: int
+    shuffle: bool
+    batch_size: int
+    start: int
+    first_row: int
+    rows: int
+    block_rows: int
+
+    @property
+    def per_batch(self) -> int:
+        return -(-self.rows // self.block_rows)
+
+    def __len__(self) -> int:
+        return max(0, _EXAMPLES // self.batch_size - self.start) * self.per_batch
+
+    def __getitem__(self, block: Any) -> list[_Example]:
+        step, part = divmod(int(block), self.per_batch)
+        first = (self.start + step) * self.batch_size + self.first_row
+        begin = part * self.block_rows
+        rows = range(begin, min(begin + self.block_rows, self.rows))
+        return [_read(self.source, self.seed, first + row, self.shuffle) for row in rows]
+
+
+def _read(source: Source, seed: int, g: int, shuffle: bool, middle: bool = False) -> _Example:
+    """Example g. A bad record gives its place to the next one of the source, whatever the order."""
+    records = len(source)
+    epoch, place = divmod(g, records)
+    record = int(_permutation(seed, epoch, records)[place]) if shuffle else place
+    bad: dict[int, str] = {}
+    while True:
+        try:
+            return _Example(g, source.clip(record, None if middle else _generator(seed, _WINDOW, g)), bad)
+        except BadRecord as error:
+            bad[record] = str(error)
+            _check(bad, records)
+            record = (record + 1) % records
+
+
+_WINDOW, _ORDER = range(2)  # what a generator is for
+
+
+def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
+    """Philox is a keyed function of a counter: distinct keys give independent numbers as they are."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, purpose << 32 | number], np.uint64)))
+
+
+@lru_cache(maxsize=4)  # neighbouring batches share an epoch or two
+def _permutation(seed: int, epoch: int, records: int) -> np.ndarray:
+    return _generator(seed, _ORDER, epoch).permutation(records)
+
+
+def _check(bad: Mapping[int, str], records: int) -> None:
+    """UserError where more is bad than a run may lose in silence."""
+    allowed = records // 100 if records >= 100 else records - 1
+    if len(bad) > allowed:
+        named = "; ".join(list(bad.values())[:10]) + ("; ..." if len(bad) > 10 else "")
+        raise UserError(
+            f"{len(bad)} of {records} records cannot be read, where at most {allowed} may fail: {named}. "
+            "Repair or remove them."
+        )
+
+
+def _note(bad: dict[int, str], found: Mapping[int, str], records: int) -> None:
+    """Adds what an example found to `bad`, naming each record once."""
+    for record, reason in found.items():
+        if record not in bad:
+            bad[record] = reason
+            logging.warning("record %d cannot be read, the next one takes its place: %s", record, reason)
+    _check(bad, records)
+
+
+def _stack(examples: list[_Example]) -> dict[str, np.ndarray]:
+    batch = {name: np.stack([example.clip[name] for example in examples]) for name in examples[0].clip}
+    return batch | {"index": np.array([example.number for example in examples], np.uint32)}

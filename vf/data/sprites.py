@@ -1,0 +1,125 @@
+"""The embedded data set: one coloured sprite that moves over a plain background, drawn on the fly.
+
+Content (shape, colour, background) is constant over a clip; motion is a straight path at constant speed that bounces
+off the walls. Both are known in closed form, so that samples can be judged without a network (`vf/metrics/sprites.py`).
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+SHAPES = ("square", "triangle", "cross")
+COLOURS = {  # RGB 0..255, far apart from each other and from every background
+    "red": (230, 60, 60),
+    "green": (70, 200, 90),
+    "blue": (70, 120, 240),
+    "yellow": (240, 220, 70),
+    "magenta": (225, 80, 220),
+    "cyan": (80, 220, 225),
+}
+BACKGROUNDS = {"black": (20, 20, 25), "grey": (105, 105, 110), "white": (240, 240, 240)}
+MARGIN = 0.20  # the sprite's centre stays this far from the walls, as a share of the frame's side
+RADIUS = 0.20  # half the sprite's extent, as a share of the frame's side
+SPEED = (0.03, 0.08)  # shares of the frame's side per frame
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """What a clip shows. Positions are pixel coordinates of the sprite's centre, float64 [f 2] as (y, x)."""
+
+    shape: int
+    colour: int
+    background: int
+    path: np.ndarray
+
+
+def alpha_mask(shape: int, centre: np.ndarray, size: int) -> np.ndarray:
+    """Antialiased coverage of a sprite in [0, 1], float64 [f size size]; `centre` [f 2] in pixels.
+
+    Coverage is 0.5 - distance to the outline (signed, in pixels), clipped: the share of a pixel inside a straight edge.
+    """
+    grid = np.arange(size) + 0.5
+    y = grid[None, :, None] - centre[:, 0, None, None]
+    x = grid[None, None, :] - centre[:, 1, None, None]
+    r = RADIUS * size
+    if SHAPES[shape] == "square":
+        distance = np.maximum(abs(x), abs(y)) - 0.85 * r
+    elif SHAPES[shape] == "triangle":  # upward, apex at -r, foot at +r * 0.8
+        distance = np.maximum(y - 0.8 * r, (2 * abs(x) - (y + r)) / np.sqrt(5))
+    else:
+        arm = 0.36 * r
+        upright = np.maximum(abs(x) - arm, abs(y) - r)
+        distance = np.minimum(upright, np.maximum(abs(y) - arm, abs(x) - r))
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def bounce(position: np.ndarray, size: int) -> np.ndarray:
+    """Reflects straight-line coordinates (any real numbers, in pixels) into the room between the walls."""
+    low, room = MARGIN * size, (1 - 2 * MARGIN) * size
+    return low + room - abs((position - low) % (2 * room) - room)
+
+
+def draw_factors(rng: np.random.Generator, frames: int, size: int, stride: int = 1) -> Factors:
+    """Factors drawn uniformly: shape, colour, background, position at the middle frame, direction, speed."""
+    shape, colour, background = (int(rng.integers(n)) for n in (len(SHAPES), len(COLOURS), len(BACKGROUNDS)))
+    start = rng.uniform(MARGIN, 1 - MARGIN, 2) * size
+    angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(*SPEED) * size * stride
+    time = np.arange(frames)[:, None] - frames // 2 + 1
+    velocity = speed * np.array([np.sin(angle), np.cos(angle)])
+    return Factors(shape, colour, background, bounce(start + time * velocity, size))
+
+
+def render(factors: Factors, size: int) -> np.ndarray:
+    """Clip uint8 [f size size 3] that shows `factors`."""
+    mask = alpha_mask(factors.shape, factors.path, size)[..., None]
+    colour = np.array(list(COLOURS.values())[factors.colour])
+    background = np.array(list(BACKGROUNDS.values())[factors.background])
+    return np.round(mask * colour + (1 - mask) * background).astype(np.uint8)
+
+
+class Sprites:
+    """Source of `length` clips, each a function of (split, record) alone: {video u8 [f size size 3], label, embedding}.
+
+    `label` is the shape. `embedding` float32 [14] holds the base frame's factors (one-hot shape, colour,
+    background; its position in [-1, 1]): what an ideal image encoder would say of the clean base frame.
+    """
+
+    num_classes = len(SHAPES)
+    class_names = SHAPES
+    embedding_dim = len(SHAPES) + len(COLOURS) + len(BACKGROUNDS) + 2
+
+    def __init__(self, *, frames: int, size: int, base: int, split: str = "train", length: int = 100_000) -> None:
+        self.frames, self.size, self.base, self.split, self.length = frames, size, base, split, length
+        self._salt = {"train": 1, "test": 2}[split]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def describe(self) -> dict[str, Any]:
+        """Goes into the protocol of every score."""
+        return {
+            "source": "sprites", "split": self.split, "clips": self.length, "frames": self.frames, "size": self.size
+        }  # fmt: skip
+
+    def factors(self, record: int) -> Factors:
+        """The closed form of what clip `record` shows."""
+        return draw_factors(np.random.default_rng((self._salt, record)), self.frames, self.size)
+
+    def clip(self, record: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """Clip `record`; `rng` is unused, since a record holds exactly one clip."""
+        factors = self.factors(record)
+        where = 2 * factors.path[self.base] / self.size - 1
+        one_hot = [
+            np.arange(n) == k
+            for n, k in (
+                (len(SHAPES), factors.shape),
+                (len(COLOURS), factors.colour),
+                (len(BACKGROUNDS), factors.background),
+            )
+        ]
+        return {
+            "video": render(factors, self.size),
+            "label": np.array(factors.shape, np.int32),
+            "embedding": np.concatenate([*one_hot, where]).astype(np.float32),
+        }

@@ -1,0 +1,81 @@
+"""Noise schedules: how much signal is left at step t. Tables are made in float64 and rounded once.
+
+`alpha_bar[t]`, t = 0..T-1, is the variance kept of the clean clip after t + 1 noising steps (the paper writes
+\\hat{alpha}_t); step t = -1 is the clean clip itself. The schedule that the paper used is not public: cosine with
+T = 1000 (Nichol & Dhariwal 2021, eq. 17) is our default, linear (Ho et al. 2020, section 4) the other choice.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """z_t = alpha(t) x + sigma(t) eps with alpha^2 = alpha_bar[t] and sigma^2 = 1 - alpha_bar[t]."""
+
+    alpha_bar: np.ndarray  # float64 [T], decreasing, inside (0, 1)
+
+    def __post_init__(self) -> None:
+        table = np.asarray(self.alpha_bar)
+        if table.dtype != np.float64 or table.ndim != 1:
+            raise ValueError(f"alpha_bar must be a float64 vector, got {table.dtype} {table.shape}")
+        if not (np.all(np.diff(table) < 0) and table[-1] > 0 and table[0] < 1):
+            raise ValueError("alpha_bar must decrease strictly and stay inside (0, 1)")
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.alpha_bar)
+
+    def _table(self) -> np.ndarray:
+        return np.concatenate([[1.0], self.alpha_bar])  # entry t + 1, so that t = -1 is the clean clip
+
+    def alpha(self, t: Int[Array, "*s"]) -> Float[Array, "*s"]:
+        """Signal amplitude sqrt(alpha_bar[t]), float32; 1 at t = -1."""
+        return jnp.asarray(np.sqrt(self._table()).astype(np.float32))[t + 1]
+
+    def sigma(self, t: Int[Array, "*s"]) -> Float[Array, "*s"]:
+        """Noise amplitude sqrt(1 - alpha_bar[t]), float32; 0 at t = -1."""
+        return jnp.asarray(np.sqrt(1 - self._table()).astype(np.float32))[t + 1]
+
+
+def from_betas(betas: np.ndarray) -> Schedule:
+    """Schedule of z_t = sqrt(1 - beta_t) z_{t-1} + sqrt(beta_t) eps; `betas` float64 [T] inside (0, 1)."""
+    return Schedule(np.cumprod(1 - np.asarray(betas, np.float64)))
+
+
+def linear(steps: int = 1000) -> Schedule:
+    """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020), scaled by 1000 / T for other T as ADM does."""
+    scale = 1000 / steps
+    return from_betas(np.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=np.float64))
+
+
+def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """alpha_bar(u) = cos^2((u + s) / (1 + s) * pi / 2), betas capped at 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    u = np.arange(steps + 1, dtype=np.float64) / steps
+    alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
+    return from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
+
+
+SCHEDULES = {"cosine": cosine, "linear": linear}
+
+
+def time_grid(steps: int, total: int) -> np.ndarray:
+    """Times that a sampler walks: `steps` evenly spaced network steps from total - 1 down to 0, then -1 (clean).
+
+    Returns int32 [steps + 1], strictly decreasing. The network sees the original step numbers, as ADM's respacing
+    does. Raises ValueError unless 1 <= steps <= total.
+    """
+    if not 1 <= steps <= total:
+        raise ValueError(f"sampling takes between 1 and {total} steps (the schedule's T), got {steps}")
+    times = np.round(np.linspace(total - 1, 0, steps)) if steps > 1 else np.array([total - 1])
+    return np.append(times, -1).astype(np.int32)
+
+
+def spread(values: Float[Array, "*s"], like: jax.Array) -> jax.Array:
+    """`values` with trailing axes of size 1, so that it scales `like` along its leading axes."""
+    return jnp.reshape(values, values.shape + (1,) * (like.ndim - values.ndim))

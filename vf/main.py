@@ -1,0 +1,172 @@
+"""The only entry: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate`.
+
+Fields of the config are overridden as `--config.train.batch_size=8`; a variant is named as `configs/ucf101.py:smoke`.
+Bad input ends the program with one sentence and exit status 2.
+"""
+
+import difflib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from vf import build, gallery, record, sharding, train
+from vf.checkpoint import Checkpoints
+from vf.data import pipeline
+from vf.types import UserError
+
+MODES = ("train", "sample", "evaluate")
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The config, as configs/NAME.py or configs/NAME.py:VARIANT.")
+flags.DEFINE_string("workdir", None, "The run's folder: everything is written there, and resumed from there.")
+flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ " Did you mean ...?" with the known word nearest to `word`, or the list of all where none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parsing, with typing errors answered by the nearest known name. Raises UserError."""
+    try:
+        rest = FLAGS(argv, known_only=True)
+    except flags.Error as error:
+        raise UserError(str(error).split("\n")[0]) from error
+    except FileNotFoundError as error:
+        found = sorted(str(path) for path in Path("configs").glob("*.py") if path.stem != "__init__")
+        raise UserError(f"no config at {error.filename}: {nearest(str(error.filename), found)}") from error
+    except AttributeError as error:
+        raise UserError(_unknown_field(argv) or str(error)) from error
+    if rest[1:]:
+        word = rest[1].split("=")[0].lstrip("-")
+        raise UserError(f"unknown argument {rest[1]}: {nearest(word, ('config', 'workdir', 'mode'))}")
+    for name in ("config", "workdir"):
+        if getattr(FLAGS, name) is None:
+            raise UserError(f"--{name} is missing; try --config=configs/demo.py --workdir=runs/demo")
+    return rest
+
+
+def _unknown_field(argv: list[str]) -> str | None:
+    """Which --config.FIELD is unknown, and what it may have meant."""
+    name = next((word.split("=", 1)[1] for word in argv if word.startswith("--config=")), None)
+    if name is None:
+        return None
+    config = config_flags.config_flags._ConfigFileParser("config").parse(name)
+    known = set(_fields(config))
+    for word in argv:
+        field = word.removeprefix("--config.").split("=")[0]
+        if word.startswith("--config.") and field not in known:
+            return f"unknown field --config.{field}: {nearest(field, known)}"
+    return None
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
+    return [
+        name
+        for key, value in config.items()
+        for name in (_fields(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [f"{prefix}{key}"])
+    ]
+
+
+def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
+    """One job. Returns the last scores (none for mode sample). Raises UserError."""
+    build.check(config)
+    source = build.source(config)
+    model = build.model(config, source)
+    mesh = build.mesh(config)
+    recorder = record.Recorder(workdir, is_writer=jax.process_index() == 0)
+    judged = build.source(config, evaluation=True)
+    job = build.sample_job(config)
+    judge = train.Judge(
+        workdir=workdir,
+        recorder=recorder,
+        model=model,
+        mesh=mesh,
+        job=job,
+        evaluators=build.evaluators(config),
+        held=pipeline.fixed_clips(judged, config.eval.clips, seed=config.seed),
+        levels=build.levels(config),
+        batch_size=config.eval.batch_size,
+        classes=source.num_classes,
+        data=judged.describe(),
+        seed=config.seed,
+    )
+    tx, learning_rates = build.optimizer(config)
+    if mode == "train":
+        recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, data=source.describe())
+        logging.info("parameters:\n%s", overview(model))
+        return train.run(
+            workdir=workdir,
+            model=model,
+            tx=tx,
+            learning_rates=learning_rates,
+            source=source,
+            mesh=mesh,
+            judge=judge,
+            recorder=recorder,
+            seed=config.seed,
+            steps=config.train.steps,
+            batch_size=config.train.batch_size,
+            accumulate=config.train.accumulate,
+            ema_decay=config.train.ema_decay,
+            threads=build.threads(config),
+            log_every=config.train.log_every,
+            checkpoint_every=config.train.checkpoint_every,
+            keep=config.train.keep,
+            sample_every=config.train.sample_every,
+            init_base=Path(config.base.init_from) if config.base.init_from else None,
+            meta={"config": build.fingerprint(config), "seed": config.seed},
+        )
+
+    with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(
+                f"no checkpoint in {workdir / 'checkpoints'}: train first, or give the run's folder as --workdir"
+            )
+        shapes = build.shapes(model)
+        abstract = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
+        params = checkpoints.restore_params(abstract, which=job.weights, step=step)
+    made = judge.sample(step, params)
+    judge.show_real()
+    scores = judge.evaluate(step, params, made) if mode == "evaluate" else {}
+    for name, value in scores.items():
+        logging.info("%s: %.4g", name, value)
+    if recorder.is_writer:
+        logging.info("gallery: %s", gallery.write(workdir))
+    return scores
+
+
+def overview(model: Any) -> str:
+    """Table of parameters, one row per block."""
+    from clu import parameter_overview
+
+    return parameter_overview.get_parameter_overview(build.shapes(model), include_stats=False, max_lines=40)
+
+
+def main(argv: list[str]) -> None:
+    """Called by absl with the parsed flags."""
+    del argv
+    logging.set_verbosity(logging.INFO)
+    build.cpu_devices(FLAGS.config)
+    run(FLAGS.config, Path(FLAGS.workdir), FLAGS.mode)
+
+
+def cli() -> None:
+    """Runs `main`; prints a UserError as one line and exits with 2."""
+    try:
+        app.run(main, flags_parser=parse)
+    except UserError as error:
+        print(f"vf: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,98 @@
+"""What a network is told besides pixels: step, class, vector and frame index, summed into one embedding.
+
+Source: ADM (Dhariwal & Nichol, "Diffusion models beat GANs on image synthesis", 2021, appendix). The frame
+index is embedded in the same way as the step.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+
+
+def sinusoid(position: Num[Array, "*n"], width: int, longest: float = 1e4) -> Float[Array, "*n width"]:
+    """Cosines, then sines, of `position` at the frequencies `longest`^(-2i / width), i = 0..width/2 - 1.
+
+    Positions are any real numbers (ADM feeds the step number 0..T-1 itself); the result is float32.
+
+    Raises:
+        ValueError: `width` is odd.
+    """
+    if width % 2:
+        raise ValueError(f"a sinusoid needs an even width, got {width}")
+    frequency = np.exp(-np.log(longest) * np.arange(width // 2) / (width // 2)).astype(np.float32)
+    angle = jnp.asarray(position, jnp.float32)[..., None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class PositionEmbed(nn.Module):
+    """Sinusoid of `width` channels, then Dense, SiLU, Dense to `features` channels; in float32."""
+
+    width: int
+    features: int
+
+    @nn.compact
+    def __call__(self, position: Num[Array, "*n"]) -> Float[Array, "*n features"]:
+        x = nn.Dense(self.features, name="hidden")(sinusoid(position, self.width))
+        return nn.Dense(self.features, name="out")(nn.silu(x))
+
+
+class Conditioning(nn.Module):
+    """Sum of the embeddings of step, class label, vector and frame index.
+
+    Attributes:
+        width: channels of the sinusoids; the embedding has 4 x `width`.
+        num_classes: classes 0..num_classes-1; 0 for a network without labels.
+        null_class: adds label `num_classes`, "no class", for classifier-free guidance.
+        cond_dim: channels of the vector `cond`; 0 for none.
+        cond_projection: send `cond` through a Dense; otherwise it is added as it is.
+        frame_embed: whether the frame index is embedded.
+    """
+
+    width: int
+    num_classes: int = 0
+    null_class: bool = False
+    cond_dim: int = 0
+    cond_projection: bool = True
+    frame_embed: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        t: Num[Array, " b"],
+        label: Int[Array, " b"] | None,
+        cond: Float[Array, "b d"] | None,
+        frame: Int[Array, "*clip f"],
+    ) -> Float[Array, "b #f e"]:
+        """Float32, with one row for all frames unless the frame index is embedded.
+
+        Raises:
+            ValueError: `label` or `cond` is missing, or given to a network without use for it, or `cond` has
+                the wrong number of channels.
+        """
+        features = 4 * self.width
+        expect("label", label, self.num_classes > 0, "num_classes")
+        expect("cond", cond, self.cond_dim > 0, "cond_dim")
+        x = PositionEmbed(self.width, features, name="time")(t)
+        if label is not None:
+            rows = self.num_classes + self.null_class
+            x += nn.Embed(rows, features, embedding_init=nn.initializers.normal(1.0), name="label")(label)
+        if cond is not None:
+            if cond.shape[-1] != self.cond_dim:
+                raise ValueError(f"cond must have cond_dim = {self.cond_dim} channels, got {cond.shape[-1]}")
+            if not self.cond_projection and self.cond_dim != features:
+                raise ValueError(f"unprojected, cond_dim must be 4 * width = {features}, got {self.cond_dim}")
+            cond = cond.astype(jnp.float32)
+            x += nn.Dense(features, name="cond")(cond) if self.cond_projection else cond
+        x = x[:, None]  # b 1 e
+        if self.frame_embed:
+            x += PositionEmbed(self.width, features, name="frame")(jnp.atleast_2d(frame))  # b f e
+        return x
+
+
+def expect(name: str, value: object, wanted: bool, switch: str) -> None:
+    """Raise ValueError where an input is missing, or would be silently ignored."""
+    if wanted and value is None:
+        raise ValueError(f"{name} is missing: this network was built with {switch} > 0")
+    if not wanted and value is not None:
+        raise ValueError(f"{name} was given to a network built with {switch} = 0, which would ignore it")

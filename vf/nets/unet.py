@@ -1,0 +1,250 @@
+"""One U-Net for every generator: ADM on single frames, and on clips with optional mixing over frames.
+
+The base generator is this network on one frame (f = 1); the residual generator is the same class, smaller,
+with the frame index embedded and temporal mixing switched on.
+
+Source: Dhariwal & Nichol, "Diffusion models beat GANs on image synthesis" (2021), appendix, with scale-shift
+norms and residual blocks that resample; Karlo's decoder (Lee et al., 2022) adds context tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from vf.nets.embed import Conditioning, expect
+from vf.nets.layers import (
+    HEADS,
+    ZEROS,
+    Dtype,
+    GroupNorm,
+    ResBlock,
+    SelfAttention,
+    TemporalAttention,
+    TemporalConv,
+)
+
+TEMPORAL = ("conv", "attention")
+# What the backward pass may keep from inside a block; the rest is computed again from the block's input.
+REMAT: dict[str, Callable[..., Any]] = {
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nn.Module):
+    """A residual block and what follows it on its grid: frame convolution, attention, frame attention."""
+
+    features: int
+    attention: bool
+    temporal: tuple[str, ...]
+    head_dim: int
+    attention_order: str
+    dropout: float
+    norm_groups: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b f h w c"],
+        emb: Float[Array, "b #f e"],
+        context: Float[Array, "b n d"] | None,
+        context_mask: Bool[Array, "b n"] | None,
+    ) -> Float[Array, "b f h w features"]:
+        shared = {"norm_groups": self.norm_groups, "dtype": self.dtype}
+        x = ResBlock(self.features, dropout=self.dropout, **shared, name="res")(x, emb)
+        if "conv" in self.temporal:
+            x = TemporalConv(**shared, name="temporal_conv")(x)
+        if self.attention:
+            spatial = SelfAttention(self.head_dim, self.attention_order, **shared, name="attention")
+            x = spatial(x, context, context_mask)
+        if "attention" in self.temporal:
+            x = TemporalAttention(self.head_dim, **shared, name="temporal_attention")(x)
+        return x
+
+
+def rematerialised(kind: type[nn.Module], remat: str) -> Callable[..., Any]:
+    """A module class of which the backward pass keeps only what `remat` says; parameters stay the same."""
+    return kind if remat == "none" else nn.remat(kind, policy=REMAT[remat])
+
+
+class UNet(nn.Module):
+    """ADM's U-Net on clips `b f h w c`.
+
+    Grid factors below count from the network's own input grid, after `patch`.
+
+    Attributes:
+        width: channels of the first level, even; the step embedding has 4 x `width`.
+        width_mult: channels of each level as multiples of `width`; each further level halves the grid.
+        num_res_blocks: residual blocks per level on the way down; one more on the way up.
+        attention: grid factors with self-attention over space (ADM at 64 pixels: 2, 4, 8, that is 32, 16, 8
+            positions a side). The middle always has it.
+        head_dim: channels per attention head; must divide the channels wherever there is attention.
+        attention_order: channel layout of q, k, v projections, 'new' (ADM at 64 pixels) or 'legacy' (Karlo).
+        out_channels: channels of a prediction.
+        learned_variance: return 2 x `out_channels`: the prediction, then the interpolation of its variance.
+        num_classes: labels 0..num_classes-1; 0 for none.
+        null_class: label `num_classes` means "no class", for classifier-free guidance.
+        cond_dim: channels of a vector added to the step embedding; 0 for none.
+        cond_projection: pass that vector through a Dense first; without, `cond_dim` must be 4 x `width`.
+        context_dim: channels of the context tokens that spatial attention also reads; 0 for none.
+        patch: pixels per side folded into channels at the input and unfolded at the output.
+        temporal: how frames mix: 'conv' (3 frames, after each residual block that keeps the grid),
+            'attention' (all frames, after attention over space), both, or () for independent frames. Each is
+            the identity at initialisation.
+        temporal_attention_at: grid factors with attention over frames, None for those of `attention`. The
+            middle always has it where `temporal` names it.
+        frame_embed: add an embedding of the frame index to the step embedding.
+        norm_groups: groups of every norm; must divide all channel counts.
+        dropout: rate inside residual blocks during training, in [0, 1).
+        dtype: of the computation; parameters, embedding, norm statistics, softmax and output stay float32.
+        remat: what the backward pass computes again, to save memory: 'none', 'blocks' (all but the input of
+            each block) or 'dots' (likewise, but products with Dense and temporal kernels are kept).
+    """
+
+    width: int
+    width_mult: tuple[int | float, ...]
+    num_res_blocks: int
+    attention: tuple[int, ...]
+    head_dim: int = 64
+    attention_order: str = "new"
+    out_channels: int = 3
+    learned_variance: bool = False
+    num_classes: int = 0
+    null_class: bool = False
+    cond_dim: int = 0
+    cond_projection: bool = True
+    context_dim: int = 0
+    patch: int = 1
+    temporal: tuple[str, ...] = ()
+    temporal_attention_at: tuple[int, ...] | None = None
+    frame_embed: bool = False
+    norm_groups: int = 32
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self,
+        z: Float[Array, "b f h w c"],
+        t: Num[Array, " b"],
+        *,
+        label: Int[Array, " b"] | None = None,
+        cond: Float[Array, "b d"] | None = None,
+        context: Float[Array, "b n e"] | None = None,
+        context_mask: Bool[Array, "b n"] | None = None,
+        frame: Int[Array, "*clip f"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b f h w out"]:
+        """Predict from a noised clip.
+
+        Args:
+            z: noised clip of pixels in [-1, 1], with any conditioning images concatenated on channels; f = 1
+                for images.
+            t: step number, 0..T-1, integer or not.
+            label: class of each clip; needed exactly where `num_classes` > 0. One beyond the table gives NaN.
+            cond: vector of each clip; needed exactly where `cond_dim` > 0.
+            context: tokens of each clip; needed exactly where `context_dim` > 0.
+            context_mask: which tokens may be read; None for all.
+            frame: index of each frame within its clip, shared or per clip; None for 0..f-1. Unused without
+                `frame_embed`.
+            train: apply dropout, from the random stream 'dropout'.
+
+        Returns:
+            Float32 prediction, exactly zero at initialisation; `out_channels` channels, twice that with
+            `learned_variance`.
+
+        Raises:
+            ValueError: an unknown option, an input that is missing or unused, or a size that does not divide.
+        """
+        self._check(z, t, context, context_mask)
+        emb = Conditioning(
+            self.width,
+            self.num_classes,
+            self.null_class,
+            self.cond_dim,
+            self.cond_projection,
+            self.frame_embed,
+            name="embed",
+        )(t, label, cond, jnp.arange(z.shape[1]) if frame is None else frame)
+
+        shared = {
+            "dropout": self.dropout if train else 0.0,
+            "norm_groups": self.norm_groups,
+            "dtype": self.dtype,
+        }
+        make_block, make_resample = (rematerialised(kind, self.remat) for kind in (Block, ResBlock))
+
+        middle = 2 ** len(self.width_mult)  # among grid factors, stands for the middle: no level has it
+        over_space = (*self.attention, middle)
+        over_frames = over_space if self.temporal_attention_at is None else (*self.temporal_attention_at, middle)
+
+        def block(x: Array, features: int, factor: int | None, name: str) -> Array:
+            """A block with the attention of its grid factor; none at all for None."""
+            mixing = tuple(kind for kind in self.temporal if kind == "conv" or factor in over_frames)
+            options = (features, factor in over_space, mixing, self.head_dim, self.attention_order)
+            return make_block(*options, **shared, name=name)(x, emb, context, context_mask)
+
+        def resample(x: Array, how: str, name: str) -> Array:
+            return make_resample(x.shape[-1], how, **shared, name=name)(x, emb)
+
+        channels = [int(self.width * m) for m in self.width_mult]
+        last = len(channels) - 1
+        x = rearrange(z, "b f (h i) (w j) c -> b f h w (i j c)", i=self.patch, j=self.patch)
+        x = nn.Conv(channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
+        skips = [x]
+        for level, c in enumerate(channels):
+            for i in range(self.num_res_blocks):
+                skips.append(x := block(x, c, 2**level, f"down_{level}_{i}"))
+            if level < last:
+                skips.append(x := resample(x, "down", f"down_{level}_resample"))
+
+        x = block(x, channels[last], middle, "middle_0")
+        x = block(x, channels[last], None, "middle_1")
+
+        for level, c in reversed(list(enumerate(channels))):
+            for i in range(self.num_res_blocks + 1):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = block(x, c, 2**level, f"up_{level}_{i}")
+            if level > 0:
+                x = resample(x, "up", f"up_{level}_resample")
+
+        x = nn.silu(GroupNorm(self.norm_groups, name="norm_out")(x.astype(jnp.float32)))
+        out = self.out_channels * (1 + self.learned_variance)
+        x = nn.Conv(out * self.patch**2, (3, 3), kernel_init=ZEROS, name="conv_out")(x)
+        return rearrange(x, "b f h w (i j c) -> b f (h i) (w j) c", i=self.patch, j=self.patch)
+
+    def _check(self, z: Array, t: Array, context: Array | None, context_mask: Array | None) -> None:
+        """Refuse what would fail late or, worse, run and mean something else."""
+        factors = tuple(2**level for level in range(len(self.width_mult)))
+        choices: tuple[tuple[str, tuple, tuple], ...] = (
+            ("temporal", self.temporal, TEMPORAL),
+            ("remat", (self.remat,), ("none", *REMAT)),
+            ("attention_order", (self.attention_order,), tuple(HEADS)),
+            ("attention", self.attention, factors),
+            ("temporal_attention_at", self.temporal_attention_at or (), factors),
+        )
+        for name, given, known in choices:
+            if unknown := [value for value in given if value not in known]:
+                raise ValueError(f"{name} knows {', '.join(map(repr, known))}; got {unknown[0]!r}")
+        if z.ndim != 5:
+            raise ValueError(f"z must be b f h w c, got shape {z.shape}")
+        if t.shape != z.shape[:1]:
+            raise ValueError(f"t must have one step per clip, shape {z.shape[:1]}, got {t.shape}")
+        side = self.patch * factors[-1]
+        if z.shape[2] % side or z.shape[3] % side:
+            size = f"{z.shape[2]} x {z.shape[3]}"
+            raise ValueError(f"height and width must divide by patch * 2**(levels - 1) = {side}, got {size}")
+        if self.null_class and not self.num_classes:
+            raise ValueError("null_class needs num_classes > 0")
+        expect("context", context, self.context_dim > 0, "context_dim")
+        if context is None and context_mask is not None:
+            raise ValueError("context_mask was given without context")
+        if context is not None and context.shape[-1] != self.context_dim:
+            raise ValueError(f"context must have context_dim = {self.context_dim} channels, got {context.shape[-1]}")

@@ -1,0 +1,328 @@
+"""A run is a folder that explains itself: what was run, on what, and every number it gave.
+
+    config.json     the resolved config (an earlier, different one is kept as config.<hash>.json)
+    run.json        {"starts": [...]}: command, versions, revision, devices, mesh and seed of every start
+    metrics.jsonl   one line of JSON for each report; the only file that is read back
+    tensorboard/    the same numbers, and clips, as TensorBoard event files
+
+A line of `metrics.jsonl` is one of
+
+    {"step", "time", "train/loss": 0.03, ...}                                               scalars
+    {"step", "time", "score", "value", "protocol", "protocol_hash", "reference"?, "target"?}  one score
+    {"step", "time", "text", "value"}                                                       a remark
+
+JSON has no NaN and no infinity: they are written as the strings "nan", "inf" and "-inf", and read back as
+floats.
+
+The event files are written with tensorboardX's record writer. clu's metric_writers would import TensorFlow,
+which takes device memory for itself and is needed for nothing else here.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+
+from vf import video
+from vf.types import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+NOT_FINITE = ("nan", "inf", "-inf")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can say it: arrays become lists, NaN and infinities strings, objects their names."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return plain(np.asarray(value, np.float32 if value.dtype.name == "bfloat16" else None).tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, bool | int | str | None):
+        return value
+    return str(getattr(value, "__name__", value))  # A repr may hold an address, which differs from run to run.
+
+
+def protocol_hash(protocol: Mapping[str, Any]) -> str:
+    """First 8 hex digits of the SHA-256 of the protocol as JSON with sorted keys."""
+    text = json.dumps(plain(protocol), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class Recorder:
+    """Writes the folder of a run; on hosts other than the first (`is_writer=False`) no method does anything.
+
+    Makes `workdir` where needed and keeps what is there. Raises UserError when that cannot be done."""
+
+    def __init__(self, workdir: str | Path, *, is_writer: bool = True) -> None:
+        self.workdir = Path(workdir)
+        self.is_writer = is_writer
+        self._metrics = self.workdir / "metrics.jsonl"
+        self._events: Any = None
+        if not is_writer:
+            return
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.workdir):
+                pass
+            self._close_torn_line()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"expected a run folder that can be written and got {workdir} ({reason}): choose another"
+            ) from error
+
+    def describe(
+        self,
+        config: Mapping[str, Any],
+        *,
+        mesh: jax.sharding.Mesh | Mapping[str, int] | None = None,
+        seed: int | None = None,
+        **facts: Any,
+    ) -> None:
+        """Writes config.json and adds this start, with any further `facts`, to the list in run.json."""
+        if not self.is_writer:
+            return
+        text = json.dumps(plain(config), indent=2, allow_nan=False) + "\n"
+        path = self.workdir / "config.json"
+        if path.exists() and (earlier := path.read_text()) != text:
+            digest = hashlib.sha256(earlier.encode()).hexdigest()[:8]
+            path.rename(self.workdir / f"config.{digest}.json")
+        self._write(path, text)
+
+        devices = jax.devices()
+        start = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": command_line(sys.orig_argv),
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "git": _revision(Path(__file__).resolve().parents[1]),
+            "devices": {
+                "kind": devices[0].device_kind,
+                "platform": devices[0].platform,
+                "count": len(devices),
+            },
+            "processes": jax.process_count(),
+            "mesh": dict(mesh.shape) if isinstance(mesh, jax.sharding.Mesh) else mesh,
+            "seed": seed,
+            **facts,
+        }
+        path = self.workdir / "run.json"
+        try:
+            starts = list(json.loads(path.read_text())["starts"])
+        except FileNotFoundError:
+            starts = []
+        except (ValueError, KeyError, TypeError):  # Edited by hand: set it aside rather than lose it or stop.
+            path.rename(self.workdir / f"run.damaged.{time.time_ns()}.json")
+            starts = []
+        self._write(path, json.dumps({"starts": [*starts, plain(start)]}, indent=2, allow_nan=False) + "\n")
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line with all `values` (numbers, or arrays of one element) at `step`.
+
+        Raises ValueError when a name is one that other lines or columns use."""
+        if not self.is_writer:
+            return
+        if taken := {"step", "time", "score", "text"} & values.keys():
+            raise ValueError(f"scalars may not be named {sorted(taken)}")
+        numbers = {name: float(value) for name, value in values.items()}
+        self._append(step, numbers)
+        self._tensorboard(step, [{"tag": name, "simple_value": number} for name, number in numbers.items()])
+
+    def score(
+        self,
+        step: int,
+        name: str,
+        value: Any,
+        protocol: Mapping[str, Any],
+        *,
+        reference: float | None = None,
+        target: float | None = None,
+    ) -> None:
+        """One score with its `protocol`: whatever must be equal for two values to be compared.
+
+        `reference` is the value on real clips, `target` the value hoped for. Raises ValueError when the
+        protocol is empty."""
+        if not protocol:
+            raise ValueError(f"the score {name!r} needs the protocol it was measured by")
+        if not self.is_writer:
+            return
+        line = {"score": name, "value": float(value), "protocol": protocol}
+        line["protocol_hash"] = protocol_hash(protocol)
+        line |= {key: float(x) for key, x in (("reference", reference), ("target", target)) if x is not None}
+        self._append(step, line)
+        self._tensorboard(step, [{"tag": f"score/{name}", "simple_value": float(value)}])
+
+    def text(self, step: int, name: str, value: str) -> None:
+        """One remark, such as why the run stopped."""
+        if self.is_writer:
+            self._append(step, {"text": name, "value": value})
+
+    def video(self, step: int, name: str, clips: np.ndarray, *, fps: float = 8, columns: int = 8) -> None:
+        """Shows clips u8 [n t h w 3] in TensorBoard as one moving wall; the clips themselves are not kept."""
+        if not self.is_writer:
+            return
+        wall = video.grid(np.asarray(clips), columns)
+        image = {
+            "height": wall.shape[1],
+            "width": wall.shape[2],
+            "colorspace": 3,
+            "encoded_image_string": video.encode_gif(wall, fps),
+        }
+        self._tensorboard(step, [{"tag": name, "image": image}])
+
+    def _append(self, step: int, line: Mapping[str, Any]) -> None:
+        """Opens and closes for each line: a crash tears at most the last, and network disks publish it."""
+        whole = {"step": int(step), "time": round(time.time(), 3), **line}
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(whole), allow_nan=False) + "\n")
+
+    def _close_torn_line(self) -> None:
+        """Ends the line that a crash tore, so that the first new line is not glued to it."""
+        if not self._metrics.exists() or not self._metrics.stat().st_size:
+            return
+        with self._metrics.open("rb+") as file:
+            file.seek(-1, 2)
+            if file.read() != b"\n":
+                file.write(b"\n")
+
+    def _tensorboard(self, step: int, values: list[dict[str, Any]]) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import RecordWriter
+
+        now = time.time()
+        if self._events is None:
+            # A name of our own: tensorboardX's holds the machine's name, and two starts in a second share it.
+            folder = self.workdir / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            self._events = RecordWriter(str(folder / f"events.out.tfevents.{int(now)}.{time.time_ns()}"))
+            weakref.finalize(self, self._events.close)
+            self._events.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+            # Tells TensorBoard to forget what an earlier start drew from this step on.
+            start = Event(wall_time=now, step=int(step), session_log=SessionLog(status=SessionLog.START))
+            self._events.write(start.SerializeToString())
+        summary = Summary(value=[Summary.Value(**value) for value in values])
+        self._events.write(Event(wall_time=now, step=int(step), summary=summary).SerializeToString())
+        self._events.flush()
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        with video.replacing(path) as temporary:
+            temporary.write_text(text)
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl holds, by steps: all scalars of a step in one dict, then its scores and remarks.
+
+    Where a run went back to an earlier step, the later value of the same step and name wins; two protocols
+    make two scores. A torn line is left out, and a run without the file has no lines."""
+    path = Path(workdir) / "metrics.jsonl"
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            continue
+        if "text" in line:
+            rows[line["step"], 2, line["text"]] = line
+            continue
+        line = {key: float(x) if x in NOT_FINITE and key != "score" else x for key, x in line.items()}
+        if "score" in line:
+            rows[line["step"], 1, line["score"], line.get("protocol_hash")] = line
+        else:
+            rows.setdefault((line["step"], 0), {}).update(line)
+    return [rows[key] for key in sorted(rows, key=lambda key: key[:2])]
+
+
+def command_line(argv: list[str]) -> str:
+    """A command line as a shell would take it, with the folders of this machine cut from absolute paths."""
+    words = [Path(argv[0]).name, *argv[1:]] if argv else []
+    # An absolute path begins a word or follows "=" or ","; a URL's slashes follow a colon and stay.
+    return shlex.join(
+        re.sub(r"(^|[=,])(?:~|[A-Za-z]:)?[/\\](?:[^,]*[/\\])?(?=[^,])", r"\1.../", word) for word in words
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _revision(root: Path) -> dict[str, Any] | None:
+    """The git revision at `root`, `dirty` when code or configs differ from it; None without a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # An installed package may lie inside somebody else's checkout, whose revision says nothing about us.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        return {
+            "revision": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "vf", "configs")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Progress:
+    """One line on how far the run is: `step 1200/4000  loss 0.0312  3.41 steps/s  ETA 13m40s`.
+
+    Redrawn in place on a terminal, line under line elsewhere, at most once in `every_seconds`. The rate is
+    the mean since the first step after `start` was done: its compilation does not count."""
+
+    def __init__(self, total: int, start: int = 0, every_seconds: float = 5.0, stream: TextIO | None = None) -> None:
+        self.total, self.start, self.every_seconds = total, start, every_seconds
+        self.stream = sys.stdout if stream is None else stream
+        self._first: tuple[int, float] | None = None
+        self._printed = -math.inf
+
+    def update(self, step: int, loss: Any, **extra: Any) -> None:
+        """Call after each step; `loss` and `extra` may be arrays on the device.
+
+        They are fetched only when a line is due, so that a call costs the run no waiting."""
+        now = time.monotonic()
+        if self._first is None and step > self.start:
+            self._first = (step, now)
+        if now - self._printed < self.every_seconds and step < self.total:
+            return
+        self._printed = now
+        since, then = self._first or (step, now)
+        rate = (step - since) / (now - then) if step > since and now > then else 0.0
+        parts = [f"step {step}/{self.total}", f"loss {float(loss):.4g}"]
+        parts += [f"{name} {x if isinstance(x, str) else format(float(x), '.4g')}" for name, x in extra.items()]
+        parts += [f"{rate:.3g} steps/s", f"ETA {_duration((self.total - step) / rate)}"] if rate else []
+        line = "  ".join(parts)
+        if self.stream.isatty():
+            self.stream.write(f"\r{line}\x1b[K" + ("\n" if step >= self.total else ""))
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

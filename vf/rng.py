@@ -1,0 +1,29 @@
+"""Every random draw is a function of (seed, purpose, example): nothing is carried, nothing depends on the machine.
+
+A draw that concerns a training example is keyed by the example's number in the run (step * batch_size + row), one that
+concerns a sample by the sample's number; so it is the same on 1 or 256 devices, in any batch, after any restart.
+"""
+
+import enum
+
+import jax
+from jaxtyping import Array, Key, UInt
+
+
+class Purpose(enum.IntEnum):
+    """What a draw is for. Numbers are part of a run's reproducibility: append, never renumber."""
+
+    PARAMETERS = 0
+    TRAIN = 1
+    EVALUATE = 2
+    SAMPLE = 3
+
+
+def key(seed: int, purpose: Purpose) -> Key[Array, ""]:
+    """The key of one purpose."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def example_keys(seed: int, purpose: Purpose, index: UInt[Array, " b"]) -> Key[Array, " b"]:
+    """One key per example number, for draws under vmap."""
+    return jax.vmap(lambda i: jax.random.fold_in(key(seed, purpose), i))(index)

@@ -1,0 +1,67 @@
+"""The sampling job: weights in, clips on disk. Sample k depends on (seed, k) and the weights alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from vf import gallery, rng, sharding, video
+from vf.build import SampleJob
+from vf.model import Model
+from vf.types import Batch
+
+
+def sampler(model: Model, job: SampleJob, mesh: Mesh) -> Any:
+    """Compiled (params, batch of conditions) -> u8 [b f h w 3]; keep it, since compiling takes longer than sampling."""
+
+    def sample(params: Any, batch: Batch) -> jax.Array:
+        keys = rng.example_keys(job.seed, rng.Purpose.SAMPLE, batch["index"])
+        return video.to_uint8(model.sample(params, keys, model.condition(batch), job.options))
+
+    return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh))
+
+
+def conditions(model: Model, job: SampleJob, records: Mapping[str, np.ndarray], classes: int) -> dict[str, np.ndarray]:
+    """What `job.count` samples are conditioned on: labels in turn or as asked, embeddings of held-out clips.
+
+    The paper draws the embedding from a prior network; until there is one, clips that were not trained on lend theirs,
+    so a score with context `embedding` is that of a perfect prior.
+    """
+    index = np.arange(job.count, dtype=np.uint32)
+    label = index % max(classes, 1) if job.label < 0 else np.full(job.count, job.label)
+    made = {"index": index, "label": label.astype(np.int32)}
+    if model.embedding_dim:
+        made["embedding"] = records["embedding"][index % len(records["embedding"])]
+    return made
+
+
+def clips(sample: Any, params: Any, given: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> np.ndarray:
+    """All samples, u8 [n f h w 3], on every host. The last batch is filled up and cut, so one program serves all."""
+    count = len(given["index"])
+    hosts, me = jax.process_count(), jax.process_index()
+    rows = batch_size // hosts
+    made = []
+    for first in range(0, count, batch_size):
+        mine = np.minimum(first + me * rows + np.arange(rows), count - 1)
+        batch = sharding.put_batch({name: value[mine] for name, value in given.items()}, mesh)
+        made.append(np.asarray(multihost_utils.process_allgather(sample(params, batch), tiled=True)))
+    return np.concatenate(made)[:count]
+
+
+def write(
+    workdir: str | Path,
+    step: int,
+    generated: np.ndarray,
+    given: Mapping[str, np.ndarray],
+    model: Model,
+    job: SampleJob,
+) -> Path:
+    """`WORKDIR/samples/step_00001000`: clips.npz (lossless), a wall as GIF and MP4, a film strip, meta.json."""
+    labels = given["label"].tolist() if model.null_label is not None else None
+    folder = Path(workdir) / "samples" / f"step_{step:08d}"
+    meta = {"step": step, **job.protocol()}
+    return gallery.write_samples(folder, generated, centre=model.base_frame, fps=job.fps, labels=labels, meta=meta)

@@ -1,0 +1,82 @@
+"""One training step and one validation step, pure: (state, batch) -> (state, numbers)."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from vf import rng, video
+from vf import state as states
+from vf.model import Errors, Model
+from vf.types import Batch
+
+
+def loss(model: Model, errors: Errors) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The training loss and its parts.
+
+    Base and residual networks share no gradient, so each is trained on the mean over its own frames and the loss is
+    their sum; how the paper weighs the frames of its equation is not known. One network: the mean over all frames.
+    """
+    centre = errors.loss[:, model.base_frame].mean()
+    rest = jnp.delete(errors.loss, model.base_frame, axis=1, assume_unique_indices=True).mean()
+    total = centre + rest if model.networks == ("base", "residual") else errors.loss.mean()
+    return total, {"loss": total, "loss_base": centre, "loss_residual": rest}
+
+
+def train_step(
+    state: states.TrainState,
+    batch: Batch,
+    *,
+    model: Model,
+    tx: optax.GradientTransformation,
+    seed: int,
+    ema_decay: float,
+    accumulate: int = 1,
+) -> tuple[states.TrainState, dict[str, Array]]:
+    """One update. The batch is cut into `accumulate` equal micro-batches, whose gradients are averaged.
+
+    Returns the new state and scalars: loss, its parts, and each network's gradient norm before clipping.
+    """
+
+    def micro(params: Any, rows: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+        keys = rng.example_keys(seed, rng.Purpose.TRAIN, rows["index"])
+        x = video.from_uint8(rows["video"])
+        return loss(model, model.errors(params, x, model.condition(rows), keys, train=True))
+
+    gradients = jax.grad(micro, has_aux=True)
+    if accumulate == 1:
+        grads, numbers = gradients(state.params, batch)
+    else:
+        # Row r goes to micro-batch r % accumulate, so that every device keeps a share of each.
+        micros = {k: jnp.swapaxes(v.reshape(-1, accumulate, *v.shape[1:]), 0, 1) for k, v in batch.items()}
+        summed, numbers = jax.lax.scan(
+            lambda total, rows: _add(total, *gradients(state.params, rows)),
+            jax.tree.map(jnp.zeros_like, state.params),
+            micros,
+        )
+        grads = jax.tree.map(lambda g: g / accumulate, summed)
+        numbers = jax.tree.map(lambda v: v.mean(0), numbers)
+    numbers |= {f"grad_norm_{name}": optax.tree.norm(grads[name]) for name in model.networks}
+    return states.update(state, grads, tx, functools.partial(states.ema_decay, decay=ema_decay)), numbers
+
+
+def _add(total: Any, grads: Any, numbers: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
+    return jax.tree.map(jnp.add, total, grads), numbers
+
+
+def validation_step(
+    params: Any, batch: Batch, t: Int[Array, ""], *, model: Model, seed: int
+) -> dict[str, Float[Array, " b"]]:
+    """Errors of each clip at one noise level, without dropout: `eps_base` and `eps_others`, [b], in units of eps.
+
+    eps errors can be compared across models and predictions; the noise of clip `index` at `t` is always the same.
+    """
+    keys = jax.vmap(jax.random.fold_in, (0, None))(rng.example_keys(seed, rng.Purpose.EVALUATE, batch["index"]), t)
+    x = video.from_uint8(batch["video"])
+    errors = model.errors(params, x, model.condition(batch), keys, t=jnp.full(len(x), t))
+    others = jnp.delete(errors.eps, model.base_frame, axis=1, assume_unique_indices=True).mean(1)
+    return {"eps_base": errors.eps[:, model.base_frame], "eps_others": others}

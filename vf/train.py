@@ -1,0 +1,206 @@
+"""The training job, told in the order in which it happens.
+
+Restore, then step by step: fetch a batch, update, look at the numbers of the steps before (one behind, so that the
+host never waits for the device), now and then save, sample and evaluate. The order within a step has reasons: numbers
+are checked before a checkpoint is written, so that a checkpoint always holds finite losses; samples come after the
+checkpoint, so that a failure there loses nothing.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from jax.sharding import Mesh
+
+from vf import evaluate, gallery, record, rng, sample, sharding
+from vf import state as states
+from vf.build import SampleJob
+from vf.checkpoint import Checkpoints
+from vf.data import pipeline
+from vf.metrics.protocol import Evaluator
+from vf.model import Model
+from vf.step import train_step
+from vf.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Samples and evaluates at one step of a run; used by training and by the sampling and evaluation jobs."""
+
+    workdir: Path
+    recorder: record.Recorder
+    model: Model
+    mesh: Mesh
+    job: SampleJob
+    evaluators: Mapping[str, Evaluator]
+    held: Mapping[str, np.ndarray]  # fixed clips that were not trained on
+    levels: np.ndarray
+    batch_size: int
+    classes: int
+    data: Mapping[str, Any]  # what the real clips are
+    seed: int
+
+    @functools.cached_property
+    def _sample(self) -> Any:
+        return sample.sampler(self.model, self.job, self.mesh)
+
+    @functools.cached_property
+    def _validate(self) -> Any:
+        return evaluate.validator(self.model, self.seed, self.mesh)
+
+    def sample(self, step: int, params: Any) -> np.ndarray:
+        """Samples of `params`, written into the run's folder."""
+        given = sample.conditions(self.model, self.job, self.held, self.classes)
+        made = sample.clips(self._sample, params, given, self.job.batch_size, self.mesh)
+        if self.recorder.is_writer:
+            sample.write(self.workdir, step, made, given, self.model, self.job)
+            self.recorder.video(step, "samples", made[:16], fps=self.job.fps)
+        return made
+
+    def evaluate(self, step: int, params: Any, made: np.ndarray) -> dict[str, float]:
+        """Validation losses of `params` and scores of the samples `made`, recorded."""
+        losses = evaluate.validation(self._validate, params, self.held, self.levels, self.batch_size, self.mesh)
+        self.recorder.scalars(step, losses)
+        protocol = {"real": dict(self.data), "n_real": len(self.held["video"]), "n_generated": len(made)}
+        protocol |= {"sampling": self.job.protocol()}
+        found = evaluate.scores(self.evaluators, self.held["video"], made, self.model.base_frame, protocol)
+        for score in found:
+            self.recorder.score(step, score.name, score.value, score.protocol, reference=score.reference)
+        return {score.name: score.value for score in found}
+
+    def show_real(self) -> None:
+        """Real clips for the gallery, beside which samples are seen."""
+        if self.recorder.is_writer:
+            gallery.write_samples(
+                self.workdir / "samples" / "real", self.held["video"][: self.job.count],
+                centre=self.model.base_frame, fps=self.job.fps, meta=dict(self.data),
+            )  # fmt: skip
+
+
+def place_state(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int
+) -> tuple[Callable[[], states.TrainState], Any]:
+    """A function that makes the initial state where it belongs, and the state's shapes with shardings."""
+
+    def create() -> states.TrainState:
+        return states.create(model.init(rng.key(seed, rng.Purpose.PARAMETERS)), tx)
+
+    shapes = jax.eval_shape(create)
+    where = sharding.shardings(shapes, mesh)
+    return jax.jit(create, out_shardings=where), sharding.abstract(shapes, where)
+
+
+def run(
+    *,
+    workdir: Path,
+    model: Model,
+    tx: optax.GradientTransformation,
+    learning_rates: Callable[[Any], Mapping[str, Any]],
+    source: pipeline.Source,
+    mesh: Mesh,
+    judge: Judge,
+    recorder: record.Recorder,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    accumulate: int,
+    ema_decay: float,
+    threads: int,
+    log_every: int,
+    checkpoint_every: int,
+    keep: int,
+    sample_every: int,
+    init_base: Path | None,
+    meta: Mapping[str, Any],
+) -> dict[str, float]:
+    """Trains to `steps` updates from the latest checkpoint in `workdir`, or from the start; returns the last scores.
+
+    Raises UserError for a non-finite loss (the last good checkpoint stays), unreadable data, or a checkpoint of another
+    architecture.
+    """
+    create, abstract = place_state(model, tx, mesh, seed)
+    step_fn = functools.partial(train_step, model=model, tx=tx, seed=seed, ema_decay=ema_decay, accumulate=accumulate)
+    where = jax.tree.map(lambda a: a.sharding, abstract)
+    update = jax.jit(step_fn, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
+
+    with Checkpoints(str(workdir / "checkpoints"), keep=keep) as checkpoints:
+        first = checkpoints.latest() or 0
+        if first:
+            state = checkpoints.restore(abstract)
+            logging.info("restored step %d", first)
+        else:
+            state = create()
+            if init_base is not None:
+                state = _with_base(state, abstract, init_base)
+        judge.show_real()
+
+        progress = record.Progress(steps, first)
+        pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # numbers still on their way from the device
+        with pipeline.batches(
+            source,
+            seed=seed,
+            batch_size=batch_size,
+            start=first,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=threads,
+        ) as batches:
+            for step in range(first + 1, steps + 1):
+                state, numbers = update(state, sharding.put_batch(next(batches), mesh))
+                pending.append((step, numbers))
+                checkpoints.check()
+                last = step == steps
+                save = step % checkpoint_every == 0 or last
+                if len(pending) > log_every or save:
+                    # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
+                    ready, pending = (pending, []) if save else (pending[:-1], pending[-1:])
+                    means = _fetch(ready)
+                    means |= {f"lr_{name}": float(rate) for name, rate in learning_rates(ready[-1][0]).items()}
+                    recorder.scalars(ready[-1][0], {f"train/{name}": value for name, value in means.items()})
+                    progress.update(ready[-1][0], means["loss"])
+                if save:
+                    checkpoints.save(step, state, {**meta, "step": step})
+                if sample_every and step % sample_every == 0 and not last:
+                    judge.evaluate(step, state.ema, judge.sample(step, state.ema))
+                    if recorder.is_writer:
+                        gallery.write(workdir)
+            _report_bad(source, batches.bad, recorder, steps)
+        scores = judge.evaluate(steps, state.ema, judge.sample(steps, state.ema))
+    if recorder.is_writer:
+        logging.info("gallery: %s", gallery.write(workdir))
+    return scores
+
+
+def _fetch(ready: list[tuple[int, Mapping[str, jax.Array]]]) -> dict[str, float]:
+    """Means over steps. Raises UserError that names the first step whose loss or gradient is not finite."""
+    numbers = jax.device_get([values for _, values in ready])
+    for (step, _), values in zip(ready, numbers, strict=True):
+        if broken := [name for name, value in values.items() if not np.isfinite(value)]:
+            raise UserError(
+                f"{broken[0]} is {values[broken[0]]} at step {step}: the run stops and keeps its last checkpoint; "
+                "lower the learning rate, lengthen the warm-up, or clip gradients harder"
+            )
+    return {name: float(np.mean([values[name] for values in numbers])) for name in numbers[0]}
+
+
+def _with_base(state: states.TrainState, abstract: Any, run: Path) -> states.TrainState:
+    """`state` with the base network that another run has averaged."""
+    with Checkpoints(str(run / "checkpoints"), read_only=True) as checkpoints:
+        base = checkpoints.restore_params({"base": abstract.ema["base"]})["base"]
+    copy = jax.tree.map(lambda a: a.copy(), base)  # parameters and average are donated apart
+    return state.replace(params={**state.params, "base": copy}, ema={**state.ema, "base": base})  # type: ignore[attr-defined]
+
+
+def _report_bad(source: pipeline.Source, bad: Mapping[int, str], recorder: record.Recorder, step: int) -> None:
+    """Names, at the end, every clip that was left out."""
+    lost = {**getattr(source, "rejected", {}), **{f"record {number}": why for number, why in bad.items()}}
+    if lost:
+        told = "; ".join(f"{name}: {why}" for name, why in sorted(lost.items()))
+        logging.warning("%d clips were skipped: %s", len(lost), told)
+        recorder.text(step, "skipped clips", told)

@@ -1,0 +1,210 @@
+"""Pixels: the two crossings between u8 and [-1, 1], clips on disk, and pictures for the eye.
+
+Clips are u8 [n t h w 3] at both ends of the project. `from_uint8` and `to_uint8` are its only two crossings:
+
+    x = (2 v - 255) / 255      v in 0..255  ->  x in [-1, 1]
+    v = floor(127.5 x + 128)   the nearest pixel value, ties upwards
+
+The `.npz` of `save_npz` is lossless and is what metrics read. The MP4, GIF and PNG writers are for the eye:
+H.264 and a palette of 256 colours alter pixels, so nothing is ever measured on them.
+"""
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float, UInt8
+
+from vf.types import Array, UserError
+
+GAP = 128  # Grey of the gaps between clips: quiet on a light page and on a dark one.
+MARK = (255, 140, 0)  # Orange frame around the centre (base) frame of a film strip.
+
+
+def from_uint8(video: Array) -> Float[jax.Array, "..."]:
+    """Pixels u8 of any shape -> f32 in [-1, 1]; jit-able. Raises TypeError on another dtype."""
+    if video.dtype != np.uint8:  # A second crossing of the same clip would go unseen otherwise.
+        raise TypeError(f"from_uint8 expects uint8 pixels and got {video.dtype}")
+    # Not v / 127.5 - 1: compilers multiply by the reciprocal, and 255 would become slightly more than 1.
+    return (2.0 * jnp.asarray(video, jnp.float32) - 255.0) / 255.0
+
+
+def to_uint8(video: Array) -> UInt8[jax.Array, "..."]:
+    """Floats of any shape -> pixels u8; jit-able. Clips what lies outside [-1, 1]; NaN becomes 0.
+
+    The inverse of `from_uint8` on all 256 values. Raises TypeError on integers."""
+    if not jnp.issubdtype(video.dtype, jnp.floating):
+        raise TypeError(f"to_uint8 expects floats in [-1, 1] and got {video.dtype}")
+    # In float32 whatever came: bfloat16 cannot tell 256 levels apart.
+    x = jnp.clip(jnp.nan_to_num(jnp.asarray(video, jnp.float32), nan=-1.0), -1.0, 1.0)
+    return jnp.floor(x * 127.5 + 128.0).astype(jnp.uint8)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that takes its place on success and vanishes on failure.
+
+    A reader sees the old file or the whole new one, never a half. Makes the folder. Raises OSError."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_npz(path: str | os.PathLike[str], clips: Array, **more: Array) -> None:
+    """Writes clips u8 [n t h w 3] losslessly as `clips`, and `more` arrays [n ...] such as `label` by name.
+
+    Raises ValueError when `clips` is no such array or an array of `more` has another length."""
+    arrays = {"clips": np.asarray(clips), **{name: np.asarray(value) for name, value in more.items()}}
+    if wrong := _wrong(arrays):
+        raise ValueError(wrong)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads what `save_npz` wrote: `clips` u8 [n t h w 3] and any further arrays [n ...].
+
+    Raises UserError when the file is missing, is no `.npz`, or holds something else."""
+    try:
+        # Opened here because np.load leaves open what proves to be no zip file.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"no clips at {path}: the file does not exist") from None
+    # A lone .npy loads as an array, which is no context manager: TypeError.
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"cannot read {path} as an .npz of clips: {error}") from error
+    if wrong := _wrong(arrays):
+        raise UserError(f"{path}: {wrong}")
+    return arrays
+
+
+def _wrong(arrays: dict[str, np.ndarray]) -> str:
+    """What keeps `arrays` from being a file of clips, in one sentence; empty when nothing does."""
+    if "clips" not in arrays:
+        return f"expected the key 'clips' and found {sorted(arrays)}"
+    clips = arrays["clips"]
+    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3:
+        return f"expected 'clips' as uint8 [n t h w 3] and found {clips.dtype} {list(clips.shape)}"
+    for name, value in arrays.items():
+        if value.shape[:1] != clips.shape[:1]:
+            return f"expected one '{name}' for each of {len(clips)} clips and found {list(value.shape)}"
+    return ""
+
+
+def enlarge(video: UInt8[np.ndarray, "*b h w c"], scale: int) -> UInt8[np.ndarray, "*b H W c"]:
+    """Repeats every pixel `scale` times along both sides: nearest neighbour, no new colours."""
+    return np.repeat(np.repeat(video, scale, axis=-3), scale, axis=-2)
+
+
+def grid(clips: UInt8[Array, "n t h w 3"], columns: int, pad: int = 1) -> UInt8[np.ndarray, "t H W 3"]:
+    """A wall of clips that play together, row by row, with `pad` pixels of grey between neighbours.
+
+    Fewer than `columns` clips make one shorter row; an unfinished last row ends in grey."""
+    clips = np.asarray(clips)
+    columns = min(columns, len(clips))
+    missing = -len(clips) % columns
+    clips = np.pad(clips, ((0, missing), (0, 0), (0, pad), (0, pad), (0, 0)), constant_values=GAP)
+    wall = rearrange(clips, "(r c) t h w k -> t (r h) (c w) k", c=columns)
+    return wall[:, : wall.shape[1] - pad, : wall.shape[2] - pad]  # No gap after the last row and column.
+
+
+def film_strip(
+    clips: UInt8[Array, "n t h w 3"], centre: int, pad: int = 2, scale: int = 1
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Time from left to right: rows are clips, columns frames, and an orange frame marks the `centre` column.
+
+    `centre` is the index of the base frame; `pad` (at least 1) pixels surround every enlarged frame, and the
+    mark lies in them, never on the picture. Raises ValueError when `centre` or `pad` is out of range."""
+    clips = np.asarray(clips)
+    if not 0 <= centre < clips.shape[1] or pad < 1:
+        raise ValueError(f"centre must be in 0..{clips.shape[1] - 1} and pad >= 1, got {centre} and {pad}")
+    side = (pad, pad)
+    cells = np.pad(enlarge(clips, scale), ((0, 0), (0, 0), side, side, (0, 0)), constant_values=GAP)
+    width = cells.shape[-2]
+    strip = rearrange(cells, "n t h w k -> (n h) (t w) k")
+    column = strip[:, centre * width : (centre + 1) * width]  # A view: painting it paints the strip.
+    for edge in (column[:pad], column[-pad:], column[:, :pad], column[:, -pad:]):
+        edge[:] = MARK
+    return strip
+
+
+def write_png(path: str | os.PathLike[str], image: UInt8[Array, "h w 3"]) -> None:
+    """Writes one picture u8 [h w 3] losslessly."""
+    from PIL import Image
+
+    with replacing(path) as temporary:
+        Image.fromarray(np.asarray(image)).save(temporary, format="PNG", optimize=True)
+
+
+def encode_gif(frames: UInt8[Array, "t h w 3"], fps: float = 8, scale: int = 1) -> bytes:
+    """An endless GIF of frames u8 [t h w 3], for the eye; a GIF counts time in hundredths of a second.
+
+    One palette serves all frames, so that nothing flickers: exact up to 256 colours, median cut beyond. Equal
+    neighbouring frames are stored once and shown longer."""
+    from PIL import Image
+
+    frames = np.asarray(frames)
+    pixels = rearrange(frames, "t h w k -> (t h) w k")
+    colours, index = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    if len(colours) > 256:
+        picture = Image.fromarray(pixels).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        index, palette = np.asarray(picture), picture.getpalette() or []
+    else:
+        palette = colours.ravel().tolist()
+    planes = np.asarray(index, np.uint8).reshape(*frames.shape[:3], 1)
+    pictures = [Image.fromarray(plane[..., 0]) for plane in enlarge(planes, scale)]
+    for picture in pictures:
+        picture.putpalette(palette)  # Turns the grey picture of indices into a palette picture.
+    file = io.BytesIO()
+    pictures[0].save(
+        file,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(100 / fps) * 10,
+        loop=0,
+        optimize=False,
+    )
+    return file.getvalue()
+
+
+def write_gif(path: str | os.PathLike[str], frames: UInt8[Array, "t h w 3"], fps: float = 8, scale: int = 1) -> None:
+    """Writes `encode_gif`'s endless GIF of frames u8 [t h w 3], every pixel `scale` times enlarged."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(encode_gif(frames, fps, scale))
+
+
+def write_mp4(path: str | os.PathLike[str], frames: UInt8[Array, "t h w 3"], fps: float = 8, scale: int = 1) -> None:
+    """Writes frames u8 [t h w 3] as H.264, pixels `scale` times enlarged: for the eye, never for metrics.
+
+    yuv420p, which every browser plays, needs even sides: an odd side repeats its last row or column."""
+    import av
+
+    large = enlarge(np.asarray(frames), scale)
+    odd_h, odd_w = large.shape[1] % 2, large.shape[2] % 2
+    large = np.pad(large, ((0, 0), (0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+    with (
+        replacing(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.height, stream.width, stream.pix_fmt = large.shape[1], large.shape[2], "yuv420p"
+        stream.options = {"crf": "16", "preset": "fast"}
+        for frame in large:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))
