@@ -4,7 +4,11 @@ The defaults are the paper's recipe where the paper tells it (16 frames of 64 x 
 lambda = 0.5, eps-prediction, joint training with a small base learning rate); what it does not tell is marked "ours".
 """
 
+import difflib
+
 from ml_collections import ConfigDict
+
+from vf.types import UserError
 
 
 def network(**changes) -> ConfigDict:
@@ -116,9 +120,10 @@ def get_config() -> ConfigDict:
 
 def vary(config: ConfigDict, variant: str, variants: dict) -> ConfigDict:
     """`config` changed in place by the function that `variants` holds under `variant`; "" changes nothing."""
+    if variant and variant not in variants:
+        near = difflib.get_close_matches(variant, variants, 1, 0.3)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(variants)}"
+        raise UserError(f"unknown variant {variant!r}: {hint}")
     if variant:
-        if variant not in variants:
-            # The message is met on the command line: `vf.main` adds the nearest name.
-            raise KeyError(variant, tuple(variants))
         variants[variant](config)
     return config

@@ -168,9 +168,7 @@ def test_the_page_stands_on_what_there_is(tmp_path, present):
     elif present == "damaged":
         (tmp_path / "config.json").write_text("{")
         (tmp_path / "run.json").write_text('{"starts": [3, {"devices": null}]}')
-        (tmp_path / "metrics.jsonl").write_text(
-            '{"step": 1, "score": "fvd"}\n{"step": 2, "train/loss": "?"}\n'
-        )
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "score": "fvd"}\n{"step": 2, "train/loss": "?"}\n')
     page = page_of(tmp_path)
     sections = {
         "nothing": [],
@@ -194,9 +192,7 @@ def polylines(svg: str) -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("ys", "scale"), [([5.0, 1.0, 3.0, -2.0], lambda y: y), ([1e3, 50.0, 7.0, 1.0], np.log)]
-)
+@pytest.mark.parametrize(("ys", "scale"), [([5.0, 1.0, 3.0, -2.0], lambda y: y), ([1e3, 50.0, 7.0, 1.0], np.log)])
 def test_the_curve_goes_through_the_points(ys, scale):
     xs = np.array([0.0, 10.0, 15.0, 40.0])
     svg = gallery.chart({"a": list(zip(xs, ys, strict=True))})
@@ -218,9 +214,7 @@ def test_series_share_the_axes_and_gaps_are_counted():
     assert "&lt;high&gt; <b>3</b>, 1 not finite" in svg
 
 
-@pytest.mark.parametrize(
-    "points", [[], [(3, 2.0)], [(3, 2.0), (4, 2.0)], [(1, float("inf"))], [(0, 0.0)] * 50]
-)
+@pytest.mark.parametrize("points", [[], [(3, 2.0)], [(3, 2.0), (4, 2.0)], [(1, float("inf"))], [(0, 0.0)] * 50])
 def test_a_chart_of_hardly_anything_is_still_a_chart(points):
     svg = gallery.chart({"a": points})
     assert "nan" not in svg
@@ -245,9 +239,7 @@ def test_one_huge_loss_does_not_spoil_the_page():
     assert len(polylines(gallery.chart({"a": points}))) == 2
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "log"), [(0, 4000, False), (-0.3, 0.7, False), (1e-4, 2, True), (3, 99, True)]
-)
+@pytest.mark.parametrize(("low", "high", "log"), [(0, 4000, False), (-0.3, 0.7, False), (1e-4, 2, True), (3, 99, True)])
 def test_ticks_are_few_and_within(low, high, log):
     ticks = gallery.Axis(low, high, 0, 100, log).ticks()
     assert 2 <= len(ticks) <= 8

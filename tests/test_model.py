@@ -275,7 +275,7 @@ def test_one_network_under_every_prior(name):
 
 
 def test_the_context_reaches_the_residual_generator():
-    """Base first: another clean base frame changes what is said of the other frames; noise on it is training's alone."""
+    """Base first: noise on the clean base frame changes what is said of the others; it is training's alone."""
     model = fusion(context="base_frame", context_noise=0.5)
     params = awake(model.init(jax.random.key(0)))
     x = clips()

@@ -79,38 +79,7 @@ def piece(batch, k, n):
 
 
 def distance(a, b):
-    return max(
-        float(jnp.max(jnp.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
-
-
-def test_micro_batches_equal_one_batch(params, batch):
-    other = {name: value[::-1] * 0.7 for name, value in batch.items()}
-    changes = {
-        "clip_norm": 0.5,
-        "weight_decay": 0.1,
-        "schedule": "cosine",
-        "warmup_steps": 1,
-        "total_steps": 4,
-    }
-    whole = train(make(**changes), params, [batch, other], functools.partial(state.ema_decay, decay=0.99))
-    pieces = [piece(b, k, 3) for b in (batch, other) for k in range(3)]
-    cut = train(make(accumulate=3, **changes), params, pieces, functools.partial(state.ema_decay, decay=0.99))
-    assert distance(whole.params, params) > 1e-3
-    assert distance(cut.params, whole.params) < 1e-6
-    assert distance(cut.ema, whole.ema) < 1e-6
-    assert int(cut.step) == int(whole.step) == 2
-
-
-def test_an_unfinished_accumulation_changes_nothing(params, batch):
-    tx = make(accumulate=3)
-    before = train(tx, params, [piece(batch, k, 3) for k in range(3)])
-    after = before
-    step = updater(tx)
-    for k in range(2):
-        after = step(after, piece(batch, k, 3))
-    assert int(after.step) == 1
-    assert distance((after.params, after.ema), (before.params, before.ema)) == 0
+    return max(float(jnp.max(jnp.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def test_update_is_adamw_by_hand(params, batch):
@@ -160,9 +129,8 @@ def test_weight_decay_is_on_kernels_only(params):
             np.testing.assert_allclose(change, np.broadcast_to(want, change.shape), rtol=1e-6)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_frozen_network_stays_and_holds_no_memory(params, batch, accumulate):
-    tx = make(frozen=("base",), accumulate=accumulate, weight_decay=0.1)
+def test_a_frozen_network_stays_and_holds_no_memory(params, batch):
+    tx = make(frozen=("base",), weight_decay=0.1)
     after = train(tx, params, [batch] * 2)
     assert distance(after.params["base"], params["base"]) == 0
     assert distance(after.ema["base"], params["base"]) == 0
@@ -197,17 +165,14 @@ def test_learning_rates():
 
 def test_the_update_follows_the_schedule(params):
     settings = {"schedule": "cosine", "warmup_steps": 2, "total_steps": 6}
-    tx = make(accumulate=2, **settings)
+    tx = make(**settings)
     at = optim.learning_rates(lr=SETTINGS["lr"], **settings)
     ones = jax.tree.map(jnp.ones_like, params)
     memory = tx.init(params)
     update = jax.jit(lambda memory: tx.update(ones, memory, params))
     for k in range(6):
-        _, memory = update(memory)
         changes, memory = update(memory)
-        for name, rate in at(
-            k
-        ).items():  # a constant gradient of 1 moves every parameter by the learning rate
+        for name, rate in at(k).items():  # a constant gradient of 1 moves every parameter by the learning rate
             np.testing.assert_allclose(changes[name]["out"], -jnp.broadcast_to(rate, (8, 2)), rtol=1e-4)
 
 
@@ -250,7 +215,6 @@ def test_state_can_be_donated(params, batch):
         ({"schedule": "linear"}, "'constant' or 'cosine'"),
         ({"schedule": "cosine", "warmup_steps": 100}, "warmup_steps < total_steps"),
         ({"warmup_steps": -1}, "warmup_steps must be 0 or more"),
-        ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
         ({"lr": {"base": -1.0, "residual": 1.0}}, "lr.base must be 0 or more"),
         ({"lr": {"base": 1.0}}, "give lr.residual"),

@@ -277,9 +277,7 @@ def test_import_touches_no_backend_and_no_other_framework():
         "assert not {'tensorflow', 'torch'} & sys.modules.keys()\n"
     )
     root = Path(__file__).parents[1]
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
 
 
 class Clock:

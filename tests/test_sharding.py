@@ -126,9 +126,7 @@ def test_rules():
 def test_first_rule_wins_and_no_rule_replicates():
     mesh = sharding.make_mesh(1, 8)
     rules = [("skip", "replicated"), ("kernel", "fsdp")]
-    got = specs(
-        {"skip/kernel": (64, 64), "go/kernel": (64, 64), "go/bias": (64,)}, mesh, rules=rules, min_size=1
-    )
+    got = specs({"skip/kernel": (64, 64), "go/kernel": (64, 64), "go/bias": (64,)}, mesh, rules=rules, min_size=1)
     assert got == {
         "skip/kernel": PartitionSpec(None, None),
         "go/kernel": PartitionSpec(None, "fsdp"),
@@ -192,9 +190,7 @@ def test_abstract_keeps_shapes_and_says_where():
     mesh = sharding.make_mesh(1, 8)
     shapes, where = jax.eval_shape(create), place(mesh)
     got = sharding.abstract(shapes, where)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), got) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), shapes
-    )
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), got) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
     assert jax.tree.map(lambda a: a.sharding, got) == where
     everywhere = sharding.replicated(mesh)
     assert {a.sharding for a in jax.tree.leaves(sharding.abstract(shapes, everywhere))} == {everywhere}

@@ -35,13 +35,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def parse(argv: list[str]) -> list[str]:
     """absl's parsing, with typing errors answered by the nearest known name. Raises UserError."""
+    for word in argv:
+        path = word.removeprefix("--config=").split(":")[0]
+        if word.startswith("--config=") and not Path(path).is_file():
+            found = [str(p) for p in Path("configs").glob("*.py") if p.stem != "__init__"]
+            raise UserError(f"no config at {path}: {nearest(path, found)}")
     try:
         rest = FLAGS(argv, known_only=True)
     except flags.Error as error:
         raise UserError(str(error).split("\n")[0]) from error
-    except FileNotFoundError as error:
-        found = sorted(str(path) for path in Path("configs").glob("*.py") if path.stem != "__init__")
-        raise UserError(f"no config at {error.filename}: {nearest(str(error.filename), found)}") from error
     except AttributeError as error:
         raise UserError(_unknown_field(argv) or str(error)) from error
     if rest[1:]:
@@ -101,7 +103,9 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
     tx, learning_rates = build.optimizer(config)
     if mode == "train":
         recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, data=source.describe())
-        logging.info("parameters:\n%s", overview(model))
+        table = overview(model)
+        recorder.file("parameters.txt", table)
+        logging.info("parameters: %s (table in parameters.txt)", table.splitlines()[-1])
         return train.run(
             workdir=workdir,
             model=model,
@@ -148,7 +152,7 @@ def overview(model: Any) -> str:
     """Table of parameters, one row per block."""
     from clu import parameter_overview
 
-    return parameter_overview.get_parameter_overview(build.shapes(model), include_stats=False, max_lines=40)
+    return parameter_overview.get_parameter_overview(build.shapes(model), include_stats=False)
 
 
 def main(argv: list[str]) -> None:

@@ -1,6 +1,6 @@
 """AdamW for two networks at once, each with its own learning rate and its own clipping, or frozen.
 
-For network n with gradient g (the mean over a batch, in one piece or several), update k = 0, 1, ...:
+For network n with gradient g (the mean over a batch), update k = 0, 1, ...:
 
     (1)  g <- g min(1, clip_norm / |g|_2)
     (2)  m <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2
@@ -8,8 +8,8 @@ For network n with gradient g (the mean over a batch, in one piece or several), 
     (4)  lr_n(k) = lr_n min(1, (k + 1) / warmup_steps) s(k)
     (5)  s(k) = 1, or (1 + cos(pi (k - warmup_steps) / (total_steps - warmup_steps))) / 2 after the warm-up
 
-The norm in (1) is that of network n alone. The decay in (3) is for arrays of two or more axes. k counts
-updates, not micro-batches, so accumulation changes what fits into memory and nothing else.
+The norm in (1) is that of network n alone. The decay in (3) is for arrays of two or more axes. Gradient
+accumulation lies before all this, inside one step (`vf/step.py`), so that k counts updates whatever the micro-batches.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -35,36 +35,30 @@ def make(
     b2: float,
     eps: float,
     clip_norm: float | None,
-    accumulate: int = 1,
     frozen: Collection[str] = (),
 ) -> optax.GradientTransformation:
     """The optimizer of a params tree whose top-level keys are networks.
 
     lr: peak learning rate of each network; names that the model has not are ignored.
     schedule: 'constant' or 'cosine' (to 0 at `total_steps`), both after a linear warm-up.
-    warmup_steps, total_steps: in updates, not micro-batches.
+    warmup_steps, total_steps: in updates.
     weight_decay: decoupled; on arrays of two or more axes (kernels, embedding tables), not on biases and
         scales.
     clip_norm: largest gradient norm, for each network by itself, so that a noisy residual network does not
-        throttle the base; None for no clipping. Applied to the accumulated mean.
-    accumulate: number of equally large micro-batches whose mean gradient makes one update.
-    frozen: networks that get no update, and for which no moments and no accumulator are held.
+        throttle the base; None for no clipping.
+    frozen: networks that get no update, and for which no moments are held.
 
     Raises UserError for values out of range here, and in `init` for a network with neither a learning rate
     nor a place in `frozen`, or a frozen name that is no network.
     """
-    if accumulate < 1:
-        raise UserError(f"accumulate must be at least 1, but is {accumulate}")
     if clip_norm is not None and clip_norm <= 0:
         raise UserError(f"clip_norm must be positive, but is {clip_norm}; use None for no clipping")
 
     def network(rate: optax.Schedule) -> optax.GradientTransformation:
-        tx = optax.chain(
+        return optax.chain(
             optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
             optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed),
         )
-        # Inside the partition, so that a frozen network holds no accumulator either.
-        return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
 
     def labels(params: Params) -> dict[str, str]:
         unknown = sorted(set(frozen) - set(params))

@@ -2,6 +2,7 @@
 
     config.json     the resolved config (an earlier, different one is kept as config.<hash>.json)
     run.json        {"starts": [...]}: command, versions, revision, devices, mesh and seed of every start
+    parameters.txt  every array of the model, with its shape
     metrics.jsonl   one line of JSON for each report; the only file that is read back
     tensorboard/    the same numbers, and clips, as TensorBoard event files
 
@@ -131,6 +132,11 @@ class Recorder:
             path.rename(self.workdir / f"run.damaged.{time.time_ns()}.json")
             starts = []
         self._write(path, json.dumps({"starts": [*starts, plain(start)]}, indent=2, allow_nan=False) + "\n")
+
+    def file(self, name: str, text: str) -> None:
+        """Writes `text` as the file `name` of the run's folder, whole or not at all."""
+        if self.is_writer:
+            self._write(self.workdir / name, text if text.endswith("\n") else text + "\n")
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One line with all `values` (numbers, or arrays of one element) at `step`.

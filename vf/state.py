@@ -20,8 +20,7 @@ Decay = float | Callable[[jax.Array], jax.Array]
 class TrainState:
     """The state of a run.
 
-    step: i32 [], the number of finished optimizer updates. Micro-batches that are still being accumulated do
-        not count, so a step means the same data and the same draws whatever the accumulation.
+    step: i32 [], the number of finished optimizer updates.
     params: {'base': ..., 'residual': ...}, or {'base': ...} for a baseline of one network.
     ema: the tree of `params` in float32, averaged over updates.
     opt_state: what `vf.optim.make` keeps.
@@ -51,32 +50,14 @@ def ema_decay(step: jax.Array | int, decay: float) -> jax.Array:
 
 
 def update(state: TrainState, grads: Params, tx: optax.GradientTransformation, ema_decay: Decay) -> TrainState:
-    """One call per (micro-)batch; pure.
+    """One optimizer update; pure.
 
     grads: the tree of `params`, gradients of a mean loss.
     ema_decay: a number in [0, 1], or a function of the number of finished updates.
-
-    While `tx` only accumulates, `step`, `params` and `ema` stay as they are, so that k micro-batches leave
-    behind the very state that one large batch does.
     """
     changes, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)
-    finished = _finished(opt_state)
-    decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
-    rate = jnp.where(finished, 1 - decay, 0)
-    # Written as a correction, not as a mixture, so that an average that has arrived stays put to the last
-    # bit.
+    rate = 1 - (ema_decay(state.step) if callable(ema_decay) else ema_decay)
+    # Written as a correction, not as a mixture, so that an average that has arrived stays put to the last bit.
     ema = jax.tree.map(lambda e, p: e + rate * (p.astype(jnp.float32) - e), state.ema, params)
-    return state.replace(  # type: ignore[attr-defined]
-        step=state.step + jnp.asarray(finished, jnp.int32), params=params, ema=ema, opt_state=opt_state
-    )
-
-
-def _finished(opt_state: Any) -> jax.Array | bool:
-    """Whether the last call completed an update. Networks accumulate in lockstep, so any counter tells."""
-
-    def accumulates(node: Any) -> bool:
-        return isinstance(node, optax.MultiStepsState)
-
-    nodes = jax.tree.leaves(opt_state, is_leaf=accumulates)
-    return next((node.mini_step == 0 for node in nodes if accumulates(node)), True)
+    return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)  # type: ignore[attr-defined]

@@ -96,9 +96,7 @@ def test_frame_k_has_colour_k_in_every_window(coloured, tmp_path, name):
         video = source.clip(0, Start(start))["video"]
         assert [number(picture) for picture in video] == [start, start + 4, start + 8]
     with pytest.raises(AssertionError):
-        source.clip(
-            0, Start(num_starts(LENGTH, 3, 4))
-        )  # the file is known to have LENGTH frames, and no more
+        source.clip(0, Start(num_starts(LENGTH, 3, 4)))  # the file is known to have LENGTH frames, and no more
 
 
 def test_the_made_videos_are_as_hard_as_they_should_be(coloured):
@@ -308,14 +306,10 @@ def test_folders_that_cannot_serve_are_explained(tmp_path, one_video):
         return str(caught.value)
 
     missing = told(tmp_path / "nowhere")
-    assert all(
-        part in missing for part in ("no such folder", "CLASS/VIDEO", ".webm", "--config.data.source=DIR")
-    )
+    assert all(part in missing for part in ("no such folder", "CLASS/VIDEO", ".webm", "--config.data.source=DIR"))
     (tmp_path / "empty" / "Class").mkdir(parents=True)
     empty = told(tmp_path / "empty")
-    assert all(
-        part in empty for part in ("1 folders and no video", "CLASS/VIDEO", ".avi", "--config.data.source")
-    )
+    assert all(part in empty for part in ("1 folders and no video", "CLASS/VIDEO", ".avi", "--config.data.source"))
     deep = tmp_path / "deep" / "UCF-101"
     deep.mkdir(parents=True)
     (one_video / "Class").rename(deep / "Class")

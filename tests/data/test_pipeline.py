@@ -76,9 +76,7 @@ def test_batch_has_the_promised_types():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_rows_of_one_batch(processes):
     whole = take(5, Numbers(20))
-    shares = [
-        take(5, Numbers(20), process_index=p, process_count=processes, threads=3) for p in range(processes)
-    ]
+    shares = [take(5, Numbers(20), process_index=p, process_count=processes, threads=3) for p in range(processes)]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert_same(batch, join(parts))
 

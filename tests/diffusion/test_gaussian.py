@@ -14,7 +14,7 @@ X, EPS = jax.random.normal(jax.random.key(0), (2, 500))
 
 @pytest.mark.parametrize("shrink", [1.0, np.sqrt(0.5), 0.1])
 @pytest.mark.parametrize("angle", [0.05, 0.7, 1.5])
-@pytest.mark.parametrize(("given", "wanted"), itertools.product(gaussian.PREDICTIONS, repeat=2))
+@pytest.mark.parametrize(("given", "wanted"), list(itertools.product(gaussian.PREDICTIONS, repeat=2)))
 def test_every_ordered_pair(given, wanted, angle, shrink):
     alpha, sigma = jnp.cos(angle), shrink * jnp.sin(angle)
     z = gaussian.corrupt(X, EPS, alpha, sigma)
@@ -50,7 +50,7 @@ def test_an_unknown_prediction_is_named():
 
 
 @pytest.mark.parametrize("shrink", [1.0, np.sqrt(0.5)])
-@pytest.mark.parametrize(("predicted", "judged"), itertools.product(gaussian.PREDICTIONS, repeat=2))
+@pytest.mark.parametrize(("predicted", "judged"), list(itertools.product(gaussian.PREDICTIONS, repeat=2)))
 def test_loss_weight_is_the_ratio_of_squared_errors(predicted, judged, shrink):
     """Judge a wrong prediction in both units: the squared errors differ by the weight."""
     alpha, sigma = jnp.cos(0.8), shrink * jnp.sin(0.8)

@@ -15,7 +15,7 @@ PRIORS = {
 }
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", list(PRIORS))
 def test_covariance(name):
     keys = jax.random.split(jax.random.key(0), 1000)
     eps = np.asarray(jax.vmap(lambda k: PRIORS[name].draw(k, SHAPE))(keys), np.float64)

@@ -25,7 +25,7 @@ def test_cosine_is_nichol_and_dhariwal():
     np.testing.assert_allclose(table[-1] / table[-2], 0.001, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", list(schedule.SCHEDULES))
 def test_signal_and_noise_make_one(name):
     made = schedule.SCHEDULES[name](1000)
     t = jnp.arange(-1, 1000)

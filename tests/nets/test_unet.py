@@ -1,14 +1,18 @@
 """The U-Net: ADM's and Karlo's exact parameters, and the laws of frames, conditions, precision and memory."""
 
 import math
+import re
 from collections import Counter
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vf.nets.embed import Conditioning
+from vf.nets.layers import GroupNorm, ResBlock
 from vf.nets.unet import Block, UNet, rematerialised
 
 TINY = {
@@ -40,13 +44,13 @@ def scrambled(net, *args, **kwargs):
     return {path: draw(leaf) for path, leaf in shapes_of(net, *args, **kwargs).items()}
 
 
-def initial(net, part, *args):
-    """The parameters under names with `part` as they are initialised; compiles no more than those."""
+def initial(net, pattern, *args):
+    """The parameters whose paths have the pattern, as they are initialised; compiles no more than those."""
 
     @jax.jit
     def init(key):
         flat = flatten_dict(net.init(key, *args)["params"], sep="/")
-        return {path: leaf for path, leaf in flat.items() if part in path}
+        return {path: leaf for path, leaf in flat.items() if re.search(pattern, path)}
 
     return init(jax.random.key(0))
 
@@ -121,12 +125,39 @@ def test_karlo_decoder_has_exactly_its_parameters():
     assert sum("context_kv/kernel" in name for name in shapes) == 3 * 3 + 1 + 3 * 4
 
 
+def test_skips_join_where_and_in_the_order_that_adm_has_them():
+    """The walk through two levels, written out: what comes from below precedes the last skip not yet read."""
+    net = UNet(**TINY)
+    params = scrambled(net, Z, T)
+    tree = unflatten_dict(params, sep="/")
+    emb = Conditioning(4).apply({"params": tree["embed"]}, T, None, None, np.arange(3))
+
+    def block(name, features, attention, *x):
+        made = Block(features, attention, (), 4, "new", 0.0, 2, jnp.float32)
+        return made.apply({"params": tree[name]}, np.concatenate(x, axis=-1), emb, None, None)
+
+    def resample(name, x, how):
+        return ResBlock(x.shape[-1], how, norm_groups=2).apply({"params": tree[name]}, x, emb)
+
+    x0 = nn.Conv(4, (3, 3)).apply({"params": tree["conv_in"]}, Z)
+    x1 = block("down_0_0", 4, False, x0)
+    x2 = resample("down_0_resample", x1, "down")
+    x3 = block("down_1_0", 8, True, x2)
+    x = block("middle_1", 8, False, block("middle_0", 8, True, x3))
+    x = block("up_1_1", 8, True, block("up_1_0", 8, True, x, x3), x2)
+    x = resample("up_1_resample", x, "up")
+    x = block("up_0_1", 4, False, block("up_0_0", 4, False, x, x1), x0)
+    x = nn.silu(GroupNorm(2).apply({"params": tree["norm_out"]}, x))
+    x = nn.Conv(3, (3, 3)).apply({"params": tree["conv_out"]}, x)
+    np.testing.assert_allclose(run(net, params, Z, T), x, atol=1e-4)
+
+
 def test_output_is_zero_at_initialisation_whatever_lies_below():
     net = UNet(**TINY, patch=2, learned_variance=True, temporal=("conv", "attention"), frame_embed=True)
     z = np.random.default_rng(3).normal(size=(2, 3, 8, 8, 2)).astype(np.float32)
     params = scrambled(net, z, T)
     assert (run(net, params, z, T) != 0).all()
-    y = run(net, params | initial(net, "conv_out", z, T) | {"norm_out/scale": params["norm_out/scale"]}, z, T)
+    y = run(net, params | initial(net, "^conv_out", z, T), z, T)
     assert y.dtype == np.float32
     np.testing.assert_array_equal(y, np.zeros((2, 3, 8, 8, 6)))
 
@@ -265,7 +296,6 @@ def test_remat_wraps_every_block(remat):
     plain, net = UNet(**TINY), UNet(**TINY, remat=remat)
     params = scrambled(net, Z, T)
     assert shapes_of(plain, Z, T) == shapes_of(net, Z, T)
-    np.testing.assert_allclose(run(net, params, Z, T), run(plain, params, Z, T), atol=1e-5)
     text = str(jax.make_jaxpr(lambda z: net.apply({"params": unflatten_dict(params, sep="/")}, z, T))(Z))
     assert text.count("policy=") == 2 + 2 + 4 + 2  # down, middle, up, and one resampling block each way
 

@@ -79,7 +79,7 @@ class ResBlock(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w c"], emb: Float[Array, "b #f e"]) -> Float[Array, "b f h w c"]:
+    def __call__(self, x: Float[Array, "b f h w c"], emb: Float[Array, "b #f e"]) -> Float[Array, "b f i j features"]:
         c = self.features
         h = nn.silu(GroupNorm(self.norm_groups, name="norm_in")(x))
         h, x = resize(h, self.resample), resize(x, self.resample)

@@ -1,0 +1,82 @@
+"""What a training step costs: parameters, FLOPs, seconds, for VideoFusion and the one-network baseline.
+
+    python -m benchmarks.step_time [CONFIG.py]        (default configs/demo.py)
+
+Every row is measured in this one process, in turn, so that rows compare; FLOPs are the compiler's count.
+"""
+
+import importlib.util
+import itertools
+import sys
+import time
+
+import jax
+from ml_collections import ConfigDict
+
+from vf import build, sharding
+from vf import step as steps
+from vf.data import pipeline
+from vf.train import place_state
+
+ROUNDS = 10
+
+
+def load(path: str) -> ConfigDict:
+    """The config that the file at `path` describes."""
+    spec = importlib.util.spec_from_file_location("config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def prepare(config: ConfigDict):
+    """(name of parameters and FLOPs, one training step as a function of nothing)."""
+    source = build.source(config)
+    model, mesh = build.model(config, source), build.mesh(config)
+    tx, _ = build.optimizer(config)
+    create, _ = place_state(model, tx, mesh, config.seed)
+    state = create()
+    size = config.train.batch_size
+    batch = sharding.put_batch(next(pipeline.batches(source, seed=0, batch_size=size, threads=0)), mesh)
+
+    def update(state, batch):
+        return steps.train_step(state, batch, model=model, tx=tx, seed=0, ema_decay=0.999)
+
+    compiled = jax.jit(update).lower(state, batch).compile()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    # The compiler counts the FLOPs of one device's program.
+    flops = compiled.cost_analysis()["flops"] * mesh.size
+    return parameters, flops, lambda: jax.block_until_ready(compiled(state, batch))
+
+
+def main() -> None:
+    """Prints the table."""
+    path = sys.argv[1] if len(sys.argv) > 1 else "configs/demo.py"
+    build.cpu_devices(load(path))
+    rows = {}
+    for predictor, context in (
+        ("decomposed", "none"), ("decomposed", "embedding"), ("decomposed", "base_frame"), ("one_network", "none")
+    ):  # fmt: skip
+        config = load(path)
+        config.model.predictor, config.model.context = predictor, context
+        if predictor == "one_network":
+            config.noise.prior = "independent"
+            config.base.net.temporal = config.residual.net.temporal
+        rows[f"{predictor}, context {context}"] = prepare(config)
+    seconds = dict.fromkeys(rows, float("inf"))
+    for _, name in itertools.product(range(ROUNDS), rows):  # in turn, so that a busy moment strikes all alike
+        start = time.perf_counter()
+        rows[name][2]()
+        seconds[name] = min(seconds[name], time.perf_counter() - start)
+    print(f"{path}, batch {load(path).train.batch_size}, {jax.device_count()} x {jax.devices()[0].device_kind}")
+    for name, (parameters, flops, _) in rows.items():
+        print(
+            f"{name:32} {parameters / 1e6:7.2f} M parameters {flops / 1e9:8.2f} GFLOP {1e3 * seconds[name]:8.1f} ms"
+            f" {flops / seconds[name] / 1e9:7.1f} GFLOP/s"
+        )
+
+
+if __name__ == "__main__":
+    main()
