@@ -24,16 +24,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.base.loss = config.residual.loss = "v"
 
     train = config.train
-    train.steps = 2000
+    train.steps = 2400
     train.batch_size = 16
-    train.lr_base = train.lr_residual = 2e-3
+    train.lr_base = train.lr_residual = 3e-3
     train.schedule = "cosine"
     train.warmup_steps = 50
     train.b2 = 0.99
     train.ema_decay = 0.995
     train.log_every = 20
-    train.checkpoint_every = 500
-    train.sample_every = 500
+    train.checkpoint_every = 800
+    train.sample_every = 800
 
     config.sample.count = 64
     config.sample.batch_size = 64

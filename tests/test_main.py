@@ -24,6 +24,7 @@ def tiny(**changes) -> ConfigDict:
     for part in (config.base, config.residual):
         part.net.update({"width": 8, "width_mult": (1,), "num_res_blocks": 1, "attention": (), "head_dim": 8,
                          "norm_groups": 4, "patch": 4, "dropout": 0.1})  # fmt: skip
+    config.residual.net.temporal = ("conv",)
     config.update(
         {
             "train": {
@@ -67,7 +68,7 @@ def test_a_run_is_a_folder_that_explains_itself(finished):
     assert facts["seed"] == 0
     assert facts["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
     rows = record.read_metrics(workdir)
-    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]  # means up to each checkpoint
     named = {row["score"]: row for row in rows if "score" in row}
     assert set(named) == set(scores)
     assert "fd_random_conv3d" in named
@@ -98,12 +99,14 @@ def test_sampling_again_gives_the_same_clips(finished):
     np.testing.assert_array_equal(video.load_npz(path)["clips"], before)
 
 
+@pytest.mark.slow
 def test_evaluating_again_gives_the_same_scores(finished):
     workdir, scores = finished
     again = main.run(tiny(), workdir, "evaluate")
     assert again == pytest.approx(scores, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_train_alike(finished, tmp_path):
     """8 devices give what 1 gives, to rounding."""
     workdir, _ = finished
@@ -120,6 +123,7 @@ def test_one_and_eight_devices_train_alike(finished, tmp_path):
     np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_one_batch(tmp_path):
     whole, parts = tiny(train__steps=1, model__condition_dropout=0.0), tiny(train__steps=1, train__accumulate=2)
     for config in (whole, parts):
@@ -131,6 +135,7 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, two)
 
 
+@pytest.mark.slow
 def test_a_frozen_base_stays(tmp_path):
     config = tiny(train__freeze_base=True, train__lr_residual=1e-2, train__steps=2)
     main.run(config, tmp_path, "train")
@@ -142,6 +147,7 @@ def test_a_frozen_base_stays(tmp_path):
     assert max(moved) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_base_may_start_from_another_run(finished, tmp_path):
     workdir, _ = finished
     config = tiny(train__steps=1, train__freeze_base=True, base__init_from=str(workdir))
@@ -149,6 +155,7 @@ def test_the_base_may_start_from_another_run(finished, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path, config)["base"], weights(workdir, tiny())["base"])
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     main.run(tiny(train__steps=2), tmp_path, "train")
     broken = tiny(
