@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     base.init_from = ""  # run folder whose base network to start from; "" = from scratch
 
     config.residual = residual = ConfigDict()
-    residual.net = network(width=96, temporal=("conv", "attention"))  # how frames mix is ours
+    residual.net = network(width=128, num_res_blocks=2, temporal=("conv", "attention"))  # ours
     residual.prediction = "eps"
     residual.loss = ""
 

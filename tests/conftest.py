@@ -12,7 +12,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="vf-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-import pytest
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The two models around their networks: oracles, stop-gradients, counted passes, and closed-form samplers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,7 @@ class Stub:
 
 
 def unet(**changes):
-    return UNet(**{"width": 8, "width_mult": (1, 2), "num_res_blocks": 1, "attention": (2,), "head_dim": 8,
+    return UNet(**{"width": 8, "width_mult": (1,), "num_res_blocks": 1, "attention": (), "head_dim": 8,
                    "norm_groups": 4} | changes)  # fmt: skip
 
 
@@ -100,13 +102,15 @@ def test_the_base_learns_from_its_own_frame_only(context):
     model = fusion(context=context)
     params = awake(model.init(jax.random.key(0)))
 
-    def error(params, frames):
-        return model.errors(params, clips(), {}, keys(3)).loss[:, frames].sum()
+    @jax.jit
+    @jax.grad
+    def gradient(params, weight):
+        return jnp.sum(weight * model.errors(params, clips(), {}, keys(3)).loss)
 
-    others = [i for i in range(FRAMES) if i != BASE]
-    for leaf in jax.tree.leaves(jax.grad(error)(params, np.array(others))["base"]):
+    base_only = jnp.zeros(FRAMES).at[BASE].set(1)
+    for leaf in jax.tree.leaves(gradient(params, 1 - base_only)["base"]):
         np.testing.assert_array_equal(leaf, 0)
-    own = jax.grad(error)(params, np.array([BASE]))
+    own = gradient(params, base_only)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(own["base"]))
     for leaf in jax.tree.leaves(own["residual"]):
         np.testing.assert_array_equal(leaf, 0)
@@ -130,12 +134,13 @@ def test_eps_hat_is_the_base_models_where_lambda_is_one(value):
     model = fusion(value)
     params = awake(model.init(jax.random.key(0)))
     z, t = jax.random.normal(jax.random.key(2), (2, *SHAPE)), jnp.asarray(400)
-    given = model.denoiser(params, {})(z, t)
+    eps_hat = jax.jit(lambda params: model.denoiser(params, {})(z, t))
+    given = eps_hat(params)
     alone = model.base.apply({"params": params["base"]}, z[:, BASE, None], jnp.full(2, 400))[:, 0]
     for i in range(FRAMES) if value == 1 else [BASE]:
-        np.testing.assert_allclose(given[:, i], alone, rtol=1e-6)
+        np.testing.assert_allclose(given[:, i], alone, atol=1e-5)  # compiled and not
     other = {**params, "residual": awake(params["residual"], 8)}
-    np.testing.assert_array_equal(model.denoiser(other, {})(z, t)[:, BASE], given[:, BASE])
+    np.testing.assert_array_equal(eps_hat(other)[:, BASE], given[:, BASE])
 
 
 def test_lambda_zero_ties_nothing():
@@ -143,7 +148,8 @@ def test_lambda_zero_ties_nothing():
     model = fusion(0.0)
     params = awake(model.init(jax.random.key(0)))
     z = jax.random.normal(jax.random.key(2), (1, *SHAPE))
-    one, two = (model.denoiser(params, {})(z.at[:, BASE].add(d), jnp.asarray(400)) for d in (0.0, 1.0))
+    eps_hat = jax.jit(model.denoiser(params, {}))
+    one, two = (eps_hat(z.at[:, BASE].add(d), jnp.asarray(400)) for d in (0.0, 1.0))
     np.testing.assert_array_equal(np.delete(one, BASE, 1), np.delete(two, BASE, 1))
 
 
@@ -220,7 +226,8 @@ def test_samples_depend_on_their_own_key_alone(make):
     """Not on the batch they are in, nor on the number of devices; eta > 0, so that injected noise counts too."""
     model = make()
     params = awake(model.init(jax.random.key(0)))
-    options = SampleOptions(time_grid(3, 1000), eta=0.7)
+    # Not from t = 999, where x_0 = (z - sigma eps) / alpha makes rounding errors 20,000 times as large.
+    options = SampleOptions(np.array([700, 300, 0, -1], np.int32), eta=0.7)
     sample = jax.jit(lambda p, k: model.sample(p, k, {}, options))
     together = sample(params, keys(8))
     np.testing.assert_allclose(sample(params, keys(8)[5:6]), together[5:6], atol=1e-4)
@@ -238,6 +245,7 @@ def test_guidance_and_dropped_conditions():
     params = awake(model.init(jax.random.key(0)))
     z, t = jax.random.normal(jax.random.key(2), (2, *SHAPE)), jnp.asarray(400)
 
+    @functools.partial(jax.jit, static_argnums=1)
     def eps_hat(label, scale):
         return model.denoiser(params, {"label": jnp.full(2, label)}, scale)(z, t)
 
@@ -280,8 +288,9 @@ def test_the_context_reaches_the_residual_generator():
     params = awake(model.init(jax.random.key(0)))
     x = clips()
     t = jnp.full(3, 900)
-    calm, calm_again = (model.errors(params, x, {}, keys(3), t).loss for _ in range(2))
+    errors = jax.jit(lambda x, train: model.errors(params, x, {}, keys(3), t, train=train).loss, static_argnums=1)
+    calm, calm_again = (errors(x, False) for _ in range(2))
     np.testing.assert_array_equal(calm, calm_again)
-    noisy = model.errors(params, x, {}, keys(3), t, train=True).loss
+    noisy = errors(x, True)
     assert np.abs(np.delete(noisy - calm, BASE, 1)).max() > 1e-5
     np.testing.assert_allclose(noisy[:, BASE], calm[:, BASE], rtol=1e-5)
