@@ -5,7 +5,7 @@
 DIR has UCF101's own layout, `<Class>/v_<Class>_g01_c01.avi`; `--config.data.split_file=trainlist01.txt` keeps the 9,537
 training clips, which is what the paper is read to have used. Variants, as `configs/ucf101.py:NAME`:
 
-    smoke   the whole road at toy size, about 5 minutes on two CPU cores; its samples show nothing yet
+    smoke   the whole road at toy size, minutes on two CPU cores; its samples show nothing yet
     class   class-conditional, for classifier-free guidance
 """
 
@@ -31,13 +31,10 @@ def labelled(config: ConfigDict) -> None:
 
 def smoke(config: ConfigDict) -> None:
     """Everything that the recipe does, at a size that two cores finish."""
-    config.base.net = base.network(
-        width=32, width_mult=(1, 2, 2), num_res_blocks=1, attention=(4,), head_dim=32, norm_groups=8, patch=4
-    )
-    config.residual.net = base.network(
-        width=32, width_mult=(1, 2, 2), num_res_blocks=1, attention=(4,), head_dim=32, norm_groups=8, patch=4,
-        temporal=("conv", "attention"),
-    )  # fmt: skip
+    # Compiling is most of the time at this size: few levels, attention in the middle only.
+    small = {"width": 16, "width_mult": (1, 2), "num_res_blocks": 1, "attention": (), "head_dim": 16, "norm_groups": 8}
+    config.base.net = base.network(**small, patch=4)
+    config.residual.net = base.network(**small, patch=4, temporal=("conv", "attention"))
     config.base.prediction = config.residual.prediction = "v"
     config.train.steps = 200
     config.train.batch_size = 8
