@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     base.net = network()
     base.prediction = "eps"  # eps (the paper) | v | x_0
     base.loss = ""  # what the error is measured in: eps | v | x_0; "" = as predicted
+    base.images = 1  # of each clip, that it trains on: the base frame (the paper) and others at random (ours)
     base.init_from = ""  # run folder whose base network to start from; "" = from scratch
 
     config.residual = residual = ConfigDict()

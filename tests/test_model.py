@@ -116,6 +116,33 @@ def test_the_base_learns_from_its_own_frame_only(context):
         np.testing.assert_array_equal(leaf, 0)
 
 
+def test_more_images_train_the_base_alone():
+    """Each is a frame of its clip, with the noise of its own time; the other frames' errors do not change."""
+    x = 1e6 * jnp.ones((3, *SHAPE)) * jnp.arange(FRAMES)[:, None, None, None]  # so that z tells the frame
+    shown = []
+
+    def base(z, t, **_):
+        alpha, sigma = (s(t)[:, None, None, None, None] for s in (SCHEDULE.alpha, SCHEDULE.sigma))
+        shown.append(jnp.round((z / alpha).mean((1, 2, 3, 4)) / 1e6).reshape(3, -1))
+        return z / sigma
+
+    silent = Stub(lambda z, t, **_: jnp.zeros_like(z))
+    one, many = (fusion(base=Stub(base), residual=silent, context="base_frame", base_images=n) for n in (1, 9))
+    nothing = {"base": {}, "residual": {}}
+    errors = {m: m.errors(nothing, x, {}, keys(3), train=True) for m in (one, many)}
+    assert [frames.shape for frames in shown] == [(3, 1), (3, 9)]
+    np.testing.assert_array_equal(shown[1][:, 0], BASE)
+    assert set(np.unique(shown[1][:, 1:])) == set(range(FRAMES))  # 24 draws
+    np.testing.assert_array_equal(errors[one].eps, errors[many].eps)
+    np.testing.assert_array_equal(*(np.delete(errors[m].loss, BASE, 1) for m in (one, many)))
+    many.errors(nothing, x, {}, keys(3))
+    assert shown[2].shape == (3, 1)  # not in validation
+    exact = many.errors(nothing, 0 * x, {}, keys(3), train=True)  # where z = sigma eps the network above is right
+    np.testing.assert_allclose(exact.loss[:, BASE], 0, atol=1e-9)
+    with pytest.raises(ValueError, match="base_images"):
+        fusion(base_images=0)
+
+
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_one_base_pass_per_step_on_one_frame(context):
     base, residual = Stub(lambda z, t, **_: z[..., :3]), Stub(lambda z, t, **_: z[..., :3])

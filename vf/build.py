@@ -137,6 +137,7 @@ def model(config: ConfigDict, source: Source) -> Model:
                 residual_prediction=residual_prediction,
                 base_loss=base_loss,
                 residual_loss=choose("residual.loss", config.residual.loss or residual_prediction, kinds),
+                base_images=config.base.images,
                 context=config.model.context,
                 context_noise=config.model.context_noise,
                 **shared,

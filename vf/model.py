@@ -126,6 +126,14 @@ def _draws(keys: Key[Array, " b"], number: int) -> list[Key[Array, " b"]]:
     return [jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in range(number)]
 
 
+class _Images(NamedTuple):
+    """Images of each clip, with noise and time of their own."""
+
+    x: Float[Array, "b n h w c"]
+    noise: Float[Array, "b n h w c"]
+    t: Int[Array, "b n"]
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class VideoFusion(_Model):
     """Base generator on the base frame, residual generator on the others (`decompose`).
@@ -138,6 +146,9 @@ class VideoFusion(_Model):
         context: what ties the base frame to the others: `none` (the bare equations), `embedding` (the paper: both
             networks see a vector of the clean base frame), `base_frame` (ours: the residual generator sees the clean
             base frame, and sampling is base first).
+        base_images: images of each clip that train the base generator at each step: the base frame (the paper: 1) and
+            frames drawn at random, each with a time and a noise of its own (ours: a base that is not pretrained needs
+            many images, and a clip holds f of them).
         context_noise: in training the context frame gets noise of amplitude U(0, context_noise), so that the residual
             generator forgives a generated base frame its flaws; in units of the pixel range [-1, 1].
     """
@@ -150,12 +161,15 @@ class VideoFusion(_Model):
     base_loss: gaussian.Prediction = "eps"
     residual_loss: gaussian.Prediction = "eps"
     context: Context = "none"
+    base_images: int = 1
     context_noise: float = 0.0
     networks: ClassVar = ("base", "residual")
 
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS:
             raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {self.context!r}")
+        if self.base_images < 1:
+            raise ValueError(f"base_images counts the base frame, so it is at least 1, got {self.base_images}")
         others = np.delete(self.lam, self.base_frame, axis=-1)
         if self.context == "base_frame" and np.any(others >= 1):
             raise ValueError(
@@ -183,7 +197,7 @@ class VideoFusion(_Model):
     ) -> Errors:
         """Errors (7) of clips `x` in [-1, 1] at times `t` (drawn where None); every draw comes from `keys`."""
         c = self.base_frame
-        t_keys, noise_keys, drop_keys, context_keys = _draws(keys, 4)
+        t_keys, noise_keys, drop_keys, context_keys, image_keys = _draws(keys, 5)
         t = self._draw_t(t_keys) if t is None else t
         null = self._drop(drop_keys) if train else jnp.zeros(len(x), bool)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
@@ -192,11 +206,10 @@ class VideoFusion(_Model):
         z = gaussian.corrupt(x, eps, spread(alpha, x), spread(sigma, x))  # (2)
 
         rngs = self._rngs(keys, train)
-        value = self._call(self.base, params["base"], z[:, c : c + 1], t, condition, null, **rngs)[:, 0]
-        one = (x[:, c], b, spread(alpha, b), spread(sigma, b))
-        base_loss = _mse(value - gaussian.target(self.base_prediction, *one))
-        base_loss *= gaussian.loss_weight(self.base_prediction, self.base_loss, alpha, sigma, self.loss_weight)
-        b_hat = gaussian.to_eps(self.base_prediction, value, z[:, c], *one[2:])  # (4)
+        images = _Images(x[:, c : c + 1], b[:, None], t[:, None])
+        if train and self.base_images > 1:
+            images = jax.tree.map(lambda *v: jnp.concatenate(v, 1), images, self._more_images(x, image_keys))
+        base_loss, b_hat = self._base_errors(params["base"], images, condition, null, rngs)  # (4)
 
         if self.context == "base_frame":
             # Base first: by the time the residual frames are sampled the base frame is clean, so b is known exactly.
@@ -213,6 +226,35 @@ class VideoFusion(_Model):
         residual_loss *= gaussian.loss_weight(kind, self.residual_loss, alpha[:, None], own, self.loss_weight)
         eps_hat = decompose.eps_hat(kind, value, z_prime, known, self.lam, alpha, sigma)  # (6)
         return Errors(residual_loss.at[:, c].set(base_loss), _mse(eps_hat - eps).at[:, c].set(_mse(b_hat - b)))
+
+    def _more_images(self, x: Float[Array, "b f h w c"], keys: Key[Array, " b"]) -> "_Images":
+        """base_images - 1 frames of each clip, drawn at random, each with its own noise and time."""
+
+        def draw(clip: Array, key: Key[Array, ""]) -> _Images:
+            frame_key, noise_key, t_key = jax.random.split(key, 3)
+            n = self.base_images - 1
+            frames = clip[jax.random.randint(frame_key, (n,), 0, len(clip))]
+            t = jax.random.randint(t_key, (n,), 0, self.schedule.steps)
+            return _Images(frames, jax.random.normal(noise_key, frames.shape), t)
+
+        return jax.vmap(draw)(x, keys)
+
+    def _base_errors(
+        self, params: Params, images: "_Images", condition: Condition, null: Array, rngs: Mapping[str, Any]
+    ) -> tuple[Float[Array, " b"], Float[Array, "b h w c"]]:
+        """Mean loss over each clip's images, and b_hat (4) of the first, from one pass over all of them."""
+        n = images.t.shape[1]
+        x, noise, t = (v.reshape(-1, *v.shape[2:]) for v in images)  # every image is an example
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        scales = (spread(alpha, x), spread(sigma, x))
+        z = gaussian.corrupt(x, noise, *scales)
+        condition = {name: jnp.repeat(given, n, axis=0) for name, given in condition.items()}
+        value = self._call(self.base, params, z[:, None], t, condition, jnp.repeat(null, n), **rngs)[:, 0]
+        kind = self.base_prediction
+        loss = _mse(value - gaussian.target(kind, x, noise, *scales))
+        loss *= gaussian.loss_weight(kind, self.base_loss, alpha, sigma, self.loss_weight)
+        eps_hat = gaussian.to_eps(kind, value, z, *scales)
+        return loss.reshape(-1, n).mean(1), eps_hat.reshape(-1, n, *x.shape[1:])[:, 0]
 
     def _noised_context(self, frame: Array, keys: Key[Array, " b"]) -> Array:
         def one(frame: Array, key: Array) -> Array:

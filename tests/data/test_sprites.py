@@ -108,7 +108,8 @@ def test_the_embedding_tells_the_base_frame(source: Sprites) -> None:
         assert clip["embedding"].shape == (source.embedding_dim,)
         for one_hot, index in ((shape, factors.shape), (colour, factors.colour), (background, factors.background)):
             np.testing.assert_array_equal(one_hot, np.eye(len(one_hot))[index])
-        assert clip["label"] == factors.shape
+        name = f"{list(COLOURS)[factors.colour]} {SHAPES[factors.shape]}"
+        assert source.class_names[clip["label"]] == name
         position = (where + 1) / 2 * SIZE
         np.testing.assert_allclose(position, factors.path[BASE], atol=1e-5)
         alone = dataclasses.replace(factors, path=position[None].astype(float))  # enough to draw the base frame

@@ -93,7 +93,10 @@ def test_what_shows_no_sprite_is_not_found(real) -> None:
     elsewhere = np.stack([alpha_mask(f.shape, SIZE - f.path, SIZE) for f in factors])[..., None]
     apart = np.linalg.norm([2 * f.path - SIZE for f in factors], axis=-1) > 4
     two = np.maximum(masks, elsewhere)
-    mean = np.mean([masks[rng.permutation(N)] for _ in range(6)], axis=0)
+    mean = np.mean([clips[rng.permutation(N)] for _ in range(6)], axis=0)
+    grid = np.arange(SIZE) + 0.5
+    y, x = (np.stack([f.path[:, axis] for f in factors])[..., None, None] for axis in range(2))
+    disc = np.clip(0.24 * SIZE + 0.5 - np.hypot(grid[:, None] - y, grid - x), 0, 1)[..., None]  # of a sprite's area
     half = {
         name: masks * (side[..., None])
         for name, side in {
@@ -105,12 +108,13 @@ def test_what_shows_no_sprite_is_not_found(real) -> None:
         "noise": rng.integers(0, 256, clips.shape, np.uint8),
         "background": pixels(backgrounds + 0 * masks),
         "noisy background": pixels(backgrounds + rng.normal(0, 4, clips.shape)),
-        "mean of six": pixels(mean * colours + (1 - mean) * backgrounds),
+        "mean of six": pixels(mean),
+        "disc": pixels(disc * colours + (1 - disc) * backgrounds),
         "ghost": pixels(0.5 * masks * colours + (1 - 0.5 * masks) * backgrounds),
         "inverted": 255 - clips,
     } | {name: pixels(part * colours + (1 - part) * backgrounds) for name, part in half.items()}
-    for name, x in bad.items():
-        result = judge(x, BASE)
+    for name, shown in bad.items():
+        result = judge(shown, BASE)
         assert not result.found.any(), name
         assert not (result.content_constant | result.smooth | result.valid).any(), name
     assert not judge(pixels(two * colours + (1 - two) * backgrounds), BASE).found[apart].any()
@@ -206,7 +210,7 @@ def test_the_evaluator_compares_with_real_clips(real) -> None:
     clips = real[0]
     found = {score.name: score for score in SpriteScores(BASE)(clips[:30], clips[30:, ::-1])}
     assert found["sprites/valid"].value == found["sprites/valid"].reference == 1
-    assert found["sprites/valid"].protocol["found_below"] == sprites.FOUND
+    assert found["sprites/valid"].protocol["unexplained_below"] == sprites.FOUND
     assert set(found) == {f"sprites/{key}" for key in scores(clips, BASE)}
 
 

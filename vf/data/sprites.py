@@ -19,8 +19,8 @@ COLOURS = {  # RGB 0..255, far apart from each other and from every background
     "cyan": (80, 220, 225),
 }
 BACKGROUNDS = {"black": (20, 20, 25), "grey": (105, 105, 110), "white": (240, 240, 240)}
-MARGIN = 0.20  # the sprite's centre stays this far from the walls, as a share of the frame's side
-RADIUS = 0.20  # half the sprite's extent, as a share of the frame's side
+MARGIN = 0.28  # the sprite's centre stays this far from the walls, as a share of the frame's side
+RADIUS = 0.28  # half the sprite's extent, as a share of the frame's side
 SPEED = (0.03, 0.08)  # shares of the frame's side per frame
 
 
@@ -81,12 +81,13 @@ def render(factors: Factors, size: int) -> np.ndarray:
 class Sprites:
     """Source of `length` clips, each a function of (split, record) alone: {video u8 [f size size 3], label, embedding}.
 
-    `label` is the shape. `embedding` float32 [14] holds the base frame's factors (one-hot shape, colour,
-    background; its position in [-1, 1]): what an ideal image encoder would say of the clean base frame.
+    `label` is a combination of colour and shape, such as "red square". `embedding` float32 [14] holds the base frame's
+    factors (one-hot shape, colour, background; its position in [-1, 1]): what an ideal image encoder would say of the
+    clean base frame.
     """
 
-    num_classes = len(SHAPES)
-    class_names = SHAPES
+    class_names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+    num_classes = len(class_names)
     embedding_dim = len(SHAPES) + len(COLOURS) + len(BACKGROUNDS) + 2
 
     def __init__(self, *, frames: int, size: int, base: int, split: str = "train", length: int = 100_000) -> None:
@@ -120,6 +121,6 @@ class Sprites:
         ]
         return {
             "video": render(factors, self.size),
-            "label": np.array(factors.shape, np.int32),
+            "label": np.array(factors.shape * len(COLOURS) + factors.colour, np.int32),
             "embedding": np.concatenate([*one_hot, where]).astype(np.float32),
         }

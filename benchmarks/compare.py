@@ -1,0 +1,86 @@
+"""Decomposed diffusion against one-network baselines, and its three contexts, on the sprites at equal training FLOPs.
+
+    python -m benchmarks.compare --out=DIR [--share=0.5] [--only=NAME]
+
+Every row is a run of `vf.main` on configs/demo.py with a few fields changed, as many steps as the FLOPs of `share` of
+the demo's steps allow (the compiler's count), and the same seed. Prints a Markdown table; runs stay in DIR.
+"""
+
+import argparse
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from benchmarks.step_time import load, prepare
+from vf import build
+
+CONFIG = "configs/demo.py"
+ONE: dict[str, Any] = {
+    "model.predictor": "one_network", "model.context": "none", "base.net.temporal": ("conv", "attention")
+}  # fmt: skip
+ROWS: dict[str, dict[str, Any]] = {
+    "base + residual, context base_frame (ours)": {},
+    "base + residual, context embedding (the paper's)": {"model.context": "embedding"},
+    "base + residual, no context": {"model.context": "none"},
+    "base + residual, lambda 0, no context: disconnected": {"model.context": "none", "noise.lam": (0.0,)},
+    "one network, independent noise (VDM*)": {**ONE, "noise.prior": "independent"},
+    "the same, parameters as base + residual": {
+        **ONE, "noise.prior": "independent", "base.net.width": 88, "base.net.head_dim": 8
+    },
+    "one network, mixed noise (PYoCo)": {**ONE, "noise.prior": "mixed"},
+    "one network, progressive noise (PYoCo)": {**ONE, "noise.prior": "progressive"},
+}  # fmt: skip
+SCORES = (
+    "sprites/found", "sprites/unexplained", "sprites/colour_constant", "sprites/background_constant",
+    "sprites/shape_constant", "sprites/path_error", "sprites/centre_gap", "fd_random_conv3d",
+)  # fmt: skip
+
+
+def changed(fields: dict[str, Any]) -> ConfigDict:
+    """The demo's config with `fields` set."""
+    config = load(CONFIG)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def train(fields: dict[str, Any], steps: int, workdir: Path) -> dict[str, float]:
+    """Scores of the run with `fields`, which is carried out unless `workdir` holds it already."""
+    given = {**fields, "train.steps": steps, "train.sample_every": 0, "train.checkpoint_every": steps}
+    command = [sys.executable, "-m", "vf.main", f"--config={CONFIG}", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in given.items()]
+    print(shlex.join(command), file=sys.stderr, flush=True)
+    subprocess.run(command, check=True)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["score"]: line["value"] for line in lines if "score" in line}
+
+
+def main() -> None:
+    """Trains every row and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--share", type=float, default=0.5, help="of the demo's training FLOPs")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    args = parser.parse_args()
+    build.cpu_devices(load(CONFIG))
+    _, unit, _ = prepare(load(CONFIG))
+    budget = args.share * load(CONFIG).train.steps * unit
+    print("| model | parameters, M | GFLOP a step | steps |", " | ".join(SCORES), "|")
+    print("| --- " * (4 + len(SCORES)) + "|", flush=True)
+    for number, (name, fields) in zip(itertools.count(), ROWS.items(), strict=False):
+        if args.only not in name:
+            continue
+        parameters, flops, _ = prepare(changed(fields))
+        steps = round(budget / flops)
+        found = train(fields, steps, args.out / f"{number}")
+        cells = [f"{parameters / 1e6:.2f}", f"{flops / 1e9:.2f}", str(steps), *(f"{found[key]:.3g}" for key in SCORES)]
+        print(f"| {name} |", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
