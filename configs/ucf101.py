@@ -36,14 +36,14 @@ def smoke(config: ConfigDict) -> None:
     config.base.net = base.network(**small, patch=4)
     config.residual.net = base.network(**small, patch=4, temporal=("conv", "attention"))
     config.base.prediction = config.residual.prediction = "v"
-    config.train.steps = 200
+    config.train.steps = 120
     config.train.batch_size = 8
     config.train.lr_base = config.train.lr_residual = 1e-3
     config.train.warmup_steps = 20
     config.train.ema_decay = 0.98
     config.train.log_every = 10
-    config.train.checkpoint_every = 50
-    config.train.sample_every = 100
+    config.train.checkpoint_every = 30
+    config.train.sample_every = 60
     config.sample.count = 8
     config.sample.batch_size = 8
     config.sample.steps = 20
