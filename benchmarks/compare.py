@@ -71,7 +71,13 @@ def cost(config: ConfigDict) -> tuple[int, float]:
 
 def train(fields: dict[str, Any], steps: int, workdir: Path) -> dict[str, float]:
     """Scores of the run with `fields`, which is carried out unless `workdir` holds it already."""
-    given = {**fields, "train.steps": steps, "train.sample_every": 0, "train.checkpoint_every": steps}
+    given = {
+        **fields,
+        "sample.steps": 50,
+        "train.steps": steps,
+        "train.checkpoint_every": steps,
+        "train.sample_every": 0,
+    }
     command = [sys.executable, "-m", "vf.main", f"--config={CONFIG}", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in given.items()]
     print(shlex.join(command), file=sys.stderr, flush=True)
