@@ -27,7 +27,8 @@ from vf.train import place_state
 
 CONFIG = "configs/demo.py"
 ONE: dict[str, Any] = {
-    "model.predictor": "one_network", "model.context": "none", "base.net.temporal": ("conv", "attention")
+    "model.predictor": "one_network", "model.context": "none",
+    "base.net.temporal": ("conv", "attention"), "base.net.temporal_attention_at": (1,),
 }  # fmt: skip
 ROWS: dict[str, dict[str, Any]] = {
     "base + residual, context base_frame (ours)": {},
