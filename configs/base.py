@@ -36,13 +36,23 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     config.data = data = ConfigDict()
-    data.source = "sprites"  # "sprites" (embedded) or a folder of videos: DIR/<Class>/*.avi, or DIR/*.mp4
+    # "sprites" (embedded), a prepared data set (python -m vf.data.prepare), a folder of videos that are decoded on the
+    # fly (DIR/<Class>/*.avi, or DIR/*.mp4), or tfds:ucf101/ucf101_1_256 (as TFDS itself prepares it; needs TensorFlow).
+    data.source = "sprites"
     data.frames = 16
     data.size = 64
     data.stride = 1  # source frames from one frame of a clip to the next
-    data.split_file = ""  # official UCF101 format; "" = every file
-    data.eval_split_file = ""  # the clips that scores compare with; "" = the training clips
-    data.threads = 8  # that decode
+    data.fps = 0.0  # of a clip, whatever the videos' rates are; 0 = by stride
+    data.windows = "random"  # random (a new window of each video each time) | centre | all (every window is a record)
+    data.hop = 1  # source frames from one window to the next, for all
+    data.flip = False  # mirror every second clip; classes such as writing do not bear it
+    data.split = "train"  # prepared data; several as train+test
+    data.eval_split = ""  # the clips that scores compare with; "" = the training split
+    data.split_file = ""  # folder of videos: official UCF101 format; "" = every file
+    data.eval_split_file = ""  # likewise for scores; "" = the training clips
+    data.threads = 8  # that read
+    data.workers = 0  # processes that read, instead of threads; 0 = none: threads suffice for prepared data
+    data.read_ahead = 2  # batches
 
     config.noise = noise = ConfigDict()
     noise.prior = "decomposed"  # decomposed | independent | mixed | progressive
@@ -128,3 +138,25 @@ def vary(config: ConfigDict, variant: str, variants: dict) -> ConfigDict:
     if variant:
         variants[variant](config)
     return config
+
+
+def smoke(config: ConfigDict) -> None:
+    """Everything that a recipe does, at toy size: minutes on two cores; its samples show nothing."""
+    # Compiling is most of the time at this size: few levels, attention in the middle only.
+    small = {"width": 16, "width_mult": (1, 2), "num_res_blocks": 1, "attention": (), "head_dim": 16, "norm_groups": 8}
+    config.base.net = network(**small, patch=4)
+    config.residual.net = network(**small, patch=4, temporal=("conv", "attention"))
+    config.base.prediction = config.residual.prediction = "v"
+    config.train.steps = 120
+    config.train.batch_size = 8
+    config.train.lr_base = config.train.lr_residual = 1e-3
+    config.train.warmup_steps = 20
+    config.train.ema_decay = 0.98
+    config.train.log_every = 10
+    config.train.checkpoint_every = 30
+    config.train.sample_every = 60
+    config.sample.count = 8
+    config.sample.batch_size = 8
+    config.sample.steps = 20
+    config.eval.clips = 16
+    config.eval.batch_size = 8

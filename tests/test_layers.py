@@ -7,9 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # lowest first; within a layer, modules may import each other
-    {"types", "rng"},
+    {"types", "rng", "video"},
     {"diffusion", "data", "metrics"},
-    {"nets", "video"},
+    {"nets"},
     {"model", "state", "optim", "sharding"},
     {"step", "checkpoint", "record", "gallery"},
     {"build", "sample", "evaluate", "train"},

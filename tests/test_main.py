@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, demo, ucf101
+from configs import demo
 from vf import build, main, record, rng, video
 from vf.checkpoint import Checkpoints
 from vf.types import UserError
@@ -234,28 +234,6 @@ def test_the_command_line_suggests_the_nearest_name(arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("vf: ")
-
-
-@pytest.mark.parametrize(
-    ("config", "parameters"),
-    [
-        (base.get_config(), None),
-        (demo.get_config(), None),
-        (ucf101.get_config("smoke"), None),
-        (ucf101.get_config(), None),
-        (ucf101.get_config("class"), None),
-    ],
-    ids=["base", "demo", "ucf101:smoke", "ucf101", "ucf101:class"],
-)
-def test_every_config_builds(config, parameters):
-    """Shapes only, so that the paper-sized ones cost nothing."""
-    build.check(config)
-    config.data.source = "sprites"  # the size and the labels of the data do not change the shapes that matter here
-    model = build.model(config, build.source(config))
-    total = sum(leaf.size for leaf in jax.tree.leaves(build.shapes(model)))
-    assert total > 100_000
-    build.optimizer(config)
-    build.sample_options(config)
 
 
 def test_imports_touch_no_backend_and_bring_no_other_framework():

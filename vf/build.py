@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vf import optim, sharding
+from vf.data.clips import STARTS, Windows
 from vf.data.folder import VideoFolder
 from vf.data.pipeline import Source
 from vf.data.sprites import Sprites
@@ -28,6 +30,7 @@ from vf.nets.unet import UNet
 from vf.types import UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+TFDS = "tfds:"  # before the name of a data set that TFDS itself prepares
 T = TypeVar("T")
 
 
@@ -53,13 +56,30 @@ def base_frame(config: ConfigDict) -> int:
 
 
 def source(config: ConfigDict, *, evaluation: bool = False) -> Source:
-    """The clips to train on, or those that scores compare with."""
+    """The clips to train on, or those that scores compare with: always one window a video there, the middle one."""
     data = config.data
     if data.source == "sprites":
         split = "test" if evaluation else "train"
         return Sprites(frames=data.frames, size=data.size, base=base_frame(config), split=split)
+    start = "centre" if evaluation else choose("data.windows", data.windows, {known: known for known in STARTS})
+    windows = said(lambda: Windows(data.frames, data.stride, data.fps, start, data.hop))
+    split = (evaluation and data.eval_split) or data.split
+    if data.source.startswith(TFDS):
+        from vf.data.tfds_video import TfdsVideos  # needs TensorFlow
+
+        return TfdsVideos(data.source.removeprefix(TFDS), windows=windows, size=data.size, split=split)
+    if (Path(data.source) / "manifest.json").exists():
+        from vf.data.prepared import Prepared  # TFDS takes a second to import
+
+        made = Prepared(data.source, windows=windows, split=split)
+        if made.size != data.size:
+            raise UserError(
+                f"{data.source} was prepared at {made.size} pixels, and data.size is {data.size}: set "
+                f"--config.data.size={made.size}, or prepare again with --size={data.size}"
+            )
+        return made
     split_file = (evaluation and data.eval_split_file) or data.split_file or None
-    return VideoFolder(data.source, frames=data.frames, stride=data.stride, size=data.size, split_file=split_file)
+    return VideoFolder(data.source, windows=windows, size=data.size, split_file=split_file)
 
 
 def network(config: ConfigDict, net: ConfigDict, source: Source, **changes: Any) -> UNet:
@@ -221,6 +241,9 @@ def check(config: ConfigDict) -> None:
         ("eval.clips", config.eval.clips, 4),
         ("data.frames", config.data.frames, 2),
         ("data.stride", config.data.stride, 1),
+        ("data.threads", config.data.threads, 0),
+        ("data.workers", config.data.workers, 0),
+        ("data.read_ahead", config.data.read_ahead, 1),
     ):
         if value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
@@ -275,6 +298,17 @@ def levels(config: ConfigDict) -> np.ndarray:
     return np.asarray(config.eval.levels, np.int32)
 
 
-def threads(config: ConfigDict) -> int:
-    """Threads that read clips: none for sprites, which are cheaper to draw than to hand over."""
-    return 0 if config.data.source == "sprites" else config.data.threads
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """How clips are read; none of it changes which."""
+
+    threads: int
+    workers: int
+    read_ahead: int
+    flip: bool  # this does: every second clip is mirrored
+
+
+def loading(config: ConfigDict) -> Loading:
+    """`config.data`'s part of it. Sprites are cheaper to draw than to hand over: no threads."""
+    data = config.data
+    return Loading(0 if data.source == "sprites" else data.threads, data.workers, data.read_ahead, data.flip)

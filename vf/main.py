@@ -5,6 +5,7 @@ Bad input ends the program with one sentence and exit status 2.
 """
 
 import difflib
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -120,7 +121,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
             batch_size=config.train.batch_size,
             accumulate=config.train.accumulate,
             ema_decay=config.train.ema_decay,
-            threads=build.threads(config),
+            loading=build.loading(config),
             log_every=config.train.log_every,
             checkpoint_every=config.train.checkpoint_every,
             keep=config.train.keep,
@@ -155,9 +156,15 @@ def overview(model: Any) -> str:
     return parameter_overview.get_parameter_overview(build.shapes(model), include_stats=False)
 
 
+def _terminate(number: int, frame: Any) -> None:
+    """SIGTERM unwinds the stack, so that processes and shared memory are given back; 143 is the shell's word for it."""
+    sys.exit(128 + number)
+
+
 def main(argv: list[str]) -> None:
     """Called by absl with the parsed flags."""
     del argv
+    signal.signal(signal.SIGTERM, _terminate)
     logging.set_verbosity(logging.INFO)
     build.cpu_devices(FLAGS.config)
     run(FLAGS.config, Path(FLAGS.workdir), FLAGS.mode)

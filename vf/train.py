@@ -8,6 +8,7 @@ checkpoint, so that a failure there loses nothing.
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 
 from vf import evaluate, gallery, record, rng, sample, sharding
 from vf import state as states
-from vf.build import SampleJob
+from vf.build import Loading, SampleJob
 from vf.checkpoint import Checkpoints
 from vf.data import pipeline
 from vf.metrics.protocol import Evaluator
@@ -111,7 +112,7 @@ def run(
     batch_size: int,
     accumulate: int,
     ema_decay: float,
-    threads: int,
+    loading: Loading,
     log_every: int,
     checkpoint_every: int,
     keep: int,
@@ -141,6 +142,7 @@ def run(
         judge.show_real()
 
         progress = record.Progress(steps, first)
+        since, waited = time.perf_counter(), 0.0
         pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # numbers still on their way from the device
         with pipeline.batches(
             source,
@@ -149,7 +151,10 @@ def run(
             start=first,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            threads=threads,
+            flip=loading.flip,
+            threads=loading.threads,
+            workers=loading.workers,
+            read_ahead=loading.read_ahead,
         ) as batches:
             for step in range(first + 1, steps + 1):
                 state, numbers = update(state, sharding.put_batch(next(batches), mesh))
@@ -162,8 +167,11 @@ def run(
                     ready, pending = (pending, []) if save else (pending[:-1], pending[-1:])
                     means = _fetch(ready)
                     means |= {f"lr_{name}": float(rate) for name, rate in learning_rates(ready[-1][0]).items()}
+                    now = time.perf_counter()
+                    means["data_wait"] = (batches.waited - waited) / (now - since)  # share of the time
+                    since, waited = now, batches.waited
                     recorder.scalars(ready[-1][0], {f"train/{name}": value for name, value in means.items()})
-                    progress.update(ready[-1][0], means["loss"])
+                    progress.update(ready[-1][0], means["loss"], **{"data wait": f"{100 * means['data_wait']:.1f} %"})
                 if save:
                     checkpoints.save(step, state, {**meta, "step": step})
                 if sample_every and step % sample_every == 0 and not last:

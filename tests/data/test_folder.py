@@ -1,7 +1,6 @@
 """Made videos whose frame k has colour k, real clips, and everything that is no video."""
 
 import threading
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -9,58 +8,12 @@ import av
 import numpy as np
 import pytest
 
-from vf.data import folder
-from vf.data.clips import num_starts
+from tests.data.made import H264, LENGTH, MPEG4, VIDEOS, colour, number, write
+from vf.data import decode
+from vf.data.clips import Windows, num_starts
 from vf.data.folder import VideoFolder
 from vf.data.pipeline import BadRecord, batches, fixed_clips
 from vf.types import UserError
-
-LENGTH = 70
-H264 = "keyint={}:min-keyint=2:b-adapt=0:scenecut=0"
-MPEG4 = {"qmin": "1", "qmax": "2", "sc_threshold": "1000000000"}
-VIDEOS = {
-    "open_groups.mp4": ("libx264", {"x264-params": H264.format(12) + ":bframes=3:open-gop=1"}),
-    "tiny_open_groups.mp4": ("libx264", {"x264-params": H264.format(2) + ":bframes=1:open-gop=1"}),
-    "b_frames.mkv": ("libx264", {"x264-params": H264.format(15) + ":bframes=3"}),
-    "false_times.avi": ("libx264", {"x264-params": H264.format(20) + ":bframes=3"}),
-    "sparse_keys.avi": ("mpeg4", {**MPEG4, "g": "30"}),
-    "sparse_keys_b_frames.avi": ("mpeg4", {**MPEG4, "g": "30", "bf": "2"}),
-    "CAPITALS.MP4": ("mpeg4", {**MPEG4, "g": "9", "bf": "2"}),
-    "vp9.webm": ("libvpx-vp9", {"g": "10", "cpu-used": "8"}),
-}
-
-
-def colour(k: int) -> tuple[int, int, int]:
-    return 8 + 20 * (k % 12), 8 + 20 * (k // 12), 128
-
-
-def number(picture: np.ndarray) -> int:
-    """Inverse of `colour`, for a picture of one colour within the codec's error."""
-    red, green, blue = picture.reshape(-1, 3).mean(0)
-    k = round((red - 8) / 20) + 12 * round((green - 8) / 20)
-    assert np.abs(picture - np.array(colour(k))).max() < 9, (red, green, blue)
-    return k
-
-
-def write(
-    path: Path,
-    codec: str = "mpeg4",
-    options: dict[str, str] | None = None,
-    *,
-    times: range | list[int] = range(LENGTH),
-    paint=lambda k: np.full((48, 64, 3), colour(k)),
-):
-    """A 25 Hz video with one picture for each of `times`, in frames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format={".MP4": "mp4"}.get(path.suffix)) as container:
-        stream = container.add_stream(codec, rate=25, options=dict(options or MPEG4))
-        stream.height, stream.width = paint(0).shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for k in times:
-            frame = av.VideoFrame.from_ndarray(paint(k).astype(np.uint8), format="rgb24")
-            frame.pts, frame.time_base = k, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 class Start:
@@ -91,7 +44,7 @@ def one_video(tmp_path) -> Path:
 @pytest.mark.parametrize("name", VIDEOS)
 def test_frame_k_has_colour_k_in_every_window(coloured, tmp_path, name):
     (tmp_path / name).symlink_to(coloured / name)
-    source = VideoFolder(tmp_path, frames=3, stride=4, size=16)
+    source = VideoFolder(tmp_path, windows=Windows(3, 4), size=16)
     for start in range(num_starts(LENGTH, 3, 4)):
         video = source.clip(0, Start(start))["video"]
         assert [number(picture) for picture in video] == [start, start + 4, start + 8]
@@ -121,7 +74,7 @@ def test_a_window_decodes_its_own_group_of_pictures_and_no_other(tmp_path):
     with path.open("r+b") as file:
         file.seek(position)
         file.write(b"\x7f\xff\xff\xff")  # the length of a part of the picture, beyond the packet's end
-    source = VideoFolder(tmp_path, frames=4, size=16)
+    source = VideoFolder(tmp_path, windows=Windows(4), size=16)
     for start in (0, 16, 30, 62):
         video = source.clip(0, Start(start))["video"]
         assert [number(picture) for picture in video] == list(range(start, start + 4))
@@ -156,10 +109,10 @@ def test_where_seeking_fails_decoding_begins_at_the_beginning(coloured, tmp_path
         container, stream = true_open(path)
         return Container(container), stream
 
-    true_open = folder._open
-    monkeypatch.setattr(folder, "_open", open_faulty)
+    true_open = decode.open_video
+    monkeypatch.setattr(decode, "open_video", open_faulty)
     (tmp_path / "v.avi").symlink_to(coloured / "sparse_keys.avi")
-    source = VideoFolder(tmp_path, frames=4, size=16)
+    source = VideoFolder(tmp_path, windows=Windows(4), size=16)
     assert [number(picture) for picture in source.clip(0, Start(40))["video"]] == [40, 41, 42, 43]
     assert seeks == [30]
 
@@ -178,7 +131,7 @@ def test_a_frame_that_the_codec_left_out_shows_the_one_before(tmp_path):
         bits = int(head[:coded] + "0" + head[coded + 1 :], 2)
         content = content.replace(data[k], data[k][:4] + bits.to_bytes(4) + data[k][8:])
     path.write_bytes(content)
-    source = VideoFolder(tmp_path, frames=4, size=16)
+    source = VideoFolder(tmp_path, windows=Windows(4), size=16)
     for start in (*range(46), 57, 66):
         video = source.clip(0, Start(start))["video"]
         assert [number(picture) for picture in video] == [k - k % 2 for k in range(start, start + 4)]
@@ -190,14 +143,14 @@ def test_frames_are_counted_and_not_timed(tmp_path):
     """A variable frame rate: frame k is the k-th picture, wherever in time it is."""
     times = [k for k in range(LENGTH) if k % 5 and k not in range(30, 37)]
     write(tmp_path / "gaps.mp4", "libx264", {"x264-params": H264.format(8) + ":bframes=2"}, times=times)
-    source = VideoFolder(tmp_path, frames=4, size=16)
+    source = VideoFolder(tmp_path, windows=Windows(4), size=16)
     for start in range(num_starts(len(times), 4, 1)):
         video = source.clip(0, Start(start))["video"]
         assert [number(picture) for picture in video] == times[start : start + 4]
 
 
 def test_without_a_generator_the_window_is_the_middle_one(coloured):
-    source = VideoFolder(coloured, frames=5, stride=3, size=16)
+    source = VideoFolder(coloured, windows=Windows(5, 3), size=16)
     assert len(source) == len(VIDEOS)
     for record in range(len(source)):
         assert [number(picture) for picture in source.clip(record, None)["video"]] == [28, 31, 34, 37, 40]
@@ -213,7 +166,7 @@ def test_pixels_are_the_centre_square_and_do_not_alias(tmp_path):
         return picture
 
     write(tmp_path / "v.mkv", "libx264", {"qp": "0"}, times=range(2), paint=paint)
-    video = VideoFolder(tmp_path, frames=2, size=8).clip(0, None)["video"]
+    video = VideoFolder(tmp_path, windows=Windows(2), size=8).clip(0, None)["video"]
     assert video.shape == (2, 8, 8, 3)
     assert video.dtype == np.uint8
     inner = video[:, 1:-1, 1:-1].astype(int)
@@ -232,7 +185,7 @@ def test_classes_are_folders_in_natural_order(tmp_path):
     for name in names:
         write(tmp_path / name, times=range(2))
     (tmp_path / "Empty").mkdir()
-    source = VideoFolder(tmp_path, frames=2, size=8)
+    source = VideoFolder(tmp_path, windows=Windows(2), size=8)
     assert source.class_names == ("Class9", "Class10", "Hammering", "HammerThrow")
     assert source.num_classes == 4
     labels = [source.clip(record, None)["label"] for record in range(len(source))]
@@ -246,8 +199,8 @@ def test_a_split_file_selects_and_does_not_renumber(tmp_path, caplog):
     train, test = tmp_path / "trainlist01.txt", tmp_path / "testlist01.txt"
     train.write_text("B/v_B_g02_c01.avi 2\r\nC/v_C_g01_c01.avi 3\r\nC/v_C_g99_c01.avi 3\r\n")
     test.write_text("B/v_B_g01_c01.avi\n\nA/v_A_g01_c01.avi\n")
-    one = VideoFolder(tmp_path, frames=2, size=8, split_file=train)
-    other = VideoFolder(tmp_path, frames=2, size=8, split_file=test)
+    one = VideoFolder(tmp_path, windows=Windows(2), size=8, split_file=train)
+    other = VideoFolder(tmp_path, windows=Windows(2), size=8, split_file=test)
     assert one.class_names == other.class_names == ("A", "B", "C")
     assert [int(one.clip(r, None)["label"]) for r in range(len(one))] == [1, 2]
     assert [int(other.clip(r, None)["label"]) for r in range(len(other))] == [1, 0]
@@ -257,7 +210,7 @@ def test_a_split_file_selects_and_does_not_renumber(tmp_path, caplog):
 
 
 def test_a_flat_folder_has_no_labels(coloured):
-    source = VideoFolder(coloured, frames=2, size=8)
+    source = VideoFolder(coloured, windows=Windows(2), size=8)
     assert (source.num_classes, source.class_names) == (0, ())
     assert source.clip(0, None)["label"] == 0
 
@@ -275,7 +228,7 @@ def test_what_is_no_video_is_left_out_with_a_reason(one_video, caplog):
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
         sound.rate = 8000
         container.mux(stream.encode(sound))
-    source = VideoFolder(one_video, frames=4, stride=4, size=8)
+    source = VideoFolder(one_video, windows=Windows(4, 4), size=8)
     names = {"text.avi", "zero.mp4", "folder.mkv", "cut.avi", "short.avi", "sound.mov"}
     assert set(source.rejected) == {f"Class/{name}" for name in names}
     assert source.rejected["Class/short.avi"] == "has 10 frames, fewer than 13"
@@ -287,13 +240,13 @@ def test_what_is_no_video_is_left_out_with_a_reason(one_video, caplog):
 
 
 def test_exactly_the_needed_length_is_enough(one_video):
-    assert len(VideoFolder(one_video, frames=20, size=8)) == 1
+    assert len(VideoFolder(one_video, windows=Windows(20), size=8)) == 1
     with pytest.raises(UserError, match="has 20 frames, fewer than 21"):
-        VideoFolder(one_video, frames=21, size=8)
+        VideoFolder(one_video, windows=Windows(21), size=8)
 
 
 def test_a_file_that_vanishes_is_a_bad_record(one_video):
-    source = VideoFolder(one_video, frames=2, size=8)
+    source = VideoFolder(one_video, windows=Windows(2), size=8)
     (one_video / "Class" / "v.avi").unlink()
     with pytest.raises(BadRecord, match=r"Class/v\.avi: No such file"):
         source.clip(0, None)
@@ -302,7 +255,7 @@ def test_a_file_that_vanishes_is_a_bad_record(one_video):
 def test_folders_that_cannot_serve_are_explained(tmp_path, one_video):
     def told(root: Path, **kwargs) -> str:
         with pytest.raises(UserError) as caught:
-            VideoFolder(root, frames=2, size=8, **kwargs)
+            VideoFolder(root, windows=Windows(2), size=8, **kwargs)
         return str(caught.value)
 
     missing = told(tmp_path / "nowhere")
@@ -325,7 +278,7 @@ def test_folders_that_cannot_serve_are_explained(tmp_path, one_video):
 
 
 def test_batches_of_videos_are_the_same_for_any_number_of_threads(coloured):
-    source = VideoFolder(coloured, frames=3, stride=2, size=8)
+    source = VideoFolder(coloured, windows=Windows(3, 2), size=8)
 
     def run(threads: int) -> list[dict[str, np.ndarray]]:
         with batches(source, seed=5, batch_size=6, threads=threads) as iterator:
@@ -336,7 +289,7 @@ def test_batches_of_videos_are_the_same_for_any_number_of_threads(coloured):
 
 
 def test_real_clips(real_clips):
-    source = VideoFolder(real_clips / "UCF-101", frames=16, stride=4, size=64)
+    source = VideoFolder(real_clips / "UCF-101", windows=Windows(16, 4), size=64)
     assert (len(source), source.class_names, source.rejected) == (10, ("PlayingGuitar",), {})
     last = num_starts(250, 16, 4) - 1
     for record in range(len(source)):
@@ -349,10 +302,14 @@ def test_real_clips(real_clips):
 
 
 def test_seeking_in_real_clips_gives_the_frames_of_plain_decoding(real_clips):
-    source = VideoFolder(real_clips / "UCF-101", frames=4, size=240)
+    source = VideoFolder(real_clips / "UCF-101", windows=Windows(4), size=240)
     path = real_clips / "UCF-101" / "PlayingGuitar" / "v_PlayingGuitar_g03_c01.avi"
     with av.open(str(path)) as container:
-        frames = [frame.to_ndarray(format="rgb24")[:, 40:280] for frame in container.decode(video=0)]
+        pictures = list(container.decode(video=0))
+    pixels = decode.Pixels(240)
+    frames = [pixels(picture) for picture in pictures]
+    by_ffmpeg = pictures[0].to_ndarray(format="rgb24")[:, 40:280]  # rounds otherwise, but shows the same
+    assert np.abs(frames[0].astype(int) - by_ffmpeg).mean() < 2.5
     for start in range(0, 247, 13):
         np.testing.assert_array_equal(source.clip(0, Start(start))["video"], frames[start : start + 4])
 
@@ -360,7 +317,7 @@ def test_seeking_in_real_clips_gives_the_frames_of_plain_decoding(real_clips):
 def test_a_corrupted_file_is_skipped_with_its_name(real_clips, tmp_path, caplog):
     (tmp_path / "corrupted.mp4").symlink_to(real_clips / "broken" / "corrupted.mp4")
     write(tmp_path / "sound.avi", times=range(20))
-    source = VideoFolder(tmp_path, frames=16, size=16)
+    source = VideoFolder(tmp_path, windows=Windows(16), size=16)
     assert len(source) == 2  # the file opens, and its first pictures are sound
     for clip in fixed_clips(source, 2)["video"]:
         assert [number(picture) for picture in clip] == list(range(2, 18))
@@ -369,7 +326,7 @@ def test_a_corrupted_file_is_skipped_with_its_name(real_clips, tmp_path, caplog)
 
 def test_nothing_of_a_folder_stays_open(coloured):
     before = set(threading.enumerate())
-    source = VideoFolder(coloured, frames=2, size=8)
+    source = VideoFolder(coloured, windows=Windows(2), size=8)
     source.clip(0, None)
     assert not set(threading.enumerate()) - before
     descriptors = Path("/proc/self/fd")

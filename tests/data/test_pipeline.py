@@ -1,5 +1,7 @@
 """The order of examples is a law; read-ahead, hosts, restarts and broken records do not bend it."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -262,3 +264,126 @@ def test_fixed_clips_replace_and_refuse_as_batches_do(caplog):
     assert [record.getMessage() for record in caplog.records if "clip2.avi: torn" in record.getMessage()]
     with pytest.raises(UserError, match="records cannot be read"):
         fixed_clips(Numbers(300, tuple(range(10))), 300)
+
+
+def test_processes_that_read_change_nothing():
+    plain = take(7, Numbers(200, (17,)), flip=True)
+    late = take(4, Numbers(200, (17,)), workers=2, start=3, flip=True)
+    for one, other in zip(late, plain[3:], strict=True):
+        assert_same(one, other)
+    halves = [
+        take(2, Numbers(200, (17,)), workers=1, flip=True, process_index=p, process_count=2, start=3) for p in (0, 1)
+    ]
+    for batch, *parts in zip(plain[3:5], *halves, strict=True):
+        assert_same(batch, join(parts))
+
+
+class Ramp(Numbers):
+    """Columns tell left from right."""
+
+    def clip(self, record, rng):
+        return {**super().clip(record, rng), "video": np.tile(np.arange(4, dtype=np.uint8)[:, None], (2, 4, 1, 3))}
+
+
+def test_every_second_clip_is_mirrored_by_its_number_alone():
+    plain = join(take(60, Ramp(20)))["video"]
+    mirrored = join(take(60, Ramp(20), flip=True))["video"]
+    which = (mirrored[:, 0, 0, 0, 0] == 3).nonzero()[0]
+    np.testing.assert_array_equal(mirrored[which], plain[which][:, :, :, ::-1])
+    others = np.setdiff1d(np.arange(480), which)
+    np.testing.assert_array_equal(mirrored[others], plain[others])
+    assert abs(len(which) - 240) < 5 * np.sqrt(120)
+    np.testing.assert_array_equal(join(take(20, Ramp(20), flip=True, batch_size=24))["video"], mirrored)
+    assert (fixed_clips(Ramp(20), 20)["video"] == plain[0]).all()
+
+
+def test_waiting_is_measured():
+    with batches(Numbers(100, delay=0.02), seed=0, batch_size=8, threads=0) as iterator:
+        next(iterator)
+        next(iterator)
+        assert 0.3 < iterator.waited < 5
+
+
+def shared_memory(process: str) -> set[Path]:
+    """Blocks that a process has mapped."""
+    lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    return {Path(line.split()[-1]) for line in lines if "/dev/shm/" in line}
+
+
+def status(process: str) -> tuple[str, str, str] | None:
+    """(number, parent's number, state) of a process; None where it has gone."""
+    try:
+        state, parent, *_ = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return process, parent, state
+
+
+def descendants(process: int) -> set[str]:
+    """Numbers of the processes below it."""
+    pairs = [(stat[0], stat[1]) for path in Path("/proc").glob("[0-9]*") if (stat := status(path.name))]
+    found = {str(process)}
+    while more := {pid for pid, parent in pairs if parent in found} - found:
+        found |= more
+    return found - {str(process)}
+
+
+def gone(processes: set[str], patience: float = 20) -> bool:
+    """Have all of them ended (or become zombies that wait for us)?"""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        if not [pid for pid in processes if (stat := status(pid)) and stat[2] not in "ZX"]:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+PROGRAM = """
+import signal, sys, time
+from absl import app
+from tests.data.test_pipeline import Numbers, batches
+from vf.main import _terminate
+
+def main(argv):
+    signal.signal(signal.SIGTERM, _terminate)
+    with batches(Numbers(1000), seed=0, batch_size=64, workers=2, read_ahead=4) as iterator:
+        held = [next(iterator) for _ in range(3)]
+        print("reading", flush=True)
+        if "raise" in argv:
+            raise ZeroDivisionError
+        if "wait" in argv:
+            while True:
+                next(iterator)
+                time.sleep(0.01)
+
+if __name__ == "__main__":
+    app.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "number", "code"),
+    [("end", None, 0), ("raise", None, 1), ("wait", signal.SIGTERM, 143), ("wait", signal.SIGKILL, -9)],
+)
+def test_no_process_and_no_shared_memory_is_left(tmp_path, how, number, code):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), how],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "reading\n"
+        workers = descendants(process.pid)
+        assert len(workers) >= 2
+        blocks = shared_memory(str(process.pid))
+        assert blocks
+        if number is not None:
+            process.send_signal(number)
+        assert process.wait(timeout=60) == code
+    assert gone(workers)
+    until = time.monotonic() + 20  # where nobody was left to tidy up, the system's own tracker does
+    while [block for block in blocks if block.exists()] and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [block for block in blocks if block.exists()]

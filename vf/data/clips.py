@@ -1,43 +1,141 @@
 """Which frames make a clip, and which square of the picture: arithmetic on indices, without any pixels.
 
-A clip is `frames` frames, `stride` source frames apart; it therefore spans (frames - 1) * stride + 1 source
-frames, and a video of `length` frames has length - span + 1 places where it can start.
+Frame k of a clip that starts at `start` is the video's frame start + offsets(frames, step)[k], where `step` source
+frames (a whole number, the stride, or a ratio of rates, see `step_for`) lie between neighbours. A clip spans
+1 + offsets[-1] source frames, and a video of `length` frames has length - span + 1 places where it can start.
 """
+
+import dataclasses
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
-
-def span(frames: int, stride: int) -> int:
-    """Source frames from the clip's first to its last, both counted; ValueError for arguments below 1."""
-    if frames < 1 or stride < 1:
-        raise ValueError(f"a clip needs frames >= 1 and stride >= 1, not {frames} and {stride}")
-    return (frames - 1) * stride + 1
+Step = int | Fraction
+Start = Literal["random", "centre", "all"]
+STARTS: tuple[Start, ...] = ("random", "centre", "all")
 
 
-def num_starts(length: int, frames: int, stride: int) -> int:
+@lru_cache(maxsize=256)  # the same few for every clip
+def offsets(frames: int, step: Step) -> np.ndarray:
+    """Source frames from the first frame of a clip to each, int64 [frames]: k * step, rounded, halves up; read-only.
+
+    Below 1 a step repeats frames. ValueError for frames < 1 or step <= 0.
+    """
+    if frames < 1 or step <= 0:
+        raise ValueError(f"a clip needs frames >= 1 and a stride or step above 0, not {frames} and {step}")
+    top, bottom = Fraction(step).as_integer_ratio()
+    found = (2 * top * np.arange(frames) + bottom) // (2 * bottom)
+    found.flags.writeable = False
+    return found
+
+
+def step_for(source_fps: float, fps: float) -> Fraction:
+    """Source frames per frame of a clip that is to play at `fps`; both rates in frames per second.
+
+    Exact for rates such as 30000 / 1001. ValueError where a rate is not positive (0 stands for unknown).
+    """
+    if not (source_fps > 0 and fps > 0):
+        raise ValueError(f"a clip at {fps:g} frames per second needs a video of known rate, not {source_fps:g}")
+    source, target = (Fraction(rate).limit_denominator(1001) for rate in (source_fps, fps))
+    return source / target
+
+
+def span(frames: int, step: Step) -> int:
+    """Source frames from the clip's first to its last, both counted; ValueError as `offsets`."""
+    return int(offsets(frames, step)[-1]) + 1
+
+
+def num_starts(length: int, frames: int, step: Step) -> int:
     """How many starts 0, 1, ... keep the whole clip inside `length` frames; 0 where it is too short."""
-    return max(0, length - span(frames, stride) + 1)
+    return max(0, length - span(frames, step) + 1)
 
 
-def window(length: int, frames: int, stride: int, start: int) -> np.ndarray:
+def window(length: int, frames: int, step: Step, start: int) -> np.ndarray:
     """Source frame numbers, int64 [frames]; ValueError where the clip would leave 0 ... length - 1."""
-    starts = num_starts(length, frames, stride)
+    starts = num_starts(length, frames, step)
     if not 0 <= start < starts:
         raise ValueError(
-            f"{frames} frames with stride {stride} from frame {start} do not fit into {length} frames "
+            f"{frames} frames with stride {step} from frame {start} do not fit into {length} frames "
             f"({starts} starts do)"
         )
-    return start + stride * np.arange(frames)
+    return start + offsets(frames, step)
 
 
-def centre_start(length: int, frames: int, stride: int) -> int:
+def centre_start(length: int, frames: int, step: Step) -> int:
     """Start of the middle clip (the earlier of two); ValueError where the video is too short."""
-    return (_some_starts(length, frames, stride) - 1) // 2
+    return (_some_starts(length, frames, step) - 1) // 2
 
 
-def random_start(rng: np.random.Generator, length: int, frames: int, stride: int) -> int:
+def random_start(rng: np.random.Generator, length: int, frames: int, step: Step) -> int:
     """Uniform over all starts, the last one included; ValueError where the video is too short."""
-    return int(rng.integers(_some_starts(length, frames, stride)))
+    return int(rng.integers(_some_starts(length, frames, step)))
+
+
+def _some_starts(length: int, frames: int, step: Step) -> int:
+    starts = num_starts(length, frames, step)
+    if not starts:
+        raise ValueError(
+            f"{frames} frames with stride {step} need a video of {span(frames, step)} frames, but it has {length}"
+        )
+    return starts
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """What clips to cut from videos.
+
+    Attributes:
+        frames: of a clip.
+        stride: source frames from one frame of the clip to the next; unused where `fps` is set.
+        fps: frames per second of the clip, whatever the videos' own rates are; 0 = by stride.
+        start: `random` (one record a video, a new window each time), `centre` (one record a video, its middle
+            window) or `all` (one record a window, `hop` source frames apart).
+        hop: see `start`.
+
+    Raises:
+        ValueError: an unknown start, or a number out of range.
+    """
+
+    frames: int
+    stride: int = 1
+    fps: float = 0.0
+    start: Start = "random"
+    hop: int = 1
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(f"windows start at one of {', '.join(STARTS)}, not {self.start!r}")
+        if self.fps < 0 or self.hop < 1:
+            raise ValueError(f"fps must be at least 0 and hop at least 1, not {self.fps} and {self.hop}")
+        span(self.frames, self.stride)
+
+    def step(self, source_fps: float) -> Step:
+        """Source frames from one frame of a clip to the next; ValueError where a rate is needed and unknown."""
+        return step_for(source_fps, self.fps) if self.fps else self.stride
+
+    def need(self, source_fps: float) -> int:
+        """Frames of the shortest video that holds a clip."""
+        return span(self.frames, self.step(source_fps))
+
+    def records(self, length: int, source_fps: float) -> int:
+        """How many records a video of `length` frames gives; 0 where it is too short."""
+        starts = num_starts(length, self.frames, self.step(source_fps))
+        return -(-starts // self.hop) if self.start == "all" else min(starts, 1)
+
+    def indices(self, length: int, source_fps: float, record: int, rng: np.random.Generator | None) -> np.ndarray:
+        """Source frame numbers, int64 [frames], of the video's record `record`; `rng` None takes the middle window.
+
+        ValueError where the video is too short."""
+        shape = (length, self.frames, self.step(source_fps))
+        if self.start == "all":
+            start = record * self.hop
+        elif self.start == "centre" or rng is None:
+            start = centre_start(*shape)
+        else:
+            start = random_start(rng, *shape)
+        return window(*shape, start)
 
 
 def centre_crop_box(height: int, width: int) -> tuple[int, int, int, int]:
@@ -45,12 +143,3 @@ def centre_crop_box(height: int, width: int) -> tuple[int, int, int, int]:
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
-
-
-def _some_starts(length: int, frames: int, stride: int) -> int:
-    starts = num_starts(length, frames, stride)
-    if not starts:
-        raise ValueError(
-            f"{frames} frames with stride {stride} need a video of {span(frames, stride)} frames, but it has {length}"
-        )
-    return starts

@@ -6,6 +6,11 @@ step n, or on another number of hosts, meets the same examples, and a checkpoint
 """
 
 import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
 from vf.types import UserError
 
@@ -57,7 +63,9 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     shuffle: bool = True,
+    flip: bool = False,
     threads: int = 8,
+    workers: int = 0,
     read_ahead: int = 2,
 ) -> "Batches":
     """This process's rows of the global batches `start`, `start + 1`, ..., without end.
@@ -70,8 +78,11 @@ def batches(
         process_index: which of the `process_count` contiguous blocks of rows is ours.
         process_count: how many processes share the global batch.
         shuffle: False shows the records in their own order.
-        threads: threads that read; 0 reads in the caller's thread.
-        read_ahead: batches read before they are asked for.
+        flip: mirror every second clip, at random, left to right.
+        threads: threads that read; 0 reads in the caller's thread. Unused with workers.
+        workers: processes that read, for records that keep Python itself busy; 0 reads in this one. `source` is
+            pickled into each.
+        read_ahead: batches read before they are asked for; at least one for each worker.
 
     Returns:
         An iterator over `{video u8 [b f h w 3], label i32 [b], index u32 [b], ...}`, b = B / process_count;
@@ -89,31 +100,49 @@ def batches(
             f"but it is {batch_size}; choose another."
         )
     rows = batch_size // process_count
-    # Reading ahead costs per element: a block of rows for each thread keeps all busy at a small price.
-    block_rows = -(-rows // max(1, threads))
-    blocks = _Blocks(source, seed, shuffle, batch_size, start, process_index * rows, rows, block_rows)
-    return Batches(blocks, threads, read_ahead)
+    # Reading ahead costs per element: a block of rows for each thread keeps all busy at a small price. Between
+    # processes a whole batch is handed over in shared memory, without another copy here.
+    block_rows = rows if workers else -(-rows // max(1, threads))
+    blocks = _Blocks(source, seed, shuffle, flip, batch_size, start, process_index * rows, rows, block_rows)
+    return Batches(blocks, threads, workers, read_ahead)
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """Iterator over batches; see `batches`. Close it, or use it in a `with`, to let its threads go."""
+    """Iterator over batches; see `batches`. Close it, or use it in a `with`, to let its threads and processes go."""
 
     bad: dict[int, str]
     """Records met so far, in the batches given out, that could not be read, and why."""
 
-    def __init__(self, blocks: "_Blocks", threads: int, read_ahead: int):
-        self.bad = {}
+    waited: float
+    """Seconds that callers have waited for batches."""
+
+    def __init__(self, blocks: "_Blocks", threads: int, workers: int, read_ahead: int):
+        self.bad, self.waited = {}, 0.0
         self._records = len(blocks.source)
         self._per_batch = blocks.per_batch
-        ahead = read_ahead * blocks.per_batch if threads else 0
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        self._blocks = iter(grain.MapDataset.source(blocks).to_iter_dataset(options))
+        if workers:
+            if not flags.FLAGS.is_parsed():  # grain reads flags of its own
+                flags.FLAGS.mark_as_parsed()
+            each = -(-read_ahead // workers) or 1
+            options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+            processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=each)
+            dataset = grain.MapDataset.source(blocks).to_iter_dataset(options)
+            self._blocks = iter(dataset.mp_prefetch(processes, worker_init_fn=_in_worker))
+        else:
+            ahead = read_ahead * blocks.per_batch if threads else 0
+            options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+            self._blocks = iter(grain.MapDataset.source(blocks).to_iter_dataset(options))
 
     def __next__(self) -> dict[str, np.ndarray]:
-        examples = [example for _ in range(self._per_batch) for example in next(self._blocks)]
-        for example in examples:
-            _note(self.bad, example.bad, self._records)
-        return _stack(examples)
+        started = time.perf_counter()
+        parts = [next(self._blocks) for _ in range(self._per_batch)]
+        for part in parts:
+            _note(self.bad, part.bad, self._records)
+        fields = parts[0].fields
+        if len(parts) > 1:
+            fields = {name: np.concatenate([part.fields[name] for part in parts]) for name in fields}
+        self.waited += time.perf_counter() - started
+        return fields
 
     def close(self) -> None:
         """Stops reading ahead; threads end with the clip they are at. Further batches are not to be had."""
@@ -126,6 +155,19 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self.close()
 
 
+def _in_worker(index: int, count: int) -> None:
+    """Runs first in every process that reads: it leaves Ctrl-C to its parent, and ends when that does, in any way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True, name="follow-parent").start()
+
+
 def fixed_clips(source: Source, n: int, seed: int = 0, threads: int = 8) -> dict[str, np.ndarray]:
     """`n` clips, the same on every host: `{video u8 [n f h w 3], label i32 [n], index u32 [n], ...}`.
 
@@ -136,7 +178,7 @@ def fixed_clips(source: Source, n: int, seed: int = 0, threads: int = 8) -> dict
         raise UserError("The data source has no records; point --config.data.source at one that has.")
 
     def example(g: int) -> _Example:
-        return _read(source, seed, g, shuffle=True, middle=g < len(source))
+        return _read(source, seed, g, shuffle=True, flip=False, middle=g < len(source))
 
     bad: dict[int, str] = {}
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="fixed-clips") as pool:
@@ -152,6 +194,13 @@ class _Example(NamedTuple):
     bad: dict[int, str]
 
 
+class _Part(NamedTuple):
+    """Neighbouring rows of a batch."""
+
+    fields: dict[str, np.ndarray]
+    bad: dict[int, str]
+
+
 @dataclass(frozen=True)
 class _Blocks:
     """Random access to blocks of neighbouring rows of one process: what the read-ahead threads fetch."""
@@ -159,6 +208,7 @@ class _Blocks:
     source: Source
     seed: int
     shuffle: bool
+    flip: bool
     batch_size: int
     start: int
     first_row: int
@@ -172,15 +222,17 @@ class _Blocks:
     def __len__(self) -> int:
         return max(0, _EXAMPLES // self.batch_size - self.start) * self.per_batch
 
-    def __getitem__(self, block: Any) -> list[_Example]:
+    def __getitem__(self, block: Any) -> _Part:
         step, part = divmod(int(block), self.per_batch)
         first = (self.start + step) * self.batch_size + self.first_row
         begin = part * self.block_rows
         rows = range(begin, min(begin + self.block_rows, self.rows))
-        return [_read(self.source, self.seed, first + row, self.shuffle) for row in rows]
+        examples = [_read(self.source, self.seed, first + row, self.shuffle, self.flip) for row in rows]
+        bad = {record: why for example in examples for record, why in example.bad.items()}
+        return _Part(_stack(examples), bad)
 
 
-def _read(source: Source, seed: int, g: int, shuffle: bool, middle: bool = False) -> _Example:
+def _read(source: Source, seed: int, g: int, shuffle: bool, flip: bool, middle: bool = False) -> _Example:
     """Example g. A bad record gives its place to the next one of the source, whatever the order."""
     records = len(source)
     epoch, place = divmod(g, records)
@@ -188,14 +240,17 @@ def _read(source: Source, seed: int, g: int, shuffle: bool, middle: bool = False
     bad: dict[int, str] = {}
     while True:
         try:
-            return _Example(g, source.clip(record, None if middle else _generator(seed, _WINDOW, g)), bad)
+            clip = source.clip(record, None if middle else _generator(seed, _WINDOW, g))
+            if flip and _generator(seed, _FLIP, g).random() < 0.5:
+                clip = {**clip, "video": clip["video"][:, :, ::-1]}
+            return _Example(g, clip, bad)
         except BadRecord as error:
             bad[record] = str(error)
             _check(bad, records)
             record = (record + 1) % records
 
 
-_WINDOW, _ORDER = range(2)  # what a generator is for
+_WINDOW, _ORDER, _FLIP = range(3)  # what a generator is for; append, never renumber
 
 
 def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:

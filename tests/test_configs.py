@@ -1,0 +1,116 @@
+"""Every config builds; every data set's smoke variant trains on made files of its layout."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.data.made import write, write_frames
+from vf import build, main, record
+from vf.data import prepare
+from vf.data.prepare import Parameters
+from vf.types import UserError
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
+VARIANTS = {"ucf101": ("", "smoke", "class"), "demo": ("",)}
+
+
+def get(name: str, variant: str = ""):
+    return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(n, v) for n in NAMES for v in VARIANTS.get(n, ("", "smoke"))], ids=lambda word: word or "-"
+)
+def test_every_config_builds(name, variant):
+    """Shapes only, so that the paper-sized ones cost nothing."""
+    config = get(name, variant)
+    build.check(config)
+    config.data.source = "sprites"  # the size and the labels of the data do not change the shapes that matter here
+    model = build.model(config, build.source(config))
+    total = sum(leaf.size for leaf in jax.tree.leaves(build.shapes(model)))
+    assert total > 100_000
+    build.optimizer(config)
+    build.sample_options(config)
+
+
+def ucf101(root: Path) -> None:
+    for name in ("Archery", "Bowling"):
+        write(root / name / f"v_{name}_g01_c01.avi", times=range(20))
+
+
+def sky_timelapse(root: Path) -> None:
+    write_frames(root / "sky_train" / "abc" / "abc_1", range(20))
+    write_frames(root / "sky_train" / "abc" / "abc_2", range(17))
+    write_frames(root / "sky_test" / "def" / "def_1", range(20))
+
+
+def taichi_hd(root: Path) -> None:
+    write_frames(root / "train" / "one.mp4", range(61))
+    write(root / "train" / "two.mp4", times=range(64))
+
+
+def weizmann(root: Path) -> None:
+    for name in ("daria_walk", "lena_walk2", "ido_wave1"):
+        write(root / f"{name}.avi", times=range(18))
+
+
+def folder(root: Path) -> None:
+    write(root / "a.mp4", times=range(60))
+    write(root / "deep" / "b.avi", times=range(50))
+
+
+MADE = {made.__name__: made for made in (ucf101, sky_timelapse, taichi_hd, weizmann, folder)}
+
+
+def test_every_data_set_has_a_case():
+    assert set(MADE) == {name for name in NAMES if name != "demo"}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_smoke_starts_on_prepared_data(name, tmp_path):
+    MADE[name](tmp_path / "source")
+    config = get(name, "smoke")
+    parameters = Parameters(
+        dataset=name, source=str(tmp_path / "source"), size=config.data.size, encoding="raw", quality=0, splits="",
+        fold=1, table="", embeddings="", fps=0.0, min_frames=2,
+    )  # fmt: skip
+    manifest = prepare.prepare(parameters, tmp_path / "data", workers=1)
+    assert not manifest["rejected"]
+    for part in (config.base, config.residual):  # the same for all, so that it is compiled once
+        part.net.update({"width": 8, "width_mult": (1,), "head_dim": 8, "norm_groups": 4})
+    config.residual.net.temporal = ("conv",)
+    config.update_from_flattened_dict(
+        {
+            "data.source": str(tmp_path / "data"), "train.steps": 2, "train.batch_size": 8, "train.log_every": 1,
+            "sample.count": 8, "sample.steps": 2, "eval.clips": 8, "eval.levels": (500,),
+        }
+    )  # fmt: skip
+    scores = main.run(config, tmp_path / "run", "train")
+    assert np.isfinite(list(scores.values())).all()
+    waits = [row["train/data_wait"] for row in record.read_metrics(tmp_path / "run") if "train/data_wait" in row]
+    assert waits
+    assert all(0 <= wait <= 1 for wait in waits)
+
+
+def test_a_size_other_than_the_prepared_one_is_told(tmp_path):
+    sky_timelapse(tmp_path / "source")
+    parameters = Parameters(
+        dataset="sky_timelapse", source=str(tmp_path / "source"), size=16, encoding="raw", quality=0, splits="",
+        fold=1, table="", embeddings="", fps=0.0, min_frames=2,
+    )  # fmt: skip
+    prepare.prepare(parameters, tmp_path / "data", workers=1)
+    config = get("sky_timelapse")
+    config.data.source = str(tmp_path / "data")
+    with pytest.raises(UserError, match=r"prepared at 16 pixels, and data.size is 64: set --config.data.size=16"):
+        build.source(config)
+    config.data.size = 16
+    assert len(build.source(config)) == 2
+    config.data.eval_split = "test"
+    assert len(build.source(config, evaluation=True)) == 1
+    config.data.windows = "sometimes"
+    with pytest.raises(UserError, match=r"data.windows must be one of random, centre, all"):
+        build.source(config)

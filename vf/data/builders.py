@@ -1,0 +1,206 @@
+"""What a prepared clip is on disk: a TFDS data set in ArrayRecord files, written and read without TensorFlow.
+
+A record is a *segment*: SEGMENT neighbouring frames of one clip, each encoded for itself. So a window of 16 frames
+costs two records and 16 frame decodes, however long the clip is. Segments of a clip follow each other, and clips follow
+the order of the manifest (`manifest.json`), which says how many frames each has: the number of every record follows.
+"""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core import file_adapters
+from tensorflow_datasets.proto import tf_example_pb2
+
+from vf.types import UserError
+
+SEGMENT = 16  # frames
+MANIFEST = "manifest.json"
+FORMAT = 1  # of the manifest; a reader refuses others
+
+
+class StagedClip(NamedTuple):
+    """A clip that is ready to be packed."""
+
+    name: str
+    label: str
+    caption: str
+    fps: float
+    frames: list[bytes]
+    embedding: np.ndarray | None
+
+
+class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Packs finished clips; `vf.data.prepare` makes them, in parallel and resumably, which TFDS's builders do not.
+
+    Args:
+        clips: clips of each split, in order; read once.
+        classes: names, in the order of their numbers; () for data without classes (every label is then 0).
+        embedding_dim: channels of a precomputed embedding; 0 for none.
+        about: how the frames were made; kept as the data set's metadata.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        *,
+        clips: Mapping[str, Iterable[StagedClip]],
+        classes: tuple[str, ...],
+        embedding_dim: int,
+        about: Mapping[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        self._clips, self._classes, self._embedding_dim, self._about = clips, classes, embedding_dim, about
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features: dict[str, Any] = {
+            "frames": tfds.features.Sequence(tfds.features.Text(doc="one frame, encoded as the metadata says")),
+            "name": tfds.features.Text(doc="of the clip, relative to the source"),
+            "clip": tfds.features.Scalar(np.int64, doc="number of the clip within its split"),
+            "segment": tfds.features.Scalar(np.int64, doc=f"which {SEGMENT} frames of the clip"),
+            "fps": tfds.features.Scalar(np.float32, doc="frames per second, 0 where unknown"),
+            "label": tfds.features.ClassLabel(names=self._classes) if self._classes else np.int64,
+            "caption": tfds.features.Text(),
+        }
+        if self._embedding_dim:
+            features["embedding"] = tfds.features.Tensor(shape=(self._embedding_dim,), dtype=np.float32)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"Video clips in segments of {SEGMENT} frames, prepared by vf.data.prepare; see {MANIFEST}.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(self._about),
+            disable_shuffling=True,  # the manifest's order is the order on disk
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {split: self._generate_examples(clips) for split, clips in self._clips.items()}
+
+    def _generate_examples(self, clips: Iterable[StagedClip]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, clip in enumerate(clips):
+            for segment, first in enumerate(range(0, len(clip.frames), SEGMENT)):
+                record = {
+                    "frames": clip.frames[first : first + SEGMENT],
+                    "name": clip.name,
+                    "clip": number,
+                    "segment": segment,
+                    "fps": clip.fps,
+                    "label": clip.label if self._classes else 0,
+                    "caption": clip.caption,
+                }
+                if self._embedding_dim:
+                    record["embedding"] = clip.embedding
+                yield f"{number:09d}_{segment:06d}", record
+
+
+class Ucf101Clips(ClipBuilder):
+    """UCF101, prepared."""
+
+
+class SkyTimelapseClips(ClipBuilder):
+    """Sky Time-lapse, prepared."""
+
+
+class TaichiHdClips(ClipBuilder):
+    """TaiChi-HD, prepared."""
+
+
+class WeizmannClips(ClipBuilder):
+    """Weizmann Action, prepared."""
+
+
+class WebvidClips(ClipBuilder):
+    """Captioned videos by a table, prepared."""
+
+
+class FolderClips(ClipBuilder):
+    """Any folder of videos, prepared."""
+
+
+class _Uncompressed(file_adapters.ArrayRecordFileAdapter):
+    """ArrayRecord files without compression, which TFDS has no option for.
+
+    Its zstd takes longer to pack a raw frame of 64 x 64 than FFmpeg takes to decode its video, and makes reading four
+    times as slow, for files of half the size; PNG and JPEG it cannot make smaller at all."""
+
+    @classmethod
+    def write_examples(cls, path: Any, iterator: Iterable[tuple[Any, bytes]]) -> None:
+        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        for _, record in iterator:
+            writer.write(record)
+        writer.close()
+
+
+BUILDERS: dict[str, Callable[..., ClipBuilder]] = {
+    "ucf101": Ucf101Clips,
+    "sky_timelapse": SkyTimelapseClips,
+    "taichi_hd": TaichiHdClips,
+    "weizmann": WeizmannClips,
+    "webvid": WebvidClips,
+    "folder": FolderClips,
+}
+
+
+def pack(
+    out: Path,
+    dataset: str,
+    clips: Mapping[str, Iterable[StagedClip]],
+    classes: tuple[str, ...],
+    embedding_dim: int,
+    about: Mapping[str, Any],
+    scratch: Path,
+) -> Path:
+    """Writes the clips as TFDS data set below `out`; returns its folder relative to `out`. `scratch` is TFDS's.
+
+    It appears whole or not at all: TFDS writes aside and renames."""
+    builder = BUILDERS[dataset](
+        clips=clips,
+        classes=classes,
+        embedding_dim=embedding_dim,
+        about=about,
+        data_dir=out,
+        file_format="array_record",
+    )
+    tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    adapters = {file_adapters.FileFormat.ARRAY_RECORD: _Uncompressed}
+    with (
+        mock.patch.dict(file_adapters.ADAPTER_FOR_FORMAT, adapters),
+        contextlib.redirect_stdout(io.StringIO()),  # it praises itself in print
+    ):
+        builder.download_and_prepare(download_dir=scratch, download_config=config)
+    return Path(builder.data_dir).relative_to(out)
+
+
+def fields(record: bytes) -> Any:
+    """Fields of a record by name, as protobuf has them (`bytes_list.value`, ...).
+
+    TFDS's own decoding makes an array of every frame, asked for or not."""
+    return tf_example_pb2.Example.FromString(record).features.feature
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a prepared data set. Raises UserError where there is none or it is another version's."""
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"no {MANIFEST} in {root}: it is no prepared data set, or its preparation did not end; "
+            f"run python -m vf.data.prepare with --out={root} (again)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{root / MANIFEST} has format {manifest.get('format')}, expected {FORMAT}: prepare the data again"
+        )
+    return manifest

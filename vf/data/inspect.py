@@ -1,0 +1,274 @@
+"""Looks at a data set before anything is trained on it: statistics, and a picture of clips drawn at random.
+
+    python -m vf.data.inspect --data=DIR --out=FILE.png [--split=train] [--clips=16] [--frames=8] [--seed=0]
+
+DIR is what `vf.data.prepare` made, or a folder of videos as `vf.data.folder` reads it. Each row of the picture is one
+clip from its first frame to its last.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vf.data.clips import Windows
+from vf.data.decode import DAMAGE, Pixels, printable, words
+from vf.data.folder import VideoFolder
+from vf.data.pipeline import BadRecord
+from vf.types import UserError
+from vf.video import GAP, enlarge, grid, write_png
+
+SIZE = 128  # pixels of a square frame where the data does not say
+WIDTH = 1024  # small frames are enlarged until a row is about this wide, as far as whole factors reach
+LEAST_WIDTH = 480  # of the picture, so that a caption has room
+MARGIN, PAD, LINE, FONT = 12, 2, 20, 14  # around all rows, between frames, for a caption, of its letters
+PAPER, INK, PALE = (255, 255, 255), (0, 0, 0), (110, 110, 110)
+TOP = 3  # how many of the most frequent, and of the rarest, are told
+FRAMES = Windows(1, start="all")  # every frame is a record, so that every length is known
+
+
+class Clip(NamedTuple):
+    """What is known of a clip without reading it."""
+
+    name: str
+    label: str  # its class; "" for none
+    frames: int
+    fps: float  # 0 where unknown
+
+
+class Collection(NamedTuple):
+    """A data set, of whichever kind."""
+
+    title: str
+    clips: list[Clip]  # to draw from
+    read: Callable[[int, np.ndarray], np.ndarray]
+    """(k, ascending frame numbers [n]) -> these frames of `clips[k]`, u8 [n size size 3]. Raises BadRecord."""
+    splits: dict[str, list[Clip]]
+    classes: tuple[str, ...]
+    remarks: dict[str, list[tuple[str, str]]]
+    """(clip, reason) of those that are rejected, unusual, ..."""
+
+
+class Row(NamedTuple):
+    """A clip and some of its frames, u8 [n size size 3]; None and `why` where they cannot be read."""
+
+    clip: Clip
+    frames: np.ndarray | None
+    why: str = ""
+
+
+def open_collection(root: Path, split: str | None) -> Collection:
+    """The data set in `root`; `split` (by default train) chooses the clips that are drawn from a prepared one.
+
+    Raises UserError where there is no data set, or no such split.
+    """
+    try:
+        if (root / "manifest.json").exists():
+            return _prepared(root, split or "train")
+        if split:
+            raise UserError(f"{root} is no prepared data set, and other folders have no splits: leave out --split")
+        return _folder(root)
+    except OSError as error:
+        raise UserError(f"{root} cannot be read: {words(error)}") from error
+
+
+def _prepared(root: Path, split: str) -> Collection:
+    from vf.data.builders import read_manifest  # TFDS takes a second to import
+    from vf.data.prepared import Prepared
+
+    source, manifest = Prepared(root, windows=FRAMES, split=split), read_manifest(root)
+    splits = {}
+    for name, made in manifest["splits"].items():
+        index = made["index"]
+        labels = [manifest["classes"][k] if manifest["classes"] else "" for k in index["label"]]
+        splits[name] = list(map(Clip, index["name"], labels, index["frames"], index["fps"]))
+    clips = [clip for part in split.split("+") for clip in splits[part]]
+    ends = np.cumsum([clip.frames for clip in clips])
+
+    def read(k: int, frames: np.ndarray) -> np.ndarray:
+        records = ends[k] - clips[k].frames + frames
+        return np.concatenate([source.clip(record, None)["video"] for record in records.tolist()])
+
+    remarks = {
+        "rejected": list(manifest["rejected"].items()),
+        "unusual": [(name, note) for name, notes in manifest["notes"].items() for note in notes],
+        "unlisted": [(name, "is in no split file or table") for name in manifest["unlisted"]],
+    }
+    about = manifest["parameters"]
+    how = f"{about['dataset']}, prepared at {source.size} x {source.size}, {about['encoding']}"
+    title = f"{root}: {how}, fingerprint {manifest['fingerprint']}"
+    return Collection(title, clips, read, splits, source.class_names, remarks)
+
+
+def _folder(root: Path) -> Collection:
+    source = VideoFolder(root, windows=FRAMES, size=SIZE)
+    names, videos = [printable(name) for name in source.names], source.videos
+    labels = [Path(name).parts[0] if source.class_names else "" for name in names]
+    clips = list(map(Clip, names, labels, map(len, videos), source.rates))
+
+    def read(k: int, frames: np.ndarray) -> np.ndarray:
+        # All at once and not by records: a lone frame that its encoder left out would pass for damage.
+        try:
+            return videos[k].clip(frames, Pixels(SIZE))
+        except DAMAGE as error:
+            raise BadRecord(f"{names[k]}: {words(error)}") from error
+
+    rejected = [(printable(name), why) for name, why in source.rejected.items()]
+    title = f"{root}: a folder of videos, not prepared, seen at {SIZE} x {SIZE}"
+    return Collection(title, clips, read, {"all videos": clips}, source.class_names, {"rejected": rejected})
+
+
+def spread(length: int, count: int) -> np.ndarray:
+    """`count` frame numbers, int64, evenly from 0 to `length` - 1; frames repeat where there are fewer."""
+    return np.arange(count) * (length - 1) // max(1, count - 1)
+
+
+def draw(data: Collection, clips: int, frames: int, seed: int) -> list[Row]:
+    """`clips` different clips (or all), chosen by `seed`; fewer are the first of more.
+
+    Raises UserError where none of them can be read.
+    """
+    rows = []
+    for k in np.random.default_rng(seed).permutation(len(data.clips))[:clips].tolist():
+        clip = data.clips[k]
+        try:
+            rows.append(Row(clip, data.read(k, spread(clip.frames, frames))))
+        except BadRecord as error:
+            rows.append(Row(clip, None, printable(" ".join(str(error).split()))))
+    if not any(row.frames is not None for row in rows):
+        raise UserError(f"none of the {len(rows)} clips drawn can be read, for example {rows[0].why}")
+    return rows
+
+
+def report(data: Collection, rows: Sequence[Row]) -> str:
+    """Statistics of all splits and of the frames drawn, for the terminal."""
+    lines = [data.title]
+    for split, clips in data.splits.items():
+        lines += _split_lines(split, clips, data.classes)
+    pixels = np.stack([row.frames for row in rows if row.frames is not None])
+    mean, std = (" ".join(f"{x:.1f}" for x in f(axis=(0, 1, 2, 3))) for f in (pixels.mean, pixels.std))
+    lines += [
+        f"pixels of {len(pixels)} clips drawn, {pixels.shape[1]} frames each (red, green, blue in 0..255)",
+        f"  mean {mean}, standard deviation {std}",
+    ]
+    for what, said in data.remarks.items():
+        lines += _remark_lines(what, said)
+    return "\n".join(lines + [f"cannot be read: {row.why}" for row in rows if row.frames is None])
+
+
+def _split_lines(split: str, clips: Sequence[Clip], classes: Sequence[str]) -> list[str]:
+    lengths = [clip.frames for clip in clips]
+    timed = [clip for clip in clips if clip.fps]
+    rates = Counter(f"{clip.fps:g} fps" if clip.fps else "unknown" for clip in clips).most_common()
+    time = f", {timedelta(seconds=round(sum(clip.frames / clip.fps for clip in timed)))} (h:m:s)" if timed else ""
+    partly = f" (of {len(timed):,} clips)" if timed and len(timed) < len(clips) else ""
+    lines = [
+        f"{split}: {len(clips):,} clips, {sum(lengths):,} frames{time}{partly}",
+        f"  length: {min(lengths):,} to {max(lengths):,} frames, median {np.median(lengths):,g}",
+        f"  rate: {_ranking(rates)}",
+    ]
+    if classes:
+        counts = Counter(dict.fromkeys(classes, 0))  # those without a clip count too
+        counts.update(clip.label for clip in clips)
+        lines.append(f"  classes: {len(classes)}, clips of each: {_ranking(counts.most_common())}")
+    return lines
+
+
+def _ranking(counts: list[tuple[str, int]]) -> str:
+    """Names with their counts, most frequent first; of many the first and the last."""
+    told = [f"{name} ({count:,})" for name, count in counts]
+    return ", ".join(told if len(told) <= 2 * TOP else [*told[:TOP], "...", *told[-TOP:]])
+
+
+def _remark_lines(what: str, said: Sequence[tuple[str, str]]) -> list[str]:
+    """How many clips, and the most frequent reasons, those alike but for numbers as one, by its first clip."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for name, why in said:
+        kinds.setdefault(re.sub(r"\d+", "#", why), []).append((name, why))
+    ranked = sorted(kinds.values(), key=len, reverse=True)
+    lines = [f"{what}: {len({name for name, _ in said}):,} clips"]
+    lines += [f"  {len(kind):,} x such as {kind[0][0]}: {kind[0][1]}" for kind in ranked[:TOP]]
+    return lines + [f"  and {len(ranked) - TOP} more reasons"] * (len(ranked) > TOP)
+
+
+def contact_sheet(rows: Sequence[Row]) -> np.ndarray:
+    """Picture u8 [H W 3]: a row of frames for each clip, under its name, class and length.
+
+    A clip that cannot be read is a row of grey. At least one must be readable.
+    """
+    shape = next(row.frames.shape for row in rows if row.frames is not None)
+    scale = max(1, WIDTH // (shape[0] * shape[1]))
+    side, pitch = scale * shape[1], scale * shape[1] + LINE + MARGIN
+    width = max(LEAST_WIDTH, shape[0] * (side + PAD) - PAD)
+    sheet = Image.new("RGB", (width + 2 * MARGIN, len(rows) * pitch + MARGIN), PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT)
+    for k, (clip, frames, why) in enumerate(rows):
+        top = k * pitch + MARGIN
+        about = shorten("cannot be read" if why else clip.label, width // 2, font.getlength)
+        about = f"{about}   {clip.frames:,} frames".strip()
+        room = width - font.getlength(about) - MARGIN
+        pen.text((MARGIN, top), shorten(clip.name, room, font.getlength), INK, font)
+        pen.text((MARGIN + width, top), about, PALE, font, anchor="ra")
+        shown = np.full(shape, GAP, np.uint8) if frames is None else frames
+        strip = grid(enlarge(shown, scale)[:, None], len(shown), PAD)[0]
+        sheet.paste(Image.fromarray(strip), (MARGIN, top + LINE))
+    return np.asarray(sheet)
+
+
+def shorten(text: str, width: float, length: Callable[[str], float]) -> str:
+    """`text` on one line, with an ellipsis for as much of its middle as makes it longer than `width`."""
+    text = " ".join(text.split())
+    if length(text) <= width:
+        return text
+    cut = (f"{text[: -(-kept // 2)]}…{text[len(text) - kept // 2 :]}" for kept in range(len(text) - 1, 0, -1))
+    return next((short for short in cut if length(short) <= width), "…")
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags. Raises UserError where a number is out of range."""
+    about = (__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m vf.data.inspect", description=about)
+    parser.add_argument("--data", type=Path, required=True, help="a prepared data set, or a folder of videos")
+    parser.add_argument("--out", type=Path, required=True, help="the picture, a PNG file")
+    parser.add_argument("--split", help="of a prepared data set: which clips to draw from (default: train)")
+    parser.add_argument("--clips", type=int, default=16, help="rows of the picture (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=8, help="of each clip (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the clips (default: %(default)s)")
+    args = parser.parse_args(argv)
+    for name, least in (("clips", 1), ("frames", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        args = arguments(argv)
+        data = open_collection(args.data, args.split)
+        rows = draw(data, args.clips, args.frames, args.seed)
+        print(report(data, rows), flush=True)
+        sheet = contact_sheet(rows)
+        try:
+            write_png(args.out, sheet)
+        except (OSError, ValueError) as error:  # a ValueError where it has no name, such as "."
+            raise UserError(f"cannot write {args.out}: {words(error)}; choose another --out") from error
+    except UserError as error:
+        # The readers name the flags of training.
+        told = str(error).replace("--config.data.source", "--data").replace("--config.data.split", "--split")
+        print(f"vf: {told}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{args.out}: {len(rows)} clips, one a row")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A data set that `vf.data.prepare` made, as a source of clips: index arithmetic, two reads, no video decoding."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from vf.data.builders import SEGMENT, fields, read_manifest
+from vf.data.clips import Windows
+from vf.data.encoding import decode
+from vf.data.pipeline import BadRecord
+from vf.types import UserError
+
+
+class Prepared:
+    """Clips of a prepared data set; a `vf.data.pipeline.Source`.
+
+    Args:
+        root: the folder that holds `manifest.json`.
+        windows: which frames make a clip.
+        split: name of a split, or several joined by `+`, such as `train+test`.
+
+    Raises:
+        UserError: no prepared data set, no such split, or no clip that is long enough.
+    """
+
+    rejected: dict[str, str]
+    """Clips that are too short, by name, and by how much."""
+
+    def __init__(self, root: str | Path, *, windows: Windows, split: str = "train") -> None:
+        self.root, self.windows, self.split = Path(root), windows, split
+        manifest = read_manifest(self.root)
+        self.parameters = manifest["parameters"]
+        self.size, self._encoding = self.parameters["size"], self.parameters["encoding"]
+        self.class_names = tuple(manifest["classes"])
+        self.num_classes = len(self.class_names)
+        self.embedding_dim = manifest["embedding_dim"]
+        self._folder, self._fingerprint = self.root / manifest["builder"], manifest["fingerprint"]
+        names, frames, rates, labels, parts, numbers, firsts = [], [], [], [], [], [], []
+        self._parts = split.split("+")
+        for part, name in enumerate(self._parts):
+            if name not in manifest["splits"]:
+                known = ", ".join(manifest["splits"])
+                raise UserError(f"{self.root} has no split {name!r}: known are {known}; set --config.data.split")
+            index = manifest["splits"][name]["index"]
+            lengths = np.array(index["frames"], np.int64)
+            segments = -(-lengths // SEGMENT)
+            names += index["name"]
+            frames.append(lengths)
+            rates.append(np.array(index["fps"], np.float64))
+            labels.append(np.array(index["label"], np.int32))
+            parts.append(np.full(len(lengths), part))
+            numbers.append(np.arange(len(lengths)))
+            firsts.append(np.cumsum(segments) - segments)
+        self.names = names
+        self._frames, self._rates, self._labels, self._part, self._number, self._first = (
+            np.concatenate(column) for column in (frames, rates, labels, parts, numbers, firsts)
+        )
+        records = self._count()
+        self._ends = np.cumsum(records)  # of each clip's records
+        short = np.flatnonzero(records == 0)
+        self.rejected = {names[k]: f"has {self._frames[k]} frames, too few" for k in short}
+        if not len(self):
+            raise UserError(
+                f"none of the {len(names)} clips of {self.root} ({split}) has the "
+                f"{windows.need(float(self._rates[0]))} frames that {windows.frames} with stride {windows.stride} "
+                "need; take fewer or a smaller stride"
+            )
+
+    def _count(self) -> np.ndarray:
+        """Records of each clip; clips of equal length and rate are counted once."""
+        kinds, kind = np.unique(np.stack([self._frames, self._rates], 1), axis=0, return_inverse=True)
+        try:
+            counts = [self.windows.records(int(length), float(rate)) for length, rate in kinds]
+        except ValueError as error:
+            raise UserError(f"{self.root}: {error}; set --config.data.fps=0 to go by stride") from error
+        return np.array(counts, np.int64)[kind.reshape(-1)]
+
+    @cached_property
+    def _sources(self) -> list[Any]:
+        builder = tfds.builder_from_directory(self._folder)
+        how = tfds.decode.DeserializeMethod.RAW_BYTES
+        return [builder.as_data_source(split=part, deserialize_method=how) for part in self._parts]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_sources"}  # every process opens its own
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def describe(self) -> dict[str, Any]:
+        """Goes into the protocol of every score."""
+        return {
+            "source": "prepared",
+            "root": str(self.root),
+            "fingerprint": self._fingerprint,
+            "split": self.split,
+            "videos": len(self.names),
+            "records": len(self),
+            "rejected": len(self.rejected),
+            "classes": self.num_classes,
+            **vars(self.windows),
+            **{name: self.parameters[name] for name in ("dataset", "size", "encoding", "quality", "crop", "resize")},
+        }
+
+    def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """`video` u8 [f size size 3], `label` i32 [], `embedding` f32 [d] where the data has one.
+
+        A random window, or the middle one without `rng`. Raises BadRecord where the data is damaged.
+        """
+        k = int(np.searchsorted(self._ends, record, side="right"))
+        within = record - (int(self._ends[k - 1]) if k else 0)
+        indices = self.windows.indices(int(self._frames[k]), float(self._rates[k]), within, rng)
+        needed = sorted(set((indices // SEGMENT).tolist()))
+        try:
+            # One by one: asked for several at once, the reader starts a pool of threads for every call.
+            source = self._sources[self._part[k]]
+            rows = {s: fields(source[int(self._first[k]) + s]) for s in needed}
+            for s, row in rows.items():
+                if (row["clip"].int64_list.value[0], row["segment"].int64_list.value[0]) != (self._number[k], s):
+                    raise ValueError("another clip is in its place")
+            at = {s: row["frames"].bytes_list.value for s, row in rows.items()}
+            frames = [at[i // SEGMENT][i % SEGMENT] for i in indices.tolist()]
+            video = decode(frames, self._encoding, self.size)
+        except Exception as error:  # the reader's own errors have no common kind
+            raise BadRecord(f"{self.names[k]} in {self.root}: {error}") from error
+        made = {"video": video, "label": self._labels[k]}
+        if self.embedding_dim:
+            embedding = next(iter(rows.values()))["embedding"].float_list.value
+            made["embedding"] = np.array(embedding, np.float32)
+        return made
