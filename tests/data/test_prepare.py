@@ -134,10 +134,12 @@ def test_it_is_a_data_set_of_tfds(prepared):
     assert dict(builder.info.metadata)["encoding"] == "raw"
     rows = builder.as_data_source("test")
     assert len(rows) == 3 * -(-LENGTH // builders.SEGMENT)
-    assert [(row["clip"], row["segment"], len(row["frames"])) for row in rows][:6] == [
+    assert [(row["clip"], row["segment"], len(row["bytes"])) for row in rows][:6] == [
         (0, 0, 16), (0, 1, 16), (0, 2, 16), (0, 3, 16), (0, 4, 6), (1, 0, 16)
     ]  # fmt: skip
-    assert number(decode([rows[1]["frames"][2]], "raw", 16)) == 18
+    assert list(rows[1]["bytes"]) == [16 * 16 * 3] * 16
+    frame = rows[1]["frames"][2 * 16 * 16 * 3 :][: 16 * 16 * 3]
+    assert number(decode([frame], "raw", 16)[0]) == 18
     assert rows[0]["name"] == b"Archery/v_Archery_g01_c01.avi"
 
 

@@ -20,7 +20,7 @@ def encode(frame: np.ndarray, encoding: str, quality: int) -> bytes:
     return file.getvalue()
 
 
-def decode(frames: Sequence[bytes], encoding: str, size: int) -> np.ndarray:
+def decode(frames: Sequence[bytes | memoryview], encoding: str, size: int) -> np.ndarray:
     """Inverse of `encode`: u8 [n size size 3]. Raises ValueError or OSError where the bytes are damaged."""
     if encoding == "raw":
         return np.frombuffer(b"".join(frames), np.uint8).reshape(len(frames), size, size, 3)

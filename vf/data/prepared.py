@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vf.data.builders import SEGMENT, fields, read_manifest
+from vf.data.builders import SEGMENT, Segment, read_manifest
 from vf.data.clips import Windows
 from vf.data.encoding import decode
 from vf.data.pipeline import BadRecord
@@ -117,17 +117,15 @@ class Prepared:
         try:
             # One by one: asked for several at once, the reader starts a pool of threads for every call.
             source = self._sources[self._part[k]]
-            rows = {s: fields(source[int(self._first[k]) + s]) for s in needed}
-            for s, row in rows.items():
-                if (row["clip"].int64_list.value[0], row["segment"].int64_list.value[0]) != (self._number[k], s):
-                    raise ValueError("another clip is in its place")
-            at = {s: row["frames"].bytes_list.value for s, row in rows.items()}
-            frames = [at[i // SEGMENT][i % SEGMENT] for i in indices.tolist()]
+            segments = {s: Segment(source[int(self._first[k]) + s]) for s in needed}
+            if any((found.clip, found.number) != (self._number[k], s) for s, found in segments.items()):
+                raise ValueError("another clip is in its place")
+            frames = [segments[i // SEGMENT].frame(i % SEGMENT) for i in indices.tolist()]
             video = decode(frames, self._encoding, self.size)
         except Exception as error:  # the reader's own errors have no common kind
             raise BadRecord(f"{self.names[k]} in {self.root}: {error}") from error
         made = {"video": video, "label": self._labels[k]}
         if self.embedding_dim:
-            embedding = next(iter(rows.values()))["embedding"].float_list.value
+            embedding = segments[needed[0]].fields["embedding"].float_list.value
             made["embedding"] = np.array(embedding, np.float32)
         return made

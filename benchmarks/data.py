@@ -1,0 +1,138 @@
+"""What preparing and reading clips costs: frames/s against PyAV alone, clips/s against decoding on the fly.
+
+    python -m benchmarks.data --source=DIR [--copies=20] [--workers=2] [--size=64]
+
+DIR is a folder of videos, UCF101's or another; its files are taken `copies` times, so that starting processes weighs as
+little as it does on a large data set. Everything is measured in this one run, in turn, on as many processes, from the
+page cache; best of ROUNDS.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import av
+
+from vf.data import listing
+from vf.data.builders import read_manifest
+from vf.data.clips import Windows
+from vf.data.encoding import ENCODINGS
+from vf.data.folder import VideoFolder
+from vf.data.pipeline import Source, batches
+from vf.data.prepare import STAGES, Parameters, prepare
+from vf.data.prepared import Prepared
+
+ROUNDS = 3
+SECONDS = 6.0  # of reading, each time
+FRAMES = 16
+
+
+def decode_alone(path: str) -> int:
+    """Frames of a file, decoded as plainly as PyAV can; neither converted nor kept."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        return sum(1 for _ in container.decode(stream))
+
+
+def decoding_rate(paths: list[str], pool: ProcessPoolExecutor) -> float:
+    """Frames/s of all processes together."""
+    started = time.perf_counter()
+    frames = sum(pool.map(decode_alone, paths))
+    return frames / (time.perf_counter() - started)
+
+
+def reading_rate(source: Source, workers: int) -> float:
+    """Clips/s of the loader, after a start that does not count."""
+    with batches(source, seed=0, batch_size=32, threads=0, workers=workers) as iterator:
+        for _ in range(3 * max(1, workers)):
+            next(iterator)
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < SECONDS:
+            count += len(next(iterator)["video"])
+        return count / (time.perf_counter() - started)
+
+
+def best(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """The highest of ROUNDS rates, taken in turn, so that a busy moment strikes all alike."""
+    found = dict.fromkeys(measures, 0.0)
+    for _, name in itertools.product(range(ROUNDS), measures):
+        found[name] = max(found[name], measures[name]())
+    return found
+
+
+def main() -> None:
+    """Prints two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--copies", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--size", type=int, default=64)
+    args = parser.parse_args()
+    files = [item.path for item in listing.folder(args.source, None, 1, None).items]
+    with tempfile.TemporaryDirectory(prefix="vf-benchmark-") as scratch:
+        many = Path(scratch, "many", "all")
+        many.mkdir(parents=True)
+        for copy, file in itertools.product(range(args.copies), files):
+            (many / f"{copy:03d}_{file.name}").symlink_to(file.resolve())
+        numbers = itertools.count()
+
+        def made(encoding: str, source: Path) -> tuple[Path, dict[str, Any]]:
+            out = Path(scratch, f"{next(numbers)}")
+            quality = 95 if encoding == "jpeg" else 0
+            parameters = Parameters(
+                dataset="folder", source=str(source), size=args.size, encoding=encoding, quality=quality, splits="",
+                fold=1, table="", embeddings="", fps=0.0, min_frames=2,
+            )  # fmt: skip
+            return out, prepare(parameters, out, args.workers)
+
+        last: dict[str, dict[str, Any]] = {}
+
+        def preparing_rate(encoding: str) -> float:
+            _, last[encoding] = made(encoding, many.parent)
+            frames = last[encoding]["splits"]["train"]["frames"]
+            return frames / last[encoding]["seconds"]["all"]
+
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.workers, context) as pool:
+            paths = [str(path) for path in sorted(many.iterdir())]
+            decoding_rate(paths[: 4 * args.workers], pool)  # starts the processes
+            prepared = {f"prepare, {e}": lambda e=e: preparing_rate(e) for e in ENCODINGS}
+            rates = best({"PyAV decodes, alone": lambda: decoding_rate(paths, pool), **prepared})
+        floor = rates["PyAV decodes, alone"]
+        print(f"{len(paths)} files, {args.workers} processes, {args.size} x {args.size}\n")
+        print("| preparation | frames/s | of PyAV alone | " + " | ".join(STAGES) + " | bytes a frame |")
+        print("| --- " * (4 + len(STAGES)) + "|")
+        for name, rate in rates.items():
+            cells, size = [""] * len(STAGES), ""
+            if name in prepared:
+                encoding = name.split(", ")[1]
+                seconds = last[encoding]["seconds"]
+                total = sum(seconds[stage] for stage in STAGES)
+                cells = [f"{100 * seconds[stage] / total:.0f} %" for stage in STAGES]
+                folder, _ = made(encoding, args.source)
+                stored = sum(path.stat().st_size for path in folder.glob("*/*/*array_record*"))
+                frames = sum(split["frames"] for split in read_manifest(folder)["splits"].values())
+                size = f"{stored / frames:,.0f}"
+            print(f"| {name} | {rate:,.0f} | {100 * rate / floor:.0f} % | {' | '.join(cells)} | {size} |")
+
+        windows = Windows(FRAMES)
+        sources: dict[str, Source] = {"AVI, decoded on the fly": VideoFolder(many, windows=windows, size=args.size)}
+        for encoding in ENCODINGS:
+            sources[f"prepared, {encoding}"] = Prepared(made(encoding, many.parent)[0], windows=windows)
+        read = best({name: lambda s=source: reading_rate(s, args.workers) for name, source in sources.items()})
+        base = read["AVI, decoded on the fly"]
+        print(f"\n| reading {FRAMES} x {args.size} x {args.size} | clips/s | times on the fly |")
+        print("| --- | --- | --- |")
+        for name, rate in read.items():
+            print(f"| {name} | {rate:,.0f} | {rate / base:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
