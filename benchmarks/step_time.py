@@ -9,6 +9,8 @@ import importlib.util
 import itertools
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -31,23 +33,28 @@ def load(path: str) -> ConfigDict:
     return module.get_config()
 
 
-def prepare(config: ConfigDict):
-    """(name of parameters and FLOPs, one training step as a function of nothing)."""
+def lower(config: ConfigDict) -> tuple[int, Any, Callable[[], Any], Any]:
+    """(parameters, one training step before compilation, a function that makes the state, a batch)."""
     source = build.source(config)
     model, mesh = build.model(config, source), build.mesh(config)
     tx, _ = build.optimizer(config)
-    create, _ = place_state(model, tx, mesh, config.seed)
-    state = create()
+    create, abstract = place_state(model, tx, mesh, config.seed)
     size = config.train.batch_size
     batch = sharding.put_batch(next(pipeline.batches(source, seed=0, batch_size=size, threads=0)), mesh)
 
-    def update(state, batch):
+    def update(state: Any, batch: Any) -> Any:
         return steps.train_step(state, batch, model=model, tx=tx, seed=0, ema_decay=0.999)
 
-    compiled = jax.jit(update).lower(state, batch).compile()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    return parameters, jax.jit(update).lower(abstract, batch), create, batch
+
+
+def prepare(config: ConfigDict) -> tuple[int, float, Callable[[], Any]]:
+    """(parameters, FLOPs, one training step as a function of nothing)."""
+    parameters, lowered, create, batch = lower(config)
+    compiled, state = lowered.compile(), create()
     # The compiler counts the FLOPs of one device's program.
-    flops = compiled.cost_analysis()["flops"] * mesh.size
+    flops = compiled.cost_analysis()["flops"] * jax.device_count()
     return parameters, flops, lambda: jax.block_until_ready(compiled(state, batch))
 
 
@@ -63,7 +70,8 @@ def main() -> None:
         config.model.predictor, config.model.context = predictor, context
         if predictor == "one_network":
             config.noise.prior = "independent"
-            config.base.net.temporal = config.residual.net.temporal
+            for field in ("temporal", "temporal_attention_at"):
+                config.base.net[field] = config.residual.net[field]
         rows[f"{predictor}, context {context}"] = prepare(config)
     seconds = dict.fromkeys(rows, float("inf"))
     for _, name in itertools.product(range(ROUNDS), rows):  # in turn, so that a busy moment strikes all alike

@@ -1,5 +1,6 @@
 """The page is well-formed, complete, escaped and true to the numbers, whatever the run has got to."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -104,6 +105,8 @@ def test_samples_are_lossless_and_marked_at_the_centre(tmp_path):
     meta = gallery._load(tmp_path / "meta.json")
     assert (meta["centre"], meta["seed"], meta["count"]) == (1, 7, 10)
     assert meta["labels"] == [str(label) for label in range(10)]
+    gallery.write_samples(tmp_path, clips, centre=1, labels=[1, 0] * 5, class_names=("red", "green"))
+    assert json.loads((tmp_path / "meta.json").read_text())["labels"] == ["green", "red"] * 5
 
 
 def test_the_page_of_a_whole_run(run):

@@ -53,14 +53,15 @@ def write_samples(
     scale: int | None = None,
     columns: int = 8,
     labels: Sequence[Any] | None = None,
+    class_names: Sequence[str] = (),
     meta: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes clips u8 [n t h w 3] as clips.npz (lossless), wall.gif, wall.mp4, strip.png and meta.json.
 
     `centre` is the index of the base frame, marked in the strip of the first eight clips; `scale` enlarges
-    every pixel (by default to fill a column of the page); `labels` has one entry for each clip; `meta` is any
-    further fact, such as seed and sampler. Returns the folder. Raises ValueError on clips, labels or a centre
-    that do not fit."""
+    every pixel (by default to fill a column of the page); `labels` has one entry for each clip, told by name
+    where there are `class_names`; `meta` is any further fact, such as seed and sampler. Returns the folder.
+    Raises ValueError on clips, labels or a centre that do not fit."""
     folder, clips = Path(folder), np.asarray(clips)
     video.save_npz(folder / "clips.npz", clips, **({} if labels is None else {"label": np.asarray(labels)}))
     count, frames, height, width, _ = clips.shape
@@ -71,7 +72,9 @@ def write_samples(
     large = scale or max(1, (WIDTH // frames - 2 * STRIP_PAD) // width)
     video.write_png(folder / "strip.png", video.film_strip(clips[:STRIP_ROWS], centre, STRIP_PAD, large))
     facts = {"count": count, "frames": frames, "height": height, "width": width, "centre": centre, "fps": fps}
-    facts |= dict(meta or {}) | ({} if labels is None else {"labels": [str(label) for label in labels]})
+    facts |= dict(meta or {})
+    if labels is not None:
+        facts["labels"] = [class_names[label] if class_names else str(label) for label in labels]
     with video.replacing(folder / "meta.json") as temporary:
         temporary.write_text(json.dumps(record.plain(facts), indent=2, allow_nan=False) + "\n")
     return folder

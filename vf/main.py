@@ -97,7 +97,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
         held=pipeline.fixed_clips(judged, config.eval.clips, seed=config.seed),
         levels=build.levels(config),
         batch_size=config.eval.batch_size,
-        classes=source.num_classes,
+        class_names=source.class_names,
         data=judged.describe(),
         seed=config.seed,
     )

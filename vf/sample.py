@@ -1,6 +1,6 @@
 """The sampling job: weights in, clips on disk. Sample k depends on (seed, k) and the weights alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,12 @@ def write(
     given: Mapping[str, np.ndarray],
     model: Model,
     job: SampleJob,
+    class_names: Sequence[str],
 ) -> Path:
     """`WORKDIR/samples/step_00001000`: clips.npz (lossless), a wall as GIF and MP4, a film strip, meta.json."""
     labels = given["label"].tolist() if model.null_label is not None else None
     folder = Path(workdir) / "samples" / f"step_{step:08d}"
     meta = {"step": step, **job.protocol()}
-    return gallery.write_samples(folder, generated, centre=model.base_frame, fps=job.fps, labels=labels, meta=meta)
+    return gallery.write_samples(
+        folder, generated, centre=model.base_frame, fps=job.fps, labels=labels, class_names=class_names, meta=meta
+    )

@@ -43,7 +43,7 @@ class Judge:
     held: Mapping[str, np.ndarray]  # fixed clips that were not trained on
     levels: np.ndarray
     batch_size: int
-    classes: int
+    class_names: tuple[str, ...]
     data: Mapping[str, Any]  # what the real clips are
     seed: int
 
@@ -57,10 +57,10 @@ class Judge:
 
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples of `params`, written into the run's folder."""
-        given = sample.conditions(self.model, self.job, self.held, self.classes)
+        given = sample.conditions(self.model, self.job, self.held, len(self.class_names))
         made = sample.clips(self._sample, params, given, self.job.batch_size, self.mesh)
         if self.recorder.is_writer:
-            sample.write(self.workdir, step, made, given, self.model, self.job)
+            sample.write(self.workdir, step, made, given, self.model, self.job, self.class_names)
             self.recorder.video(step, "samples", made[:16], fps=self.job.fps)
         return made
 
