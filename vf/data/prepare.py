@@ -200,7 +200,9 @@ class _Crew:
 
     def __init__(self, workers: int, work: Callable[..., dict[str, Any]] = stage) -> None:
         self._workers, self._work = workers, work
-        self._pool, self._alone = self._make(workers), self._make(1)  # a pool starts its processes when it is used
+        self._pool, self._alone = self._make(workers), self._make(1)  # a pool starts its processes when it is used,
+        for _ in range(workers):  # and this one soon, while TFDS is imported
+            self._pool.submit(int)
 
     @staticmethod
     def _make(workers: int) -> ProcessPoolExecutor:
