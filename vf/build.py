@@ -309,6 +309,6 @@ class Loading:
 
 
 def loading(config: ConfigDict) -> Loading:
-    """`config.data`'s part of it. Sprites are cheaper to draw than to hand over: no threads."""
+    """`config.data`'s part of it. Sprites keep Python itself busy, so that more than one thread only costs."""
     data = config.data
-    return Loading(0 if data.source == "sprites" else data.threads, data.workers, data.read_ahead, data.flip)
+    return Loading(1 if data.source == "sprites" else data.threads, data.workers, data.read_ahead, data.flip)

@@ -142,7 +142,10 @@ class _Uncompressed(file_adapters.ArrayRecordFileAdapter):
         writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
         for _, record in iterator:
             writer.write(record)
-        writer.close()
+        try:
+            writer.close()  # tells of anything that went wrong before, too
+        except RuntimeError as error:
+            raise OSError(str(error).split(";")[0]) from error
 
 
 BUILDERS: dict[str, Callable[..., ClipBuilder]] = {

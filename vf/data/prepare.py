@@ -84,40 +84,30 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
 
     Returns what is known of the clip, or {"rejected": reason}. Raises UserError where `target` cannot be written.
     """
-    spent = dict.fromkeys(STAGES, 0.0)
-    clock = time.perf_counter
-
-    def timed(name: str, since: float) -> None:
-        spent[name] += clock() - since
-
+    laps = _Laps()
     try:
-        started = clock()
         file = listing.read_member(item.path, item.member) if item.member else item.path
         digest = _digest(file)
-        timed("hash", started)
-        started = clock()
+        laps.end("hash")
         pictures, fps, notes = _open(file, parameters)
         if printable(item.name) != item.name:
             notes.append("its name is not UTF-8")
         pixels, frames, before = Pixels(parameters.size), list[bytes](), None
         repeated = 0
-        while (picture := next(pictures, None)) is not None:
-            timed("decode", started)
+        for picture in pictures:
+            laps.end("decode")
             if picture is before:
                 frames.append(frames[-1])
                 repeated += 1
-            else:
-                started = clock()
-                frame = pixels(picture)
-                timed("resize", started)
-                started = clock()
-                frames.append(encode(frame, parameters.encoding, parameters.quality))
-                timed("encode", started)
-                if before is None and picture.rotation:
-                    notes.append(f"turned upright by {picture.rotation:g} degrees")
-                before = picture
-            started = clock()
-        timed("decode", started)
+                continue
+            frame = pixels(picture)
+            laps.end("resize")
+            frames.append(encode(frame, parameters.encoding, parameters.quality))
+            laps.end("encode")
+            if before is None and picture.rotation:
+                notes.append(f"turned upright by {picture.rotation:g} degrees")
+            before = picture
+        laps.end("decode")
         if len(frames) < parameters.min_frames:
             count = f"{len(frames)} frame{'s' * (len(frames) != 1)}"
             raise ValueError(f"has {count}, fewer than {parameters.min_frames}")
@@ -125,8 +115,7 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
         return {"rejected": words(error)}
     if repeated:
         notes.append(f"{repeated} frames repeat the one before, which the file leaves out")
-    facts = {"frames": len(frames), "fps": fps, "sha256": digest, "notes": notes, "seconds": spent}
-    started = clock()
+    facts = {"frames": len(frames), "fps": fps, "sha256": digest, "notes": notes, "seconds": laps.seconds}
     header = json.dumps({"facts": facts, "bytes": [len(frame) for frame in frames]})
     try:
         aside = target.with_suffix(".tmp")
@@ -139,8 +128,22 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
             f"cannot write to {target.parent}: {error.strerror}; make room or choose another --out, then give the same "
             "command again: finished clips are kept"
         ) from error
-    timed("write", started)
+    laps.end("write")
     return facts
+
+
+class _Laps:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._since = time.perf_counter()
+
+    def end(self, stage: str) -> None:
+        """The time since the last call, or since the beginning, was that of `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._since
+        self._since = now
 
 
 def _digest(file: File) -> str:

@@ -19,6 +19,7 @@ COLOURS = {  # RGB 0..255, far apart from each other and from every background
     "cyan": (80, 220, 225),
 }
 BACKGROUNDS = {"black": (20, 20, 25), "grey": (105, 105, 110), "white": (240, 240, 240)}
+_COLOURS, _BACKGROUNDS = np.array(list(COLOURS.values())), np.array(list(BACKGROUNDS.values()))
 MARGIN = 0.28  # the sprite's centre stays this far from the walls, as a share of the frame's side
 RADIUS = 0.28  # half the sprite's extent, as a share of the frame's side
 SPEED = (0.03, 0.08)  # shares of the frame's side per frame
@@ -73,8 +74,7 @@ def draw_factors(rng: np.random.Generator, frames: int, size: int, stride: int =
 def render(factors: Factors, size: int) -> np.ndarray:
     """Clip uint8 [f size size 3] that shows `factors`."""
     mask = alpha_mask(factors.shape, factors.path, size)[..., None]
-    colour = np.array(list(COLOURS.values())[factors.colour])
-    background = np.array(list(BACKGROUNDS.values())[factors.background])
+    colour, background = _COLOURS[factors.colour], _BACKGROUNDS[factors.background]
     return np.round(mask * colour + (1 - mask) * background).astype(np.uint8)
 
 
