@@ -39,11 +39,16 @@ def parameters(source: Path, dataset: str = "folder", **changes) -> Parameters:
     return Parameters(dataset=dataset, **(given | changes))
 
 
-def run(source: Path, out: Path, *flags: str, dataset: str = "folder", **kwargs) -> subprocess.CompletedProcess:
-    """The command as users give it."""
-    words = [sys.executable, "-m", "vf.data.prepare", dataset, f"--source={source}", f"--out={out}", *flags]
+def run(source: Path, out: Path, *flags: str, largest: int = 0) -> subprocess.CompletedProcess:
+    """The command as users give it; on a system that refuses files of more than `largest` bytes, 0 = any."""
+    words = [sys.executable, "-m", "vf.data.prepare", "folder", f"--source={source}", f"--out={out}", *flags]
     words += ["--size=16", "--workers=1"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False, **kwargs)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, text=True, cwd=ROOT, **streams) as process:
+        if largest:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest, largest))
+        said = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(words, process.returncode, *said)
 
 
 def single(root: Path, split: str = "train") -> Prepared:
@@ -352,12 +357,9 @@ def test_a_split_that_is_all_bad_is_left_out(tmp_path):
     assert len(Prepared(tmp_path / "out", windows=Windows(4))) == 1
 
 
-@pytest.mark.parametrize("most", [30_000, 200_000])  # a clip has 70 x 16 x 16 x 3 bytes, and there are nine
-def test_a_full_disk_is_told_and_finished_clips_are_kept(ucf, tmp_path, most):
-    def limit():  # the system refuses files larger than this, as it would refuse any on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-
-    done = run(ucf, tmp_path / "out", preexec_fn=limit)
+@pytest.mark.parametrize("largest", [30_000, 200_000])  # a clip has 70 x 16 x 16 x 3 bytes, and there are nine
+def test_a_full_disk_is_told_and_finished_clips_are_kept(ucf, tmp_path, largest):
+    done = run(ucf, tmp_path / "out", largest=largest)  # refused as on a full disk
     assert done.returncode == 2
     assert f"vf: cannot write to {tmp_path / 'out'}" in done.stderr
     assert "File too large" in done.stderr
