@@ -349,6 +349,8 @@ def main(argv):
     with batches(Numbers(1000), seed=0, batch_size=64, workers=2, read_ahead=4) as iterator:
         held = [next(iterator) for _ in range(3)]
         print("reading", flush=True)
+        if "wait" not in argv:
+            input()  # until we have been looked at
         if "raise" in argv:
             raise ZeroDivisionError
         if "wait" in argv:
@@ -370,10 +372,11 @@ def test_no_process_and_no_shared_memory_is_left(tmp_path, how, number, code):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py"), how],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
     )  # fmt: skip
+    assert process.stdin is not None
     assert process.stdout is not None
-    with process.stdout:
+    with process.stdout, process.stdin:
         assert process.stdout.readline() == "reading\n"
         workers = descendants(process.pid)
         assert len(workers) >= 2
@@ -381,6 +384,9 @@ def test_no_process_and_no_shared_memory_is_left(tmp_path, how, number, code):
         assert blocks
         if number is not None:
             process.send_signal(number)
+        else:
+            process.stdin.write("go on\n")
+            process.stdin.flush()
         assert process.wait(timeout=60) == code
     assert gone(workers)
     until = time.monotonic() + 20  # where nobody was left to tidy up, the system's own tracker does

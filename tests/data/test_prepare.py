@@ -1,5 +1,6 @@
 """From files to a prepared data set and back: colours tell frames, and everything that is broken is told."""
 
+import itertools
 import json
 import os
 import resource
@@ -191,22 +192,36 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(prepared, uc
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_a_killed_preparation_goes_on_where_it_was(ucf, tmp_path, prepared):
-    out = tmp_path / "out"
-    words = [sys.executable, "-m", "vf.data.prepare", "ucf101", f"--source={ucf}", f"--out={out}", "--size=16"]
-    process = subprocess.Popen([*words, "--workers=1"], cwd=ROOT, stderr=subprocess.DEVNULL)
-    patience = time.monotonic() + 60
-    while len(list(out.glob(".staging/*.clip"))) < 2 and time.monotonic() < patience:
+@pytest.fixture(scope="module")
+def many(ucf, tmp_path_factory) -> Path:
+    """Sixty clips: enough to take seconds."""
+    root = tmp_path_factory.mktemp("many")
+    for k, file in itertools.product(range(60 // 9 + 1), sorted(ucf.rglob("*.avi"))):
+        (root / f"{k}_{file.name}").symlink_to(file)
+    return root
+
+
+def interrupt(source: Path, out: Path, number: int) -> tuple[int, str]:
+    """(status, what it said) of a preparation that gets a signal after its second clip."""
+    words = [sys.executable, "-m", "vf.data.prepare", "folder", f"--source={source}", f"--out={out}", "--size=16"]
+    process = subprocess.Popen([*words, "--workers=1"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while len(list(out.glob(".staging/*.clip"))) < 2 and process.poll() is None:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def test_a_killed_preparation_goes_on_where_it_was(many, tmp_path):
+    out = tmp_path / "out"
+    assert interrupt(many, out, signal.SIGKILL)[0] == -signal.SIGKILL
     time.sleep(0.5)  # for its worker to follow
     staged = {path.name: path.stat().st_mtime_ns for path in out.glob(".staging/*.clip")}
     assert len(staged) >= 2
     with pytest.raises(UserError, match=r"no manifest.json"):
         Prepared(out, windows=Windows(4))  # half a data set does not look whole
     with pytest.raises(UserError, match="unfinished preparation with other parameters"):
-        prepare.prepare(parameters(ucf, "ucf101", size=8), out, workers=1)
+        prepare.prepare(parameters(many, size=8), out, workers=1)
 
     def keep(path, *args, **kwargs):  # instead of clearing away
         kept.update({p.name: p.stat().st_mtime_ns for p in Path(path).glob("*.clip")})
@@ -214,10 +229,10 @@ def test_a_killed_preparation_goes_on_where_it_was(ucf, tmp_path, prepared):
     kept: dict[str, int] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare.shutil, "rmtree", keep)
-        made = prepare.prepare(parameters(ucf, "ucf101"), out, workers=1)
+        made = prepare.prepare(parameters(many), out, workers=1)
     assert {name: kept[name] for name in staged} == staged  # finished clips were not decoded again
-    assert len(kept) == 9
-    assert made["fingerprint"] == prepared[1]["fingerprint"]
+    assert len(kept) == 63
+    assert made["fingerprint"] == prepare.prepare(parameters(many), tmp_path / "again", workers=2)["fingerprint"]
 
 
 def test_two_preparations_do_not_mix(ucf, tmp_path):
@@ -375,14 +390,9 @@ def test_an_output_that_cannot_be_written_is_told(ucf, tmp_path):
     assert done.stderr.startswith(f"vf: cannot write to {tmp_path / 'file' / 'out'}: Not a directory")
 
 
-def test_sigterm_stops_it_in_one_sentence(ucf, tmp_path):
-    words = [sys.executable, "-m", "vf.data.prepare", "ucf101", f"--source={ucf}", f"--out={tmp_path}"]
-    process = subprocess.Popen([*words, "--workers=1"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob(".staging/*.clip")):
-        time.sleep(0.005)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+def test_sigterm_stops_it_in_one_sentence(many, tmp_path):
+    status, said = interrupt(many, tmp_path, signal.SIGTERM)
+    assert status == 130
     assert "vf: stopped; finished clips are kept" in said
     assert "Traceback" not in said
 

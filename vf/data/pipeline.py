@@ -6,10 +6,6 @@ step n, or on another number of hosts, meets the same examples, and a checkpoint
 """
 
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +17,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from vf.data.processes import follow_parent
 from vf.types import UserError
 
 _EXAMPLES = 2**32  # example numbers are uint32
@@ -107,6 +104,10 @@ def batches(
     return Batches(blocks, threads, workers, read_ahead)
 
 
+def _in_worker(index: int, count: int) -> None:
+    follow_parent()
+
+
 class Batches(Iterator[dict[str, np.ndarray]]):
     """Iterator over batches; see `batches`. Close it, or use it in a `with`, to let its threads and processes go."""
 
@@ -153,19 +154,6 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _in_worker(index: int, count: int) -> None:
-    """Runs first in every process that reads: it leaves Ctrl-C to its parent, and ends when that does, in any way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True, name="follow-parent").start()
 
 
 def fixed_clips(source: Source, n: int, seed: int = 0, threads: int = 8) -> dict[str, np.ndarray]:

@@ -49,6 +49,7 @@ from vf.data.decode import (
 )
 from vf.data.encoding import ENCODINGS, encode
 from vf.data.listing import Item, Listing
+from vf.data.processes import follow_parent
 from vf.types import UserError
 
 LOST = 3  # exit status where clips were lost
@@ -209,9 +210,8 @@ class _Crew:
 
     @staticmethod
     def _make(workers: int) -> ProcessPoolExecutor:
-        # Not fork: TFDS and the progress bar have threads. Ctrl-C is the parent's affair.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        # Not fork: TFDS and the progress bar have threads.
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), follow_parent)
 
     def submit(self, *job: Any) -> "Future[dict[str, Any]]":
         """`work(*job)`, under way."""
