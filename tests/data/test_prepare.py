@@ -235,6 +235,72 @@ def test_a_killed_preparation_goes_on_where_it_was(many, tmp_path):
     assert made["fingerprint"] == prepare.prepare(parameters(many), tmp_path / "again", workers=2)["fingerprint"]
 
 
+def staged_only(source: Path, out: Path) -> list[Path]:
+    """Staged clips of a preparation that fails when it comes to packing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders, "_Uncompressed", Refusing)
+        with pytest.raises(UserError, match="cannot write"):
+            prepare.prepare(parameters(source), out, workers=1)
+    return sorted(out.glob(".staging/*.clip"))
+
+
+class Refusing(builders._Uncompressed):
+    @classmethod
+    def write_examples(cls, path, iterator):
+        raise OSError("no room")
+
+
+def test_a_source_that_has_changed_is_staged_again(tmp_path):
+    write(tmp_path / "videos" / "a.avi", times=range(5))
+    write_frames(tmp_path / "videos" / "b", range(5))
+    assert len(staged_only(tmp_path / "videos", tmp_path / "out")) == 2
+    write(tmp_path / "videos" / "a.avi", times=range(9))
+    write_frames(tmp_path / "videos" / "b", range(7))
+    made = prepare.prepare(parameters(tmp_path / "videos"), tmp_path / "out", workers=1)
+    assert made["splits"]["train"]["index"]["frames"] == [9, 7]
+
+
+def test_a_torn_staged_clip_is_made_again(tmp_path):
+    for name in "abc":
+        write(tmp_path / "videos" / f"{name}.avi", times=range(5))
+    empty, torn, _ = staged_only(tmp_path / "videos", tmp_path / "out")
+    empty.write_bytes(b"")
+    torn.write_bytes(torn.read_bytes()[:-100])
+    prepare.prepare(parameters(tmp_path / "videos"), tmp_path / "out", workers=1)
+    source = Prepared(tmp_path / "out", windows=Windows(5))
+    assert [[number(frame) for frame in source.clip(k, None)["video"]] for k in range(3)] == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_a_source_that_goes_away_stops_the_run(tmp_path):
+    write(tmp_path / "a.avi", times=range(5))
+    item = Item("a.avi", tmp_path / "a.avi")
+    (tmp_path / "a.avi").unlink()
+    with pytest.raises(UserError, match=r"a.avi cannot be read any more: .*No such file"):
+        stage(item, parameters(tmp_path), tmp_path / "x.clip")
+    (tmp_path / "a.avi").symlink_to("nowhere")
+    assert "No such file" in stage(item, parameters(tmp_path), tmp_path / "x.clip")["rejected"]
+
+
+@pytest.mark.parametrize("numbers", [[10**25, 10**25 + 1, 10**25 + 2], [0, 3 * 10**13], [5, 5, 6], [3, 2, 1]])
+def test_numbers_of_frames_of_any_size(tmp_path, numbers):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for k, name in enumerate(numbers):
+        Image.fromarray(np.full((16, 16, 3), colour(k), np.uint8)).save(folder / f"{'abc'[k]}_{name}.png")
+    facts = stage(Item("frames", folder), parameters(tmp_path), tmp_path / "x.clip")
+    assert facts.get("frames") == len(numbers) or "has no frame between" in facts["rejected"]
+
+
+def test_large_splits_need_neither_memory_nor_tensorflow(ucf, tmp_path, prepared):
+    """TFDS's own shuffler would spill to TensorFlow's files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 20_000)
+        made = prepare.prepare(parameters(ucf, "ucf101"), tmp_path, workers=1)
+    assert made["fingerprint"] == prepared[1]["fingerprint"]
+    assert len(single(tmp_path)) == 6 * LENGTH
+    assert not list(tmp_path.rglob("spool"))
+
+
 def test_two_preparations_do_not_mix(ucf, tmp_path):
     with (
         prepare._folder_of_our_own(tmp_path, parameters(ucf)),
@@ -354,6 +420,11 @@ def test_strict_makes_any_loss_a_failure(zoo, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"vf: {len(REASONS)} clips were rejected, and --strict allows none")
     assert not (tmp_path / "manifest.json").exists()
+    again = run(zoo, tmp_path)  # what was packed before is not taken for finished
+    assert again.returncode == LOST, again.stderr
+    assert len(Prepared(tmp_path, windows=Windows(2))) == len(
+        json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]["index"]["name"]
+    )
 
 
 def test_where_every_clip_is_bad_there_is_no_data_set(tmp_path):
@@ -462,6 +533,13 @@ def test_captions_labels_and_embeddings_travel_in_records(ucf, tmp_path):
 
 def test_an_embedding_that_is_missing_is_told(ucf, tmp_path):
     np.savez(tmp_path / "vectors.npz", name=["other.avi"], embedding=np.zeros((1, 5), np.float32))
+    for bad in (np.zeros(9, np.float32), np.zeros((2, 3), np.float32)):
+        np.savez(tmp_path / "bad.npz", name=["a"], embedding=bad)
+        with pytest.raises(UserError, match=r"should hold `name` .n. and `embedding` .n d."):
+            prepare.prepare(parameters(ucf, embeddings=str(tmp_path / "bad.npz")), tmp_path / "out", workers=1)
+    np.save(tmp_path / "bad.npy", np.zeros(3))
+    with pytest.raises(UserError, match="should hold"):
+        prepare.prepare(parameters(ucf, embeddings=str(tmp_path / "bad.npy")), tmp_path / "out", workers=1)
     with pytest.raises(UserError, match=r"has no vector for 9 clips, the first is Archery/v_Archery_g01_c01.avi"):
         prepare.prepare(parameters(ucf, embeddings=str(tmp_path / "vectors.npz")), tmp_path / "out", workers=1)
 

@@ -10,7 +10,8 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,7 +19,7 @@ from unittest import mock
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from tensorflow_datasets.core import file_adapters
+from tensorflow_datasets.core import file_adapters, shuffle
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vf.types import UserError
@@ -148,7 +149,33 @@ class _Uncompressed(file_adapters.ArrayRecordFileAdapter):
             raise OSError(str(error).split(";")[0]) from error
 
 
-BUILDERS: dict[str, Callable[..., ClipBuilder]] = {
+class _InOrder:
+    """In place of TFDS's shuffler: records in the order in which they came, spooled to one file.
+
+    Its own keeps 1000 MiB in memory, beyond that it needs TensorFlow, and then it sorts a whole split in memory."""
+
+    def __init__(self, dirpath: Any, **_: Any) -> None:
+        self._path = Path(os.fspath(dirpath)) / "spool"
+        self.size = self.num_examples = 0
+
+    @property
+    def bucket_lengths(self) -> list[int]:
+        return [self.num_examples]
+
+    def add(self, key: Any, data: bytes) -> None:
+        with self._path.open("ab") as file:  # opened each time: nobody says when a writer is given up
+            file.write(len(data).to_bytes(8, "little") + data)
+        self.size += len(data)
+        self.num_examples += 1
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        with self._path.open("rb") as file:
+            for number in range(self.num_examples):
+                yield number, file.read(int.from_bytes(file.read(8), "little"))
+        self._path.unlink()
+
+
+BUILDERS: dict[str, type[ClipBuilder]] = {
     "ucf101": Ucf101Clips,
     "sky_timelapse": SkyTimelapseClips,
     "taichi_hd": TaichiHdClips,
@@ -170,6 +197,8 @@ def pack(
     """Writes the clips as TFDS data set below `out`; returns its folder relative to `out`. `scratch` is TFDS's.
 
     It appears whole or not at all: TFDS writes aside and renames."""
+    # TFDS takes whatever lies there for finished, but only a manifest says so.
+    shutil.rmtree(out / BUILDERS[dataset].name, ignore_errors=True)
     builder = BUILDERS[dataset](
         clips=clips,
         classes=classes,
@@ -183,6 +212,7 @@ def pack(
     adapters = {file_adapters.FileFormat.ARRAY_RECORD: _Uncompressed}
     with (
         mock.patch.dict(file_adapters.ADAPTER_FOR_FORMAT, adapters),
+        mock.patch.object(shuffle, "Shuffler", _InOrder),
         contextlib.redirect_stdout(io.StringIO()),  # it praises itself in print
     ):
         builder.download_and_prepare(download_dir=scratch, download_config=config)

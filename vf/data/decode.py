@@ -8,9 +8,9 @@ here, so that prepared clips equal decoded ones bit for bit.
 import io
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,11 +106,14 @@ class Video:
 
     def __init__(self, file: File) -> None:
         self.file = file
+        self._clock: Clock | None = None
 
-    @cached_property
+    @property
     def clock(self) -> "Clock":
-        """When each frame is shown."""
-        return read_clock(self.file)
+        """When each frame is shown; read once."""
+        if self._clock is None:  # not a cached_property: before Python 3.12 one lock would serve all videos
+            self._clock = read_clock(self.file)
+        return self._clock
 
     def __len__(self) -> int:
         """Number of frames that there are, whatever the header says."""
@@ -147,11 +150,11 @@ class FrameFolder:
             raise ValueError(f"has no images ({' '.join(IMAGES)})")
         numbers = [re.findall(r"\d+", file.stem)[-1:] for file in self.files]
         if all(numbers) and len(numbers) > 1:
-            at = np.array([int(number[0]) for number in numbers])
-            gaps = np.diff(at)
-            step = int(np.bincount(gaps[gaps > 0]).argmax()) if np.any(gaps > 0) else 1  # the usual one
-            if np.any(gaps != step):
-                k = int(np.argmax(gaps != step))
+            at = [int(number[0]) for number in numbers]
+            gaps = [after - before for before, after in itertools.pairwise(at)]
+            usual = max(1, Counter(gaps).most_common(1)[0][0])
+            k = next((k for k, gap in enumerate(gaps) if gap != usual), None)
+            if k is not None:
                 raise ValueError(f"has no frame between {self.files[k].name} and {self.files[k + 1].name}")
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ Exit status: 0 all clips are in; 3 done, but clips were lost (each is named in t
 import argparse
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -23,6 +24,7 @@ import shutil
 import signal
 import sys
 import time
+import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -54,6 +56,7 @@ from vf.types import UserError
 
 LOST = 3  # exit status where clips were lost
 STAGES = ("hash", "decode", "resize", "encode", "write", "pack")
+_NOT_ITS_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN}  # but the system's
 _MISSING = 0.01  # share of the frames that a header may promise in excess before the file counts as cut off
 
 
@@ -112,8 +115,13 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
         if len(frames) < parameters.min_frames:
             count = f"{len(frames)} frame{'s' * (len(frames) != 1)}"
             raise ValueError(f"has {count}, fewer than {parameters.min_frames}")
-    except DAMAGE as error:
-        return {"rejected": words(error)}
+    except Exception as error:  # whatever it is, it must not cost the other clips
+        if not os.path.lexists(item.path) or getattr(error, "errno", None) in _NOT_ITS_FAULT:
+            raise UserError(
+                f"{printable(str(item.path))} cannot be read any more: {words(error)}; when the source is back, give "
+                "the same command again: finished clips are kept"
+            ) from error
+        return {"rejected": words(error) if isinstance(error, DAMAGE) else f"{type(error).__name__}: {error}"}
     if repeated:
         notes.append(f"{repeated} frames repeat the one before, which the file leaves out")
     facts = {"frames": len(frames), "fps": fps, "sha256": digest, "notes": notes, "seconds": laps.seconds}
@@ -186,14 +194,30 @@ def _open(file: File, parameters: Parameters) -> tuple[Iterator[av.VideoFrame], 
 
 
 def _staged_name(item: Item) -> str:
-    return hashlib.sha256(os.fsencode(f"{item.path.name}\0{item.name}")).hexdigest()[:32] + ".clip"
+    """Another one when the source has changed."""
+    files = sorted(item.path.iterdir()) if not item.member and item.path.is_dir() else [item.path]
+    known = [file.stat() for file in files if file.exists()]
+    state = [(stat.st_size, stat.st_mtime_ns) for stat in known]
+    return hashlib.sha256(os.fsencode(f"{item.path.name}\0{item.name}\0{state}")).hexdigest()[:32] + ".clip"
 
 
-def _read_staged(path: Path, with_frames: bool) -> tuple[dict[str, Any], list[bytes]]:
+def _staged_facts(path: Path) -> dict[str, Any] | None:
+    """Facts of a staged clip; None where there is none, or not the whole of it (a machine may have crashed)."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+        header = json.loads(line)
+        whole = len(line) + sum(header["bytes"]) == path.stat().st_size
+        return header["facts"] if whole else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _read_staged(path: Path) -> tuple[dict[str, Any], list[bytes]]:
     """(facts, frames) of a staged clip."""
     with path.open("rb") as file:
         header = json.loads(file.readline())
-        data = file.read() if with_frames else b""
+        data = file.read()
     ends = list(itertools.accumulate(header["bytes"]))
     return header["facts"], [data[end - size : end] for size, end in zip(header["bytes"], ends, strict=True)]
 
@@ -261,7 +285,7 @@ class Preparation:
         self.embeddings = embeddings
         self.folder = out / ".staging"
         self.facts: dict[str, dict[str, Any]] = {}  # by name; with "rejected" where a clip was lost
-        self.packing = 0.0
+        self.spent: Counter[str] = Counter()  # seconds of each stage
 
     def run(self) -> dict[str, Any]:
         """The manifest. Raises UserError where nothing is left, or `out` cannot be written."""
@@ -304,11 +328,11 @@ class Preparation:
             if path is None:
                 continue
             empty = False
-            facts, frames = _read_staged(path, with_frames=True)
+            facts, frames = _read_staged(path)
             vector = self.embeddings[item.name] if self.embeddings else None
             started = time.perf_counter()
             yield StagedClip(printable(item.name), item.label, item.caption, facts["fps"], frames, vector)
-            self.packing += time.perf_counter() - started
+            self.spent["pack"] += time.perf_counter() - started  # type: ignore[assignment]
         if empty:
             raise _EmptySplit(split)
 
@@ -321,12 +345,15 @@ class Preparation:
             while True:
                 for item in itertools.islice(rest, max(0, 16 * self.workers - len(under_way))):
                     target = self.folder / _staged_name(item)
-                    known = self.facts.get(item.name) or (_read_staged(target, False)[0] if target.exists() else None)
+                    known = self.facts.get(item.name) or _staged_facts(target)
                     under_way.append((item, target, known or crew.submit(item, self.parameters, target)))
                 if not under_way:
                     return
                 item, target, job = under_way.popleft()
                 facts = job if isinstance(job, dict) else crew.result(job, item, self.parameters, target)
+                seconds = facts.pop("seconds", {})
+                if job is not facts:  # else it was done by an earlier run
+                    self.spent.update(seconds)
                 self.facts[item.name] = facts
                 bar.update()
                 yield item, None if "rejected" in facts else target
@@ -335,25 +362,27 @@ class Preparation:
         from vf.data.builders import FORMAT
 
         classes = self.found.classes
+        label = {name: k for k, name in enumerate(classes)}
         made: dict[str, Any] = {}
         for split in splits:
             items = [i for i in self.found.items if i.split == split and "rejected" not in self.facts[i.name]]
             facts = [self.facts[item.name] for item in items]
+            counts = Counter(item.label for item in items)
             made[split] = {
                 "clips": len(items),
                 "frames": sum(f["frames"] for f in facts),
-                "per_class": {name: n for name in classes if (n := sum(item.label == name for item in items))},
+                "per_class": {name: counts[name] for name in classes if counts[name]},
                 "index": {
                     "name": [printable(item.name) for item in items],
                     "frames": [f["frames"] for f in facts],
                     "fps": [f["fps"] for f in facts],
-                    "label": [classes.index(item.label) if classes else 0 for item in items],
+                    "label": [label.get(item.label, 0) for item in items],
                     "sha256": [f["sha256"] for f in facts],
                 },
             }
         rejected = {printable(name): f["rejected"] for name, f in self.facts.items() if "rejected" in f}
         notes = {printable(name): f["notes"] for name, f in self.facts.items() if f.get("notes")}
-        spent = {name: sum(f["seconds"][name] for f in self.facts.values() if "seconds" in f) for name in STAGES}
+        spent = {name: float(self.spent[name]) for name in STAGES}
         manifest = {
             "format": FORMAT,
             "builder": packed.as_posix(),
@@ -364,7 +393,7 @@ class Preparation:
             "rejected": dict(sorted((self.found_lost() | rejected).items())),
             "notes": notes,
             "unlisted": [printable(name) for name in self.found.unlisted],
-            "seconds": {**spent, "pack": self.packing, "all": seconds, "workers": self.workers},
+            "seconds": {**spent, "all": seconds, "workers": self.workers},
             "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
         }
         decisive = json.dumps([manifest["parameters"], made], sort_keys=True)
@@ -389,12 +418,8 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
     """
     manifest = out / "manifest.json"
     if manifest.exists():
-        from vf.data.builders import read_manifest
-
-        made = read_manifest(out)
-        _same(made["parameters"], parameters, f"{out} is prepared already")
-        _be_strict(strict, made["rejected"])
-        return made | {"already": True}
+        shutil.rmtree(out / ".staging", ignore_errors=True)  # where a run was killed at its very end
+        return _finished(out, parameters, strict)
     splits, table = (Path(p) if p else None for p in (parameters.splits, parameters.table))
     found = listing.DATASETS[parameters.dataset](Path(parameters.source), splits, parameters.fold, table)
     if not found.items:
@@ -402,13 +427,24 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
         raise UserError(f"no clip of {parameters.source} can be used: {reason}")
     embeddings = _embeddings(parameters.embeddings, found.items)
     with _folder_of_our_own(out, parameters) as folder:
+        if manifest.exists():  # another run has finished since
+            return _finished(out, parameters, strict)
         made = Preparation(parameters, found, out, workers, embeddings).run()
         _be_strict(strict, made["rejected"])
         aside = folder / "manifest.json"
         aside.write_text(json.dumps(made, indent=1))
         aside.replace(manifest)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return made
+
+
+def _finished(out: Path, parameters: Parameters, strict: bool) -> dict[str, Any]:
+    from vf.data.builders import read_manifest
+
+    made = read_manifest(out)
+    _same(made["parameters"], parameters, f"{out} is prepared already")
+    _be_strict(strict, made["rejected"])
+    return made | {"already": True}
 
 
 def _be_strict(strict: bool, rejected: dict[str, str]) -> None:
@@ -458,8 +494,11 @@ def _embeddings(file: str, items: Iterable[Item]) -> dict[str, np.ndarray] | Non
         return None
     try:
         with np.load(file, allow_pickle=False) as data:
-            vectors = dict(zip(data["name"].tolist(), data["embedding"].astype(np.float32), strict=True))
-    except (OSError, KeyError, ValueError) as error:
+            names, rows = data["name"], data["embedding"].astype(np.float32)
+            if (names.ndim, rows.ndim) != (1, 2):
+                raise ValueError(f"they have shapes {list(names.shape)} and {list(rows.shape)}")
+            vectors = dict(zip(names.tolist(), rows, strict=True))
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"--embeddings={file} should hold `name` [n] and `embedding` [n d]: {error}") from error
     if missing := [printable(item.name) for item in items if printable(item.name) not in vectors]:
         raise UserError(f"--embeddings={file} has no vector for {len(missing)} clips, the first is {missing[0]}")

@@ -1,5 +1,6 @@
 """A data set that `vf.data.prepare` made, as a source of clips: index arithmetic, two reads, no video decoding."""
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class Prepared:
         self._ends = np.cumsum(records)  # of each clip's records
         short = np.flatnonzero(records == 0)
         self.rejected = {names[k]: f"has {self._frames[k]} frames, too few" for k in short}
+        if self.rejected and len(self):
+            logging.warning("%d of %d clips of %s (%s) are too short", len(short), len(names), self.root, split)
         if not len(self):
             raise UserError(
                 f"none of the {len(names)} clips of {self.root} ({split}) has the "
