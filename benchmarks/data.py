@@ -27,8 +27,9 @@ from vf.data.clips import Windows, centre_crop_box
 from vf.data.encoding import ENCODINGS
 from vf.data.folder import VideoFolder
 from vf.data.pipeline import Source, batches
-from vf.data.prepare import STAGES, Parameters, prepare
+from vf.data.prepare import prepare
 from vf.data.prepared import Prepared
+from vf.data.staging import STAGES, Parameters
 
 ROUNDS = 3
 SECONDS = 4.0  # of reading, each time

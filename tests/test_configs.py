@@ -10,7 +10,7 @@ import pytest
 from tests.data.made import write, write_frames
 from vf import build, main, record
 from vf.data import prepare
-from vf.data.prepare import Parameters
+from vf.data.staging import Parameters
 from vf.types import UserError
 
 ROOT = Path(__file__).parents[1]

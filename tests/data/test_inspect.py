@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tests.data.made import MPEG4
 from vf.data import inspect
 from vf.data.clips import Windows
-from vf.data.prepare import Parameters, prepare
+from vf.data.prepare import prepare
 from vf.data.prepared import Prepared
+from vf.data.staging import Parameters
 from vf.types import UserError
 from vf.video import GAP
 

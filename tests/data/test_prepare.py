@@ -24,8 +24,9 @@ from vf.data.encoding import decode
 from vf.data.folder import VideoFolder
 from vf.data.listing import Item
 from vf.data.pipeline import BadRecord
-from vf.data.prepare import LOST, Parameters, stage
+from vf.data.prepare import LOST
 from vf.data.prepared import Prepared
+from vf.data.staging import Parameters, stage
 from vf.types import UserError
 
 CLASSES = ("Archery", "Bowling", "Surfing")
