@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # lowest first; within a layer, modules may import each other
     {"types", "rng", "video"},
     {"diffusion", "data", "metrics"},
-    {"nets"},
+    {"nets", "pretrained"},
     {"model", "state", "optim", "sharding"},
     {"step", "checkpoint", "record", "gallery"},
-    {"build", "sample", "evaluate", "train"},
+    {"build", "sample", "judge", "evaluate", "train"},
     {"main"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,71 +1,331 @@
-"""The evaluation job: what samples are worth, and how well the networks denoise; every number with its protocol."""
+"""Scores anybody's clips against real ones, and follows a run to score its checkpoints.
 
-import functools
-from collections.abc import Mapping
+    python -m vf.evaluate --real=DIR --generated=DIR --protocol=styleganv --metrics=fvd,kvd --i3d=FILE --out=FILE.json
+    python -m vf.evaluate --selfcheck --i3d=FILE
+    python -m vf.main --mode=evaluate --config=... --workdir=RUN          (vf.main; `follow` below)
+
+Either side is a folder of videos, GIFs or folders of frames, an `.npz` with uint8 [n t h w 3] under `clips`, or a
+prepared data set. A protocol says which of their clips are compared and how; its fields are flags too. Features are
+kept under a hash of all that made them.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-
-from vf import sharding
-from vf.metrics.consistency import centre_frame_gap
-from vf.metrics.protocol import Evaluator, Score
-from vf.model import Model
-from vf.step import validation_step
+from vf.data.clips import STARTS, Windows
+from vf.data.sets import Choice, ClipSet, open_set
+from vf.metrics import features, fvd, suite
+from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, plain, protocol_hash
+from vf.pretrained import networks, weights
 from vf.types import UserError
+from vf.video import replacing
+
+NAMES = (*suite.metrics(fvd.LINEAGES["google"]), suite.SEGMENTS)
+Sides = tuple[ClipSet | None, ClipSet]
 
 
-def scores(
-    evaluators: Mapping[str, Evaluator],
-    real: np.ndarray,
-    generated: np.ndarray,
-    base_frame: int,
-    protocol: Mapping[str, Any],
-) -> list[Score]:
-    """Every evaluator's scores of clips u8 [n f h w 3], and the centre frame's gap to its neighbours, for any data.
+def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Sides:
+    """Both sets as `protocol` chooses them. Raises UserError as `open_set`."""
+    shared = {"size": protocol.size, "resampler": protocol.resampler, "seed": protocol.seed}
+    pace = {"stride": protocol.stride, "fps": protocol.fps, "hop": protocol.hop}
 
-    `protocol` says which clips these are; it is added to each score's own.
-    """
+    def choice(windows: str, n: int, **more: Any) -> Choice:
+        try:
+            made = Windows(protocol.frames, start=windows, **pace)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        # Several trials draw from as many clips as there are, up to one set for each.
+        many = protocol.trials > 1
+        return Choice(made, n=n * protocol.trials, **{"fewer": many} | shared | more)
+
+    first = choice(
+        protocol.windows, protocol.n_real, split=protocol.split, subset=protocol.subset,
+        fewer=protocol.fewer_real or protocol.trials > 1,
+    )  # fmt: skip
+    # Generated clips are as long as the clips compared; a generator with a stride of its own would be another protocol.
+    plain_windows = dataclasses.replace(
+        choice(protocol.generated_windows, protocol.n_generated, strict=True),
+        windows=Windows(protocol.frames, start=protocol.generated_windows),
+    )
+    sides = None if real is None else open_set(real, first), open_set(generated, plain_windows)
+    for side, least in zip(sides, (0 if protocol.fewer_real else protocol.n_real, protocol.n_generated), strict=True):
+        if side is not None and len(side) < least:
+            raise UserError(f"{side.name} gives {len(side)} clips where the protocol takes {least}: bring more")
+    return sides
+
+
+def result(scores: Sequence[Score], sides: Sides, protocol: ClipProtocol) -> dict[str, Any]:
+    """What the JSON file holds."""
+    found = {
+        name: {"path": side.name, "fingerprint": side.fingerprint, "clips": len(side), **side.facts}
+        for name, side in zip(("real", "generated"), sides, strict=True)
+        if side is not None
+    }
+    told = {
+        score.name: {
+            "value": score.value, "real_against_real": score.reference, **score.details,
+            "protocol": score.protocol, "protocol_hash": protocol_hash(score.protocol),
+        }
+        for score in scores
+    }  # fmt: skip
+    return plain({**found, "unknown": protocol.unknown, "scores": told})
+
+
+def table(scores: Sequence[Score], unknown: str = "") -> str:
+    """The scores for a terminal; below it each warning once, and every protocol by its hash."""
+    rows = [("metric", "value", "95 %", "real against real", "n real", "n generated", "protocol")]
+    for score in scores:
+        d = score.details
+        spread = f"{d['low']:.4g} ... {d['high']:.4g}" if "low" in d else f"+- {d['std']:.4g}" if d.get("std") else "-"
+        floor = "-" if score.reference is None else _number(score.reference)
+        if "reference_n" in d:
+            floor += f" (n = {d['reference_n']})"
+        row = (
+            score.name,
+            _number(score.value),
+            spread,
+            floor,
+            f"{d.get('n_real', '-')}",
+            f"{d.get('n_generated', '-')}",
+        )
+        rows.append((*row, protocol_hash(score.protocol)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    for warning in dict.fromkeys(w for score in scores for w in score.details.get("warnings", ())):
+        lines.append(f"warning: {warning}")
+    protocols = {protocol_hash(score.protocol): plain(score.protocol) for score in scores}
+    shared = set.intersection(*({json.dumps(item) for item in p.items()} for p in protocols.values()))
+    for digest, protocol in protocols.items():
+        lines.append(
+            f"protocol {digest}: {_words({k: v for k, v in protocol.items() if json.dumps((k, v)) not in shared})}"
+        )
+    if shared:
+        lines.append(f"and of all of them: {_words(dict(sorted(json.loads(item) for item in shared)))}")
+    if unknown:
+        lines.append(f"not known of this protocol: {unknown}")
+    return "\n".join(lines)
+
+
+def _number(x: float) -> str:
+    return f"{x:.4f}" if abs(x) >= 0.1 else f"{x:.4g}"
+
+
+def _words(value: Any) -> str:
+    """Any JSON value on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} ({_words(v)})" if isinstance(v, dict) else f"{k} {_words(v)}" for k, v in value.items())
+    return " x ".join(map(str, value)) if isinstance(value, list) else "-" if value in ("", None) else str(value)
+
+
+def selfcheck(file: Path, lineage: fvd.Lineage) -> str:
+    """What black against white clips say of converted weights, in one line.
+
+    Raises UserError where they are not FVD's, and says what is probably wrong."""
+    found = weights.load(file, "i3d")
+    value = fvd.black_white(fvd.network(found.tree(), found.fingerprint, lineage))
+    if doubt := fvd.verdict(value, lineage.eps):
+        raise UserError(f"self-check failed for {file}: {doubt}")
+    return f"self-check passed: {value:.4f} at 16 frames (published {fvd.BLACK_WHITE[16]:.4f})"
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags. Raises UserError for a value that is out of range or unknown."""
+    about = (__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m vf.evaluate", description=about)
+    add = parser.add_argument
+    add("--real", type=Path, help="real clips: a folder, an .npz, a prepared data set")
+    add("--generated", type=Path, help="clips to be scored, likewise")
+    add("--protocol", default="styleganv", help=f"one of {', '.join(PROTOCOLS)} (default: %(default)s)")
+    add("--metrics", default="fvd", help="with commas: " + ", ".join(NAMES))
+    add("--out", type=Path, help="JSON file of the result")
+    for name in networks.FAMILIES:
+        add(f"--{name}", type=Path, help=f"weights of {name}, as python -m vf.pretrained.convert {name} writes them")
+    add("--captions", type=Path, help="for clipsim: one caption a line, of each generated clip by name")
+    add("--vocabulary", type=Path, help="for clipsim: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, or their folder")
+    add("--prefix", default="", help="for clipsim: before every caption (default: none)")
+    add("--selfcheck", action="store_true", help="check --i3d by black against white clips, and nothing else")
+    add("--other-weights", action="store_true", help="take weights of I3D that are not FVD's, under another name")
+    add("--platform-precision", action="store_true", help="not strictly float32: faster on accelerators, other numbers")
+    add("--bootstrap", type=int, default=0, help="resamples for a 95 %% interval (default: none)")
+    add("--batch-size", type=int, default=16, help="clips at a time (default: %(default)s)")
+    add("--cache", type=Path, default=features.default_cache(), help="folder of features (default: %(default)s)")
+    add("--no-cache", action="store_true", help="keep no features")
+    group = parser.add_argument_group("fields of the protocol that override it")
+    for field in dataclasses.fields(ClipProtocol):
+        if field.name not in ("unknown", "quantisation"):
+            _override(group, field)
+    args = parser.parse_args(argv)
+    if args.protocol not in PROTOCOLS:
+        raise UserError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {args.protocol!r}")
+    for name, least in (("bootstrap", 0), ("batch_size", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    if args.bootstrap and args.bootstrap < 20:
+        raise UserError(f"--bootstrap needs 20 resamples or more for an interval, got {args.bootstrap}")
+    needed = ("i3d",) if args.selfcheck else ("generated",)
+    for name in needed:
+        if getattr(args, name) is None:
+            raise UserError(f"--{name} is missing; try --real=DIR --generated=DIR --protocol=styleganv --i3d=FILE")
+    return args
+
+
+_CHOICES: dict[str, Sequence[str]] = {
+    "lineage": tuple(fvd.LINEAGES), "windows": STARTS, "generated_windows": STARTS, "subset": ("random", "first"),
+    "resampler": ("swscale", "antialiased"),
+}  # fmt: skip
+
+
+def _override(group: Any, field: dataclasses.Field) -> None:
+    flag = f"--{field.name.replace('_', '-')}"
+    if isinstance(field.default, bool):
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+    else:
+        group.add_argument(flag, type=type(field.default), choices=_CHOICES.get(field.name), default=None)
+
+
+def protocol_of(args: argparse.Namespace) -> ClipProtocol:
+    """The protocol that was named, with the fields that flags change. Raises UserError for numbers out of range."""
+    changes = {
+        field.name: value
+        for field in dataclasses.fields(ClipProtocol)
+        if (value := getattr(args, field.name, None)) is not None
+    }
+    made = dataclasses.replace(PROTOCOLS[args.protocol], **changes)
+    for name, least in (("frames", 1), ("stride", 1), ("hop", 1), ("trials", 1), ("n_real", 0), ("n_generated", 0),
+                        ("size", 0), ("fps", 0), ("seed", 0)):  # fmt: skip
+        if getattr(made, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(made, name)}")
+    return made
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Scores two sets; prints a table and returns what `--out` gets. Raises UserError."""
+    protocol = protocol_of(args)
+    lineage = fvd.LINEAGES[protocol.lineage]
+    names = tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
+    if not names or (unknown := [name for name in names if name not in NAMES]):
+        raise UserError(f"--metrics must be of {', '.join(NAMES)}, got {', '.join(unknown) if names else 'none'}")
+    known = suite.metrics(lineage)
+    wanted = [known["fvd" if name == suite.SEGMENTS else name] for name in names]
+    if args.real is None and (needy := [n for n, m in zip(names, wanted, strict=True) if m.distance is not None]):
+        raise UserError(f"--real is missing, and {needy[0]} compares with real clips; try --real=DIR")
+    files = {name: getattr(args, name) for name in networks.FAMILIES if getattr(args, name)}
+    made, official = networks.networks(
+        [metric.network for metric in wanted], files, lineage, protocol.frames,
+        exact=not args.platform_precision, other=args.other_weights,
+    )  # fmt: skip
+    sides = open_sides(args.real, args.generated, protocol)
+    judge = suite.Suite(
+        names, made, protocol, args.batch_size, None if args.no_cache else args.cache, args.bootstrap, official,
+        _captions(args, files) if "clipsim" in names else None,
+    )  # fmt: skip
     try:
-        found = [score for evaluate in evaluators.values() for score in evaluate(real, generated)]
+        scores = judge(*sides)
     except ValueError as error:
-        raise UserError(f"the samples cannot be scored: {error}") from error
-    if real.shape[1] > 3 and not any(score.name.endswith("centre_gap") for score in found):
-        gap, reference = (centre_frame_gap(clips, base_frame) for clips in (generated, real))
-        found.append(Score("centre_gap", gap, reference, {"metric": "centre_frame_gap", "base_frame": base_frame}))
-    return [Score(s.name, s.value, s.reference, {**s.protocol, **protocol}) for s in found]
+        raise UserError(f"these clips cannot be scored: {error}") from error
+    if sides[0] is not None:
+        # Which clips are real is part of what a number means: their content, wherever it lies.
+        real = {"fingerprint": sides[0].fingerprint, "left_out": sides[0].facts["left_out"]}
+        scores = [dataclasses.replace(s, protocol={**s.protocol, "real": real}) for s in scores]
+    found = result(scores, sides, protocol)
+    if args.out:
+        try:
+            with replacing(args.out) as temporary:
+                temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {args.out} ({error.strerror}): choose another --out") from error
+    print(table(scores, protocol.unknown))
+    return found
 
 
-def validator(model: Model, seed: int, mesh: Mesh) -> Any:
-    """Compiled (params, batch, t) -> errors [b] of each clip at noise level t."""
-    step = functools.partial(validation_step, model=model, seed=seed)
-    return jax.jit(step, out_shardings=sharding.batch_sharding(mesh))
+def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Captions:
+    for name, what in (("captions", "a text file with one caption a line"), ("vocabulary", "CLIP's")):
+        if getattr(args, name) is None:
+            raise UserError(f"clipsim needs --{name}=FILE: {what}")
+    try:
+        texts = args.captions.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{args.captions} cannot be read ({error}): expected one caption a line") from error
+    return networks.captions(texts, files, args.vocabulary, args.prefix)
 
 
-def validation(
-    validate: Any,
-    params: Any,
-    held: Mapping[str, np.ndarray],
-    levels: np.ndarray,
-    batch_size: int,
-    mesh: Mesh,
-) -> dict[str, float]:
-    """Mean error in eps at each noise level over the same clips with the same noise: `eval/eps_base/t500`, ....
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    logging.basicConfig(level=logging.WARNING, format="vf: %(message)s")
+    try:
+        args = arguments(argv)
+        if args.selfcheck:
+            print(selfcheck(args.i3d, fvd.LINEAGES[protocol_of(args).lineage]))
+        else:
+            run(args)
+    except UserError as error:
+        told = str(error).replace("--source", "--real or --generated")  # as the data readers name it
+        print(f"vf: {told}", file=sys.stderr)
+        sys.exit(2)
 
-    Clips that fill up the last batch do not count.
+
+def follow(
+    steps: Callable[[], Sequence[int]],
+    evaluate: Callable[[int], None],
+    judged: Callable[[], set[int]],
+    *,
+    last: int,
+    patience: float,
+    every: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[int]:
+    """Evaluates checkpoints as a run writes them, the newest first, until step `last` is judged.
+
+    Args:
+        steps: the complete checkpoints now.
+        evaluate: judges one step; FileNotFoundError where the run has removed it meanwhile, which is no error.
+        judged: steps that were judged already, by this job or another.
+        last: final step of the run.
+        patience: seconds without a new checkpoint after which the job ends.
+        every: seconds between two looks.
+        clock, sleep: for tests.
+
+    Returns:
+        The steps judged here, in order.
     """
-    count = len(held["index"])
-    hosts, me = jax.process_count(), jax.process_index()
-    rows = batch_size // hosts
-    sums: dict[str, float] = {}
-    for first in range(0, count, batch_size):
-        mine = np.minimum(first + me * rows + np.arange(rows), count - 1)
-        batch = sharding.put_batch({name: value[mine] for name, value in held.items()}, mesh)
-        for t in levels:
-            errors = multihost_utils.process_allgather(validate(params, batch, t), tiled=True)
-            for name, error in errors.items():
-                total = np.asarray(error, np.float64)[: count - first].sum()
-                sums[f"eval/{name}/t{t}"] = sums.get(f"eval/{name}/t{t}", 0.0) + total / count
-    return sums
+    done: list[int] = []
+    gone: set[int] = set()
+    since = clock()
+    while True:
+        waiting = sorted(set(steps()) - judged() - gone)
+        if waiting:
+            step = waiting[-1]
+            try:
+                evaluate(step)
+                done.append(step)
+            except FileNotFoundError:
+                gone.add(step)
+            since = clock()
+        elif last in judged() | gone:
+            return done
+        elif clock() - since > patience:
+            logging.warning("no new checkpoint for %.0f s: the evaluation ends", patience)
+            return done
+        else:
+            sleep(every)
+
+
+def read_judged(path: Path, job: str) -> dict[int, Mapping[str, float]]:
+    """{step: scores} of one kind of job, from the `evaluations.json` of a run."""
+    try:
+        return {int(step): scores for step, scores in json.loads(path.read_text()).get(job, {}).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from vf import build, gallery, record, sharding, train
 from vf.checkpoint import Checkpoints
 from vf.data import pipeline
+from vf.judge import Judge
 from vf.types import UserError
 
 MODES = ("train", "sample", "evaluate")
@@ -87,7 +88,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
     recorder = record.Recorder(workdir, is_writer=jax.process_index() == 0)
     judged = build.source(config, evaluation=True)
     job = build.sample_job(config)
-    judge = train.Judge(
+    judge = Judge(
         workdir=workdir,
         recorder=recorder,
         model=model,

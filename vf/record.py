@@ -39,31 +39,11 @@ import jax
 import numpy as np
 
 from vf import video
+from vf.metrics.protocol import plain, protocol_hash
 from vf.types import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 NOT_FINITE = ("nan", "inf", "-inf")
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can say it: arrays become lists, NaN and infinities strings, objects their names."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return plain(np.asarray(value, np.float32 if value.dtype.name == "bfloat16" else None).tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, bool | int | str | None):
-        return value
-    return str(getattr(value, "__name__", value))  # A repr may hold an address, which differs from run to run.
-
-
-def protocol_hash(protocol: Mapping[str, Any]) -> str:
-    """First 8 hex digits of the SHA-256 of the protocol as JSON with sorted keys."""
-    text = json.dumps(plain(protocol), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Recorder:

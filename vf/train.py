@@ -6,7 +6,6 @@ are checked before a checkpoint is written, so that a checkpoint always holds fi
 checkpoint, so that a failure there loses nothing.
 """
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -19,69 +18,15 @@ import optax
 from absl import logging
 from jax.sharding import Mesh
 
-from vf import evaluate, gallery, record, rng, sample, sharding
+from vf import gallery, record, rng, sharding
 from vf import state as states
-from vf.build import Loading, SampleJob
+from vf.build import Loading
 from vf.checkpoint import Checkpoints
 from vf.data import pipeline
-from vf.metrics.protocol import Evaluator
+from vf.judge import Judge
 from vf.model import Model
 from vf.step import train_step
 from vf.types import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """Samples and evaluates at one step of a run; used by training and by the sampling and evaluation jobs."""
-
-    workdir: Path
-    recorder: record.Recorder
-    model: Model
-    mesh: Mesh
-    job: SampleJob
-    evaluators: Mapping[str, Evaluator]
-    held: Mapping[str, np.ndarray]  # fixed clips that were not trained on
-    levels: np.ndarray
-    batch_size: int
-    class_names: tuple[str, ...]
-    data: Mapping[str, Any]  # what the real clips are
-    seed: int
-
-    @functools.cached_property
-    def _sample(self) -> Any:
-        return sample.sampler(self.model, self.job, self.mesh)
-
-    @functools.cached_property
-    def _validate(self) -> Any:
-        return evaluate.validator(self.model, self.seed, self.mesh)
-
-    def sample(self, step: int, params: Any) -> np.ndarray:
-        """Samples of `params`, written into the run's folder."""
-        given = sample.conditions(self.model, self.job, self.held, len(self.class_names))
-        made = sample.clips(self._sample, params, given, self.job.batch_size, self.mesh)
-        if self.recorder.is_writer:
-            sample.write(self.workdir, step, made, given, self.model, self.job, self.class_names)
-            self.recorder.video(step, "samples", made[:16], fps=self.job.fps)
-        return made
-
-    def evaluate(self, step: int, params: Any, made: np.ndarray) -> dict[str, float]:
-        """Validation losses of `params` and scores of the samples `made`, recorded."""
-        losses = evaluate.validation(self._validate, params, self.held, self.levels, self.batch_size, self.mesh)
-        self.recorder.scalars(step, losses)
-        protocol = {"real": dict(self.data), "n_real": len(self.held["video"]), "n_generated": len(made)}
-        protocol |= {"sampling": self.job.protocol()}
-        found = evaluate.scores(self.evaluators, self.held["video"], made, self.model.base_frame, protocol)
-        for score in found:
-            self.recorder.score(step, score.name, score.value, score.protocol, reference=score.reference)
-        return {score.name: score.value for score in found}
-
-    def show_real(self) -> None:
-        """Real clips for the gallery, beside which samples are seen."""
-        if self.recorder.is_writer:
-            gallery.write_samples(
-                self.workdir / "samples" / "real", self.held["video"][: self.job.count],
-                centre=self.model.base_frame, fps=self.job.fps, meta=dict(self.data),
-            )  # fmt: skip
 
 
 def place_state(

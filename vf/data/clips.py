@@ -8,13 +8,13 @@ frames (a whole number, the stride, or a ratio of rates, see `step_for`) lie bet
 import dataclasses
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 Step = int | Fraction
-Start = Literal["random", "centre", "all"]
-STARTS: tuple[Start, ...] = ("random", "centre", "all")
+Start = Literal["random", "centre", "first", "all", "blocks"]
+STARTS: tuple[Start, ...] = get_args(Start)
 
 
 @lru_cache(maxsize=256)  # the same few for every clip
@@ -90,8 +90,9 @@ class Windows:
         frames: of a clip.
         stride: source frames from one frame of the clip to the next; unused where `fps` is set.
         fps: frames per second of the clip, whatever the videos' own rates are; 0 = by stride.
-        start: `random` (one record a video, a new window each time), `centre` (one record a video, its middle
-            window) or `all` (one record a window, `hop` source frames apart).
+        start: `random` (one record a video, a new window each time), `centre` or `first` (one record a video, its
+            middle or first window), `all` (one record a window, `hop` source frames apart) or `blocks` (the video is
+            cut into blocks of frames x stride source frames, each giving `stride` interleaved clips; by stride only).
         hop: see `start`.
 
     Raises:
@@ -109,6 +110,8 @@ class Windows:
             raise ValueError(f"windows start at one of {', '.join(STARTS)}, not {self.start!r}")
         if self.fps < 0 or self.hop < 1:
             raise ValueError(f"fps must be at least 0 and hop at least 1, not {self.fps} and {self.hop}")
+        if self.fps and self.start == "blocks":
+            raise ValueError(f"blocks go by stride, so that fps must be 0, not {self.fps}")
         span(self.frames, self.stride)
 
     def step(self, source_fps: float) -> Step:
@@ -121,6 +124,8 @@ class Windows:
 
     def records(self, length: int, source_fps: float) -> int:
         """How many records a video of `length` frames gives; 0 where it is too short."""
+        if self.start == "blocks":
+            return length // (self.frames * self.stride) * self.stride
         starts = num_starts(length, self.frames, self.step(source_fps))
         return -(-starts // self.hop) if self.start == "all" else min(starts, 1)
 
@@ -131,6 +136,11 @@ class Windows:
         shape = (length, self.frames, self.step(source_fps))
         if self.start == "all":
             start = record * self.hop
+        elif self.start == "blocks":
+            block, lag = divmod(record, self.stride)
+            start = block * self.frames * self.stride + lag
+        elif self.start == "first":
+            start = 0
         elif self.start == "centre" or rng is None:
             start = centre_start(*shape)
         else:

@@ -54,7 +54,9 @@ def words(error: Exception) -> str:
 
 
 class Pixels:
-    """Pictures -> u8 [size size 3]. One per thread: it keeps the scaler for the geometry that it met last."""
+    """Pictures -> u8 [size size 3], or [h w 3] with size 0: the whole picture, as large as it is.
+
+    One per thread: it keeps the scaler for the geometry that it met last."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -62,21 +64,24 @@ class Pixels:
         self._graph: Graph | None = None
 
     def __call__(self, picture: av.VideoFrame) -> np.ndarray:
-        """The centre square, upright. Raises DAMAGE where the picture cannot be converted."""
+        """The centre square (or all of it), upright. Raises DAMAGE where the picture cannot be converted."""
         key = (picture.width, picture.height, picture.format.name, picture.colorspace, picture.color_range)
         if key != self._key or self._graph is None:
             self._graph, self._key = self._make(picture), key
         self._graph.vpush(picture)
         green, blue, red = self._graph.vpull().planes
-        pixels = np.empty((self.size, self.size, 3), np.uint8)
+        height, width = (self.size, self.size) if self.size else (picture.height, picture.width)
+        pixels = np.empty((height, width, 3), np.uint8)
         for channel, plane in enumerate((red, green, blue)):  # four times as fast as to_ndarray
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
-            pixels[..., channel] = rows[: self.size, : self.size]
+            pixels[..., channel] = rows[:height, :width]
         # The display matrix says by how much to turn for display, counter-clockwise; a square turns without loss.
         return np.rot90(pixels, round(picture.rotation / 90)) if picture.rotation else pixels
 
     def _make(self, picture: av.VideoFrame) -> Graph:
-        left, top, right, bottom = centre_crop_box(picture.height, picture.width)
+        whole = (0, 0, picture.width, picture.height)
+        left, top, right, bottom = centre_crop_box(picture.height, picture.width) if self.size else whole
+        size = (self.size, self.size) if self.size else (picture.width, picture.height)
         graph = Graph()
         graph.threads = 1  # the callers are many; a scaler's own threads cost more than one picture
         stages = [
@@ -84,7 +89,7 @@ class Pixels:
                 width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1, 25)
             ),
             graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1"),
-            graph.add("scale", f"{self.size}:{self.size}:flags={_FLAGS}"),
+            graph.add("scale", f"{size[0]}:{size[1]}:flags={_FLAGS}"),
             graph.add("format", "gbrp"),
             graph.add("buffersink"),
         ]
@@ -160,9 +165,13 @@ class FrameFolder:
     def __len__(self) -> int:
         return len(self.files)
 
-    def pictures(self) -> Iterator[av.VideoFrame]:
-        """Every frame. Raises DAMAGE that names the file which cannot be read."""
-        for file in self.files:
+    def clip(self, indices: np.ndarray, pixels: Pixels) -> np.ndarray:
+        """Frames `indices` as u8 [n size size 3]. Raises DAMAGE as `pictures`, or where sizes differ."""
+        return np.stack([pixels(picture) for picture in self.pictures(indices)])
+
+    def pictures(self, indices: np.ndarray | None = None) -> Iterator[av.VideoFrame]:
+        """Frames `indices`, by default every one. Raises DAMAGE that names the file which cannot be read."""
+        for file in self.files if indices is None else [self.files[i] for i in indices]:
             try:
                 with Image.open(file) as image:
                     rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

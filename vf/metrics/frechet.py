@@ -9,6 +9,7 @@ appears, also where there are fewer samples than dimensions. The estimate is bia
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -61,17 +62,48 @@ class Moments:
         return self.scatter / (self.n - ddof)
 
 
-def frechet_distance(a: Moments, b: Moments, ddof: int = 1) -> float:
+Root = Literal["sqrtm", "svd"]
+_SMALL = 1e-10  # TF-GAN leaves smaller singular values as they are
+
+
+def frechet_distance(
+    a: Moments, b: Moments, ddof: int = 1, *, dtype: Literal["float64", "float32"] = "float64", root: Root = "sqrtm"
+) -> float:
     """Squared Fréchet distance (what FID and FVD report) of the Gaussians with the moments `a` and `b`; >= 0.
 
-    Raises ValueError when the dimensions differ, a set has fewer than 2 features, or a moment is not finite."""
+    Args:
+        a, b: moments of the two sets.
+        ddof: covariances divide by n - ddof.
+        dtype: of everything after the moments, which are float64; some public code computes in float32.
+        root: `sqrtm` is (1), what scipy's sqrtm approximates; `svd` is TF-GAN's way of two symmetric roots.
+
+    Raises:
+        ValueError: the dimensions differ, a set has fewer than 2 features, or a moment is not finite.
+    """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"expected features of one dimension, got {len(a.mean)} and {len(b.mean)}")
-    first, second = a.covariance(ddof), b.covariance(ddof)
-    if not all(np.isfinite(x).all() for x in (a.mean, b.mean, first, second)):
+    moments = a.mean, b.mean, a.covariance(ddof), b.covariance(ddof)
+    if not all(np.isfinite(x).all() for x in moments):
         raise ValueError("expected finite moments: the features overflow or hold NaN")
+    mean_a, mean_b, first, second = (x.astype(dtype) for x in moments)
+    overlap = (_overlap if root == "sqrtm" else _overlap_tfgan)(first, second)
+    distance = np.square(mean_a - mean_b).sum() + np.trace(first + second) - 2 * overlap
+    return max(float(distance), 0.0)
+
+
+def _overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Tr (S_1 S_2)^(1/2) by (1)."""
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T  # rounding leaves eigenvalues just below 0
-    overlap = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
-    distance = np.square(a.mean - b.mean).sum() + np.trace(first) + np.trace(second) - 2 * overlap
-    return max(float(distance), 0.0)
+    return float(np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum())
+
+
+def _overlap_tfgan(first: np.ndarray, second: np.ndarray) -> float:
+    """The same as tfgan's trace_sqrt_product has it."""
+
+    def root(matrix: np.ndarray) -> np.ndarray:
+        u, s, v = np.linalg.svd(matrix)
+        return (u * np.where(s < _SMALL, s, np.sqrt(s))) @ v
+
+    half = root(first)
+    return float(np.trace(root(half @ second @ half)))

@@ -3,10 +3,67 @@
     IS = exp(E_x KL(p(y | x) || p(y)))         p(y) = E_x p(y | x);  1 ... number of classes                    (1)
 
 Salimans et al. 2016; on video by TGAN with C3D. Public codes differ in the number of splits that (1) is averaged over
-and in the eps that they put inside the logarithms: both are arguments, and part of the protocol of a score.
+and in the eps that they put inside the logarithms: both are arguments, and part of the protocol of a score. So is the
+number of clips: (1) grows with it. `VARIANTS` holds what the codes behind published scores on UCF-101 do.
 """
 
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How a public code makes a score of probabilities; how it makes probabilities of clips is `vf.metrics.c3d`'s.
+
+    Attributes:
+        clips: in a set, as published.
+        loops: sets of different clips, over whose scores mean and standard deviation are taken.
+        splits: consecutive parts of a set, over whose scores they are taken where there is one set.
+        eps: inside the logarithms.
+        shuffle: seed of NumPy's RandomState, which shuffles a set before it is split; None leaves the order.
+    """
+
+    clips: int
+    loops: int = 1
+    splits: int = 1
+    eps: float = 0.0
+    shuffle: int | None = None
+
+
+# TGAN: evaluation/calc_inception.py asks for 10,000 clips in batches of 48 and makes 208 whole ones.
+# TGANv2: scripts/compute_inception_score.py. StyleGAN-V: isv2048_ucf, src/metrics/video_inception_score.py.
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        "tgan": Variant(9_984, eps=1e-7),
+        "tganv2": Variant(2_048, loops=10, eps=1e-20),
+        "styleganv": Variant(2_048, splits=10, shuffle=42),
+    }
+)
+
+
+def score(probabilities: np.ndarray, variant: Variant) -> tuple[float, float]:
+    """Mean and standard deviation (ddof 0) as `variant` makes them, in float64 (TGAN and StyleGAN-V: float32).
+
+    Args:
+        probabilities: p(y | x), [n classes]. Where n = loops x clips, they are that many sets, one after another. Any
+            other n is one set (one loop), and the deviation that over its splits, so 0 for one split. The score grows
+            with n: it is told with its n, and is comparable to published ones only where n is theirs.
+
+    Raises:
+        ValueError: as `inception_score`.
+    """
+    p = np.asarray(probabilities)
+    if variant.loops > 1 and p.ndim == 2 and len(p) == variant.loops * variant.clips:
+        found = [score(part, dataclasses.replace(variant, loops=1))[0] for part in np.split(p, variant.loops)]
+        return float(np.mean(found)), float(np.std(found))
+    if variant.shuffle is not None and p.ndim:
+        p = p.copy()
+        np.random.RandomState(variant.shuffle).shuffle(p)
+    return inception_score(p, splits=variant.splits, eps=variant.eps)
 
 
 def inception_score(probabilities: np.ndarray, *, splits: int = 1, eps: float = 0.0) -> tuple[float, float]:
@@ -14,7 +71,8 @@ def inception_score(probabilities: np.ndarray, *, splits: int = 1, eps: float = 
 
     Args:
         probabilities: p(y | x), [n classes], each row >= 0 with sum 1 (to 1e-3).
-        splits: parts of n // splits clips; the n % splits last clips are left out, as public code does.
+        splits: parts; part k has the clips k n // splits ... (k + 1) n // splits - 1, as in OpenAI's, TGANv2's and
+            StyleGAN-V's code, so that none is left out and sizes differ by 1 at most.
         eps: added inside both logarithms; 0 takes 0 log 0 = 0.
 
     Raises:
@@ -28,12 +86,12 @@ def inception_score(probabilities: np.ndarray, *, splits: int = 1, eps: float = 
     if not (np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(1), 1, atol=1e-3)):
         raise ValueError("expected rows that are probabilities (>= 0, sum 1): apply softmax to logits first")
 
-    def score(part: np.ndarray) -> float:
+    def exponential(part: np.ndarray) -> float:
         marginal = part.mean(0)
         with np.errstate(divide="ignore", invalid="ignore"):
             terms = part * (np.log(part + eps) - np.log(marginal + eps))
         return float(np.exp(np.where(part > 0, terms, 0).sum(1).mean()))
 
-    size = len(p) // splits
-    found = [score(p[k * size : (k + 1) * size]) for k in range(splits)]
+    bounds = [k * len(p) // splits for k in range(splits + 1)]
+    found = [exponential(p[first:last]) for first, last in itertools.pairwise(bounds)]
     return float(np.mean(found)), float(np.std(found))

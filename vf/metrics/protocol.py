@@ -1,19 +1,35 @@
-"""What an evaluation says, and what evaluates: a number never travels without the protocol that made it."""
+"""What an evaluation says: a number never travels without the protocol that made it, and its hash.
+
+A protocol settles which clips are compared and how they become a number. Two numbers compare where the hashes of their
+protocols are equal, and nowhere else: published scores of one data set differ by factors of 2 to 5 through the choice
+of split, clips, counts and resampling alone.
+"""
 
 import dataclasses
-from typing import Any, Protocol
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
+import jax
 import numpy as np
+
+from vf.data.clips import Start
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One number. `reference` is what real clips score under the same protocol: the best to be hoped for."""
+    """One number. `reference` is what real clips score under the same protocol: the best to be hoped for.
+
+    `details` says how sure the number is (`low`, `high`, `std`, `reference_n`, ...); it is no part of the protocol."""
 
     name: str
     value: float
     reference: float | None
-    protocol: dict[str, Any]  # everything that changes the number, fit for JSON
+    protocol: Mapping[str, Any]  # everything that changes the number, fit for JSON
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.protocol:
@@ -26,3 +42,159 @@ class Evaluator(Protocol):
     def __call__(self, real: np.ndarray, generated: np.ndarray) -> list[Score]:
         """One or more scores. Raises ValueError when a set is too small or of another form."""
         ...
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can say it: arrays become lists, NaN and infinities strings, objects their names."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return plain(np.asarray(value, np.float32 if value.dtype.name == "bfloat16" else None).tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, bool | int | str | None):
+        return value
+    return str(getattr(value, "__name__", value))  # A repr may hold an address, which differs from run to run.
+
+
+def protocol_hash(protocol: Mapping[str, Any]) -> str:
+    """First 8 hex digits of the SHA-256 of the protocol as JSON with sorted keys."""
+    text = json.dumps(plain(protocol), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipProtocol:
+    """Which clips are compared, and as which pixels.
+
+    Attributes:
+        lineage: whose FVD it is, a key of `vf.metrics.fvd.LINEAGES`; it stands for resize, eps, ddof, dtype and root.
+        split: of the real videos, several as `train+test`; "" takes what is there.
+        windows: which windows of a real video (`vf.data.clips.Windows`).
+        generated_windows: which of a generated one.
+        frames, stride, fps: of a clip; `fps` 0 goes by stride.
+        hop: source frames from one window to the next, for windows `all`.
+        n_real, n_generated: clips; 0 takes all. With `fewer_real` a smaller real set is taken whole.
+        subset: which n of more: at random by `seed`, or the first by name.
+        trials: draws of `n_real` and `n_generated` clips whose mean is reported; each set is then loaded up to `trials`
+            times as large, as far as it reaches.
+        size: of a side in pixels, of the largest centred square; 0 leaves pictures as they are.
+        resampler: to that size: `swscale` (FFmpeg, bicubic, antialiased) or `antialiased` (Pillow's bilinear).
+        quantisation: of pixels before the network.
+        encoding: of the real clips on disk; "" is not said.
+        seed: of subsets, random windows and trials.
+        unknown: what the source of the protocol does not say; no part of the hash.
+    """
+
+    lineage: str = "styleganv"
+    split: str = ""
+    windows: Start = "centre"
+    generated_windows: Start = "first"
+    frames: int = 16
+    stride: int = 1
+    fps: float = 0.0
+    hop: int = 1
+    n_real: int = 0
+    fewer_real: bool = False
+    n_generated: int = 0
+    subset: Literal["random", "first"] = "random"
+    trials: int = 1
+    size: int = 0
+    resampler: Literal["swscale", "antialiased"] = "swscale"
+    quantisation: str = "uint8"
+    encoding: str = ""
+    seed: int = 0
+    unknown: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """What changes a number, fit for JSON."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "unknown"}
+
+
+_STYLEGANV = ClipProtocol(
+    lineage="styleganv",
+    windows="random",
+    n_real=2048,
+    fewer_real=True,
+    n_generated=2048,
+    subset="first",
+    size=256,
+    encoding="jpeg",
+    unknown="in the public code the random window of each real clip is unseeded; frames are JPEG of quality 75 or 95; "
+    "the resize inside its network is not public",
+)
+_DIGAN = ClipProtocol(
+    lineage="videogpt",
+    split="test",
+    windows="blocks",
+    n_real=2048,
+    n_generated=2048,
+    trials=10,
+    size=128,
+    seed=42,
+    unknown="the public code draws new samples for each trial; here trials are drawn from the clips given",
+)
+_TATS = ClipProtocol(
+    lineage="tats",
+    split="train",
+    windows="all",
+    n_real=2048,
+    n_generated=2048,
+    size=128,
+    unknown="the order in which the public code draws windows",
+)
+_STYLEGANV_SPLITS = {"ucf101": "train+test", "sky": "train", "ffs": "train", "taichi": "train"}
+PROTOCOLS: dict[str, ClipProtocol] = {
+    # Lineages alone: they say how a number is computed, and leave open of which clips.
+    "google": ClipProtocol("google"),
+    "styleganv": ClipProtocol("styleganv"),
+    "tats": ClipProtocol("tats"),
+    "videogpt": ClipProtocol("videogpt"),
+    "cdfvd-i3d": ClipProtocol("cdfvd-i3d", windows="random", resampler="antialiased", seed=42),
+    "junyaohu-styleganv": ClipProtocol("junyaohu-styleganv"),
+    "junyaohu-videogpt": ClipProtocol("junyaohu-videogpt"),
+    # Protocols of papers and their code, as far as these tell.
+    "tats_ucf101": _TATS,
+    "digan_ucf101": replace(_DIGAN, split="train+test", windows="all"),
+    "digan_sky": _DIGAN,
+    "digan_taichi": replace(_DIGAN, stride=4),
+    "videofusion_ucf101": replace(
+        _TATS,
+        size=64,
+        unknown="split, counts, choice of clips, resampling and port of I3D: the paper gives none of them and no code "
+        "is public; TATS's are taken, in whose tables it stands",
+    ),
+    "mocogan_hd_ucf101": ClipProtocol(
+        lineage="google",
+        split="train",
+        windows="random",
+        n_real=2048,
+        n_generated=2048,
+        trials=10,
+        size=128,
+        unknown="how real clips were chosen and resized",
+    ),
+    "videogpt_bair": ClipProtocol(
+        lineage="videogpt", split="test", windows="first", n_real=256, n_generated=256, trials=4, size=64
+    ),
+    **{f"styleganv_{data}_16f": replace(_STYLEGANV, split=split) for data, split in _STYLEGANV_SPLITS.items()},
+    **{
+        f"styleganv_{data}_128f": replace(_STYLEGANV, split=split, frames=128)
+        for data, split in _STYLEGANV_SPLITS.items()
+    },
+    **{
+        f"styleganv_{data}_128f_subsample8f": replace(_STYLEGANV, split=split, stride=8)
+        for data, split in _STYLEGANV_SPLITS.items()
+    },
+    **{
+        f"latte_{data}": replace(
+            _STYLEGANV,
+            split=split,
+            stride=3,
+            unknown=f"{_STYLEGANV.unknown}; whether the paper's numbers have stride 3, the default of its code",
+        )
+        for data, split in _STYLEGANV_SPLITS.items()
+    },
+}

@@ -1,0 +1,169 @@
+"""CLIP from OpenAI's archive and from Hugging Face's folder: one set of arrays; other networks are refused."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+
+from vf.metrics.clip import TextConfig
+from vf.metrics.vit import CLIP_B32, Config
+from vf.pretrained import clip, files
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+VISION = dataclasses.replace(CLIP_B32, width=128, depth=2, heads=2, mlp=200, patch=8, size=32)
+LANGUAGE = TextConfig(width=64, depth=3, heads=1, mlp=100, context=12, vocabulary=60, dim=24)
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    text = transformers.CLIPTextConfig(
+        hidden_size=64, intermediate_size=100, num_hidden_layers=3, num_attention_heads=1, vocab_size=60,
+        max_position_embeddings=12, bos_token_id=58, eos_token_id=59,
+    )  # fmt: skip
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=128, intermediate_size=200, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    made = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    )
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0, 0.1)
+            parameter.copy_(parameter.half())  # OpenAI's archives have half precision
+    return made
+
+
+@pytest.fixture(scope="module")
+def state(net):
+    return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def true(state):
+    arrays, about = clip.canonical(state)
+    assert about["layout"] == "hugging_face"
+    assert (Config(**about["vision"]), TextConfig(**about["language"])) == (VISION, LANGUAGE)
+    assert not about["official"]
+    return arrays
+
+
+def equal(found, true):
+    assert found.keys() == true.keys()
+    for name, array in true.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def openai_names(state) -> dict[str, np.ndarray]:
+    """As OpenAI's `state_dict` names them, written out here by hand."""
+    layer = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+             "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
+    made = {
+        "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
+        "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
+        "visual.proj": state["visual_projection.weight"].T,
+        "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
+        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
+        "text_projection": state["text_projection.weight"].T,
+        "logit_scale": state["logit_scale"],
+    }
+    for kind in ("weight", "bias"):
+        made[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]
+        made[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
+        made[f"ln_final.{kind}"] = state[f"text_model.final_layer_norm.{kind}"]
+        for theirs, hers, depth in (("visual.transformer", "vision_model", 2), ("transformer", "text_model", 3)):
+            for k in range(depth):
+                source, target = f"{hers}.encoder.layers.{k}", f"{theirs}.resblocks.{k}"
+                parts = [state[f"{source}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+                made[f"{target}.attn.in_proj_{kind}"] = np.concatenate(parts)
+                made |= {f"{target}.{b}.{kind}": state[f"{source}.{a}.{kind}"] for a, b in layer.items()}
+    return made
+
+
+class Part(torch.nn.Module):
+    """A module of given parameters and parts, which PyTorch can script."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def scripted(arrays, path):
+    root = Part()
+    for name, array in arrays.items():
+        *parts, last = name.split(".")
+        place = root
+        for part in parts:
+            if not hasattr(place, part):
+                place.add_module(part, Part())
+            place = getattr(place, part)
+        place.register_parameter(last, torch.nn.Parameter(torch.tensor(array).half()))
+    for name, value in (("input_resolution", 32), ("context_length", 12), ("vocab_size", 60)):
+        root.register_buffer(name, torch.tensor(value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch no longer recommends scripts
+        torch.jit.script(root).save(str(path))
+
+
+def test_openai_archive(state, true, tmp_path):
+    scripted(openai_names(state), tmp_path / "ViT-B-32.pt")
+    source = files.read(tmp_path / "ViT-B-32.pt")
+    assert source.format == "torchscript"
+    found, about = clip.canonical(source.arrays)
+    equal(found, true)
+    assert about["layout"] == "openai"
+    assert (Config(**about["vision"]), TextConfig(**about["language"])) == (VISION, LANGUAGE)
+
+
+def test_openai_state_dict(state, true, tmp_path):
+    torch.save({name: torch.tensor(array) for name, array in openai_names(state).items()}, tmp_path / "state.pt")
+    equal(clip.canonical(files.read(tmp_path / "state.pt").arrays)[0], true)
+
+
+def test_hugging_face_folder(net, true, tmp_path):
+    net.save_pretrained(tmp_path)
+    source = files.read(tmp_path)
+    assert source.format == "safetensors folder"
+    equal(clip.canonical(source.arrays)[0], true)
+
+
+def test_hugging_face_of_older_times(state, true):
+    """It kept the numbers of positions as well."""
+    older = {f"{kind}_model.embeddings.position_ids": np.arange(12)[None] for kind in ("text", "vision")}
+    equal(clip.canonical(state | older)[0], true)
+
+
+def test_full_size_tables_are_complete(net):
+    """Names of both layouts at full size, against Hugging Face's own, without the memory."""
+    with torch.device("meta"):
+        full = transformers.CLIPModel(transformers.CLIPConfig())  # its defaults are ViT-B/32
+    theirs = {name: tuple(tensor.shape) for name, tensor in full.state_dict().items()}
+    assert sum(int(np.prod(size)) for size in theirs.values()) == 151_277_313
+    joined = {name.replace(".q_proj.", ".qkv.") for name in theirs if ".k_proj." not in name and ".v_proj." not in name}
+    table = clip.hugging_face(CLIP_B32, TextConfig())
+    assert {row.name for row in table.values()} == joined
+    assert clip.openai(CLIP_B32, TextConfig()).keys() == table.keys()
+
+
+def test_other_files_are_refused(state):
+    openai = openai_names(state)
+
+    def without(arrays, part):
+        return {name: array for name, array in arrays.items() if part not in name}
+
+    for bad, told in (
+        ({"a": np.ones(3)}, "neither OpenAI's names nor Hugging Face's"),
+        (without(openai, "visual.class_embedding"), "no vision transformer"),  # ResNets have conv1 as well
+        (without(state, "text_model"), r"missing: text_model\.embeddings\.token_embedding"),
+        (without(state, "layers.1.self_attn.v_proj.bias"), r"missing: .*layers\.1\.self_attn\.v_proj\.bias"),
+        (without(openai, "ln_final"), r"2 missing: ln_final"),
+        (without(openai, "resblocks.0.attn.in_proj_bias"), r"2 missing: visual.*in_proj\.bias"),
+        (openai | {"visual.attnpool.k_proj.weight": np.ones(3)}, "not of this network: visual.attnpool"),
+        (openai | {"visual.ln_post.weight": np.ones(7)}, r"visual\.ln_post\.weight is \[7\]"),
+        (state | {"visual_projection.weight": np.ones((24, 9))}, r"visual_projection\.weight is \[9, 24\]"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            clip.canonical(bad)

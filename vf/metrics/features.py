@@ -1,0 +1,269 @@
+"""Clips -> features, by any network: batches of one size over all devices, decoded ahead, kept on disk.
+
+A set of clips is anything with a length, a shape and slices, as an array has them; what is decoded when asked for looks
+alike. Every clip goes through once, and what the guards need is noted on the way: a digest of its pixels, its range.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import safetensors
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, UInt8
+from safetensors.numpy import save_file
+
+from vf.video import replacing
+
+
+class Clips(Protocol):
+    """A set of clips: u8 [n f h w 3], decoded as it is sliced. Arrays are such sets."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, f, h, w, 3)."""
+
+    def __len__(self) -> int:
+        """n."""
+
+    def __getitem__(self, rows: slice, /) -> UInt8[np.ndarray, "k f h w 3"]:
+        """Some of them, in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What turns clips into features.
+
+    Attributes:
+        name: such as `i3d`.
+        dim: numbers in a feature.
+        params: tree of arrays.
+        apply: pure, (params, clips u8 [b f h w 3]) -> f32 [b dim]; any resizing and scaling is in it, and it raises
+            ValueError for clips that it cannot take (their shape is static). Where `protocol` says "rows": "frames",
+            it gives [b f dim] row by row, [b*f dim].
+        protocol: whatever changes the features, fit for JSON: weights' fingerprint, resampling, range, precision.
+    """
+
+    name: str
+    dim: int
+    params: Any
+    apply: Callable[[Any, UInt8[jax.Array, "b f h w 3"]], Float[jax.Array, "b d"]]
+    protocol: Mapping[str, Any]
+
+    @functools.cached_property
+    def devices(self) -> Mesh:
+        """All devices of this host: the batch is cut over them."""
+        return Mesh(np.array(jax.local_devices()), "batch")
+
+    @functools.cached_property
+    def placed(self) -> Any:
+        """The parameters, on every device."""
+        return jax.device_put(self.params, NamedSharding(self.devices, PartitionSpec()))
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """`apply`, whose batch lies over the devices."""
+        rows = NamedSharding(self.devices, PartitionSpec("batch"))
+        return jax.jit(
+            self.apply, in_shardings=(NamedSharding(self.devices, PartitionSpec()), rows), out_shardings=rows
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What is known of a set of clips.
+
+    Attributes:
+        values: f32 [n d], or [n f d] where the network sees frames.
+        digests: of each clip's pixels, 16 hex digits.
+        lowest, highest: of each clip's pixels, u8 [n].
+    """
+
+    values: np.ndarray
+    digests: tuple[str, ...]
+    lowest: np.ndarray
+    highest: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def fingerprint(clips: Clips, batch_size: int = 16) -> str:
+    """12 hex digits of the SHA-256 of all pixels and their shape, whatever the set decodes them from."""
+    if isinstance(made := getattr(clips, "fingerprint", None), str):
+        return made  # a set that knows, without decoding
+    digest = hashlib.sha256(str(list(clips.shape)).encode())
+    for first in range(0, len(clips), batch_size):
+        digest.update(np.ascontiguousarray(clips[first : first + batch_size]).data)
+    return digest.hexdigest()[:12]
+
+
+def extract(network: Network, clips: Clips, *, batch_size: int = 16, cache: Path | None = None) -> Features:
+    """Features of every clip, in order; read from `cache` where the same clips went through the same network before.
+
+    Args:
+        network: what sees them.
+        clips: at least one.
+        batch_size: of the program, over all devices of this host; rounded up to a multiple of their number. It changes
+            features by rounding only. The last batch is filled up with black clips, whose features are dropped.
+        cache: folder; None keeps nothing. The name of a file there is a hash of network, protocol, parameters' names
+            and pixels, so that nothing stale can be read.
+
+    Raises:
+        ValueError: no clips, another dtype or shape, clips that the network cannot take, or features that are not
+            finite.
+    """
+    if len(clips.shape) != 5 or clips.shape[-1] != 3 or not len(clips):
+        raise ValueError(f"expected one clip or more, [n f h w 3], got {list(clips.shape)}")
+    if (dtype := getattr(clips, "dtype", np.dtype(np.uint8))) != np.uint8:
+        raise ValueError(f"expected pixels as uint8, got {dtype}: convert [-1, 1] by (127.5 x + 128) first")
+    hosts, me = jax.process_count(), jax.process_index()
+    path = None
+    if cache is not None:
+        known = {"network": network.name, "protocol": network.protocol, "clips": fingerprint(clips), "version": 1}
+        key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+        path = cache / f"{network.name}-{key}.safetensors"
+        if (found := _read(path)) is not None:
+            return found
+    # Hosts take turns of whole blocks, so that each decodes its own share only.
+    share = -(-len(clips) // hosts)
+    mine = range(min(me * share, len(clips)), min((me + 1) * share, len(clips)))
+    made = _run(network, clips, mine, batch_size)
+    if hosts > 1:
+        made = _gather(made, share, len(clips))
+    if not np.isfinite(made.values).all():
+        bad = np.flatnonzero(~np.isfinite(made.values.reshape(len(made), -1)).all(1))
+        raise ValueError(f"{len(bad)} clips have features with NaN or infinities (the first is clip {bad[0]})")
+    if path is not None and me == 0:
+        _write(path, made)
+    return made
+
+
+def _run(network: Network, clips: Clips, rows: range, batch_size: int) -> Features:
+    count = len(jax.local_devices())
+    batch_size = -(-min(batch_size, max(len(rows), 1)) // count) * count
+    per_clip = clips.shape[1] if network.protocol.get("rows") == "frames" else 0
+    parts: list[np.ndarray] = []
+    digests: list[str] = []
+    lowest, highest = np.zeros(len(rows), np.uint8), np.zeros(len(rows), np.uint8)
+    pending: list[tuple[jax.Array, int]] = []  # the device works on one batch while the next one is decoded
+
+    def collect() -> None:
+        values, n = pending.pop(0)
+        found = np.asarray(values)
+        parts.append(found.reshape(-1, per_clip, network.dim)[:n] if per_clip else found[:n])
+
+    for batch in _ahead(clips, rows, batch_size):
+        at = len(digests)
+        digests += [hashlib.blake2b(np.ascontiguousarray(clip).data, digest_size=8).hexdigest() for clip in batch]
+        lowest[at : len(digests)] = batch.min((1, 2, 3, 4))
+        highest[at : len(digests)] = batch.max((1, 2, 3, 4))
+        n = len(batch)
+        full = (
+            np.concatenate([batch, np.zeros((batch_size - n, *batch.shape[1:]), np.uint8)]) if n < batch_size else batch
+        )
+        pending.append((network.compiled(network.placed, full), n))
+        if len(pending) > 1:
+            collect()
+    while pending:
+        collect()
+    empty = (0, per_clip, network.dim) if per_clip else (0, network.dim)
+    return Features(np.concatenate([np.zeros(empty, np.float32), *parts]), tuple(digests), lowest, highest)
+
+
+def _ahead(clips: Clips, rows: range, batch_size: int) -> Iterator[np.ndarray]:
+    """Batches, the next one being decoded while a batch is in use."""
+    slices = [slice(first, min(first + batch_size, rows.stop)) for first in range(rows.start, rows.stop, batch_size)]
+    with ThreadPoolExecutor(1, thread_name_prefix="clips") as pool:
+        coming = [pool.submit(clips.__getitem__, s) for s in slices[:1]]
+        for k in range(len(slices)):
+            coming += [pool.submit(clips.__getitem__, s) for s in slices[k + 1 : k + 2]]
+            yield np.asarray(coming.pop(0).result())
+
+
+def _gather(made: Features, share: int, count: int) -> Features:
+    """All hosts' features on every host."""
+
+    def everywhere(x: np.ndarray) -> np.ndarray:
+        padded = np.concatenate([x, np.zeros((share - len(x), *x.shape[1:]), x.dtype)])
+        return np.asarray(multihost_utils.process_allgather(padded, tiled=True))[:count]
+
+    numbers = np.array([[int(d[:8], 16), int(d[8:], 16)] for d in made.digests], np.uint32).reshape(-1, 2)
+    digests = tuple(f"{a:08x}{b:08x}" for a, b in everywhere(numbers).tolist())
+    return Features(everywhere(made.values), digests, everywhere(made.lowest), everywhere(made.highest))
+
+
+def _read(path: Path) -> Features | None:
+    """None where there is no such file, or a damaged one: it is then made again."""
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            digests = tuple(json.loads((file.metadata() or {})["digests"]))
+        made = Features(arrays["values"], digests, arrays["lowest"], arrays["highest"])
+        if not len(made) == len(digests) == len(made.lowest):
+            raise ValueError("its parts differ in length")
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        logging.warning("%s is damaged (%s) and will be made again", path, error)
+        return None
+    return made
+
+
+def _write(path: Path, made: Features) -> None:
+    arrays = {"values": made.values, "lowest": made.lowest, "highest": made.highest}
+    try:
+        with replacing(path) as temporary:
+            save_file(arrays, temporary, metadata={"digests": json.dumps(made.digests)})
+    except (OSError, safetensors.SafetensorError) as error:
+        logging.warning("features are not kept: %s cannot be written (%s)", path, error)
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/vf/features`, or the same in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vf" / "features"
+
+
+def warnings(real: Features, generated: Features, dim: int) -> list[str]:
+    """What makes a distance of two sets doubtful, one sentence each.
+
+    Raises ValueError for what makes it meaningless: fewer than 2 clips, pixels of [0, 1]."""
+    told = []
+    for name, found in (("real", real), ("generated", generated)):
+        if len(found) < 2:
+            raise ValueError(f"a distance needs 2 clips or more on each side, got {len(found)} {name}")
+        if found.highest.max() <= 1:
+            raise ValueError(
+                f"no pixel of the {name} clips exceeds 1: values of [0, 1] were stored as uint8; multiply by 255 first"
+            )
+        if black := int((found.highest == 0).sum()):
+            told.append(f"{black} of {len(found)} {name} clips are black throughout")
+        still = int((found.lowest == found.highest).sum()) - black
+        if still:
+            told.append(f"{still} of {len(found)} {name} clips are of one colour throughout")
+        if doubles := sum(Counter(found.digests).values()) - len(set(found.digests)):
+            told.append(f"{doubles} of {len(found)} {name} clips repeat another one: duplicates bias the distance")
+        if len(found) < dim:
+            told.append(f"{len(found)} {name} clips leave the covariance of {dim} features singular")
+    n = min(len(real), len(generated))
+    if n < 256:
+        told.append(
+            f"with {n} clips the distance is mostly bias (it falls as 1 / n): it compares with nothing published"
+        )
+    if len(real) != len(generated):
+        told.append(f"{len(real)} real and {len(generated)} generated clips: compare numbers of equal counts only")
+    if set(real.digests) & set(generated.digests):
+        same = len(set(real.digests) & set(generated.digests))
+        told.append(f"{same} generated clips equal a real one in every pixel")
+    return told

@@ -1,0 +1,165 @@
+"""Any public file of weights -> {name: array}: told by what it holds, not by what it is called."""
+
+import hashlib
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from vf.pretrained import tensorflow_file, torch_file
+from vf.types import UserError
+
+
+class Source(NamedTuple):
+    """What was read."""
+
+    arrays: dict[str, np.ndarray]  # by the names of the file, in its dtypes
+    format: str
+    files: tuple[Path, ...]  # whose bytes make its sha256
+
+
+def read(path: Path) -> Source:
+    """Every array of a file or folder of weights.
+
+    A TensorFlow checkpoint is named by its prefix, by any of its files, or by its folder; a TF-Hub module or a Hugging
+    Face model by its folder.
+
+    Raises UserError where there is nothing, the format is none of these, or the file is damaged.
+    """
+    try:
+        return _read(path)
+    except FileNotFoundError as error:
+        raise UserError(f"no weights at {error.filename or path}: name the file or folder as --source") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as weights ({error}): is it whole, and the right file?") from error
+
+
+def sha256(source: Source) -> str:
+    """Of the bytes of the files, in their order."""
+    digest = hashlib.sha256()
+    for path in source.files:
+        with path.open("rb") as file:
+            for part in iter(lambda: file.read(1 << 22), b""):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def git_blob(path: Path) -> str:
+    """The name that git gives to the content of a file: by it public repositories tell which file is theirs."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        for part in iter(lambda: file.read(1 << 22), b""):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Source:
+    if path.is_dir():
+        return _folder(path)
+    prefix = next((str(path).partition(mark)[0] for mark in (".index", ".data-") if mark in path.name), str(path))
+    if Path(f"{prefix}.index").is_file():
+        return _checkpoint(Path(prefix))
+    with path.open("rb") as file:
+        head = file.read(9)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith(".npy") for name in names):
+            return Source(_npz(path), "npz", (path,))
+        script = any(name.endswith("/constants.pkl") for name in names)
+        return Source(torch_file.read(path), "torchscript" if script else "torch", (path,))
+    if len(head) == 9 and head[8:9] == b"{":
+        return Source(_safetensors(path), "safetensors", (path,))
+    if torch_file.is_legacy(path):
+        return Source(torch_file.read(path), "torch (legacy)", (path,))
+    if head[:1] == b"\x80":
+        return Source(_pickle(path), "pickle", (path,))
+    raise ValueError("its format is none of safetensors, PyTorch, TorchScript, TensorFlow, npz and pickle")
+
+
+def _folder(path: Path) -> Source:
+    variables = path / "variables" if (path / "variables").is_dir() else path
+    if found := sorted(variables.glob("*.index")):
+        if len(found) > 1:
+            raise ValueError(f"it holds several checkpoints ({', '.join(file.name for file in found)}): name one")
+        return _checkpoint(found[0].with_suffix(""))
+    if (index := path / "model.safetensors.index.json").is_file():
+        parts = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        parts = [p for name in ("model", "diffusion_pytorch_model") if (p := path / f"{name}.safetensors").is_file()]
+    if parts:
+        arrays = {name: array for part in parts for name, array in _safetensors(part).items()}
+        return Source(arrays, "safetensors folder", tuple(parts))
+    if (file := path / "pytorch_model.bin").is_file():
+        return Source(torch_file.read(file), "torch folder", (file,))
+    raise ValueError("the folder holds no *.index, *.safetensors or pytorch_model.bin")
+
+
+def _checkpoint(prefix: Path) -> Source:
+    data = sorted(prefix.parent.glob(f"{prefix.name}.data-*"))
+    kind = "TF-Hub module" if prefix.parent.name == "variables" else "TensorFlow checkpoint"
+    return Source(tensorflow_file.read(prefix), kind, tuple(data))
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        try:
+            return {name: file[name] for name in file.files}
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(str(error)) from error
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+class _Numpy(pickle.Unpickler):
+    """Pickled trees of NumPy or JAX arrays, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith(("numpy.core", "numpy._core")) and name in ("_reconstruct", "scalar", "_frombuffer"):
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if module == "ml_dtypes":
+            return getattr(ml_dtypes, name)
+        if name == "FrozenDict" and module.startswith("flax"):
+            return dict
+        if (module, name) == ("jax._src.array", "_reconstruct_array"):
+            return _jax_array
+        raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which weights have no need of")
+
+
+def _jax_array(make: Any, arguments: Any, state: Any, *_: Any) -> np.ndarray:
+    array = make(*arguments)
+    array.__setstate__(state)
+    return array
+
+
+def _pickle(path: Path) -> dict[str, np.ndarray]:
+    try:
+        tree = _Numpy(io.BytesIO(path.read_bytes())).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, KeyError) as error:
+        raise ValueError(f"no whole pickle of arrays: {error}") from error
+    found: dict[str, np.ndarray] = {}
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                walk(item, f"{name}/{key}" if name else str(key))
+        elif isinstance(value, np.ndarray | np.generic):
+            found[name] = np.asarray(value)
+
+    walk(tree, "")
+    return found

@@ -1,0 +1,99 @@
+"""From converted files to the networks of metrics."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from vf.metrics import c3d, clip, fvd, inception, suite, vit
+from vf.metrics.features import Network
+from vf.metrics.suite import Captions
+from vf.metrics.tokenizer import Tokenizer
+from vf.pretrained import i3d, weights
+from vf.pretrained.weights import Weights
+from vf.types import UserError
+
+FAMILIES = tuple(weights.OFFICIAL)
+
+
+def networks(
+    names: Iterable[str],
+    files: Mapping[str, Path],
+    lineage: fvd.Lineage,
+    frames: int,
+    *,
+    exact: bool = True,
+    other: bool = False,
+) -> tuple[dict[str, Network], bool]:
+    """The networks `names`, from the converted files in `files`, and whether I3D's weights are those of FVD.
+
+    Args:
+        names: of networks, as metrics ask for them: a family, or FAMILY:VARIANT; `flicker` needs no file.
+        files: {family: safetensors file of the converter}.
+        lineage: how I3D is run.
+        frames: of the clips.
+        exact: float32 on every platform; False takes the platform's default precision.
+        other: accept weights that are not those of the published metric.
+
+    Raises:
+        UserError: no file for a family, a file that is not its own, or weights that are not the published metric's.
+    """
+    made: dict[str, Network] = {}
+    loaded: dict[str, Weights] = {}
+    for name in dict.fromkeys(names):
+        family, _, variant = name.partition(":")
+        if family == "flicker":
+            made[name] = suite.flicker()
+            continue
+        if family not in loaded:
+            loaded[family] = open_weights(family, files)
+        found = loaded[family]
+        params = found.tree()
+        if family == "i3d":
+            made[name] = fvd.network(params, found.fingerprint, lineage, exact=exact)
+        elif family == "c3d":
+            made[name] = c3d.network(params, found.fingerprint, variant=variant, exact=exact)  # type: ignore[arg-type]
+        elif family == "inception":
+            made[name] = inception.network(params, found.fingerprint, mode=variant, exact=exact)  # type: ignore[arg-type]
+        elif family == "videomae":
+            config = vit.Config(**found.about["config"])
+            made[name] = vit.videomae(params, found.fingerprint, config=config, exact=exact)
+        elif family == "vjepa":
+            config = vit.Config(**found.about["config"])
+            made[name] = vit.vjepa(params, found.fingerprint, config=config, exact=exact)
+        else:
+            vision, language = vit.Config(**found.about["vision"]), clip.TextConfig(**found.about["language"])
+            made[name] = clip.clip_image(
+                params, found.fingerprint, frames=frames, vision=vision, language=language, exact=exact
+            )
+    official = True
+    if "i3d" in loaded and (doubt := i3d.doubt(loaded["i3d"].about)):
+        if not other:
+            raise UserError(f"{files['i3d']}: {doubt}; --other-weights computes a distance under another name")
+        official = False
+    return made, official
+
+
+def open_weights(family: str, files: Mapping[str, Path]) -> Weights:
+    """The converted weights of `family`. Raises UserError where none were named, or `weights.load` does."""
+    if family not in files:
+        raise UserError(
+            f"no weights of {family} were named: make a file of {weights.OFFICIAL[family]} with python -m "
+            f"vf.pretrained.convert {family} --source=FILE --out={family}.safetensors, and give it as "
+            f"--{family}={family}.safetensors"
+        )
+    return weights.load(files[family], family)
+
+
+def captions(texts: Sequence[str], files: Mapping[str, Path], vocabulary: Path, prefix: str = "") -> Captions:
+    """CLIP's embeddings of `texts`, one of each generated clip. Raises UserError as `open_weights` and `Tokenizer`."""
+    found = open_weights("clip", files)
+    tokens, cut = Tokenizer(vocabulary).encode(list(texts), prefix=prefix)
+    values = clip.clip_text(
+        found.tree(), jnp.asarray(tokens), vision=vit.Config(**found.about["vision"]),
+        language=clip.TextConfig(**found.about["language"]),
+    )  # fmt: skip
+    return Captions(
+        np.asarray(values), {"prefix": prefix, "policy": "one caption for each clip, in order", "truncated": cut}
+    )

@@ -1,0 +1,108 @@
+"""Weights of public networks in one form: a safetensors file of float32 arrays that names its source and itself.
+
+Keys are '/'-joined paths of a Flax parameter tree. The fingerprint is a hash of names, shapes and values: equal weights
+have equal fingerprints whatever file they came in, and it is part of every score's protocol.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from vf.types import UserError
+from vf.video import replacing
+
+# Where people find the public files, for the message of who has none.
+OFFICIAL = {
+    "i3d": "kinetics-i3d's checkpoints/rgb_scratch/model.ckpt, TF-Hub's deepmind/i3d-kinetics-400/1, StyleGAN-V's "
+    "i3d_torchscript.pt or VideoGPT's i3d_pretrained_400.pt",
+    "c3d": "conv3d_deepnetA_ucf.npz and mean2.npz (release v1.0 of rezoo/tgan2) or StyleGAN-V's c3d_ucf101.pt",
+    "inception": "pt_inception-2015-12-05-6726825d.pth (pytorch-fid)",
+    "videomae": "vit_g_hybrid_pt_1200e_ssv2_ft.pth (VideoMAE-v2)",
+    "vjepa": "V-JEPA's vith16.pth.tar and its ssv2-probe.pth.tar",
+    "clip": "OpenAI's ViT-B-32.pt or a Hugging Face folder of clip-vit-base-patch32",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What a file of weights holds.
+
+    Attributes:
+        family: which network they are of, such as `i3d`.
+        arrays: {path: float32 array}.
+        fingerprint: first 12 hex digits of `fingerprint(arrays)`.
+        about: what the converter knows: `source` (file name), `source_sha256`, `format`, `licence`, ...
+    """
+
+    family: str
+    arrays: Mapping[str, np.ndarray]
+    fingerprint: str
+    about: Mapping[str, Any]
+
+    def tree(self) -> dict[str, Any]:
+        """The arrays as a nested dict, as Flax takes them."""
+        nested: dict[str, Any] = {}
+        for path, array in self.arrays.items():
+            *folders, name = path.split("/")
+            place = nested
+            for folder in folders:
+                place = place.setdefault(folder, {})
+            place[name] = array
+        return nested
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    """First 12 hex digits of the SHA-256 over names, shapes and float32 values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name], "<f4")
+        digest.update(f"{name} {list(array.shape)}\n".encode())
+        digest.update(array.data if array.ndim else array.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def save(path: str | os.PathLike[str], family: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
+    """Writes a file of weights, whole or not at all; returns the fingerprint. Raises UserError where it cannot."""
+    mark = fingerprint(arrays)
+    plain = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    header = {"vf": "1", "family": family, "fingerprint": mark, "about": json.dumps(dict(about), sort_keys=True)}
+    try:
+        with replacing(path) as temporary:
+            save_file(plain, temporary, metadata=header)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {path} ({error}): choose another --out") from error
+    return mark
+
+
+def load(path: str | os.PathLike[str], family: str) -> Weights:
+    """Reads what `save` wrote.
+
+    Raises UserError when there is no such file, it is another family's, was not written by the converter, is damaged,
+    or its values are not those of its fingerprint."""
+    convert = f"make it of {OFFICIAL[family]} with python -m vf.pretrained.convert {family} --source=FILE --out={path}"
+    if not Path(path).is_file():
+        raise UserError(f"no weights at {path}; {convert}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no whole file of {family} weights ({error}); {convert}") from error
+    if "vf" not in header:
+        raise UserError(f"{path} was not written by the converter of this project; {convert}")
+    if header["family"] != family:
+        raise UserError(f"{path} holds weights of {header['family']}, where those of {family} are needed")
+    if (found := fingerprint(arrays)) != header["fingerprint"]:
+        raise UserError(
+            f"{path} holds other values than were written (fingerprint {found}, was {header['fingerprint']}): "
+            "convert again"
+        )
+    return Weights(family, arrays, found, json.loads(header["about"]))
