@@ -43,7 +43,9 @@ def get_config() -> ConfigDict:
     data.size = 64
     data.stride = 1  # source frames from one frame of a clip to the next
     data.fps = 0.0  # of a clip, whatever the videos' rates are; 0 = by stride
-    data.windows = "random"  # random (a new window of each video each time) | centre | all (every window is a record)
+    # random (a new window of each video each time) | centre | first | all (every window is a record) | blocks (each in
+    # turn, none overlapping)
+    data.windows = "random"
     data.hop = 1  # source frames from one window to the next, for all
     data.flip = False  # mirror every second clip; classes such as writing do not bear it
     data.split = "train"  # prepared data; several as train+test
@@ -117,9 +119,27 @@ def get_config() -> ConfigDict:
     sample.fps = 8
 
     config.eval = evaluation = ConfigDict()
-    evaluation.clips = 256  # real and generated, for every score
+    evaluation.clips = 256  # real ones, that every score compares sample.count samples with
     evaluation.batch_size = 32
     evaluation.levels = (50, 250, 500, 750, 950)  # steps t of the validation loss
+    # Further scores, by name (python -m vf.evaluate --help lists them), and the files that
+    # python -m vf.pretrained.convert makes of public weights; fvd and kvd are computed as the public code of `lineage`
+    # does (vf/metrics/fvd.py).
+    evaluation.metrics = ""  # as fvd,kvd
+    evaluation.lineage = "styleganv"
+    evaluation.i3d = evaluation.c3d = evaluation.inception = evaluation.videomae = evaluation.vjepa = (
+        evaluation.clip
+    ) = ""
+    evaluation.other_weights = False  # take weights of I3D that are not FVD's, under another name
+    evaluation.exact = True  # float32 in these networks; False: the platform's precision, faster, other numbers
+    evaluation.bootstrap = 0  # resamples for intervals of 95 %
+    evaluation.cache = ""  # folder of real clips' features; "" = ~/.cache/vf/features
+    # --mode=evaluate: follow (each checkpoint as it is written, until train.steps) | latest | a step.
+    evaluation.checkpoint = "follow"
+    evaluation.patience = 3600.0  # seconds without a new checkpoint after which following ends
+    evaluation.best = "fd_random_conv3d"  # the score whose best checkpoint is marked, and kept
+    evaluation.best_is = "lowest"  # lowest | highest
+    evaluation.selfcheck = False  # --mode=evaluate checks the I3D weights, and does nothing else
 
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # -1 = what is left

@@ -156,6 +156,22 @@ def test_keep(tmp_path, trained):
     assert Checkpoints(tmp_path, read_only=True).steps() == [4, 6, 7]
 
 
+def test_the_best_is_kept(tmp_path, trained):
+    """Whatever another job marks beside the folder, from the next save on; damage there costs no checkpoint."""
+    best = tmp_path / "best.json"
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        for k in range(1, 7):
+            checkpoints.save(k, trained, {})
+            checkpoints.wait()
+            if k == 2:
+                best.write_text('{"step": 2, "value": 0.5}')
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [2, 5, 6]
+    best.write_text("torn")
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(7, trained, {})
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [6, 7]
+
+
 def test_a_saved_step_is_left_alone_and_a_later_one_not_forgotten(saved, trained):
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(3, trained, {"seed": 8})

@@ -112,5 +112,5 @@ def test_a_size_other_than_the_prepared_one_is_told(tmp_path):
     config.data.eval_split = "test"
     assert len(build.source(config, evaluation=True)) == 1
     config.data.windows = "sometimes"
-    with pytest.raises(UserError, match=r"data.windows must be one of random, centre, all"):
+    with pytest.raises(UserError, match=r"data.windows must be one of random, centre, first, all, blocks"):
         build.source(config)

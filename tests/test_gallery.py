@@ -157,6 +157,24 @@ def test_scores_show_value_reference_target_and_protocol(run):
     assert "&quot;clips&quot;: 256" in body
 
 
+def test_two_protocols_do_not_share_a_place(tmp_path):
+    """Cards name the protocol where there are several; doubts, intervals and the best checkpoint are shown."""
+    recorder = Recorder(tmp_path)
+    recorder.score(1, "fvd", 100.0, {"n": 16}, details={"low": 90.0, "high": 110.0, "warnings": ["few clips & so on"]})
+    recorder.score(2, "fvd", 50.0, {"n": 2048}, details={"std": 1.5})
+    recorder.score(2, "kvd", 0.5, {"n": 2048})
+    recorder.file("best.json", json.dumps({"step": 2, "score": "fvd", "value": 50.0}))
+    page = page_of(tmp_path)
+    cards = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.html)
+    names = [name for name, _ in cards]
+    assert sum(name.startswith("fvd (") for name in names) == 2
+    assert "kvd" in names
+    assert ("best checkpoint", "step 2: fvd 50") in cards
+    assert "95 %: 90 ... 110" in page.text
+    assert "± 1.5" in page.text
+    assert "few clips &amp; so on" in page.html
+
+
 @pytest.mark.parametrize("present", ["nothing", "metrics", "samples", "empty_samples", "damaged"])
 def test_the_page_stands_on_what_there_is(tmp_path, present):
     if present == "metrics":

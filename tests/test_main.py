@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from configs import demo
 from vf import build, main, record, rng, video
 from vf.checkpoint import Checkpoints
+from vf.judge import read_evaluations
 from vf.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -102,8 +103,63 @@ def test_sampling_again_gives_the_same_clips(finished):
 @pytest.mark.slow
 def test_evaluating_again_gives_the_same_scores(finished):
     workdir, scores = finished
-    again = main.run(tiny(), workdir, "evaluate")
+    again = main.run(tiny(eval__checkpoint="latest"), workdir, "evaluate")
     assert again == pytest.approx(scores, nan_ok=True)
+
+
+def test_an_evaluation_job_judges_what_was_not(finished):
+    """Following a finished run: training judged the last step, the job the one before, once; the best is marked."""
+    workdir, scores = finished
+    mark = build.evaluation_job(tiny()).mark
+    assert read_evaluations(workdir, mark).keys() == {4}
+    main.run(tiny(), workdir, "evaluate")
+    judged = read_evaluations(workdir, mark)
+    assert judged.keys() == {2, 4}
+    assert judged[4] == pytest.approx(scores)
+    assert (workdir / "tensorboard" / "evaluate").is_dir()
+    best = json.loads((workdir / "best.json").read_text())
+    values = {step: found["fd_random_conv3d"] for step, found in judged.items()}
+    assert values[best["step"]] == best["value"] == min(values.values())
+    before = (workdir / "metrics.jsonl").read_text()
+    assert main.run(tiny(), workdir, "evaluate") == pytest.approx(scores)
+    assert (workdir / "metrics.jsonl").read_text() == before  # nothing was left to do
+    torn = (workdir / "evaluations.jsonl").read_text() + '{"mark": torn'
+    (workdir / "evaluations.jsonl").write_text(torn)
+    assert read_evaluations(workdir, mark) == judged
+
+
+def test_scores_by_name(finished, tmp_path):
+    """A metric that needs no weights, on a chosen checkpoint, with the whole protocol."""
+    workdir, _ = finished
+    config = tiny(eval__metrics="flicker", eval__checkpoint="4", eval__cache=str(tmp_path))
+    scores = main.run(config, workdir, "evaluate")
+    assert 0.5 < scores["flicker"] <= 1
+    (row,) = [row for row in record.read_metrics(workdir) if row.get("score") == "flicker"]
+    assert row["step"] == 4
+    assert row["protocol"]["clips"]["n_generated"] == 4
+    assert row["protocol"]["clips"]["n_real"] == row["protocol"]["n_real"] == 8
+    assert row["protocol"]["sampling"]["weights"] == "ema"
+    assert len(list(tmp_path.glob("flicker-*.safetensors"))) == 1  # the real clips'; generated ones are not kept
+    with pytest.raises(UserError, match=r"no checkpoint of step 3: there are \[2, 4\]"):
+        main.run(tiny(eval__checkpoint="3"), workdir, "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval__metrics": "fvd"}, r"no weights of i3d.*--config\.eval\.i3d=i3d\.safetensors"),
+        ({"eval__metrics": "fvd", "eval__i3d": "nowhere.safetensors"}, "no weights at nowhere.safetensors"),
+        ({"eval__metrics": "flicker, fdv"}, "eval.metrics must be one of fvd, kvd"),
+        ({"eval__metrics": "flicker", "eval__lineage": "mine"}, "eval.lineage must be one of google"),
+        ({"eval__checkpoint": "newest"}, "eval.checkpoint must be one of follow, latest, a step"),
+        ({"eval__best_is": "least"}, "eval.best_is must be one of lowest, highest"),
+        ({"eval__selfcheck": True}, "set --config.eval.i3d=FILE"),
+    ],
+)
+def test_what_an_evaluation_needs_is_told(finished, changes, message):
+    workdir, _ = finished
+    with pytest.raises(UserError, match=message):
+        main.run(tiny(**changes), workdir, "evaluate")
 
 
 @pytest.mark.slow

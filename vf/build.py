@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,11 +23,16 @@ from vf.data.pipeline import Source
 from vf.data.sprites import Sprites
 from vf.diffusion import decompose, gaussian, priors
 from vf.diffusion import schedule as schedules
-from vf.metrics.protocol import Evaluator
+from vf.metrics.features import default_cache
+from vf.metrics.fvd import LINEAGES
+from vf.metrics.protocol import ClipProtocol, Evaluator, protocol_hash
 from vf.metrics.random_conv3d import RandomConv3dDistance
 from vf.metrics.sprites import SpriteScores
+from vf.metrics.suite import SEGMENTS, Suite, metrics
 from vf.model import CONTEXTS, Model, OneNetwork, SampleOptions, VideoFusion
 from vf.nets.unet import UNet
+from vf.pretrained import i3d
+from vf.pretrained.networks import FAMILIES, networks
 from vf.types import UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -220,11 +226,79 @@ def sample_options(config: ConfigDict) -> SampleOptions:
 
 
 def evaluators(config: ConfigDict) -> dict[str, Evaluator]:
-    """What judges samples, by name; sprites are also judged in closed form."""
+    """What judges samples, by name; sprites are also judged in closed form.
+
+    Raises UserError for unknown metrics, and for weights that are missing or not what they should be."""
     made: dict[str, Evaluator] = {"fd_random_conv3d": RandomConv3dDistance(config.eval.batch_size)}
     if config.data.source == "sprites":
         made["sprites"] = SpriteScores(base_frame(config))
+    if config.eval.metrics:
+        made["suite"] = _suite(config)
     return made
+
+
+def _suite(config: ConfigDict) -> Suite:
+    data, evaluation = config.data, config.eval
+    lineage = choose("eval.lineage", evaluation.lineage, LINEAGES)
+    known = metrics(lineage) | {SEGMENTS: metrics(lineage)["fvd"]}
+    del known["clipsim"]  # a run has no captions
+    names = tuple(name.strip() for name in evaluation.metrics.split(",") if name.strip())
+    wanted = [choose("eval.metrics", name, known).network for name in names]
+    files = {name: Path(evaluation[name]) for name in FAMILIES if evaluation.get(name)}
+    try:
+        made, official = networks(
+            wanted, files, lineage, data.frames, exact=evaluation.exact, other=evaluation.other_weights
+        )
+    except UserError as error:
+        told = re.sub(r"(?<!\S)--(" + "|".join(FAMILIES) + r")=", r"--config.eval.\1=", str(error))
+        raise UserError(told.replace("--other-weights", "--config.eval.other_weights")) from error
+    protocol = ClipProtocol(
+        lineage=evaluation.lineage, split=data.eval_split or data.split, frames=data.frames, stride=data.stride,
+        fps=data.fps, size=data.size, seed=config.seed,
+    )  # fmt: skip
+    cache = Path(evaluation.cache) if evaluation.cache else default_cache()
+    return Suite(
+        names, made, protocol, evaluation.batch_size, cache, evaluation.bootstrap, official,
+        keep_generated=False,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationJob:
+    """Which checkpoints to judge, and what the best of them is."""
+
+    checkpoint: Literal["follow", "latest"] | int
+    patience: float  # seconds
+    best: str
+    lowest: bool
+    mark: str  # hash of all that makes two evaluations comparable, less the weights
+
+
+def evaluation_job(config: ConfigDict) -> EvaluationJob:
+    """`config.eval`'s part of it. Raises UserError for values out of range."""
+    evaluation = config.eval
+    which = str(evaluation.checkpoint)
+    if not which.isdecimal():
+        choose("eval.checkpoint", which, {"follow": 0, "latest": 0, "a step": 0})
+    aside = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
+    everything = plain(config)
+    judged = {name: everything[name] for name in ("sample", "data", "seed")}
+    judged["eval"] = {name: value for name, value in everything["eval"].items() if name not in aside}
+    return EvaluationJob(
+        checkpoint=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]
+        patience=evaluation.patience,
+        best=evaluation.best,
+        lowest=choose("eval.best_is", evaluation.best_is, {"lowest": True, "highest": False}),
+        mark=protocol_hash(judged),
+    )
+
+
+def selfcheck(config: ConfigDict) -> dict[str, float]:
+    """Checks the weights of I3D by black against white clips. Raises UserError where they are not FVD's."""
+    if not config.eval.i3d:
+        raise UserError("eval.selfcheck needs the converted weights: set --config.eval.i3d=FILE")
+    print(i3d.selfcheck(Path(config.eval.i3d), choose("eval.lineage", config.eval.lineage, LINEAGES)))
+    return {}
 
 
 def check(config: ConfigDict) -> None:

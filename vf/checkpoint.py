@@ -26,6 +26,7 @@ from vf.sharding import named
 from vf.state import TrainState
 from vf.types import Params, UserError
 
+BEST = "best.json"  # beside the folder of checkpoints; its `step` is kept
 _ITEMS = ("params", "ema", "optimizer", "meta")
 _DONE = "commit_success.txt"  # Orbax's last write, into each item and then into the checkpoint
 
@@ -38,7 +39,8 @@ class Checkpoints:
 
     directory: local path or gs:// address; made if missing.
     keep: how many of the latest checkpoints stay.
-    keep_every: checkpoints at multiples of this step stay too.
+    keep_every: checkpoints at multiples of this step stay too; and the one that `best.json` beside `directory` names,
+        whichever job wrote it there.
     read_only: for jobs that read what another job is writing; leaves the folder as it is and cannot save.
 
     Raises UserError when the folder cannot be written.
@@ -62,7 +64,9 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             self._prepare()
-        policies: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(keep)]
+        policies: list[checkpoint_managers.PreservationPolicy] = [
+            checkpoint_managers.LatestN(keep), _Best(self.directory.parent / BEST),
+        ]  # fmt: skip
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
@@ -264,6 +268,21 @@ class Checkpoints:
                 f"checkpoint {path} cannot be read, so its files are damaged or incomplete ({reason:.200});"
                 f" move it away to go on from another one (there are {others})"
             ) from error
+
+
+class _Best(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint that an evaluation has marked as the best so far."""
+
+    def __init__(self, path: epath.Path) -> None:
+        self.path = path
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """As Orbax asks."""
+        try:
+            step = json.loads(self.path.read_text())["step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            step = None  # nothing is marked yet
+        return [checkpoint.step == step for checkpoint in checkpoints]
 
 
 def _complete(path: epath.Path) -> bool:

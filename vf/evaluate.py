@@ -14,16 +14,17 @@ import dataclasses
 import json
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vf.data.clips import STARTS, Windows
 from vf.data.sets import Choice, ClipSet, open_set
 from vf.metrics import features, fvd, suite
 from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, plain, protocol_hash
-from vf.pretrained import networks, weights
+from vf.pretrained import i3d, networks
 from vf.types import UserError
 from vf.video import replacing
 
@@ -51,10 +52,20 @@ def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Si
     )  # fmt: skip
     # Generated clips are as long as the clips compared; a generator with a stride of its own would be another protocol.
     plain_windows = dataclasses.replace(
-        choice(protocol.generated_windows, protocol.n_generated, strict=True),
+        choice(protocol.generated_windows, protocol.n_generated, subset=protocol.subset, strict=True),
         windows=Windows(protocol.frames, start=protocol.generated_windows),
     )
-    sides = None if real is None else open_set(real, first), open_set(generated, plain_windows)
+
+    def opened(flag: str, path: Path, choice: Choice) -> ClipSet:
+        try:
+            return open_set(path, choice)
+        except UserError as error:  # the data readers name flags of other commands
+            told = str(error).replace("--source", flag)
+            raise UserError(
+                told.replace("--config.data.split", "--split").replace("--config.data.fps", "--fps")
+            ) from error
+
+    sides = None if real is None else opened("--real", real, first), opened("--generated", generated, plain_windows)
     for side, least in zip(sides, (0 if protocol.fewer_real else protocol.n_real, protocol.n_generated), strict=True):
         if side is not None and len(side) < least:
             raise UserError(f"{side.name} gives {len(side)} clips where the protocol takes {least}: bring more")
@@ -104,10 +115,9 @@ def table(scores: Sequence[Score], unknown: str = "") -> str:
     protocols = {protocol_hash(score.protocol): plain(score.protocol) for score in scores}
     shared = set.intersection(*({json.dumps(item) for item in p.items()} for p in protocols.values()))
     for digest, protocol in protocols.items():
-        lines.append(
-            f"protocol {digest}: {_words({k: v for k, v in protocol.items() if json.dumps((k, v)) not in shared})}"
-        )
-    if shared:
+        own = {k: v for k, v in protocol.items() if len(protocols) == 1 or json.dumps((k, v)) not in shared}
+        lines.append(f"protocol {digest}: {_words(own)}")
+    if shared and len(protocols) > 1:
         lines.append(f"and of all of them: {_words(dict(sorted(json.loads(item) for item in shared)))}")
     if unknown:
         lines.append(f"not known of this protocol: {unknown}")
@@ -125,21 +135,16 @@ def _words(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, list) else "-" if value in ("", None) else str(value)
 
 
-def selfcheck(file: Path, lineage: fvd.Lineage) -> str:
-    """What black against white clips say of converted weights, in one line.
-
-    Raises UserError where they are not FVD's, and says what is probably wrong."""
-    found = weights.load(file, "i3d")
-    value = fvd.black_white(fvd.network(found.tree(), found.fingerprint, lineage))
-    if doubt := fvd.verdict(value, lineage.eps):
-        raise UserError(f"self-check failed for {file}: {doubt}")
-    return f"self-check passed: {value:.4f} at 16 frames (published {fvd.BLACK_WHITE[16]:.4f})"
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, without the usage of forty flags."""
+        raise UserError(f"{message}; --help lists all flags")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags. Raises UserError for a value that is out of range or unknown."""
     about = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m vf.evaluate", description=about)
+    parser = _Parser(prog="python -m vf.evaluate", description=about)
     add = parser.add_argument
     add("--real", type=Path, help="real clips: a folder, an .npz, a prepared data set")
     add("--generated", type=Path, help="clips to be scored, likewise")
@@ -201,8 +206,9 @@ def protocol_of(args: argparse.Namespace) -> ClipProtocol:
     made = dataclasses.replace(PROTOCOLS[args.protocol], **changes)
     for name, least in (("frames", 1), ("stride", 1), ("hop", 1), ("trials", 1), ("n_real", 0), ("n_generated", 0),
                         ("size", 0), ("fps", 0), ("seed", 0)):  # fmt: skip
-        if getattr(made, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(made, name)}")
+        most = 2**63 - 1 if name == "seed" else 10**6
+        if not least <= getattr(made, name) <= most:
+            raise UserError(f"--{name.replace('_', '-')} must be {least} to {most}, got {getattr(made, name)}")
     return made
 
 
@@ -213,6 +219,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     names = tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
     if not names or (unknown := [name for name in names if name not in NAMES]):
         raise UserError(f"--metrics must be of {', '.join(NAMES)}, got {', '.join(unknown) if names else 'none'}")
+    if args.bootstrap and protocol.trials > 1:
+        raise UserError(f"{protocol.trials} trials give a deviation already: take --trials=1 or no --bootstrap")
+    if args.out:
+        _writable(args.out)
     known = suite.metrics(lineage)
     wanted = [known["fvd" if name == suite.SEGMENTS else name] for name in names]
     if args.real is None and (needy := [n for n, m in zip(names, wanted, strict=True) if m.distance is not None]):
@@ -223,6 +233,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         exact=not args.platform_precision, other=args.other_weights,
     )  # fmt: skip
     sides = open_sides(args.real, args.generated, protocol)
+    if "clipsim" in names and (there := sides[1].facts["clips_there"]) != len(sides[1]):
+        raise UserError(
+            f"clipsim has a caption for each generated clip, and the protocol takes {len(sides[1])} of {there}: set "
+            "--n-generated=0"
+        )
     judge = suite.Suite(
         names, made, protocol, args.batch_size, None if args.no_cache else args.cache, args.bootstrap, official,
         _captions(args, files) if "clipsim" in names else None,
@@ -246,6 +261,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _writable(out: Path) -> None:
+    """Raises UserError now, rather than after hours of work."""
+    if out.exists() and not out.is_file():
+        raise UserError(f"--out={out} is no ordinary file: name a JSON file to be written")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): choose another --out") from error
+
+
 def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Captions:
     for name, what in (("captions", "a text file with one caption a line"), ("vocabulary", "CLIP's")):
         if getattr(args, name) is None:
@@ -259,16 +286,15 @@ def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Capt
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    logging.basicConfig(level=logging.WARNING, format="vf: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="vf: %(message)s", force=True)  # orbax sets up its own
     try:
         args = arguments(argv)
         if args.selfcheck:
-            print(selfcheck(args.i3d, fvd.LINEAGES[protocol_of(args).lineage]))
+            print(i3d.selfcheck(args.i3d, fvd.LINEAGES[protocol_of(args).lineage]))
         else:
             run(args)
     except UserError as error:
-        told = str(error).replace("--source", "--real or --generated")  # as the data readers name it
-        print(f"vf: {told}", file=sys.stderr)
+        print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -299,9 +325,9 @@ def follow(
     """
     done: list[int] = []
     gone: set[int] = set()
-    since = clock()
+    since, told = clock(), False
     while True:
-        waiting = sorted(set(steps()) - judged() - gone)
+        waiting = sorted(set(steps()) - judged() - gone - set(done))
         if waiting:
             step = waiting[-1]
             try:
@@ -309,22 +335,17 @@ def follow(
                 done.append(step)
             except FileNotFoundError:
                 gone.add(step)
-            since = clock()
-        elif last in judged() | gone:
+            since, told = clock(), False
+        elif last in judged() | gone | set(done):
             return done
         elif clock() - since > patience:
             logging.warning("no new checkpoint for %.0f s: the evaluation ends", patience)
             return done
         else:
+            if not told:
+                logging.warning("waiting for a new checkpoint, up to step %d, for at most %.0f s", last, patience)
+            told = True
             sleep(every)
-
-
-def read_judged(path: Path, job: str) -> dict[int, Mapping[str, float]]:
-    """{step: scores} of one kind of job, from the `evaluations.json` of a run."""
-    try:
-        return {int(step): scores for step, scores in json.loads(path.read_text()).get(job, {}).items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
 
 
 if __name__ == "__main__":

@@ -92,8 +92,9 @@ def write(workdir: str | Path) -> Path:
     scores = [line for line in lines if "score" in line]
     starts = [start for start in _load(workdir / "run.json").get("starts") or [] if isinstance(start, dict)]
     title = escape(f"VideoFusion: {workdir.resolve().name}")
+    cards = _cards(scalars, scores, starts, _load(workdir / "best.json"))
     body = [
-        f"<header><h1>{title}</h1><p>{ABOUT}</p>{_cards(scalars, scores, starts)}</header>",
+        f"<header><h1>{title}</h1><p>{ABOUT}</p>{cards}</header>",
         _section("Clips", _clips(workdir)),
         _section("Training", _training(scalars)),
         _section("Scores", _scores(scores)),
@@ -117,12 +118,18 @@ def _details(summary: str, inside: str, opened: bool = False) -> str:
     return f"<details{' open' if opened else ''}><summary>{summary}</summary>{inside}</details>"
 
 
-def _cards(scalars: list[dict], scores: list[dict], starts: list[dict]) -> str:
+def _cards(scalars: list[dict], scores: list[dict], starts: list[dict], best: dict[str, Any]) -> str:
     """The few numbers that one wants first."""
     cards = {"steps": f"{scalars[-1]['step']:,}"} if scalars else {}
     if losses := [line["train/loss"] for line in scalars if "train/loss" in line]:
         cards["training loss"] = number(losses[-1])
-    cards |= {str(line["score"]): number(line.get("value")) for line in scores}
+    protocols = {(line["score"], line.get("protocol_hash")) for line in scores}
+    several = {name for name, _ in protocols if sum(name == other for other, _ in protocols) > 1}
+    for line in scores:  # numbers under two protocols do not share a place
+        name = f"{line['score']} ({line.get('protocol_hash')})" if line["score"] in several else str(line["score"])
+        cards[name] = number(line.get("value"))
+    if isinstance(best.get("step"), int):
+        cards["best checkpoint"] = f"step {best['step']:,}: {best.get('score')} {number(best.get('value'))}"
     if starts and isinstance(devices := starts[-1].get("devices"), dict):
         cards["devices"] = f"{devices.get('count')} x {devices.get('kind')}"
     cells = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in cards.items())
@@ -189,8 +196,13 @@ def _scores(scores: list[dict]) -> str:
     for (name, digest), lines in courses.items():
         line = lines[-1]
         cells = [escape(name), f"{line['step']:,}"]
-        cells += [number(line.get(key)) for key in ("value", "reference", "target")]
-        cells += [_details(f"<code>{escape(digest)}</code>", _pre(line.get("protocol")))]
+        details: dict[str, Any] = line.get("details") or {}
+        cells += [
+            number(line.get("value")) + _spread(details),
+            number(line.get("reference")),
+            number(line.get("target")),
+        ]
+        cells += [_details(f"<code>{escape(digest)}</code>", _pre(line.get("protocol")) + _remarks_on(details))]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         points = [(x["step"], x["value"]) for x in lines if isinstance(x.get("value"), int | float)]
         charts += [chart({f"{name} ({digest})": points})] if len(points) > 1 else []
@@ -199,6 +211,17 @@ def _scores(scores: list[dict]) -> str:
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     note = "<p>Two values can be compared where their protocols, and so the hashes of these, are equal.</p>"
     return f'{note}<div class="scroll">{table}</div><div class="charts">{"".join(charts)}</div>' if rows else ""
+
+
+def _spread(details: dict[str, Any]) -> str:
+    """How sure a value is, where that is known."""
+    if "low" in details and "high" in details:
+        return f' <span class="small">95 %: {number(details["low"])} ... {number(details["high"])}</span>'
+    return f' <span class="small">± {number(details["std"])}</span>' if "std" in details else ""
+
+
+def _remarks_on(details: dict[str, Any]) -> str:
+    return "".join(f'<p class="small">Warning: {_inline(text)}</p>' for text in details.get("warnings") or ())
 
 
 def _remarks(lines: list[dict]) -> str:

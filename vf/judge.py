@@ -2,22 +2,27 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vf import gallery, record, sample, sharding
 from vf.build import SampleJob
+from vf.checkpoint import BEST
 from vf.metrics.consistency import centre_frame_gap
 from vf.metrics.protocol import Evaluator, Score
 from vf.model import Model
 from vf.step import validation_step
 from vf.types import UserError
+
+EVALUATIONS = "evaluations.jsonl"  # one line for each step that was judged: mark, step, scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Judge:
     class_names: tuple[str, ...]
     data: Mapping[str, Any]  # what the real clips are
     seed: int
+    mark: str  # of this kind of evaluation: what was judged under another one is judged again
+    best: str  # score by which checkpoints are compared
+    lowest: bool  # whether its lowest value is the best
 
     @functools.cached_property
     def _sample(self) -> Any:
@@ -62,8 +70,33 @@ class Judge:
         protocol |= {"sampling": self.job.protocol()}
         found = scores(self.evaluators, self.held["video"], made, self.model.base_frame, protocol)
         for score in found:
-            self.recorder.score(step, score.name, score.value, score.protocol, reference=score.reference)
-        return {score.name: score.value for score in found}
+            self.recorder.score(
+                step, score.name, score.value, score.protocol, reference=score.reference, details=score.details
+            )
+            for warning in score.details.get("warnings", ()):
+                logging.warning("%s: %s", score.name, warning)
+        values = {score.name: score.value for score in found}
+        if self.recorder.is_writer:
+            # A line at once, so that another job that judges this run sees all of it or nothing.
+            line = json.dumps(record.plain({"mark": self.mark, "step": step, "scores": values}))
+            with (self.workdir / EVALUATIONS).open("a") as file:
+                file.write(line + "\n")
+            self._mark_best()
+        return values
+
+    def judged(self) -> dict[int, dict[str, float]]:
+        """{step: scores} of every step that was judged like this, by this job or another."""
+        return read_evaluations(self.workdir, self.mark)
+
+    def _mark_best(self) -> None:
+        """Writes best.json; the training job keeps that checkpoint."""
+        known = {step: float(s[self.best]) for step, s in self.judged().items() if self.best in s}
+        known = {step: value for step, value in known.items() if np.isfinite(value)}
+        if not known:
+            return
+        step = (min if self.lowest else max)(known, key=known.__getitem__)
+        found = {"step": step, "score": self.best, "value": known[step], "mark": self.mark}
+        self.recorder.file(BEST, json.dumps(found))
 
     def show_real(self) -> None:
         """Real clips for the gallery, beside which samples are seen."""
@@ -72,6 +105,20 @@ class Judge:
                 self.workdir / "samples" / "real", self.held["video"][: self.job.count],
                 centre=self.model.base_frame, fps=self.job.fps, meta=dict(self.data),
             )  # fmt: skip
+
+
+def read_evaluations(workdir: Path, mark: str) -> dict[int, dict[str, float]]:
+    """{step: scores} of a run under one mark; the later of two evaluations of a step. Torn lines are left out."""
+    path = workdir / EVALUATIONS
+    found: dict[int, dict[str, float]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+            if line["mark"] == mark:
+                found[int(line["step"])] = line["scores"]
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found
 
 
 def scores(
@@ -92,7 +139,7 @@ def scores(
     if real.shape[1] > 3 and not any(score.name.endswith("centre_gap") for score in found):
         gap, reference = (centre_frame_gap(clips, base_frame) for clips in (generated, real))
         found.append(Score("centre_gap", gap, reference, {"metric": "centre_frame_gap", "base_frame": base_frame}))
-    return [Score(s.name, s.value, s.reference, {**s.protocol, **protocol}) for s in found]
+    return [dataclasses.replace(s, protocol={**s.protocol, **protocol}) for s in found]
 
 
 def validator(model: Model, seed: int, mesh: Mesh) -> Any:

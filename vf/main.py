@@ -15,7 +15,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from vf import build, gallery, record, sharding, train
+from vf import build, evaluate, gallery, record, sharding, train
 from vf.checkpoint import Checkpoints
 from vf.data import pipeline
 from vf.judge import Judge
@@ -85,22 +85,29 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
     source = build.source(config)
     model = build.model(config, source)
     mesh = build.mesh(config)
-    recorder = record.Recorder(workdir, is_writer=jax.process_index() == 0)
+    if mode == "evaluate" and config.eval.selfcheck:
+        return build.selfcheck(config)
+    # An evaluation job may run beside training: it draws its own curves.
+    events = "tensorboard/evaluate" if mode == "evaluate" else "tensorboard"
+    recorder = record.Recorder(workdir, is_writer=jax.process_index() == 0, events=events)
     judged = build.source(config, evaluation=True)
-    job = build.sample_job(config)
+    job, evaluation = build.sample_job(config), build.evaluation_job(config)
     judge = Judge(
         workdir=workdir,
         recorder=recorder,
         model=model,
         mesh=mesh,
         job=job,
-        evaluators=build.evaluators(config),
+        evaluators={} if mode == "sample" else build.evaluators(config),
         held=pipeline.fixed_clips(judged, config.eval.clips, seed=config.seed),
         levels=build.levels(config),
         batch_size=config.eval.batch_size,
         class_names=source.class_names,
         data=judged.describe(),
         seed=config.seed,
+        mark=evaluation.mark,
+        best=evaluation.best,
+        lowest=evaluation.lowest,
     )
     tx, learning_rates = build.optimizer(config)
     if mode == "train":
@@ -131,22 +138,44 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
             meta={"config": build.fingerprint(config), "seed": config.seed},
         )
 
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(
+            f"no checkpoint in {workdir / 'checkpoints'}: train first, or give the run's folder as --workdir"
+        )
+    shapes = build.shapes(model)
+    abstract = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
+    scores: dict[str, float] = {}
+
     with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(
-                f"no checkpoint in {workdir / 'checkpoints'}: train first, or give the run's folder as --workdir"
-            )
-        shapes = build.shapes(model)
-        abstract = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
-        params = checkpoints.restore_params(abstract, which=job.weights, step=step)
-    made = judge.sample(step, params)
-    judge.show_real()
-    scores = judge.evaluate(step, params, made) if mode == "evaluate" else {}
-    for name, value in scores.items():
-        logging.info("%s: %.4g", name, value)
-    if recorder.is_writer:
-        logging.info("gallery: %s", gallery.write(workdir))
+
+        def look(step: int | None) -> None:
+            """Samples, and scores where they are asked for, at one checkpoint."""
+            try:
+                at = checkpoints.latest() if step is None else step
+                params = checkpoints.restore_params(abstract, which=job.weights, step=at)
+            except UserError as error:
+                if step is not None and step not in checkpoints.steps():
+                    raise FileNotFoundError(f"checkpoint {step}") from error
+                raise
+            made = judge.sample(at or 0, params)
+            judge.show_real()
+            if mode == "evaluate":
+                scores.update(judge.evaluate(at or 0, params, made))
+                for name, value in scores.items():
+                    logging.info("step %d, %s: %.4g", at, name, value)
+            if recorder.is_writer:
+                logging.info("gallery: %s", gallery.write(workdir))
+
+        if mode == "evaluate" and evaluation.checkpoint == "follow":
+            evaluate.follow(
+                checkpoints.steps, look, lambda: set(judge.judged()),
+                last=config.train.steps, patience=evaluation.patience,
+            )  # fmt: skip
+            judged_steps = judge.judged()
+            return scores or judged_steps.get(max(judged_steps, default=-1), {})
+        if isinstance(evaluation.checkpoint, int) and evaluation.checkpoint not in checkpoints.steps():
+            raise UserError(f"no checkpoint of step {evaluation.checkpoint}: there are {checkpoints.steps()}")
+        look(evaluation.checkpoint if isinstance(evaluation.checkpoint, int) else None)
     return scores
 
 

@@ -9,7 +9,7 @@
 A line of `metrics.jsonl` is one of
 
     {"step", "time", "train/loss": 0.03, ...}                                               scalars
-    {"step", "time", "score", "value", "protocol", "protocol_hash", "reference"?, "target"?}  one score
+    {"step", "time", "score", "value", "protocol", "protocol_hash", "reference"?, "target"?, "details"?}  one score
     {"step", "time", "text", "value"}                                                       a remark
 
 JSON has no NaN and no infinity: they are written as the strings "nan", "inf" and "-inf", and read back as
@@ -51,8 +51,11 @@ class Recorder:
 
     Makes `workdir` where needed and keeps what is there. Raises UserError when that cannot be done."""
 
-    def __init__(self, workdir: str | Path, *, is_writer: bool = True) -> None:
+    def __init__(self, workdir: str | Path, *, is_writer: bool = True, events: str = "tensorboard") -> None:
         self.workdir = Path(workdir)
+        # A job beside a training job needs event files of its own: TensorBoard forgets what a folder held from the step
+        # on at which one of its writers starts.
+        self._folder = self.workdir / events
         self.is_writer = is_writer
         self._metrics = self.workdir / "metrics.jsonl"
         self._events: Any = None
@@ -139,11 +142,12 @@ class Recorder:
         *,
         reference: float | None = None,
         target: float | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         """One score with its `protocol`: whatever must be equal for two values to be compared.
 
-        `reference` is the value on real clips, `target` the value hoped for. Raises ValueError when the
-        protocol is empty."""
+        `reference` is the value on real clips, `target` the value hoped for, `details` how sure the value is. Raises
+        ValueError when the protocol is empty."""
         if not protocol:
             raise ValueError(f"the score {name!r} needs the protocol it was measured by")
         if not self.is_writer:
@@ -151,6 +155,8 @@ class Recorder:
         line = {"score": name, "value": float(value), "protocol": protocol}
         line["protocol_hash"] = protocol_hash(protocol)
         line |= {key: float(x) for key, x in (("reference", reference), ("target", target)) if x is not None}
+        if details:
+            line["details"] = details
         self._append(step, line)
         self._tensorboard(step, [{"tag": f"score/{name}", "simple_value": float(value)}])
 
@@ -195,9 +201,8 @@ class Recorder:
         now = time.time()
         if self._events is None:
             # A name of our own: tensorboardX's holds the machine's name, and two starts in a second share it.
-            folder = self.workdir / "tensorboard"
-            folder.mkdir(exist_ok=True)
-            self._events = RecordWriter(str(folder / f"events.out.tfevents.{int(now)}.{time.time_ns()}"))
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._events = RecordWriter(str(self._folder / f"events.out.tfevents.{int(now)}.{time.time_ns()}"))
             weakref.finalize(self, self._events.close)
             self._events.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
             # Tells TensorBoard to forget what an earlier start drew from this step on.

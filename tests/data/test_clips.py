@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vf.data.clips import centre_crop_box, centre_start, num_starts, random_start, span, window
+from vf.data.clips import Windows, centre_crop_box, centre_start, num_starts, random_start, span, window
 
 
 def naive_windows(length: int, frames: int, stride: int) -> list[list[int]]:
@@ -72,3 +72,66 @@ def test_crop_is_the_largest_centred_square(height, width):
     assert right - left == bottom - top == min(height, width)
     assert (width - right) - left in (0, 1)
     assert (height - bottom) - top in (0, 1)
+
+
+def naive_blocks(length: int, frames: int, stride: int) -> list[list[int]]:
+    """DIGAN's clips: the video in pieces of frames x stride, every piece dealt out like cards to `stride` clips."""
+    clips = []
+    video = list(range(length))
+    while len(video) >= frames * stride:
+        piece, video = video[: frames * stride], video[frames * stride :]
+        hands: list[list[int]] = [[] for _ in range(stride)]
+        for k, frame in enumerate(piece):
+            hands[k % stride].append(frame)
+        clips += hands
+    return clips
+
+
+def random_shapes(count: int = 1000):
+    rng = np.random.default_rng(2)
+    return zip(rng.integers(1, 90, count), rng.integers(1, 20, count), rng.integers(1, 6, count), strict=True)
+
+
+def records(windows: Windows, length: int, fps: float = 0.0) -> list[list[int]]:
+    return [windows.indices(length, fps, k, None).tolist() for k in range(windows.records(length, fps))]
+
+
+def test_blocks_are_those_of_a_naive_loop():
+    for length, frames, stride in random_shapes():
+        windows = Windows(int(frames), int(stride), start="blocks")
+        found = records(windows, int(length))
+        assert found == naive_blocks(length, frames, stride)
+        assert (windows.need(0.0) <= length) == bool(found)
+        used = [k for clip in found for k in clip]
+        assert len(used) == len(set(used))  # no frame twice
+
+
+def test_the_first_window_is_the_first_of_all():
+    for length, frames, stride in random_shapes():
+        every = naive_windows(length, frames, stride)
+        assert records(Windows(int(frames), int(stride), start="first"), int(length)) == every[:1]
+        assert records(Windows(int(frames), int(stride), start="all", hop=3), int(length)) == every[::3]
+
+
+def test_the_first_window_at_a_rate():
+    assert records(Windows(4, fps=10, start="first"), 30, fps=25.0) == [[0, 3, 5, 8]]  # 2.5 frames apart, halves up
+
+
+def test_blocks_and_first_windows_leave_the_generator_alone():
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    for start in ("blocks", "first"):
+        Windows(4, 2, start=start).indices(40, 0.0, 0, rng)
+    assert rng.bit_generator.state == before
+
+
+def test_blocks_go_by_stride():
+    with pytest.raises(ValueError, match="blocks go by stride"):
+        Windows(16, fps=10, start="blocks")
+
+
+def test_a_record_past_the_last_is_refused():
+    for start in ("blocks", "all"):
+        windows = Windows(4, 2, start=start)
+        with pytest.raises(ValueError, match="do not fit"):
+            windows.indices(19, 0.0, windows.records(19, 0.0), None)

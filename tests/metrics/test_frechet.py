@@ -111,3 +111,59 @@ def test_what_cannot_be_measured_is_refused() -> None:
             Moments.empty(7).update(np.where(np.arange(7) == 3, bad, x))
         with pytest.raises(ValueError, match="finite"):
             frechet_distance(Moments.of(x), exact(np.full(7, bad), np.eye(7)))
+
+
+def tfgan_root(matrix: np.ndarray) -> np.ndarray:
+    u, s, vt = np.linalg.svd(matrix)
+    return u @ np.diag(np.where(s < 1e-10, s, np.sqrt(s))) @ vt
+
+
+@pytest.mark.parametrize("n", [60, 4])  # 4 < 7 dimensions
+def test_the_root_by_svd_is_tfgans(n: int) -> None:
+    x, y = gaussian(11, n), gaussian(12, n)
+    s1, s2 = np.cov(x.T), np.cov(y.T)
+    half = tfgan_root(s1)
+    overlap = np.trace(tfgan_root(half @ s2 @ half))
+    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(s1 + s2) - 2 * overlap
+    a, b = Moments.of(x), Moments.of(y)
+    assert frechet_distance(a, b, root="svd") == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(a, b, root="svd") == pytest.approx(frechet_distance(a, b), rel=1e-4)
+
+
+def test_tfgan_leaves_singular_values_below_its_threshold_unrooted() -> None:
+    """A direction of variance 1e-11 overlaps by its square there, by itself here: 1e-11 either way, times many."""
+    tiny = exact(np.zeros(2), np.diag([1.0, 1e-11]))
+    assert frechet_distance(tiny, tiny) == pytest.approx(0, abs=1e-15)
+    left = 2e-11 - 2 * 1e-33  # root(1e-11) stays 1e-11; 1e-11 * 1e-11 * 1e-11 stays as it is
+    assert frechet_distance(tiny, tiny, root="svd") == pytest.approx(left, rel=1e-4)
+
+
+@pytest.mark.parametrize("root", ["sqrtm", "svd"])
+def test_float32_is_float64_to_its_rounding(root) -> None:
+    a, b = Moments.of(gaussian(13)), Moments.of(gaussian(14))
+    exactly = frechet_distance(a, b, root=root)
+    rounded = frechet_distance(a, b, root=root, dtype="float32")
+    assert rounded == pytest.approx(exactly, rel=1e-4)
+    assert rounded != exactly
+
+
+@pytest.mark.parametrize("root", ["sqrtm", "svd"])
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_moments_in_parts_give_the_distance_of_the_whole(root, ddof) -> None:
+    """As several hosts would: in any order, to the last bits of float64."""
+    x, y = gaussian(15, 90) + 1e3, gaussian(16, 70) + 1e3
+    parts = [Moments.of(part.astype(np.float32)) for part in np.array_split(x, 8)]
+    merged = Moments.empty(7)
+    for part in parts[::-1]:
+        merged = part.merge(merged)
+    other = Moments.of(y)
+    whole = frechet_distance(Moments.of(x.astype(np.float32)), other, ddof, root=root)
+    assert frechet_distance(merged, other, ddof, root=root) == pytest.approx(whole, rel=1e-8)
+
+
+@pytest.mark.parametrize("root", ["sqrtm", "svd"])
+def test_features_too_large_for_float32_are_refused(root) -> None:
+    a, b = exact(np.zeros(3), 1e39 * np.eye(3)), exact(np.zeros(3), np.eye(3))
+    assert np.isfinite(frechet_distance(a, b, root=root))
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(ValueError):  # noqa: PT011  NumPy's own words
+        frechet_distance(a, b, root=root, dtype="float32")

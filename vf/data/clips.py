@@ -120,6 +120,8 @@ class Windows:
 
     def need(self, source_fps: float) -> int:
         """Frames of the shortest video that holds a clip."""
+        if self.start == "blocks":
+            return self.frames * self.stride
         return span(self.frames, self.step(source_fps))
 
     def records(self, length: int, source_fps: float) -> int:

@@ -358,6 +358,11 @@ def _split(path: tuple[str, ...]) -> str:
     return _SPLITS.get(top, "") if len(path) > 1 else ""
 
 
+def names_splits(items: list[Item]) -> bool:
+    """Do folders say of which split clips are? Else all of them pass for `train`."""
+    return any(map(_split, _paths(items)))
+
+
 def _labelled(item: Item, label: str) -> Item:
     return dataclasses.replace(item, label=_word(label))
 

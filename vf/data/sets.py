@@ -7,11 +7,12 @@ Which windows, how many and in what order is settled when a set is opened; after
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -152,11 +153,15 @@ def _generator(choice: Choice, record: int) -> np.random.Generator | None:
 
 def _array(path: Path, choice: Choice) -> _Found:
     clips = load_npz(path)["clips"]
+    if not len(clips):
+        raise UserError(f"{path} holds no clips")
     if choice.size and clips.shape[2:4] != (choice.size, choice.size):
         raise UserError(
             f"{path} holds clips of {clips.shape[2]} x {clips.shape[3]} pixels and the protocol asks for "
             f"{choice.size}: store that size, or score videos, which are resized here"
         )
+    if choice.split:
+        _unsplit(path, choice)
     windows = choice.windows
     try:
         each = windows.records(clips.shape[1], 0.0)
@@ -184,12 +189,33 @@ def _prepared(path: Path, choice: Choice) -> _Found:
             f"{path} was prepared at {source.size} pixels and the protocol asks for {choice.size}: prepare it again "
             f"with --size={choice.size}"
         )
+    if choice.size and choice.resampler != "swscale":
+        raise UserError(
+            f"{path} was prepared with FFmpeg's scaler and the protocol asks for the resampler {choice.resampler}: "
+            "score the videos themselves, or set --resampler=swscale"
+        )
+    if source.rejected and choice.strict:
+        _too_short(path, choice, [f"{name} {why}" for name, why in source.rejected.items()])
 
     def read(k: int) -> np.ndarray:
         return source.clip(k, _generator(choice, k))["video"]
 
-    digest = hashlib.sha256(f"{manifest['fingerprint']} {source.split}".encode()).hexdigest()[:12]
+    # The manifest's own fingerprint also knows where the sources lay; the same data prepared elsewhere is the same set.
+    made = {name: manifest["parameters"][name] for name in ("size", "encoding", "quality", "crop", "resize")}
+    index = [manifest["splits"][name]["index"] for name in source.split.split("+")]
+    digest = hashlib.sha256(json.dumps([made, index], sort_keys=True).encode()).hexdigest()[:12]
     return _Found([functools.partial(read, k) for k in range(len(source))], digest, len(source.rejected))
+
+
+def _unsplit(path: Path, choice: Choice) -> None:
+    logging.warning("%s does not say which of its clips are of split %s: all are taken", path, choice.split)
+
+
+def _too_short(path: Path, choice: Choice, short: Sequence[str]) -> NoReturn:
+    raise UserError(
+        f"{len(short)} of the clips of {path} are too short for {_asked(choice.windows)} (the first, {short[0]}): "
+        "repeating frames would change the score"
+    )
 
 
 class _Probed(NamedTuple):
@@ -202,6 +228,9 @@ def _folder(path: Path, choice: Choice) -> _Found:
     found = listing.folder(path, None, 1, None)
     lost = dict(found.lost)
     splits = set(filter(None, choice.split.split("+")))
+    if splits and not listing.names_splits(found.items):
+        _unsplit(path, choice)
+        splits = set()
     items = [item for item in found.items if not splits or item.split in splits]
     if not items:
         there = sorted({item.split for item in found.items})
@@ -237,10 +266,7 @@ def _folder(path: Path, choice: Choice) -> _Found:
             indices = choice.windows.indices(facts.frames, facts.fps, record, rng)
             readers.append(functools.partial(_decode, item, indices, choice))
     if short and choice.strict:
-        raise UserError(
-            f"{len(short)} of the clips of {path} are too short for {_asked(choice.windows)} (the first, {short[0]}): "
-            "repeating frames would change the score"
-        )
+        _too_short(path, choice, short)
     if short:
         logging.warning("%d videos of %s are too short for %s", len(short), path, _asked(choice.windows))
     return _Found(readers, total.hexdigest()[:12], len(short))
@@ -277,4 +303,4 @@ def _decode(item: listing.Item, indices: np.ndarray, choice: Choice) -> np.ndarr
     rows, columns = resize.matrices("antialiased", "short_side", clip.shape[1], clip.shape[2], choice.size)
     x = np.einsum("thwc,Ww->thWc", clip.astype(np.float32), columns.astype(np.float32), optimize=True)
     x = np.einsum("thWc,Hh->tHWc", x, rows.astype(np.float32), optimize=True)
-    return np.clip(x, 0, 255).astype(np.uint8)
+    return np.clip(x + 1e-3, 0, 255).astype(np.uint8)  # rounding leaves whole numbers just below themselves

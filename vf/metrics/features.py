@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,7 +133,11 @@ def extract(network: Network, clips: Clips, *, batch_size: int = 16, cache: Path
         known = {"network": network.name, "protocol": network.protocol, "clips": fingerprint(clips), "version": 1}
         key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
         path = cache / f"{network.name}-{key}.safetensors"
-        if (found := _read(path)) is not None:
+        found = _read(path)
+        there = found is not None
+        if hosts > 1:  # all of them read it or none does: whoever computes waits for the others' share
+            there = bool(np.all(multihost_utils.process_allgather(np.array(there))))
+        if found is not None and there:
             return found
     # Hosts take turns of whole blocks, so that each decodes its own share only.
     share = -(-len(clips) // hosts)
@@ -211,21 +214,33 @@ def _read(path: Path) -> Features | None:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            digests = tuple(json.loads((file.metadata() or {})["digests"]))
-        made = Features(arrays["values"], digests, arrays["lowest"], arrays["highest"])
-        if not len(made) == len(digests) == len(made.lowest):
-            raise ValueError("its parts differ in length")
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            header = file.metadata() or {}
+        made = Features(
+            arrays["values"], tuple(json.loads(header["digests"])), arrays["lowest"], arrays["highest"]
+        )  # fmt: skip
+        if header["content"] != _content(path, made):
+            raise ValueError("it holds other values than were written")
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         logging.warning("%s is damaged (%s) and will be made again", path, error)
         return None
     return made
 
 
+def _content(path: Path, made: Features) -> str:
+    """A hash of all that a file holds, and of its name: the format has none, and a flipped bit or a file that somebody
+    renamed would pass for features."""
+    digest = hashlib.sha256(" ".join([path.name, *made.digests]).encode())
+    for array in (made.values, made.lowest, made.highest):
+        digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def _write(path: Path, made: Features) -> None:
     arrays = {"values": made.values, "lowest": made.lowest, "highest": made.highest}
+    header = {"digests": json.dumps(made.digests), "content": _content(path, made)}
     try:
         with replacing(path) as temporary:
-            save_file(arrays, temporary, metadata={"digests": json.dumps(made.digests)})
+            save_file(arrays, temporary, metadata=header)
     except (OSError, safetensors.SafetensorError) as error:
         logging.warning("features are not kept: %s cannot be written (%s)", path, error)
 
@@ -235,35 +250,48 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vf" / "features"
 
 
-def warnings(real: Features, generated: Features, dim: int) -> list[str]:
+def oddities(name: str, found: Features) -> list[str]:
+    """What is odd about the pixels of one set, one sentence each.
+
+    Raises ValueError for pixels of [0, 1]."""
+    told = []
+    if found.highest.max() == 1:
+        raise ValueError(
+            f"no pixel of the {name} clips exceeds 1: values of [0, 1] were stored as uint8; multiply by 255 first"
+        )
+    if black := int((found.highest == 0).sum()):
+        told.append(f"{black} of {len(found)} {name} clips are black throughout")
+        if black == len(found):
+            told[-1] += " (values of [0, 1] that were cast to uint8 look so)"
+    if still := int((found.lowest == found.highest).sum()) - black:
+        told.append(f"{still} of {len(found)} {name} clips are of one colour throughout")
+    return told
+
+
+def warnings(real: Features, generated: Features, dim: int | None, sizes: tuple[int, int] | None = None) -> list[str]:
     """What makes a distance of two sets doubtful, one sentence each.
+
+    Args:
+        real, generated: the sets.
+        dim: numbers in a feature; None where the distance fits no covariance.
+        sizes: clips of each that are compared at a time; None stands for all.
 
     Raises ValueError for what makes it meaningless: fewer than 2 clips, pixels of [0, 1]."""
     told = []
-    for name, found in (("real", real), ("generated", generated)):
-        if len(found) < 2:
-            raise ValueError(f"a distance needs 2 clips or more on each side, got {len(found)} {name}")
-        if found.highest.max() <= 1:
-            raise ValueError(
-                f"no pixel of the {name} clips exceeds 1: values of [0, 1] were stored as uint8; multiply by 255 first"
-            )
-        if black := int((found.highest == 0).sum()):
-            told.append(f"{black} of {len(found)} {name} clips are black throughout")
-        still = int((found.lowest == found.highest).sum()) - black
-        if still:
-            told.append(f"{still} of {len(found)} {name} clips are of one colour throughout")
-        if doubles := sum(Counter(found.digests).values()) - len(set(found.digests)):
+    sizes = sizes or (len(real), len(generated))
+    for name, found, n in zip(("real", "generated"), (real, generated), sizes, strict=True):
+        if n < 2:
+            raise ValueError(f"a distance needs 2 clips or more on each side, got {n} {name}")
+        told += oddities(name, found)
+        if doubles := len(found) - len(set(found.digests)):
             told.append(f"{doubles} of {len(found)} {name} clips repeat another one: duplicates bias the distance")
-        if len(found) < dim:
-            told.append(f"{len(found)} {name} clips leave the covariance of {dim} features singular")
-    n = min(len(real), len(generated))
-    if n < 256:
-        told.append(
-            f"with {n} clips the distance is mostly bias (it falls as 1 / n): it compares with nothing published"
-        )
-    if len(real) != len(generated):
-        told.append(f"{len(real)} real and {len(generated)} generated clips: compare numbers of equal counts only")
-    if set(real.digests) & set(generated.digests):
-        same = len(set(real.digests) & set(generated.digests))
+        if dim is not None and n * found.values[0].size // dim <= dim:  # a clip has one feature, or one a frame
+            told.append(f"{n} {name} clips leave the covariance of {dim} features singular")
+    if min(sizes) < 256:
+        why = "varies much" if dim is None else "is mostly bias (it falls as 1 / n)"
+        told.append(f"with {min(sizes)} clips the distance {why}: it compares with nothing published")
+    if sizes[0] != sizes[1]:
+        told.append(f"{sizes[0]} real and {sizes[1]} generated clips: compare numbers of equal counts only")
+    if same := len(set(real.digests) & set(generated.digests)):
         told.append(f"{same} generated clips equal a real one in every pixel")
     return told

@@ -108,6 +108,7 @@ class Metric:
         alone: features [n d] -> value, and its deviation where the metric has one.
         captions: (features [n d], captions' [n e]) -> value.
         rows: whether features are of frames, [n f d], and are pooled to [n f, d].
+        gaussian: whether a distance fits covariances, which few clips leave singular and biased.
         least: clips on each side.
     """
 
@@ -117,6 +118,7 @@ class Metric:
     alone: Callable[[np.ndarray], tuple[float, float | None]] | None = None
     captions: Of | None = None
     rows: bool = False
+    gaussian: bool = True
     least: int = 2
 
 
@@ -152,7 +154,7 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
     square = {"kernel": "(x.y / d)^2", "estimator": "biased", "factor": 100}
     return {
         "fvd": Metric("i3d", facts, distance=video),
-        "kvd": Metric("i3d", kernel, distance=fvd.kvd),
+        "kvd": Metric("i3d", kernel, distance=fvd.kvd, gaussian=False),
         "fvd_infinity": Metric("i3d", fit, distance=functools.partial(infinity, video), least=8),
         "fid": Metric("inception:clean", {"ddof": 1}, distance=frechet(1), rows=True),
         "fid_legacy_tensorflow": Metric("inception:legacy_tensorflow", {"ddof": 1}, distance=frechet(1), rows=True),
@@ -161,7 +163,7 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
         "is_tganv2": inception("tganv2"),
         "is_styleganv": inception("styleganv"),
         "cd_fvd": Metric("videomae", {"ddof": 0}, distance=frechet(0)),
-        "jedi": Metric("vjepa", square, distance=jedi, least=1),
+        "jedi": Metric("vjepa", square, distance=jedi, gaussian=False, least=1),
         "clipsim": Metric("clip", {"scale": 1.0, "floor": None}, captions=similarity, least=1),
         "frame_consistency": Metric("clip", {}, alone=consistency, least=1),
         "flicker": Metric("flicker", {}, alone=mean, least=1),
@@ -195,6 +197,7 @@ class Suite:
         protocol: which clips these are, and whose FVD.
         batch_size: of the networks; no part of the protocol.
         cache: folder of features; None keeps none.
+        keep_generated: whether features of generated clips are kept there too.
         bootstrap: resamples for an interval of 95 %; 0 gives none.
         official: whether the I3D weights are FVD's; else `fvd` and `kvd` are called `fd_i3d` and `kd_i3d`.
         captions: for `clipsim`.
@@ -208,12 +211,14 @@ class Suite:
     bootstrap: int = 0
     official: bool = True
     captions: Captions | None = None
+    keep_generated: bool = True
 
     def __call__(self, real: Clips | None, generated: Clips) -> list[Score]:
         """One score or more for each name; `real` may be None where no metric is a distance.
 
         Raises ValueError when a set is too small or of another form."""
         known = metrics(fvd.LINEAGES[self.protocol.lineage])
+        self._seen.clear()
         found: list[Score] = []
         for name in self.names:
             if name == SEGMENTS:
@@ -222,8 +227,18 @@ class Suite:
                 found.append(self._score(name, known[name], real, generated))
         return found
 
-    def _features(self, network: Network, clips: Clips) -> Features:
-        return features.extract(network, clips, batch_size=self.batch_size, cache=self.cache)
+    @functools.cached_property
+    def _seen(self) -> dict[Any, Features]:
+        """Features of the clips under way: several metrics share a network."""
+        return {}
+
+    def _features(self, name: str, clips: Clips, *, keep: bool = True) -> Features:
+        place = (clips.first, clips.frames) if isinstance(clips, Segments) else ()
+        key = (name, id(clips.clips) if isinstance(clips, Segments) else id(clips), place)
+        if key not in self._seen:
+            cache = self.cache if keep else None
+            self._seen[key] = features.extract(self.networks[name], clips, batch_size=self.batch_size, cache=cache)
+        return self._seen[key]
 
     def _segments(self, metric: Metric, real: Clips | None, generated: Clips) -> list[Score]:
         if real is None:
@@ -256,7 +271,7 @@ class Suite:
                 raise ValueError(f"{name} is a distance and needs real clips")
             value, reference, details = self._distance(metric, metric.distance, network, real, generated)
         else:
-            value, reference, details = self._property(metric, network, real, generated)
+            value, reference, details = self._property(metric, real, generated)
         if metric.captions is not None and self.captions is not None:
             protocol["captions"] = dict(self.captions.facts)
         counts = {key: n for key in ("n_real", "n_generated") if (n := details.get(key)) is not None}
@@ -272,31 +287,43 @@ class Suite:
         """Value, real against real, details."""
         if real.shape[1] != generated.shape[1]:
             raise ValueError(f"expected clips of one length, got {real.shape[1]} and {generated.shape[1]} frames")
-        sides = self._features(network, real), self._features(network, generated)
-        told = features.warnings(*sides, network.dim)
+        drawn = self._features(metric.network, generated, keep=self.keep_generated)
+        sides = self._features(metric.network, real), drawn
+        n, m = self._sizes(*map(len, sides))
+        told = features.warnings(*sides, network.dim if metric.gaussian else None, (n, m))
         if real.shape[1] % 8 and network.name == "i3d":
             told.append(f"{real.shape[1]} frames are no multiple of 8: ports of I3D pad such lengths differently")
         if real.shape[2:4] != generated.shape[2:4]:
             told.append(f"real clips are {_sides(real)} pixels and generated ones {_sides(generated)}")
-        if (n := min(map(len, sides))) < metric.least:
-            raise ValueError(f"an extrapolation needs {metric.least} clips or more on each side, got {n}")
-        one, two = (_pooled(side.values, metric.rows) for side in sides)
-        details: dict[str, Any] = {"n_real": len(sides[0]), "n_generated": len(sides[1])}
-        value, details["std"] = self._trials(of, one, two)
+        if min(n, m) < metric.least:
+            raise ValueError(f"an extrapolation needs {metric.least} clips or more on each side, got {min(n, m)}")
+
+        def pooled(real: np.ndarray, generated: np.ndarray) -> float:
+            """Clips are drawn whole: frames of one clip resemble each other."""
+            return of(_pooled(real, metric.rows), _pooled(generated, metric.rows))
+
+        one, two = (side.values for side in sides)
+        details: dict[str, Any] = {"n_real": n, "n_generated": m}
+        value, details["std"] = self._trials(pooled, one, two)
+        if self.protocol.trials > 1:
+            details["drawn_from"] = [len(one), len(two)]
         reference = None
-        if min(len(two), len(one) // 2) >= metric.least:
-            reference, details["reference_n"] = floor(of, one, len(two), self.protocol.seed)
+        if min(m, len(one) // 2) >= metric.least:
+            reference, details["reference_n"] = floor(pooled, one, m, self.protocol.seed)
         if self.bootstrap:
-            details["low"], details["high"] = interval(of, one, two, self.bootstrap, self.protocol.seed)
+            if self.protocol.trials > 1:
+                raise ValueError("several trials give a deviation already: take them or a bootstrap, not both")
+            details["low"], details["high"] = interval(pooled, one, two, self.bootstrap, self.protocol.seed)
         details["warnings"] = told or None
         return value, reference, details
 
     def _property(
-        self, metric: Metric, network: Network, real: Clips | None, generated: Clips
+        self, metric: Metric, real: Clips | None, generated: Clips
     ) -> tuple[float, float | None, dict[str, Any]]:
         """Value, the same of the real clips, details."""
-        values = self._features(network, generated).values
-        details: dict[str, Any] = {"n_generated": len(values)}
+        drawn = self._features(metric.network, generated, keep=self.keep_generated)
+        values, told = drawn.values, features.oddities("generated", drawn)
+        details: dict[str, Any] = {"n_generated": len(values), "warnings": told or None}
         if metric.alone is None:
             assert metric.captions is not None
             if self.captions is None or len(self.captions.values) != len(values):
@@ -306,17 +333,23 @@ class Suite:
         value, details["std"] = metric.alone(values)
         if real is None:
             return value, None, details
-        known = self._features(network, real).values
+        known = self._features(metric.network, real).values
         return value, metric.alone(known)[0], details | {"n_real": len(known)}
+
+    def _sizes(self, real: int, generated: int) -> tuple[int, int]:
+        """Clips of each side that are compared at a time, of so many."""
+        if self.protocol.trials == 1:
+            return real, generated
+        return min(self.protocol.n_real or real, real), min(self.protocol.n_generated or generated, generated)
 
     def _trials(self, of: Of, real: np.ndarray, generated: np.ndarray) -> tuple[float, float | None]:
         """Mean and standard deviation over the protocol's trials."""
         if self.protocol.trials == 1:
             return of(real, generated), None
         found = []
+        n, m = self._sizes(len(real), len(generated))
         for k in range(self.protocol.trials):
             rng = np.random.default_rng([self.protocol.seed, k])
-            n, m = self.protocol.n_real or len(real), self.protocol.n_generated or len(generated)
             found.append(of(real[rng.permutation(len(real))[:n]], generated[rng.permutation(len(generated))[:m]]))
         return float(np.mean(found)), float(np.std(found))
 

@@ -6,6 +6,7 @@ rgb_imagenet.pt, hassony2's model_rgb.pth) are others: a distance in their featu
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ import numpy as np
 from vf.metrics import fvd
 from vf.metrics.i3d import I3D, MIXED
 from vf.pretrained.names import From, paths, renamed
-from vf.pretrained.weights import OFFICIAL, Weights
+from vf.pretrained.weights import OFFICIAL, Weights, load
+from vf.types import UserError
 
 STEM = ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3")
 # Branches as DeepMind, hassony2 and we name them; the third column of piergiaj's is ours.
@@ -137,6 +139,17 @@ def doubt(about: Mapping[str, Any]) -> str:
     if about.get("weights"):
         return f"these are the {about['weights']} weights, and FVD's are rgb_scratch: take {OFFICIAL['i3d']}"
     return fvd.verdict(float(about.get("black_white_16", np.nan)))
+
+
+def selfcheck(file: Path, lineage: fvd.Lineage) -> str:
+    """What black against white clips say of converted weights, in one line.
+
+    Raises UserError where they are not FVD's, and says what is probably wrong."""
+    found = load(file, "i3d")
+    value = fvd.black_white(fvd.network(found.tree(), found.fingerprint, lineage))
+    if doubt := fvd.verdict(value, lineage.eps):
+        raise UserError(f"self-check failed for {file}: {doubt}")
+    return f"self-check passed: {value:.4f} at 16 frames (published {fvd.BLACK_WHITE[16]:.4f})"
 
 
 def _classes(arrays: Mapping[str, np.ndarray], table: Mapping[str, From]) -> int:

@@ -1,0 +1,540 @@
+"""The command as people give it, and its manners: one sentence, status 2 and no number where something is wrong."""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.made import write, write_frames
+from vf import evaluate
+from vf.data.clips import Windows
+from vf.data.sets import Choice, open_set
+from vf.evaluate import follow, protocol_of
+from vf.metrics import features, fvd
+from vf.metrics.features import Network
+from vf.metrics.protocol import ClipProtocol, Score, protocol_hash
+from vf.pretrained import weights
+from vf.types import UserError
+from vf.video import save_npz, write_gif
+
+ROOT = Path(__file__).parents[1]
+
+
+def clips(n: int, seed: int, frames: int = 16, side: int = 8) -> np.ndarray:
+    """Noise of 64 colours, so that a GIF holds it, around a grey that each clip has for itself."""
+    rng = np.random.default_rng(seed)
+    palette = rng.integers(0, 4, (64, 3)) * 20
+    grey = rng.integers(0, 190, (n, 1, 1, 1, 1))
+    return (grey + palette[rng.integers(0, 64, (n, frames, side, side))]).astype(np.uint8)
+
+
+def tiny(params, fingerprint, lineage, *, exact=True):
+    """In the place of I3D: mean colours, times a weight."""
+
+    def apply(params, x):
+        if x.shape[1] < 9:
+            raise ValueError(f"I3D needs 9 frames or more, got {x.shape[1]}")
+        return params["scale"] * x.astype(jnp.float32).mean((1, 2, 3)) / 64
+
+    return Network("i3d", 3, params, apply, {"weights": fingerprint, "eps": lineage.eps, "exact": exact})
+
+
+def save_weights(path: Path, scale: float = 1.0, whose: str = "rgb_scratch") -> Path:
+    weights.save(path, "i3d", {"scale": np.float32(scale)}, {"weights": whose, "black_white_16": 1.0})
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with real and generated clips and converted weights, of a network in the place of I3D."""
+    monkeypatch.setattr(fvd, "network", tiny)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    save_npz("real.npz", clips(40, 0))
+    save_npz("generated.npz", clips(30, 1))
+    save_weights(Path("i3d.safetensors"))
+    return tmp_path
+
+
+SIDES = ("--real=real.npz", "--generated=generated.npz")
+GOOD = (*SIDES, "--i3d=i3d.safetensors", "--out=out.json")
+
+
+def run(*flags: str) -> dict:
+    evaluate.main(flags)
+    return json.loads(Path("out.json").read_text())
+
+
+def refused(capsys, *flags: str) -> str:
+    """What is said on stderr: one line; nothing on stdout, no file."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        evaluate.main(flags)
+    assert error.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert not Path("out.json").is_file()
+    lines = said.err.splitlines()
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("vf: ")
+    assert "Traceback" not in said.err
+    return lines[0]
+
+
+# ---- a number, and what comes with it --------------------------------------------------------------------------
+
+
+def test_a_score_with_its_protocol(place, capsys):
+    found = run(*GOOD, "--metrics=fvd,kvd", "--bootstrap=20")
+    said = capsys.readouterr().out
+    for name in ("fvd", "kvd"):
+        told = found["scores"][name]
+        assert told["protocol_hash"] == protocol_hash(told["protocol"])
+        assert told["protocol_hash"] in said
+        assert f"{told['value']:.4f}" in said
+        assert told["low"] <= told["value"] <= told["high"]
+        assert (told["n_real"], told["n_generated"], told["reference_n"]) == (40, 30, 20)
+    assert found["scores"]["fvd"]["real_against_real"] < found["scores"]["fvd"]["value"] + 1
+    assert found["real"]["path"] == "real.npz"
+    assert found["generated"]["clips"] == 30
+    protocol = found["scores"]["fvd"]["protocol"]
+    assert protocol["real"] == {"fingerprint": found["real"]["fingerprint"], "left_out": 0}
+    for warning in ("30 clips the distance is mostly bias", "30 clips the distance varies", "40 real and 30 generated"):
+        assert said.count(warning) == 1
+
+
+def test_the_number_is_the_distance(place):
+    x, y = (clips(n, seed).astype(np.float64).mean((1, 2, 3)) / 64 for n, seed in ((40, 0), (30, 1)))
+    found = run(*GOOD, "--lineage=google")["scores"]["fvd"]["value"]
+    assert found == pytest.approx(fvd.fvd(x, y, fvd.LINEAGES["google"]), rel=1e-4)
+
+
+def test_one_metric_is_shown_with_its_whole_protocol(place, capsys):
+    run(*GOOD)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("protocol ")]
+    assert "metric fvd" in line
+    assert "lineage styleganv" in line
+
+
+@pytest.mark.parametrize("form", ["frames", "gifs"])
+def test_the_same_number_from_the_same_pixels(place, form):
+    """As folders of frames, more than ten of them, or as GIFs of any rate."""
+    value = run(*GOOD)["scores"]["fvd"]["value"]
+    for k, clip in enumerate(clips(30, 1)):
+        if form == "gifs":
+            Path("gifs").mkdir(exist_ok=True)
+            write_gif(f"gifs/{k}.gif", clip, fps=3 + k)
+        else:
+            folder = Path("frames") / f"clip_{k}"
+            folder.mkdir(parents=True)
+            for t, frame in enumerate(clip):
+                Image.fromarray(frame).save(folder / f"frame_{t}.png")
+    found = run(*GOOD, f"--generated={form}")
+    assert found["scores"]["fvd"]["value"] == pytest.approx(value, rel=1e-6)
+
+
+def test_the_same_number_from_any_batch_and_number_of_devices(place, monkeypatch):
+    value = run(*GOOD, "--no-cache")["scores"]["fvd"]
+    for size, count in ((1, 8), (7, 1), (16, 3), (500, 1)):
+        monkeypatch.setattr(jax, "local_devices", lambda count=count: jax.devices()[:count])
+        found = run(*GOOD, "--no-cache", f"--batch-size={size}")["scores"]["fvd"]
+        assert found["value"] == pytest.approx(value["value"], rel=1e-6)
+        assert found["protocol_hash"] == value["protocol_hash"]
+
+
+def test_features_are_reused_and_never_stale(place, monkeypatch):
+    """Neither with another video of the same name nor with other weights in a file of the same name."""
+    runs: list[int] = []
+    whole = features._run
+    monkeypatch.setattr(features, "_run", lambda *args: runs.append(1) or whole(*args))
+    first = run(*GOOD)["scores"]["fvd"]
+    assert len(runs) == 2
+    assert run(*GOOD, "--metrics=fvd,kvd,fvd_infinity")["scores"]["fvd"] == first
+    assert len(runs) == 2
+    save_npz("generated.npz", clips(30, 5))
+    second = run(*GOOD)["scores"]["fvd"]
+    assert len(runs) == 3  # the real ones are known
+    assert second["value"] != first["value"]
+    assert second["protocol_hash"] == first["protocol_hash"]
+    save_weights(Path("i3d.safetensors"), scale=2.0)
+    third = run(*GOOD)["scores"]["fvd"]
+    assert len(runs) == 5
+    assert third["value"] == pytest.approx(4 * second["value"], rel=1e-5)
+    assert third["protocol_hash"] != second["protocol_hash"]
+    for path in (place / "cache").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert run(*GOOD)["scores"]["fvd"] == third
+    assert len(runs) == 7
+
+
+def test_another_real_set_is_another_protocol(place):
+    first = run(*GOOD)["scores"]["fvd"]
+    changed = clips(40, 0)
+    changed[0, 0, 0, 0, 0] ^= 1
+    save_npz("real.npz", changed)
+    assert run(*GOOD)["scores"]["fvd"]["protocol_hash"] != first["protocol_hash"]
+
+
+def test_other_weights_need_to_be_asked_for(place, capsys):
+    save_weights(Path("i3d.safetensors"), whose="rgb_imagenet")
+    assert "these are the rgb_imagenet weights" in refused(capsys, *GOOD)
+    assert list(run(*GOOD, "--other-weights")["scores"]) == ["fd_i3d"]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(ClipProtocol), ids=lambda field: field.name)
+def test_every_field_of_a_protocol_has_a_flag(field):
+    if field.name in ("unknown", "quantisation"):
+        return
+    flag = f"--{field.name.replace('_', '-')}"
+    value = {bool: True, int: 3, float: 2.5}.get(type(field.default), "tats")
+    value = {"windows": "all", "generated_windows": "all", "subset": "first", "resampler": "antialiased"}.get(
+        field.name, value
+    )
+    words = [flag] if value is True else [f"{flag}={value}"]
+    made = protocol_of(evaluate.arguments(["--generated=x", "--protocol=google", *words]))
+    assert made == dataclasses.replace(ClipProtocol("google"), **{field.name: value})
+
+
+def test_a_flag_can_take_back_what_a_preset_says():
+    args = evaluate.arguments(["--generated=x", "--protocol=styleganv_ucf101_16f", "--no-fewer-real", "--n-real=0"])
+    made = protocol_of(args)
+    assert (made.fewer_real, made.n_real, made.size) == (False, 0, 256)
+
+
+def test_fewer_real_clips_where_the_protocol_allows_it(place, capsys):
+    flags = (*GOOD, "--protocol=styleganv_sky_16f", "--n-generated=30", "--size=0", "--split=")
+    assert run(*flags)["scores"]["fvd"]["n_real"] == 40
+    Path("out.json").unlink()
+    assert "real.npz gives 40 clips" in refused(capsys, *flags, "--no-fewer-real")
+
+
+def test_trials(place, capsys):
+    found = run(*GOOD, "--n-real=10", "--n-generated=10", "--trials=4")["scores"]["fvd"]
+    assert found["drawn_from"] == [40, 30]
+    assert (found["n_real"], found["n_generated"]) == (10, 10)
+    assert f"+- {found['std']:.4g}" in capsys.readouterr().out
+    Path("out.json").unlink()
+    assert "trials" in refused(capsys, *GOOD, "--trials=4", "--bootstrap=20")
+    assert "gives 30 clips where the protocol takes 31" in refused(capsys, *GOOD, "--n-generated=31", "--trials=2")
+
+
+def test_a_property_needs_no_real_clips(place, capsys):
+    found = run("--generated=generated.npz", "--metrics=flicker", "--out=out.json")
+    assert list(found["scores"]) == ["flicker"]
+    assert "real" not in found
+    assert "flicker" in capsys.readouterr().out
+
+
+def test_segments(place):
+    for name, seed in (("real", 0), ("generated", 1)):
+        save_npz(f"{name}.npz", clips(20, seed, frames=40))
+    assert list(run(*GOOD, "--metrics=fvd_segments", "--frames=40")["scores"]) == ["fvd_segment_00", "fvd_segment_01"]
+
+
+def test_the_subset_of_a_protocol_is_of_both_sides(place):
+    """StyleGAN-V takes the first of both."""
+    found = run(*GOOD, "--n-real=20", "--n-generated=10", "--subset=first")["scores"]["fvd"]
+    save_npz("real.npz", clips(40, 0)[:20])
+    save_npz("generated.npz", clips(30, 1)[:10])
+    assert run(*GOOD)["scores"]["fvd"]["value"] == pytest.approx(found["value"], rel=1e-6)
+
+
+# ---- what is wrong is told in one sentence ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((), "--generated is missing"),
+        (("--generated=generated.npz",), "--real is missing, and fvd compares with real clips"),
+        (SIDES, "no weights of i3d were named: make a file of kinetics-i3d's .* --source=FILE"),
+        ((*SIDES, "--i3d=no.safetensors"), "no weights at no.safetensors"),
+        ((*SIDES, "--i3d=real.npz"), "real.npz is no whole file of i3d weights"),
+        ((*GOOD, "--real=nowhere"), "--real=nowhere does not exist"),
+        ((*GOOD, "--generated=nowhere"), "--generated=nowhere does not exist"),
+        ((*GOOD, "--generated=nowhere.npz"), "no clips at nowhere.npz"),
+        ((*GOOD, "--generated=i3d.safetensors"), "is neither a folder nor one of .zip, .tar"),
+        ((*GOOD, "--metrics=fdv"), "--metrics must be of fvd, .* got fdv"),
+        ((*GOOD, "--metrics=,"), "--metrics must be of .* got none"),
+        ((*GOOD, "--protocol=styleganV"), "--protocol must be one of google, .* got 'styleganV'"),
+        ((*GOOD, "--protocol=tats_ucf101"), "generated.npz|real.npz"),
+        ((*GOOD, "--n-generated=31"), "generated.npz gives 30 clips .* where the protocol takes 31"),
+        ((*GOOD, "--size=64"), "holds clips of 8 x 8 pixels and the protocol asks for 64"),
+        ((*GOOD, "--frames=17"), "real.npz holds clips of 16 frames, too few for 17 frames"),
+        ((*GOOD, "--stride=2"), "real.npz holds clips of 16 frames, too few for 16 frames with stride 2"),
+        ((*GOOD, "--frames=8"), "these clips cannot be scored: I3D needs 9 frames or more, got 8"),
+        ((*GOOD, "--fps=8"), "has no rate, go by stride|go by stride"),
+        ((*GOOD, "--fps=nan"), "--fps must be 0 to"),
+        ((*GOOD, "--fps=inf"), "--fps must be 0 to"),
+        ((*GOOD, "--frames=1000000000000"), "--frames must be 1 to 1000000"),
+        ((*GOOD, "--fps=8", "--windows=blocks"), "blocks go by stride"),
+        ((*GOOD, "--n-real=1"), "2 clips or more on each side, got 1 real"),
+        ((*GOOD, "--metrics=fvd_infinity", "--n-generated=7"), "8 clips or more on each side, got 7"),
+        ((*GOOD, "--metrics=fvd_segments"), "clips need 32 or more, got 16"),
+        ((*GOOD, "--metrics=clipsim"), "no weights of clip were named"),
+        ((*GOOD, "--frames=0"), "--frames must be 1 to 1000000, got 0"),
+        ((*GOOD, "--seed=-1"), "--seed must be 0 to"),
+        ((*GOOD, "--batch-size=0"), "--batch-size must be at least 1"),
+        ((*GOOD, "--batch-size=many"), "argument --batch-size: invalid int value: 'many'"),
+        ((*GOOD, "--bootstrap=3"), "--bootstrap needs 20 resamples or more"),
+        ((*GOOD, "--windows=some"), "argument --windows: invalid choice: 'some'"),
+        ((*GOOD, "--fast"), "unrecognized arguments: --fast"),
+        (("--selfcheck",), "--i3d is missing"),
+        (("--selfcheck", "--i3d=no.safetensors"), "no weights at no.safetensors"),
+    ],
+)
+def test_one_sentence(place, capsys, flags, told):
+    said = refused(capsys, *flags)
+    assert re.search(told, said), said
+
+
+def dim(n: int) -> np.ndarray:
+    return (clips(n, 3) > 128).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"clips": clips(5, 0).astype(np.float32) / 127.5 - 1}, "uint8 .* found float32"),
+        ({"clips": clips(5, 0).transpose(0, 1, 4, 2, 3)}, r"found uint8 \[5, 16, 3, 8, 8\]"),
+        ({"videos": clips(5, 0)}, "expected the key 'clips' and found"),
+        ({"clips": dim(5)}, r"no pixel of the generated clips exceeds 1: values of \[0, 1\]"),
+        ({"clips": clips(5, 0)[:0]}, "holds no clips"),
+        ({"clips": clips(1, 0)}, "2 clips or more on each side, got 1 generated"),
+    ],
+    ids=["floats", "channels first", "another key", "of 0 to 1", "empty", "one"],
+)
+def test_arrays_that_are_no_clips(place, capsys, arrays, told):
+    np.savez("generated.npz", **arrays)
+    said = refused(capsys, *GOOD)
+    assert re.search(told, said), said
+
+
+def test_folders_that_hold_something_else(place, capsys):
+    Path("folder").mkdir()
+    assert "folder holds no videos" in refused(capsys, *GOOD, "--generated=folder")
+    write(Path("folder/a.mp4"))
+    write(Path("folder/b.mp4"), times=range(12))
+    told = refused(capsys, *GOOD, "--generated=folder")
+    assert "1 of the clips of folder are too short for 16 frames with stride 1 (the first, b.mp4 has 12" in told
+    Path("folder/b.mp4").write_bytes(b"no video")
+    assert "1 of the clips of folder cannot be read (the first, b.mp4: " in refused(capsys, *GOOD, "--real=folder")
+    Path("folder/b.mp4").unlink()
+    write_frames(Path("folder/c"), range(20), size=(32, 32))
+    assert "choose one size for all with --size=N" in refused(capsys, *GOOD, "--generated=folder")
+    Path("folder/c/frame_4.png").write_bytes(b"no picture")
+    assert "its frame frame_4.png cannot be read" in refused(capsys, *GOOD, "--generated=folder", "--size=8")
+
+
+@pytest.mark.parametrize("out", [".", "/dev/null", "file/out.json", "/proc/none/out.json"])
+def test_an_output_that_cannot_be_written_is_told_before_any_work(place, capsys, monkeypatch, out):
+    Path("file").write_text("in the way")
+    monkeypatch.setattr(evaluate, "open_sides", lambda *args: pytest.fail("work was done"))
+    assert out in refused(capsys, *GOOD[:-1], f"--out={out}")
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(place, capsys):
+    Path("file").write_text("in the way")
+    run(*GOOD, "--cache=file")
+    assert "features are not kept" in capsys.readouterr().err
+
+
+def test_a_damaged_file_of_weights(place, capsys):
+    content = bytearray(Path("i3d.safetensors").read_bytes())
+    content[-1] ^= 1
+    Path("i3d.safetensors").write_bytes(content)
+    assert "holds other values than were written" in refused(capsys, *GOOD)
+
+
+def test_weights_of_another_network(place, capsys):
+    weights.save("c3d.safetensors", "c3d", {"scale": np.float32(1)}, {})
+    assert "holds weights of c3d, where those of i3d are needed" in refused(capsys, *GOOD, "--i3d=c3d.safetensors")
+
+
+def test_features_that_are_no_numbers(place, capsys):
+    save_weights(Path("i3d.safetensors"), scale=np.inf)
+    assert "features with NaN or infinities" in refused(capsys, *GOOD)
+
+
+def test_captions_have_to_fit(place, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate.networks, "networks", lambda *args, **more: ({}, True))
+    flags = ("--generated=generated.npz", "--metrics=clipsim")
+    assert "clipsim needs --captions=FILE" in refused(capsys, *flags)
+    assert "clipsim needs --vocabulary=FILE" in refused(capsys, *flags, "--captions=captions.txt")
+    flags = (*flags, "--captions=captions.txt", "--vocabulary=words.txt.gz")
+    assert "captions.txt cannot be read" in refused(capsys, *flags)
+    assert "set --n-generated=0" in refused(capsys, *flags, "--n-generated=10")
+
+
+def test_the_command_itself(tmp_path):
+    """In a process of its own: exit status and streams."""
+    command = [sys.executable, "-m", "vf.evaluate", "--generated=/nowhere", "--metrics=flicker"]
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    wrong = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == (
+        "vf: --generated=/nowhere does not exist: name the folder (or .zip, .tar) that holds the data\n"
+    )
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as error:
+        evaluate.main(["--help"])
+    assert error.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"--{name}" in said for name in ("real", "generated", "protocol", "i3d", "n-real", "no-fewer-real"))
+
+
+@pytest.mark.slow
+def test_the_whole_command_with_i3d(tmp_path, monkeypatch, capsys):
+    """Random weights in place of the public ones: the number is |f - g|^2 of two features, and not called FVD."""
+    from vf.metrics.i3d import I3D
+    from vf.pretrained.names import paths
+
+    monkeypatch.chdir(tmp_path)
+    shapes = jax.eval_shape(I3D().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 9, 224, 224, 3), float))
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: (np.ones(leaf.shape) if name.endswith("var") else rng.normal(size=leaf.shape) * 0.05).astype(np.float32)
+        for name, leaf in paths(shapes["params"]).items()
+    }
+    weights.save("i3d.safetensors", "i3d", arrays, {"weights": "", "black_white_16": 3.0})
+    for name, seed in (("real", 0), ("generated", 1)):
+        save_npz(f"{name}.npz", clips(4, seed, frames=9, side=16))
+    flags = (*GOOD, "--frames=9", "--cache=cache", "--metrics=fvd,kvd")
+    assert "--other-weights" in refused(capsys, *flags)
+    found = run(*flags, "--other-weights", "--batch-size=8")["scores"]
+    assert found.keys() == {"fd_i3d", "kd_i3d"}
+    assert found["fd_i3d"]["value"] > 0
+    assert run(*flags, "--other-weights")["scores"] == found  # from the cache
+    said = capsys.readouterr().out
+    assert "9 frames are no multiple of 8" in said
+    assert "4 real clips leave the covariance of 400 features singular" in said
+
+
+# ---- both sides ------------------------------------------------------------------------------------------------
+
+
+def test_generated_clips_are_taken_frame_by_frame(place):
+    """A stride is of the real videos: generated clips are as long as what they are compared with."""
+    save_npz("long.npz", clips(10, 2, frames=64))
+    protocol = ClipProtocol("google", windows="first", stride=4)
+    real, generated = evaluate.open_sides(Path("long.npz"), Path("long.npz"), protocol)
+    true = clips(10, 2, frames=64)
+    np.testing.assert_array_equal(real[:], true[:, ::4])
+    np.testing.assert_array_equal(generated[:], true[:, :16])
+
+
+def test_sides_are_what_open_set_gives(place):
+    protocol = ClipProtocol("google", windows="random", seed=4, n_real=12)
+    real, generated = evaluate.open_sides(Path("real.npz"), Path("generated.npz"), protocol)
+    choice = Choice(Windows(16, start="random"), n=12, seed=4)
+    assert real.fingerprint == open_set(Path("real.npz"), choice).fingerprint
+    assert len(generated) == 30
+    assert evaluate.open_sides(None, Path("generated.npz"), protocol)[0] is None
+
+
+def test_a_table_says_everything_once():
+    protocol = {"metric": "a", "clips": {"n": 3, "size": [4, 4]}, "empty": ""}
+    scores = [
+        Score("a", 1234.56789, 0.001234, protocol, {"low": 1200.0, "high": 1300.0, "reference_n": 9, "n_real": 20,
+                                                    "warnings": ["few", "odd"]}),
+        Score("b", float("nan"), None, {**protocol, "metric": "b"}, {"std": 0.5, "warnings": ["few"]}),
+    ]  # fmt: skip
+    lines = evaluate.table(scores, unknown="the order").splitlines()
+    assert lines[0].split() == (
+        ["metric", "value", "95", "%", "real", "against", "real", "n", "real", "n", "generated", "protocol"]
+    )
+    assert lines[2].split() == ["a", "1234.5679", "1200", "...", "1300", "0.001234", "(n", "=", "9)", "20", "-",
+                                protocol_hash(protocol)]  # fmt: skip
+    assert lines[3].split()[:4] == ["b", "nan", "+-", "0.5"]
+    assert lines[4:6] == ["warning: few", "warning: odd"]
+    assert lines[6:8] == [f"protocol {protocol_hash(score.protocol)}: metric {score.name}" for score in scores]
+    assert lines[8] == "and of all of them: clips (n 3, size 4 x 4), empty -"
+    assert lines[9:] == ["not known of this protocol: the order"]
+
+
+# ---- following a run -------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A run that writes checkpoints at given seconds and keeps the last `keep`; the clock is ours."""
+
+    def __init__(self, written: dict[int, float], *, keep: int = 99, cost: float = 1.0, records: bool = True) -> None:
+        self.now, self.written, self.keep, self.cost, self.records = 0.0, written, keep, cost, records
+        self.judged: set[int] = set()
+        self.looked = 0
+
+    def steps(self) -> list[int]:
+        return sorted(step for step, when in self.written.items() if when <= self.now)[-self.keep :]
+
+    def evaluate(self, step: int) -> None:
+        self.now += self.cost
+        if step not in self.steps():
+            raise FileNotFoundError(step)
+        if self.records:
+            self.judged.add(step)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.looked += 1
+        assert self.looked < 1000, "it never ends"
+
+    def follow(self, last: int, patience: float = 100.0) -> list[int]:
+        return follow(self.steps, self.evaluate, lambda: set(self.judged), last=last, patience=patience, every=10,
+                      clock=lambda: self.now, sleep=self.sleep)  # fmt: skip
+
+
+def test_following_judges_each_checkpoint_as_it_comes():
+    assert Run({10: 0, 20: 50, 30: 120}).follow(last=30) == [10, 20, 30]
+
+
+def test_the_newest_comes_first():
+    """An evaluation that takes longer than the run takes to the next checkpoint catches up afterwards."""
+    assert Run({10: 0, 20: 5, 30: 10, 40: 15}, cost=30).follow(last=40) == [10, 40, 30, 20]
+
+
+def test_checkpoints_that_the_run_removed_are_no_error():
+    assert Run({10: 0, 20: 5, 30: 10, 40: 15}, cost=30, keep=2).follow(last=40) == [40, 30]
+
+
+def test_it_ends_when_the_run_has_died(caplog):
+    run = Run({10: 0, 20: 20})
+    with caplog.at_level(logging.WARNING):
+        assert run.follow(last=99, patience=100) == [10, 20]
+    assert 100 < run.now < 150
+    assert caplog.text.count("waiting for a new checkpoint, up to step 99") == 2  # once before each wait
+    assert "no new checkpoint for 100 s" in caplog.text
+
+
+def test_what_is_judged_already_is_left_alone():
+    run = Run({10: 0, 20: 0, 30: 0})
+    run.judged = {20, 30}
+    assert run.follow(last=30) == [10]
+    assert run.follow(last=30) == []
+
+
+def test_judgements_that_are_not_seen_are_not_repeated():
+    """Where the record lies on a disk that lags behind, or cannot be read."""
+    assert Run({10: 0, 20: 30}, records=False).follow(last=20) == [10, 20]
+
+
+def test_other_errors_end_it():
+    run = Run({10: 0})
+
+    def evaluate(step):
+        raise UserError("no real clips")
+
+    with pytest.raises(UserError, match="no real clips"):
+        follow(run.steps, evaluate, set, last=10, patience=10, clock=lambda: run.now, sleep=run.sleep)
