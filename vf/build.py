@@ -246,7 +246,7 @@ def _suite(config: ConfigDict) -> Suite:
     wanted = [choose("eval.metrics", name, known).network for name in names]
     files = {name: Path(evaluation[name]) for name in FAMILIES if evaluation.get(name)}
     try:
-        made, official = networks(
+        made, others = networks(
             wanted, files, lineage, data.frames, exact=evaluation.exact, other=evaluation.other_weights
         )
     except UserError as error:
@@ -258,7 +258,7 @@ def _suite(config: ConfigDict) -> Suite:
     )  # fmt: skip
     cache = Path(evaluation.cache) if evaluation.cache else default_cache()
     return Suite(
-        names, made, protocol, evaluation.batch_size, cache, evaluation.bootstrap, official,
+        names, made, protocol, evaluation.batch_size, cache, evaluation.bootstrap, others,
         keep_generated=False,
     )  # fmt: skip
 

@@ -228,7 +228,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.real is None and (needy := [n for n, m in zip(names, wanted, strict=True) if m.distance is not None]):
         raise UserError(f"--real is missing, and {needy[0]} compares with real clips; try --real=DIR")
     files = {name: getattr(args, name) for name in networks.FAMILIES if getattr(args, name)}
-    made, official = networks.networks(
+    made, others = networks.networks(
         [metric.network for metric in wanted], files, lineage, protocol.frames,
         exact=not args.platform_precision, other=args.other_weights,
     )  # fmt: skip
@@ -239,7 +239,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "--n-generated=0"
         )
     judge = suite.Suite(
-        names, made, protocol, args.batch_size, None if args.no_cache else args.cache, args.bootstrap, official,
+        names, made, protocol, args.batch_size, None if args.no_cache else args.cache, args.bootstrap, others,
         _captions(args, files) if "clipsim" in names else None,
     )  # fmt: skip
     try:

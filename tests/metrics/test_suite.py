@@ -324,13 +324,16 @@ def test_the_same_number_in_any_order():
 
 
 def test_other_weights_have_another_name():
-    found = judge("fvd", "kvd", "fvd_infinity", official=False)(REAL, GENERATED)
+    found = judge("fvd", "kvd", "fvd_infinity", others=frozenset({"i3d"}))(REAL, GENERATED)
     assert [s.name for s in found] == ["fd_i3d", "kd_i3d", "fd_i3d_infinity"]
     assert [s.protocol["metric"] for s in found] == ["fd_i3d", "kd_i3d", "fd_i3d_infinity"]
     long = clips(9, 0, frames=32), clips(9, 1, frames=32)
-    assert [s.name for s in judge(SEGMENTS, official=False)(*long)] == ["fd_i3d_segment_00", "fd_i3d_segment_01"]
+    assert [s.name for s in judge(SEGMENTS, others=frozenset({"i3d"}))(*long)] == [
+        "fd_i3d_segment_00",
+        "fd_i3d_segment_01",
+    ]
     network = {"videomae": colours("videomae")}
-    assert judge("cd_fvd", official=False, networks=network)(REAL, GENERATED)[0].name == "cd_fvd"
+    assert judge("cd_fvd", others=frozenset({"i3d"}), networks=network)(REAL, GENERATED)[0].name == "cd_fvd"
 
 
 def test_distances_need_real_clips_of_one_length():

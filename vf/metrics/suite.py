@@ -174,6 +174,13 @@ SEGMENTS = "fvd_segments"
 """Not in `metrics`: `fvd` of each 16 frames of longer clips, one score a segment."""
 
 
+_OTHERWISE = {  # what a metric is called with weights that are not the published one's
+    "i3d": {"fvd": "fd_i3d", "kvd": "kd_i3d"},
+    "videomae": {"cd_fvd": "fd_videomae"},
+    "vjepa": {"jedi": "mmd_vjepa"},
+}
+
+
 def _embeddings(values: np.ndarray) -> np.ndarray:
     """[n f*512] -> [n f 512]."""
     return values.reshape(len(values), -1, clip.TEXT_B32.dim)
@@ -199,7 +206,8 @@ class Suite:
         cache: folder of features; None keeps none.
         keep_generated: whether features of generated clips are kept there too.
         bootstrap: resamples for an interval of 95 %; 0 gives none.
-        official: whether the I3D weights are FVD's; else `fvd` and `kvd` are called `fd_i3d` and `kd_i3d`.
+        others: networks whose weights are not those of the published metric, which then goes by another name: `fvd`
+            becomes `fd_i3d`, `kvd` `kd_i3d`, `cd_fvd` `fd_videomae`, `jedi` `mmd_vjepa`.
         captions: for `clipsim`.
     """
 
@@ -209,7 +217,7 @@ class Suite:
     batch_size: int = 16
     cache: Path | None = None
     bootstrap: int = 0
-    official: bool = True
+    others: frozenset[str] = frozenset()
     captions: Captions | None = None
     keep_generated: bool = True
 
@@ -221,10 +229,13 @@ class Suite:
         self._seen.clear()
         found: list[Score] = []
         for name in self.names:
-            if name == SEGMENTS:
-                found += self._segments(known["fvd"], real, generated)
-            else:
-                found.append(self._score(name, known[name], real, generated))
+            try:
+                if name == SEGMENTS:
+                    found += self._segments(known["fvd"], real, generated)
+                else:
+                    found.append(self._score(name, known[name], real, generated))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         return found
 
     @functools.cached_property
@@ -263,8 +274,9 @@ class Suite:
         more: Mapping[str, Any] | None = None,
     ) -> Score:
         network = self.networks[metric.network]
-        if network.name == "i3d" and not self.official:
-            name = name.replace("fvd", "fd_i3d").replace("kvd", "kd_i3d")
+        if network.name in self.others:
+            for theirs, ours in _OTHERWISE.get(network.name, {}).items():
+                name = name.replace(theirs, ours)
         protocol: dict[str, Any] = {"metric": name, **metric.facts, **(more or {}), "features": dict(network.protocol)}
         if metric.distance is not None:
             if real is None:

@@ -25,8 +25,8 @@ def networks(
     *,
     exact: bool = True,
     other: bool = False,
-) -> tuple[dict[str, Network], bool]:
-    """The networks `names`, from the converted files in `files`, and whether I3D's weights are those of FVD.
+) -> tuple[dict[str, Network], frozenset[str]]:
+    """The networks `names`, from the converted files in `files`, and those with other weights than the metric's.
 
     Args:
         names: of networks, as metrics ask for them: a family, or FAMILY:VARIANT; `flicker` needs no file.
@@ -67,12 +67,20 @@ def networks(
             made[name] = clip.clip_image(
                 params, found.fingerprint, frames=frames, vision=vision, language=language, exact=exact
             )
-    official = True
-    if "i3d" in loaded and (doubt := i3d.doubt(loaded["i3d"].about)):
+    doubts = {family: doubt for family, found in loaded.items() if (doubt := _doubt(family, found))}
+    for family, doubt in doubts.items():
         if not other:
-            raise UserError(f"{files['i3d']}: {doubt}; --other-weights computes a distance under another name")
-        official = False
-    return made, official
+            raise UserError(f"{files[family]}: {doubt}; --other-weights computes a distance under another name")
+    return made, frozenset(doubts)
+
+
+def _doubt(family: str, found: Weights) -> str:
+    """Why these are not the weights of the published metric; empty where they are, or where it has no one network."""
+    if family == "i3d":
+        return i3d.doubt(found.about)
+    if family in ("videomae", "vjepa") and not found.about["official"]:
+        return f"this is a {family} network of another size than the metric's ({weights.OFFICIAL[family]})"
+    return ""
 
 
 def open_weights(family: str, files: Mapping[str, Path]) -> Weights:

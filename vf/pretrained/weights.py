@@ -77,9 +77,17 @@ def save(path: str | os.PathLike[str], family: str, arrays: Mapping[str, np.ndar
     try:
         with replacing(path) as temporary:
             save_file(plain, temporary, metadata=header)
+            readable(temporary)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot write {path} ({error}): choose another --out") from error
     return mark
+
+
+def readable(path: Path) -> None:
+    """Gives a file the permissions of any other new one: safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def load(path: str | os.PathLike[str], family: str) -> Weights:
