@@ -70,7 +70,10 @@ def test_every_data_set_has_a_case():
     assert set(MADE) == {name for name in NAMES if name != "demo"}
 
 
-@pytest.mark.parametrize("name", MADE)
+SLOW = ("sky_timelapse", "taichi_hd", "weizmann")  # as the others from here on
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MADE])
 def test_smoke_starts_on_prepared_data(name, tmp_path):
     MADE[name](tmp_path / "source")
     config = get(name, "smoke")

@@ -272,7 +272,7 @@ def test_the_subset_of_a_protocol_is_of_both_sides(place):
         ((*GOOD, "--size=64"), "holds clips of 8 x 8 pixels and the protocol asks for 64"),
         ((*GOOD, "--frames=17"), "real.npz holds clips of 16 frames, too few for 17 frames"),
         ((*GOOD, "--stride=2"), "real.npz holds clips of 16 frames, too few for 16 frames with stride 2"),
-        ((*GOOD, "--frames=8"), "these clips cannot be scored: I3D needs 9 frames or more, got 8"),
+        ((*GOOD, "--frames=8"), "these clips cannot be scored: fvd: I3D needs 9 frames or more, got 8"),
         ((*GOOD, "--fps=8"), "has no rate, go by stride|go by stride"),
         ((*GOOD, "--fps=nan"), "--fps must be 0 to"),
         ((*GOOD, "--fps=inf"), "--fps must be 0 to"),
