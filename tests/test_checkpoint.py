@@ -166,10 +166,11 @@ def test_the_best_is_kept(tmp_path, trained):
             if k == 2:
                 best.write_text('{"step": 2, "value": 0.5}')
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [2, 5, 6]
+    (tmp_path / "judging.json").write_text('{"step": 5}')
     best.write_text("torn")
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(7, trained, {})
-    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [6, 7]
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [5, 6, 7]
 
 
 def test_a_saved_step_is_left_alone_and_a_later_one_not_forgotten(saved, trained):

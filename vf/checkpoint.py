@@ -26,7 +26,7 @@ from vf.sharding import named
 from vf.state import TrainState
 from vf.types import Params, UserError
 
-BEST = "best.json"  # beside the folder of checkpoints; its `step` is kept
+BEST, JUDGING = "best.json", "judging.json"  # beside the folder of checkpoints; the `step` that either names is kept
 _ITEMS = ("params", "ema", "optimizer", "meta")
 _DONE = "commit_success.txt"  # Orbax's last write, into each item and then into the checkpoint
 
@@ -39,8 +39,8 @@ class Checkpoints:
 
     directory: local path or gs:// address; made if missing.
     keep: how many of the latest checkpoints stay.
-    keep_every: checkpoints at multiples of this step stay too; and the one that `best.json` beside `directory` names,
-        whichever job wrote it there.
+    keep_every: checkpoints at multiples of this step stay too; and those that `best.json` and `judging.json` beside
+        `directory` name, whichever job wrote them there.
     read_only: for jobs that read what another job is writing; leaves the folder as it is and cannot save.
 
     Raises UserError when the folder cannot be written.
@@ -65,7 +65,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._prepare()
         policies: list[checkpoint_managers.PreservationPolicy] = [
-            checkpoint_managers.LatestN(keep), _Best(self.directory.parent / BEST),
+            checkpoint_managers.LatestN(keep), _Named([self.directory.parent / name for name in (BEST, JUDGING)]),
         ]  # fmt: skip
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -270,19 +270,23 @@ class Checkpoints:
             ) from error
 
 
-class _Best(checkpoint_managers.PreservationPolicy):
-    """Keeps the checkpoint that an evaluation has marked as the best so far."""
+class _Named(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoints that an evaluation has marked: the best so far, and the one that it is at."""
 
-    def __init__(self, path: epath.Path) -> None:
-        self.path = path
+    def __init__(self, files: Sequence[epath.Path]) -> None:
+        self.files = files
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """As Orbax asks."""
-        try:
-            step = json.loads(self.path.read_text())["step"]
-        except (OSError, ValueError, KeyError, TypeError):
-            step = None  # nothing is marked yet
-        return [checkpoint.step == step for checkpoint in checkpoints]
+        steps = {_named_step(file) for file in self.files}
+        return [checkpoint.step in steps for checkpoint in checkpoints]
+
+
+def _named_step(file: epath.Path) -> int | None:
+    try:
+        return int(json.loads(file.read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # nothing is marked
 
 
 def _complete(path: epath.Path) -> bool:

@@ -34,27 +34,24 @@ Sides = tuple[ClipSet | None, ClipSet]
 
 def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Sides:
     """Both sets as `protocol` chooses them. Raises UserError as `open_set`."""
-    shared = {"size": protocol.size, "resampler": protocol.resampler, "seed": protocol.seed}
-    pace = {"stride": protocol.stride, "fps": protocol.fps, "hop": protocol.hop}
-
-    def choice(windows: str, n: int, **more: Any) -> Choice:
-        try:
-            made = Windows(protocol.frames, start=windows, **pace)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        # Several trials draw from as many clips as there are, up to one set for each.
-        many = protocol.trials > 1
-        return Choice(made, n=n * protocol.trials, **{"fewer": many} | shared | more)
-
-    first = choice(
-        protocol.windows, protocol.n_real, split=protocol.split, subset=protocol.subset,
-        fewer=protocol.fewer_real or protocol.trials > 1,
+    shared = {"size": protocol.size, "resampler": protocol.resampler, "subset": protocol.subset, "seed": protocol.seed}
+    several = protocol.trials > 1  # they draw from as many clips as there are, up to one set for each
+    try:
+        windows = Windows(
+            protocol.frames, protocol.stride, fps=protocol.fps, start=protocol.windows, hop=protocol.hop
+        )  # fmt: skip
+        # Generated clips are as long as the clips compared; a generator with a stride would be another protocol.
+        generated_windows = Windows(protocol.frames, start=protocol.generated_windows)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    wanted = Choice(
+        windows, split=protocol.split, n=protocol.n_real * protocol.trials, fewer=protocol.fewer_real or several,
+        **shared,  # type: ignore[arg-type]
     )  # fmt: skip
-    # Generated clips are as long as the clips compared; a generator with a stride of its own would be another protocol.
-    plain_windows = dataclasses.replace(
-        choice(protocol.generated_windows, protocol.n_generated, subset=protocol.subset, strict=True),
-        windows=Windows(protocol.frames, start=protocol.generated_windows),
-    )
+    given = Choice(
+        generated_windows, n=protocol.n_generated * protocol.trials, fewer=several, strict=True,
+        **shared,  # type: ignore[arg-type]
+    )  # fmt: skip
 
     def opened(flag: str, path: Path, choice: Choice) -> ClipSet:
         try:
@@ -65,7 +62,7 @@ def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Si
                 told.replace("--config.data.split", "--split").replace("--config.data.fps", "--fps")
             ) from error
 
-    sides = None if real is None else opened("--real", real, first), opened("--generated", generated, plain_windows)
+    sides = None if real is None else opened("--real", real, wanted), opened("--generated", generated, given)
     for side, least in zip(sides, (0 if protocol.fewer_real else protocol.n_real, protocol.n_generated), strict=True):
         if side is not None and len(side) < least:
             raise UserError(f"{side.name} gives {len(side)} clips where the protocol takes {least}: bring more")

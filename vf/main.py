@@ -5,6 +5,7 @@ Bad input ends the program with one sentence and exit status 2.
 """
 
 import difflib
+import json
 import signal
 import sys
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vf import build, evaluate, gallery, record, sharding, train
-from vf.checkpoint import Checkpoints
+from vf.checkpoint import JUDGING, Checkpoints
 from vf.data import pipeline
 from vf.judge import Judge
 from vf.types import UserError
@@ -150,8 +151,10 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
 
         def look(step: int | None) -> None:
             """Samples, and scores where they are asked for, at one checkpoint."""
+            at = checkpoints.latest() if step is None else step
+            if mode == "evaluate":  # while it is judged, training keeps it
+                recorder.file(JUDGING, json.dumps({"step": at}))
             try:
-                at = checkpoints.latest() if step is None else step
                 params = checkpoints.restore_params(abstract, which=job.weights, step=at)
             except UserError as error:
                 if step is not None and step not in checkpoints.steps():
@@ -163,6 +166,8 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
                 scores.update(judge.evaluate(at or 0, params, made))
                 for name, value in scores.items():
                     logging.info("step %d, %s: %.4g", at, name, value)
+                if recorder.is_writer:
+                    (workdir / JUDGING).unlink(missing_ok=True)
             if recorder.is_writer:
                 logging.info("gallery: %s", gallery.write(workdir))
 
