@@ -16,7 +16,6 @@ import numpy as np
 from vf.metrics.c3d import C3D, CLASSES, CONVOLUTIONS, FRAMES, MEAN, PREPARATIONS, SIZE, WIDTH
 from vf.pretrained.names import From, paths, renamed
 
-OFFICIAL = "conv3d_deepnetA_ucf.npz (with mean2.npz) of rezoo/tgan2, or StyleGAN-V's c3d_ucf101.pt (with mean2.npz)"
 CONVOLUTION = (2, 3, 4, 1, 0)  # O I D H W -> D H W I O
 DENSE = (1, 0)  # O I -> I O
 LAYERS = (*(name for name, _, _ in CONVOLUTIONS), "fc6", "fc7", "fc8")

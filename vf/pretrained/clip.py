@@ -16,8 +16,8 @@ from vf.metrics.clip import CLIP, TEXT_B32, TextConfig
 from vf.metrics.vit import CLIP_B32, Config
 from vf.pretrained import vit
 from vf.pretrained.names import From, paths
+from vf.pretrained.weights import OFFICIAL
 
-OFFICIAL = "ViT-B-32.pt, or the folder of openai/clip-vit-base-patch32"
 _OPENAI = {
     "norm1": "ln_1", "qkv": "attn.in_proj", "proj": "attn.out_proj", "norm2": "ln_2",
     "fc1": "mlp.c_fc", "fc2": "mlp.c_proj",
@@ -102,7 +102,7 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         vision_blocks, text_blocks = "vision_model.encoder.layers.", "text_model.encoder.layers."
         arrays = _joined(arrays)
     else:
-        raise ValueError(f"neither OpenAI's names nor Hugging Face's, so it is no CLIP, such as {OFFICIAL}")
+        raise ValueError(f"neither OpenAI's names nor Hugging Face's, so it is no CLIP, such as {OFFICIAL['clip']}")
     names = {ours: source.name for ours, source in make(CLIP_B32, TEXT_B32).items()}  # of what is not in blocks
     width, _, patch, _ = vit.shape(arrays, names["image/embed/kernel"], 4)
     side = math.isqrt(vit.shape(arrays, names["image/embed/positions"], 2)[0] - 1)

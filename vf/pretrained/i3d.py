@@ -14,7 +14,7 @@ import numpy as np
 
 from vf.metrics import fvd
 from vf.metrics.i3d import I3D, MIXED
-from vf.pretrained.names import From, paths, renamed
+from vf.pretrained.names import From, paths, recognised, renamed
 from vf.pretrained.weights import OFFICIAL, Weights, load
 from vf.types import UserError
 
@@ -92,13 +92,9 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         ValueError: another network, or other numbers of classes than 400; scales of batch norms other than 1.
     """
     arrays = {name.removeprefix("RGB/inception_i3d/").removesuffix(":0"): array for name, array in arrays.items()}
-    for wrapper in ("state_dict.", "module."):
-        if arrays and all(name.startswith(wrapper) for name in arrays):
-            arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
     known = tables()
-    counts = {layout: sum(row.name in arrays for row in table.values()) for layout, table in known.items()}
-    layout = max(counts, key=counts.__getitem__)
-    if not counts[layout]:
+    arrays, layout = recognised(arrays, known)
+    if not layout:
         arrays, layout = _in_order(arrays), "hassony2"
         ordered = True
     else:

@@ -20,12 +20,9 @@ import jax
 import numpy as np
 
 from vf.metrics.inception import FEATURES, LEAST_SIZE, MIXED, STEM, Branch, Conv, Inception
-from vf.pretrained.names import From, paths, renamed
+from vf.pretrained.names import From, paths, recognised, renamed
+from vf.pretrained.weights import OFFICIAL
 
-OFFICIAL = (
-    "pytorch-fid's pt_inception-2015-12-05-6726825d.pth, NVIDIA's inception-2015-12-05.pt or jax-fid's "
-    "inception_v3_weights_fid.pickle"
-)
 CLASSES = 1008
 TORCH_KERNEL = (2, 3, 1, 0)  # O I H W -> H W I O
 
@@ -99,23 +96,21 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     Raises:
         ValueError: another network, or other numbers of classes than 1008.
     """
-    for wrapper in ("state_dict.", "module."):
-        if arrays and all(name.startswith(wrapper) for name in arrays):
-            arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
     known = tables()
-    counts = {layout: sum(row.name in arrays for row in table.values()) for layout, table in known.items()}
-    layout = max(counts, key=counts.__getitem__)
-    if not counts[layout]:
-        raise ValueError(f"none of its {len(arrays)} names is of FID's network: take {OFFICIAL}")
+    arrays, layout = recognised(arrays, known)
+    if not layout:
+        raise ValueError(f"none of its {len(arrays)} names is of FID's network: take {OFFICIAL['inception']}")
     table, logits = known[layout], LOGITS[layout]
     missing = [name for name in logits if name not in arrays]
     if missing and layout == "pytorch-fid":
-        raise ValueError(f"{' and '.join(missing)} missing, which tells FID's network from others: take {OFFICIAL}")
+        raise ValueError(
+            f"{' and '.join(missing)} missing, which tells FID's network from others: take {OFFICIAL['inception']}"
+        )
     for name, wanted in zip(logits, ([CLASSES, FEATURES], [CLASSES]), strict=True):
         if name in arrays and sorted(np.shape(arrays[name])) != wanted:
             raise ValueError(
                 f"{name} is {list(np.shape(arrays[name]))}, where FID's network has {CLASSES} classes of {FEATURES} "
-                f"features (1000 classes are torchvision's, which is another network): take {OFFICIAL}"
+                f"features (1000 classes are torchvision's, which is another network): take {OFFICIAL['inception']}"
             )
     shapes = _shapes()
     made = renamed(arrays, table, shapes, ignored=lambda name: name in logits or name.endswith("num_batches_tracked"))

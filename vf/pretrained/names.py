@@ -47,6 +47,19 @@ def renamed(
     return made
 
 
+def recognised(
+    arrays: Mapping[str, np.ndarray], tables: Mapping[str, Mapping[str, From]]
+) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays, without what training code wraps names in, and the layout of `tables` that most are of, or ""."""
+    found = dict(arrays)
+    for wrapper in ("state_dict.", "module."):
+        if found and all(name.startswith(wrapper) for name in found):
+            found = {name.removeprefix(wrapper): array for name, array in found.items()}
+    counts = {layout: sum(row.name in found for row in table.values()) for layout, table in tables.items()}
+    best = max(counts, key=counts.__getitem__)
+    return found, best if counts[best] else ""
+
+
 def paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'/'-joined path: leaf} of a nested dict, such as Flax's parameters or their shapes."""
     found: dict[str, Any] = {}

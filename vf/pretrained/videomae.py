@@ -10,8 +10,8 @@ import numpy as np
 from vf.metrics.vit import VIDEOMAE_G, Config, VideoMAE
 from vf.pretrained import vit
 from vf.pretrained.names import From, paths
+from vf.pretrained.weights import OFFICIAL
 
-OFFICIAL = "vit_g_hybrid_pt_1200e_ssv2_ft.pth"
 CLASSES = 174  # of Something-Something v2
 _ROOT = "patch_embed.proj.weight"
 
@@ -46,7 +46,7 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     """
     found = with_biases(vit.unwrapped(arrays, _ROOT, ("module.", "model.", "")))
     if not found:
-        raise ValueError(f"no {_ROOT}, so it is no VideoMAE-v2 that was fine-tuned, such as {OFFICIAL}")
+        raise ValueError(f"no {_ROOT}, so it is no VideoMAE-v2 that was fine-tuned, such as {OFFICIAL['videomae']}")
     classes = found["head.bias"].size if "head.bias" in found else None
     if classes not in (None, CLASSES):
         raise ValueError(

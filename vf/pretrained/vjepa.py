@@ -12,7 +12,6 @@ from vf.metrics.vit import VJEPA, VJEPA_H, Config
 from vf.pretrained import vit
 from vf.pretrained.names import From, paths
 
-OFFICIAL = "vith16.pth.tar with ssv2-probe.pth.tar"
 CLASSES = 174  # of Something-Something v2
 _ROOT, _QUERY = "patch_embed.proj.weight", "pooler.query_tokens"
 # Of DistributedDataParallel and of the wrapper for masks, in the order of nesting; either may have been stripped.

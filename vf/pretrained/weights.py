@@ -24,10 +24,11 @@ OFFICIAL = {
     "i3d": "kinetics-i3d's checkpoints/rgb_scratch/model.ckpt, TF-Hub's deepmind/i3d-kinetics-400/1, StyleGAN-V's "
     "i3d_torchscript.pt or VideoGPT's i3d_pretrained_400.pt",
     "c3d": "conv3d_deepnetA_ucf.npz and mean2.npz (release v1.0 of rezoo/tgan2) or StyleGAN-V's c3d_ucf101.pt",
-    "inception": "pt_inception-2015-12-05-6726825d.pth (pytorch-fid)",
+    "inception": "pytorch-fid's pt_inception-2015-12-05-6726825d.pth, NVIDIA's inception-2015-12-05.pt or jax-fid's "
+    "inception_v3_weights_fid.pickle",
     "videomae": "vit_g_hybrid_pt_1200e_ssv2_ft.pth (VideoMAE-v2)",
     "vjepa": "V-JEPA's vith16.pth.tar and its ssv2-probe.pth.tar",
-    "clip": "OpenAI's ViT-B-32.pt or a Hugging Face folder of clip-vit-base-patch32",
+    "clip": "OpenAI's ViT-B-32.pt or the folder of openai/clip-vit-base-patch32",
 }
 
 
