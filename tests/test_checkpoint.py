@@ -173,6 +173,15 @@ def test_the_best_is_kept(tmp_path, trained):
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [5, 6, 7]
 
 
+def test_a_run_without_averages_is_told(saved):
+    (step,) = Checkpoints(saved, read_only=True).steps()
+    shutil.rmtree(saved / str(step) / "ema")
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        assert checkpoints.without_ema() == [step]
+        with pytest.raises(UserError, match=rf"\[{step}\] have no averaged weights, `ema`"):
+            checkpoints.restore_params(jax.eval_shape(params))
+
+
 def test_a_saved_step_is_left_alone_and_a_later_one_not_forgotten(saved, trained):
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(3, trained, {"seed": 8})

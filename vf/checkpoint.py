@@ -85,6 +85,10 @@ class Checkpoints:
         """Step of the latest complete checkpoint, or None. A save counts when it is done."""
         return max(self.steps(), default=None)
 
+    def without_ema(self) -> list[int]:
+        """Steps of checkpoints that lack averaged weights: another program's, or somebody removed them."""
+        return sorted(step for step, path in self._folders().items() if not (path / "ema").exists())
+
     def save(self, step: int, state: TrainState, meta: Mapping[str, Any], force: bool = False) -> bool:
         """Starts to write; returns when `state` has been copied and may be donated.
 
@@ -233,7 +237,10 @@ class Checkpoints:
     def _find(self, step: int | None) -> tuple[int, epath.Path]:
         steps, folders = self.steps(), self._folders()
         torn = sorted(set(folders) - set(steps))
+        bare = self.without_ema()
         note = f" (incomplete, and ignored: {torn})" if torn else ""
+        if bare:
+            note = f" ({bare} have no averaged weights, `ema`; incomplete, and ignored: {torn})"
         if step is None and not steps:
             raise UserError(f"no checkpoint in {self.directory}{note}: is this the workdir of a run that saved one?")
         if step is not None and step not in steps:

@@ -152,7 +152,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
         def look(step: int | None) -> None:
             """Samples, and scores where they are asked for, at one checkpoint."""
             at = checkpoints.latest() if step is None else step
-            if mode == "evaluate":  # while it is judged, training keeps it
+            if mode == "evaluate" and at is not None:  # while it is judged, training keeps it
                 recorder.file(JUDGING, json.dumps({"step": at}))
             try:
                 params = checkpoints.restore_params(abstract, which=job.weights, step=at)
@@ -172,6 +172,8 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
                 logging.info("gallery: %s", gallery.write(workdir))
 
         if mode == "evaluate" and evaluation.checkpoint == "follow":
+            if not checkpoints.steps() and checkpoints.without_ema():
+                look(None)  # says what is wrong, where waiting would not help
             evaluate.follow(
                 checkpoints.steps, look, lambda: set(judge.judged()),
                 last=config.train.steps, patience=evaluation.patience,
