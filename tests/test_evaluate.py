@@ -193,7 +193,7 @@ def test_other_weights_need_to_be_asked_for(place, capsys):
 
 @pytest.mark.parametrize("field", dataclasses.fields(ClipProtocol), ids=lambda field: field.name)
 def test_every_field_of_a_protocol_has_a_flag(field):
-    if field.name in ("unknown", "quantisation"):
+    if field.name in ("unknown", "quantisation", "crop"):
         return
     flag = f"--{field.name.replace('_', '-')}"
     value = {bool: True, int: 3, float: 2.5}.get(type(field.default), "tats")

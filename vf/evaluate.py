@@ -162,7 +162,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no-cache", action="store_true", help="keep no features")
     group = parser.add_argument_group("fields of the protocol that override it")
     for field in dataclasses.fields(ClipProtocol):
-        if field.name not in ("unknown", "quantisation"):
+        if field.name not in ("unknown", "quantisation", "crop"):
             _override(group, field)
     args = parser.parse_args(argv)
     if args.protocol not in PROTOCOLS:

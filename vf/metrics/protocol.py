@@ -80,7 +80,8 @@ class ClipProtocol:
         subset: which n of more: at random by `seed`, or the first by name.
         trials: draws of `n_real` and `n_generated` clips whose mean is reported; each set is then loaded up to `trials`
             times as large, as far as it reaches.
-        size: of a side in pixels, of the largest centred square; 0 leaves pictures as they are.
+        size: of a side in pixels; 0 leaves pictures as they are.
+        crop: what of a picture is resized to `size`; the largest centred square is all there is.
         resampler: to that size: `swscale` (FFmpeg, bicubic, antialiased) or `antialiased` (Pillow's bilinear).
         quantisation: of pixels before the network.
         encoding: of the real clips on disk; "" is not said.
@@ -102,6 +103,7 @@ class ClipProtocol:
     subset: Literal["random", "first"] = "random"
     trials: int = 1
     size: int = 0
+    crop: str = "centre square"
     resampler: Literal["swscale", "antialiased"] = "swscale"
     quantisation: str = "uint8"
     encoding: str = ""
