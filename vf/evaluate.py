@@ -34,7 +34,12 @@ Sides = tuple[ClipSet | None, ClipSet]
 
 def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Sides:
     """Both sets as `protocol` chooses them. Raises UserError as `open_set`."""
-    shared = {"size": protocol.size, "resampler": protocol.resampler, "subset": protocol.subset, "seed": protocol.seed}
+    shared: dict[str, Any] = {
+        "size": protocol.size,
+        "resampler": protocol.resampler,
+        "subset": protocol.subset,
+        "seed": protocol.seed,
+    }
     several = protocol.trials > 1  # they draw from as many clips as there are, up to one set for each
     try:
         windows = Windows(
@@ -46,11 +51,11 @@ def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Si
         raise UserError(str(error)) from error
     wanted = Choice(
         windows, split=protocol.split, n=protocol.n_real * protocol.trials, fewer=protocol.fewer_real or several,
-        **shared,  # type: ignore[arg-type]
+        **shared,
     )  # fmt: skip
     given = Choice(
         generated_windows, n=protocol.n_generated * protocol.trials, fewer=several, strict=True,
-        **shared,  # type: ignore[arg-type]
+        **shared,
     )  # fmt: skip
 
     def opened(flag: str, path: Path, choice: Choice) -> ClipSet:
