@@ -5,6 +5,8 @@ lambda = 0.5, eps-prediction, joint training with a small base learning rate); w
 """
 
 import difflib
+import json
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -34,10 +36,14 @@ def get_config() -> ConfigDict:
     """The paper's recipe on clips of its size, networks of public sizes (ADM's base, about a quarter of it beside)."""
     config = ConfigDict()
     config.seed = 0
+    # A run's folder, or what was exported of one: a job whose workdir has no checkpoint yet starts from its averaged
+    # weights. "" = from scratch.
+    config.init_from = ""
 
     config.data = data = ConfigDict()
     # "sprites" (embedded), a prepared data set (python -m vf.data.prepare), a folder of videos that are decoded on the
-    # fly (DIR/<Class>/*.avi, or DIR/*.mp4), or tfds:ucf101/ucf101_1_256 (as TFDS itself prepares it; needs TensorFlow).
+    # fly (DIR/<Class>/*.avi, or DIR/*.mp4), tfds:ucf101/ucf101_1_256 (as TFDS itself prepares it; needs TensorFlow), or
+    # none (--mode=sample with init_from).
     data.source = "sprites"
     data.frames = 16
     data.size = 64
@@ -79,7 +85,10 @@ def get_config() -> ConfigDict:
     base.prediction = "eps"  # eps (the paper) | v | x_0
     base.loss = ""  # what the error is measured in: eps | v | x_0; "" = as predicted
     base.images = 1  # of each clip, that it trains on: the base frame (the paper) and others at random (ours)
-    base.init_from = ""  # run folder whose base network to start from; "" = from scratch
+    base.init_from = ""  # as init_from, for the base network alone
+    # An image model that python -m vf.pretrained.convert adm|karlo-decoder made of public weights: it decides what
+    # base.net is (but for dropout), and the base starts from it. "" = none.
+    base.pretrained = ""
 
     config.residual = residual = ConfigDict()
     residual.net = network(width=128, num_res_blocks=2, temporal=("conv", "attention"))  # ours
@@ -107,6 +116,7 @@ def get_config() -> ConfigDict:
     train.sample_every = 20_000  # 0 = only at the end
 
     config.sample = sample = ConfigDict()
+    sample.what = "clips"  # clips | base (images of the base generator alone; --mode=sample)
     sample.count = 64
     sample.batch_size = 16  # over all devices
     sample.steps = 50  # of DDIM
@@ -146,6 +156,28 @@ def get_config() -> ConfigDict:
     mesh.fsdp = 1
     mesh.tensor = 1
     mesh.cpu_devices = 0  # on CPU: devices to make of one machine, best one per core; 0 = what jax gives
+    return config
+
+
+def resolved(path: Path) -> ConfigDict:
+    """The config that a run has resolved and kept as JSON; fields that it does not know keep their defaults.
+
+    Raises UserError where the file cannot be read, or has fields that are unknown here or of another type."""
+
+    def fill(config: ConfigDict, fields: dict, prefix: str = "") -> None:
+        for name, value in fields.items():
+            if name not in config or isinstance(value, dict) != isinstance(config[name], ConfigDict):
+                raise UserError(f"{path} has the field {prefix}{name}, which no config here has: use the code it is of")
+            if isinstance(value, dict):
+                fill(config[name], value, f"{prefix}{name}.")
+            else:
+                config[name] = tuple(value) if isinstance(value, list) else value
+
+    config = get_config()
+    try:
+        fill(config, json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the resolved config of a run: {error}") from error
     return config
 
 

@@ -9,6 +9,12 @@ files themselves in their own layout, decoded on the fly, are named by `--config
 
     smoke   the whole road at toy size, minutes on two CPU cores; its samples show nothing yet
     class   class-conditional, for classifier-free guidance
+    adm     the base generator starts from OpenAI's ADM for ImageNet at 64 x 64 (296 M parameters)
+    karlo   likewise from Karlo's unCLIP decoder (893 M), the nearest public network to the paper's
+
+The last two read weights/adm.safetensors or weights/karlo.safetensors (`--config.base.pretrained=FILE` names another),
+which `python -m vf.pretrained.convert` makes of the public files. `--config.model.condition=label` tells either the
+classes; `--config.model.context=embedding` ties frames as the paper does, by an embedding in the records.
 """
 
 from ml_collections import ConfigDict
@@ -22,10 +28,38 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.context = "base_frame"
     config.train.batch_size = 64
     config.eval.clips = 2048
-    return base.vary(config, variant, {"smoke": base.smoke, "class": labelled})
+    return base.vary(config, variant, {"smoke": base.smoke, "class": labelled, "adm": adm, "karlo": karlo})
 
 
 def labelled(config: ConfigDict) -> None:
     """Class-conditional."""
     config.model.condition = "label"
     config.sample.guidance_scale = 2.0
+
+
+def adm(config: ConfigDict) -> None:
+    """A pretrained base, fine-tuned gently beside a residual generator of a quarter of its size (74 M)."""
+    pretrained(config, "weights/adm.safetensors")
+    config.residual.net = base.network(width=128, width_mult=(1, 2, 2, 3), num_res_blocks=2, **MIXING)
+
+
+def karlo(config: ConfigDict) -> None:
+    """The same on the larger base, with 209 M beside it; activations are computed again to save memory."""
+    pretrained(config, "weights/karlo.safetensors")
+    config.residual.net = base.network(width=192, width_mult=(1, 2, 3, 3), num_res_blocks=2, **MIXING)
+    config.model.remat = "blocks"
+
+
+MIXING = {"temporal": ("conv", "attention")}
+
+
+def pretrained(config: ConfigDict, file: str) -> None:
+    """What both have in common. The public networks predict eps under a cosine schedule; the paper tells neither the
+    learning rates ("small" for the base) nor the precision."""
+    config.base.pretrained = file
+    config.noise.schedule = "cosine"
+    config.noise.steps = 1000
+    config.base.prediction = config.residual.prediction = "eps"
+    config.train.lr_base = 1e-5
+    config.train.lr_residual = 1e-4
+    config.model.dtype = "bfloat16"

@@ -1,6 +1,7 @@
 """Every config builds; every data set's smoke variant trains on made files of its layout."""
 
 import importlib
+import json
 from pathlib import Path
 
 import jax
@@ -16,6 +17,21 @@ from vf.types import UserError
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 VARIANTS = {"ucf101": ("", "smoke", "class"), "demo": ("",)}
+# What converted files of the published networks say of themselves.
+ADM = {
+    "width": 192, "width_mult": [1, 2, 3, 4], "num_res_blocks": 3, "attention": [2, 4, 8], "head_dim": 64,
+    "attention_order": "new", "learned_variance": True, "num_classes": 1000, "norm_groups": 32, "patch": 1,
+}  # fmt: skip
+COSINE = {"schedule": {"name": "cosine", "steps": 1000}, "prediction": "eps", "classes": []}
+PUBLISHED = {
+    "adm": ("adm", {"network": ADM, **COSINE}, 295_904_454 - 1000 * 768),
+    "karlo": (
+        "karlo-decoder",
+        {"network": {**ADM, "width": 320, "attention_order": "legacy", "num_classes": 0}, **COSINE,
+         "context_dim": 1536, "clip_dim": 768, "texts": []},
+        885_439_686 + 7_878_400,
+    ),
+}  # fmt: skip
 
 
 def get(name: str, variant: str = ""):
@@ -35,6 +51,31 @@ def test_every_config_builds(name, variant):
     assert total > 100_000
     build.optimizer(config)
     build.sample_options(config)
+
+
+@pytest.mark.parametrize("variant", list(PUBLISHED))
+def test_recipes_on_public_weights(variant, tmp_path):
+    """The base has the published parameters, less the table of ImageNet's classes; about a quarter is beside it."""
+    family, about, count = PUBLISHED[variant]
+    (tmp_path / "base.json").write_text(json.dumps({"family": family, "fingerprint": "?", "about": about}))
+    config = get("ucf101", variant)
+    config.data.source = "sprites"
+    config.base.pretrained = str(tmp_path / "base.json")
+    config = build.resolved(config, tmp_path)
+    assert (config.base.net.width, config.base.net.learned_variance) == (about["network"]["width"], True)
+    build.check(config)
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for name, tree in build.shapes(build.model(config, build.source(config))).items()
+    }
+    assert sizes["base"] == count
+    assert 0.22 < sizes["residual"] / sizes["base"] < 0.28
+    config.noise.schedule = "linear"
+    with pytest.raises(UserError, match=r"trained with noise\.schedule = cosine, and this run has linear"):
+        build.model(config, build.source(config))
+    config.model.predictor = "one_network"
+    with pytest.raises(UserError, match=r"base\.pretrained is an image model, and model\.predictor is one_network"):
+        build.check(config)
 
 
 def ucf101(root: Path) -> None:

@@ -1,6 +1,9 @@
 """The entry: whole jobs at toy size on the embedded sprites, resumed and repeated; and what bad input is told."""
 
+import importlib.util
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from configs import demo
-from vf import build, main, record, rng, video
+from vf import build, export, main, record, rng, sharding, state, video
 from vf.checkpoint import Checkpoints
 from vf.judge import read_evaluations
 from vf.types import UserError
@@ -47,11 +51,11 @@ def tiny(**changes) -> ConfigDict:
     return config
 
 
-def weights(workdir, config):
+def weights(workdir, config, which="ema"):
     model = build.model(config, build.source(config))
     shapes = build.shapes(model)
     with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
-        return jax.tree.map(np.asarray, checkpoints.restore_params(shapes))
+        return jax.tree.map(np.asarray, checkpoints.restore_params(shapes, which))
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,163 @@ def test_sampling_again_gives_the_same_clips(finished):
     path.unlink()
     assert main.run(tiny(), workdir, "sample") == {}
     np.testing.assert_array_equal(video.load_npz(path)["clips"], before)
+
+
+def test_images_of_the_base_generator_are_the_base_frames(finished):
+    """The image model draws what the model puts at its base frame: same keys, same noise, one network for both."""
+    workdir, _ = finished
+    main.run(tiny(sample__what="base"), workdir, "sample")
+    folder = workdir / "samples" / "base_step_00000004"
+    images = video.load_npz(folder / "clips.npz")["clips"]
+    clips = video.load_npz(workdir / "samples" / "step_00000004" / "clips.npz")["clips"]
+    assert images.shape == (4, 1, 16, 16, 3)
+    assert clips.shape == (4, 8, 16, 16, 3)
+    # Two programs may round differently.
+    np.testing.assert_allclose(images[:, 0].astype(int), clips[:, 3].astype(int), atol=1)
+    assert np.abs(np.diff(images.astype(int), axis=0)).mean() > 5
+    assert {path.name for path in folder.iterdir()} == {"clips.npz", "wall.png", "meta.json"}
+    page = (workdir / "index.html").read_text()
+    assert "samples/base_step_00000004/wall.png" in page
+    assert page.count('class="step"') == 1  # beside the clips of the same step
+
+
+def test_images_are_of_a_base_generator_and_of_the_sampling_job(tmp_path):
+    for mode in ("train", "evaluate"):
+        with pytest.raises(UserError, match=f"sample.what=base is for --mode=sample, and this is --mode={mode}"):
+            main.run(tiny(sample__what="base"), tmp_path, mode)
+    with pytest.raises(UserError, match=r"sample\.what must be one of clips, base, got 'bse'"):
+        main.run(tiny(sample__what="bse"), tmp_path, "sample")
+    with pytest.raises(UserError, match="one_network, which is no image model"):
+        main.run(tiny(sample__what="base", model__predictor="one_network"), tmp_path, "sample")
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """The finished run as one folder."""
+    folder = tmp_path_factory.mktemp("models") / "sprites"
+    export.export(finished[0], folder)
+    return folder
+
+
+def loaded(folder) -> ConfigDict:
+    """The config that an exported folder brings, as `vf.main` loads it."""
+    spec = importlib.util.spec_from_file_location("exported", folder / "config.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def test_a_model_travels(finished, exported, tmp_path):
+    """Sampled from the exported folder alone, with its own config and without data: the run's clips, bit for bit."""
+    workdir, _ = finished
+    config = loaded(exported)
+    assert build.plain(config) == build.plain(tiny(init_from=str(exported)))
+    config.data.source = "none"
+    main.run(config, tmp_path, "sample")
+    made, meant = (
+        video.load_npz(run / "samples" / f"step_0000000{step}" / "clips.npz")
+        for run, step in ((tmp_path, 0), (workdir, 4))
+    )
+    for name in ("clips", "label"):
+        np.testing.assert_array_equal(made[name], meant[name])
+    assert json.loads((tmp_path / "samples" / "step_00000000" / "meta.json").read_text())["labels"]
+    assert not (tmp_path / "samples" / "real").exists()
+    (begun,) = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert (begun["start"]["from"], begun["start"]["step"]) == (str(exported), 4)
+    assert set(begun["start"]["fingerprints"]) == {"base", "residual"}
+    with pytest.raises(UserError, match="no records"):
+        main.run(config, tmp_path, "evaluate")
+
+
+def test_an_evaluation_job_judges_what_there_is_to_start_from(finished, exported, tmp_path):
+    """A workdir without a run: the start is judged once, as the run's own last step was."""
+    _, scores = finished
+    found = main.run(tiny(init_from=str(exported)), tmp_path, "evaluate")
+    assert found == pytest.approx(scores)
+    assert read_evaluations(tmp_path, build.evaluation_job(tiny()).mark).keys() == {0}
+
+
+@pytest.mark.slow
+def test_training_starts_from_these_weights(finished, exported, tmp_path):
+    """After one update the parameters are a learning rate away, and the average, undone, is what it started from."""
+    workdir, _ = finished
+    config = tiny(init_from=str(exported), train__steps=1)  # compiled for the finished run
+    main.run(config, tmp_path, "train")
+    first, ema, params = weights(workdir, tiny()), weights(tmp_path, tiny()), weights(tmp_path, tiny(), "params")
+    rate = 1 - float(state.ema_decay(0, config.train.ema_decay))
+    before = jax.tree.map(lambda e, p: (e - rate * p) / (1 - rate), ema, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), before, first)
+    lr = config.train.lr_base / config.train.warmup_steps  # bounds Adam's first update
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1.001 * lr, rtol=0), params, first)
+    (begun,) = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert begun["start"]["from"] == str(exported)
+    assert begun["start"]["step"] == 4
+    main.run(tiny(init_from="gone"), tmp_path, "sample")  # a run that has begun asks for it no more
+    assert (tmp_path / "samples" / "step_00000001").is_dir()
+
+
+def test_both_kinds_of_folder_give_the_same_arrays(finished, exported):
+    """On the shardings asked for; `base.init_from` gives the base network alone."""
+    config = tiny(mesh__data=2, mesh__fsdp=4)
+    model = build.model(config, build.source(config))
+    shapes = build.shapes(model)
+    where = sharding.shardings(shapes, build.mesh(config), min_size=1)
+    abstract = sharding.abstract(shapes, where)
+    meant = weights(finished[0], tiny())
+    for folder in (finished[0], exported):
+        made = build.start(tiny(init_from=str(folder)), model.networks).read(abstract)
+        jax.tree.map(np.testing.assert_array_equal, made, meant)
+        assert jax.tree.all(jax.tree.map(lambda a, s: a.sharding == s, made, where))
+        base = build.start(tiny(base__init_from=str(folder)), model.networks)
+        assert base.networks == ("base",)
+        jax.tree.map(np.testing.assert_array_equal, base.read(abstract), {"base": meant["base"]})
+    assert not jax.tree.all(jax.tree.map(lambda s: s.is_fully_replicated, where))
+
+
+def test_what_networks_have_learned_is_compared_before_they_are_read(exported, monkeypatch, tmp_path):
+    """Every difference is told as a flag, and with these flags the networks fit."""
+    changes = {"base__net__width": 16, "residual__net__temporal": (), "residual__prediction": "eps"}
+    config = tiny(init_from=str(exported), noise__schedule="linear", **changes)
+    with pytest.raises(UserError) as told:
+        main.run(config, tmp_path, "sample")
+    message = str(told.value)
+    assert "base.net.width is 16 here and 8 there" in message
+    assert f"take --config={exported / 'config.py'}" in message
+    given = [word for word in shlex.split(re.sub(r", or take.*", "", message)) if word.startswith("--config.")]
+    assert '--config.residual.net.temporal=("conv",)' in given
+    monkeypatch.setattr(sys, "argv", ["main", *given])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    values(sys.argv)
+    assert build.start(config, ("base", "residual")) is not None
+    # The base network alone: what the other one has learned does not count, nor does dropout.
+    free = tiny(base__init_from=str(exported), base__net__dropout=0.5, model__context="none", **changes)
+    free.base.net.width = 8
+    assert build.start(free, ("base", "residual")).networks == ("base",)
+    with pytest.raises(
+        UserError, match=r"model.context is none here and base_frame there; set --config.model.context="
+    ):
+        build.start(tiny(init_from=str(exported), model__context="none"), ("base", "residual"))
+
+
+def test_more_differences_than_one_wants_to_read(exported):
+    config = tiny(init_from=str(exported))
+    config.base.net.update({"width": 16, "num_res_blocks": 2, "patch": 2, "head_dim": 4, "norm_groups": 2})
+    with pytest.raises(UserError, match=r"\(and 1 more\)"):
+        build.start(config, ("base",))
+
+
+def test_a_start_that_is_none(finished, exported, tmp_path):
+    workdir, _ = finished
+    both = tiny(init_from=str(exported), base__init_from=str(workdir))
+    with pytest.raises(UserError, match=r"init_from and base\.init_from both"):
+        main.run(both, tmp_path / "run", "train")
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        main.run(tiny(init_from="nowhere"), tmp_path / "run", "train")
+    with pytest.raises(UserError, match=r"holds neither checkpoints/ nor base\.safetensors"):
+        main.run(tiny(init_from=str(tmp_path)), tmp_path / "run", "evaluate")
+    with pytest.raises(UserError, match="train first"):  # the residual network is missing
+        main.run(tiny(base__init_from=str(exported)), tmp_path / "run", "sample")
 
 
 @pytest.mark.slow

@@ -5,21 +5,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vf import optim, sharding
+from vf import export, optim, sharding
 from vf.data.clips import STARTS, Windows
 from vf.data.folder import VideoFolder
-from vf.data.pipeline import Source
+from vf.data.pipeline import NoClips, Source
 from vf.data.sprites import Sprites
 from vf.diffusion import decompose, gaussian, priors
 from vf.diffusion import schedule as schedules
@@ -31,11 +34,14 @@ from vf.metrics.sprites import SpriteScores
 from vf.metrics.suite import SEGMENTS, Suite, metrics
 from vf.model import CONTEXTS, Model, OneNetwork, SampleOptions, VideoFusion
 from vf.nets.unet import UNet
+from vf.pretrained import base as pretrained
 from vf.pretrained import i3d
 from vf.pretrained.networks import FAMILIES, networks
-from vf.types import UserError
+from vf.types import Params, UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+KINDS: dict[str, gaussian.Prediction] = {kind: kind for kind in gaussian.PREDICTIONS}
+PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network")}
 TFDS = "tfds:"  # before the name of a data set that TFDS itself prepares
 T = TypeVar("T")
 
@@ -67,6 +73,8 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> Source:
     if data.source == "sprites":
         split = "test" if evaluation else "train"
         return Sprites(frames=data.frames, size=data.size, base=base_frame(config), split=split)
+    if data.source == "none":
+        return NoClips(export.find(Path(path)).classes if (path := config.init_from or config.base.init_from) else ())
     start = "centre" if evaluation else choose("data.windows", data.windows, {known: known for known in STARTS})
     windows = said(lambda: Windows(data.frames, data.stride, data.fps, start, data.hop))
     split = (evaluation and data.eval_split) or data.split
@@ -92,17 +100,56 @@ def network(config: ConfigDict, net: ConfigDict, source: Source, **changes: Any)
     """One U-Net, with the fields that the whole model decides."""
     fields = net.to_dict()
     fields["temporal_attention_at"] = fields["temporal_attention_at"] or None
-    labelled = choose("model.condition", config.model.condition, {"none": False, "label": True})
-    if labelled and not source.num_classes:
-        raise UserError("model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>")
-    if labelled:
+    if labelled(config, source):
         fields |= {"num_classes": source.num_classes, "null_class": True}
-    return UNet(
-        **fields | changes,
-        cond_dim=embedding_dim(config, source),
-        dtype=choose("model.dtype", config.model.dtype, DTYPES),
-        remat=config.model.remat,
-    )
+    return UNet(**fields | changes, cond_dim=embedding_dim(config, source), **_computation(config))
+
+
+def _computation(config: ConfigDict) -> dict[str, Any]:
+    """How networks compute, whichever they are."""
+    return {"dtype": choose("model.dtype", config.model.dtype, DTYPES), "remat": config.model.remat}
+
+
+def labelled(config: ConfigDict, source: Source) -> bool:
+    """Whether networks are told classes. Raises UserError where the clips have none."""
+    wanted = choose("model.condition", config.model.condition, {"none": False, "label": True})
+    if wanted and not source.num_classes:
+        raise UserError("model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>")
+    return wanted
+
+
+def base_network(config: ConfigDict, source: Source) -> nn.Module:
+    """The base generator: that of the converted file where `base.pretrained` names one, else `base.net`."""
+    file = pretrained_base(config)
+    if file is None:
+        return network(config, config.base.net, source)
+    file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
+    return file.network(
+        class_names=source.class_names if labelled(config, source) else (),
+        embedding_dim=embedding_dim(config, source), dropout=config.base.net.dropout, **_computation(config),
+    )  # fmt: skip
+
+
+def pretrained_base(config: ConfigDict) -> pretrained.Base | None:
+    """What `base.pretrained` names, None for nothing. Raises UserError where it is no converted base generator."""
+    return pretrained.open_base(Path(config.base.pretrained)) if config.base.pretrained else None
+
+
+def resolved(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """A copy of `config` that says what the base network is where a converted file decides it.
+
+    Where that file has gone, a run that began with it still knows what it said. Raises UserError as `pretrained_base`.
+    """
+    config = config.copy_and_resolve_references()
+    if not config.base.pretrained:
+        return config
+    if not Path(config.base.pretrained).exists() and (kept := workdir / pretrained.HEADER).is_file():
+        logging.warning("%s has gone; the base network is built as %s says", config.base.pretrained, kept)
+        config.base.pretrained = str(kept)
+    file = pretrained_base(config)
+    assert file is not None
+    config.base.net.update(file.fields)
+    return config
 
 
 def embedding_dim(config: ConfigDict, source: Source) -> int:
@@ -123,19 +170,9 @@ def model(config: ConfigDict, source: Source) -> Model:
     data, noise = config.data, config.noise
     base = base_frame(config)
     lam = said(lambda: decompose.make_lambda(_one_or_all(noise.lam), data.frames, base))
-    labelled = config.model.condition == "label"
-    shared: dict[str, Any] = {
-        "schedule": choose("noise.schedule", noise.schedule, schedules.SCHEDULES)(noise.steps),
-        "shape": (data.frames, data.size, data.size, 3),
-        "base_frame": base,
-        "null_label": source.num_classes if labelled else None,
-        "embedding_dim": embedding_dim(config, source),
-        "condition_dropout": config.model.condition_dropout,
-        "loss_weight": config.model.loss_weight,
-    }
-    kinds: dict[str, gaussian.Prediction] = {kind: kind for kind in gaussian.PREDICTIONS}
-    base_prediction = choose("base.prediction", config.base.prediction, kinds)
-    base_loss = choose("base.loss", config.base.loss or base_prediction, kinds)
+    shared = _shared(config, source, data.frames, base)
+    base_prediction = choose("base.prediction", config.base.prediction, KINDS)
+    base_loss = choose("base.loss", config.base.loss or base_prediction, KINDS)
     draws: dict[str, Callable[[], priors.Prior]] = {
         "decomposed": lambda: priors.Decomposed(lam),
         "independent": priors.Independent,
@@ -143,8 +180,7 @@ def model(config: ConfigDict, source: Source) -> Model:
         "progressive": lambda: priors.Progressive(noise.a),
     }
     prior = choose("noise.prior", noise.prior, draws)()
-    predictor = choose("model.predictor", config.model.predictor, {k: k for k in ("decomposed", "one_network")})
-    if predictor == "one_network":
+    if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
         net = network(config, config.base.net, source, frame_embed=True)
         made: Model = OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared)
     else:
@@ -153,16 +189,16 @@ def model(config: ConfigDict, source: Source) -> Model:
                 f"model.predictor=decomposed predicts the parts of decomposed noise, but noise.prior is "
                 f"{noise.prior}: set --config.noise.prior=decomposed, or --config.model.predictor=one_network"
             )
-        residual_prediction = choose("residual.prediction", config.residual.prediction, kinds)
+        residual_prediction = choose("residual.prediction", config.residual.prediction, KINDS)
         made = said(
             lambda: VideoFusion(
-                base=network(config, config.base.net, source),
+                base=base_network(config, source),
                 residual=network(config, config.residual.net, source, frame_embed=True),
                 lam=lam,
                 base_prediction=base_prediction,
                 residual_prediction=residual_prediction,
                 base_loss=base_loss,
-                residual_loss=choose("residual.loss", config.residual.loss or residual_prediction, kinds),
+                residual_loss=choose("residual.loss", config.residual.loss or residual_prediction, KINDS),
                 base_images=config.base.images,
                 context=config.model.context,
                 context_noise=config.model.context_noise,
@@ -173,9 +209,141 @@ def model(config: ConfigDict, source: Source) -> Model:
     return made
 
 
+def image_model(config: ConfigDict, source: Source) -> OneNetwork:
+    """The base generator alone, which is an image model: clips of one frame. Raises UserError as `model` does.
+
+    Its noise is the base noise b, so that sample k is the base frame of the model's clip k."""
+    if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
+        raise UserError(
+            "sample.what=base draws images of the base generator, but model.predictor is one_network, which is no "
+            "image model: set --config.sample.what=clips"
+        )
+    made = OneNetwork(
+        net=base_network(config, source), prior=priors.Decomposed(np.ones(1, np.float32)),
+        prediction=choose("base.prediction", config.base.prediction, KINDS), **_shared(config, source, 1, 0),
+    )  # fmt: skip
+    said(lambda: shapes(made))
+    return made
+
+
+def file_model(config: ConfigDict) -> tuple[OneNetwork, NoClips]:
+    """The image model of the file that `base.pretrained` names, as it is there, and its classes; needs no clips.
+
+    Raises UserError where guidance is asked of a network that knows no absence of a class."""
+    file = pretrained_base(config)
+    assert file is not None
+    file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
+    if config.sample.guidance_scale != 1 and not file.can_be_guided:
+        raise UserError(
+            f"sample.guidance_scale is {config.sample.guidance_scale}, but the network of {file.path} was trained "
+            'without "no class": set --config.sample.guidance_scale=1'
+        )
+    classes = NoClips(file.class_names)
+    shared = _shared(config, classes, 1, 0) | {"null_label": file.classes or None, "embedding_dim": 0}
+    made = OneNetwork(
+        net=file.own_network(dropout=0.0, **_computation(config)), prior=priors.Decomposed(np.ones(1, np.float32)),
+        prediction=choose("base.prediction", config.base.prediction, KINDS), **shared,
+    )  # fmt: skip
+    said(lambda: shapes(made))
+    return made, classes
+
+
+def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[str, Any]:
+    """What every model of the config has in common, for clips of `frames` frames with the base frame at `base`."""
+    size, noise = config.data.size, config.noise
+    return {
+        "schedule": choose("noise.schedule", noise.schedule, schedules.SCHEDULES)(noise.steps),
+        "shape": (frames, size, size, 3),
+        "base_frame": base,
+        "null_label": source.num_classes if config.model.condition == "label" else None,
+        "embedding_dim": embedding_dim(config, source),
+        "condition_dropout": config.model.condition_dropout,
+        "loss_weight": config.model.loss_weight,
+    }
+
+
 def shapes(model: Model) -> Any:
     """Shapes and dtypes of the parameters, computed without making them."""
     return jax.eval_shape(model.init, jax.random.key(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Networks that were trained before, here or elsewhere, for a job that finds no checkpoint.
+
+    Attributes:
+        networks: which of the model's they are.
+        read: {network: tree of ShapeDtypeStruct with shardings} -> {network: tree of arrays}, of `networks` alone.
+        origin: which weights they are, ready for JSON.
+    """
+
+    networks: tuple[str, ...]
+    read: Callable[[Params], Params]
+    origin: Mapping[str, Any]
+
+
+def start(config: ConfigDict, networks: Sequence[str], classes: Sequence[str] = (), own: bool = False) -> Start | None:
+    """What `init_from` names, for all `networks` of the model, or what gives the base its parameters: `base.pretrained`
+    or `base.init_from`. None where there is nothing of the kind.
+
+    Args:
+        classes: names of the run's classes.
+        own: take the file of `base.pretrained` as it is, for `file_model`.
+
+    Raises UserError where it is no trained model, or one that learned something else than this config says."""
+    file = pretrained_base(config)
+    if file is not None and not config.init_from:
+        names = classes if config.model.condition == "label" else ()
+
+        def read(params: Params) -> Params:
+            arrays = file.params(sharding.named(params["base"]), names, own)
+            return {"base": export.place(arrays, params["base"], file.path)}
+
+        return Start(("base",), read, {"from": str(file.path), "family": file.family, "fingerprint": file.fingerprint})
+    path = config.init_from or config.base.init_from
+    if not path:
+        return None
+    chosen = tuple(networks) if config.init_from else ("base",)
+    found = export.find(Path(path))
+    _check_learned(config, found, chosen)
+    return Start(chosen, lambda params: found.read({name: params[name] for name in chosen}), found.origin())
+
+
+def _check_learned(config: ConfigDict, found: export.Trained, networks: Sequence[str]) -> None:
+    """Raises UserError, with the flags to set, where `networks` have learned something else than `config` says."""
+    here, there = _flat(plain(config)), _flat(found.config)
+    names = ["noise.schedule", "noise.steps", "model.predictor", "model.condition"]
+    # The base network sees no context but an embedding.
+    if "residual" in networks or "embedding" in (here["model.context"], there["model.context"]):
+        names.append("model.context")
+    for network in networks:
+        fields = [name for name in here if name.startswith(f"{network}.net.") and not name.endswith(".dropout")]
+        names += [f"{network}.prediction", *fields]
+    # A field that is not told was not there yet when they were trained.
+    differing = [name for name in names if name in there and here[name] != there[name]]
+    if differing:
+        shown = differing[:4]
+        told = ", ".join(f"{name} is {_flag(here[name])} here and {_flag(there[name])} there" for name in shown)
+        more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
+        flags = " ".join(f"--config.{name}={shlex.quote(_flag(there[name]))}" for name in shown)
+        file = found.path / ("config.json" if found.step is not None else "config.py")
+        whole = f"its whole config is {file}" if found.step is not None else f"or take --config={file}"
+        raise UserError(f"the networks in {found.path} have learned something else: {told}{more}; set {flags}, {whole}")
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{a.b.c: value} of nested dicts."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _flag(value: Any) -> str:
+    """A value of a config as a flag takes it."""
+    if isinstance(value, list):
+        return f"({','.join(map(json.dumps, value))}{',' if len(value) == 1 else ''})"
+    return str(value)
 
 
 def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:
@@ -283,6 +451,7 @@ def evaluation_job(config: ConfigDict) -> EvaluationJob:
     aside = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
     everything = plain(config)
     judged = {name: everything[name] for name in ("sample", "data", "seed")}
+    del judged["sample"]["what"]  # clips, always
     judged["eval"] = {name: value for name, value in everything["eval"].items() if name not in aside}
     return EvaluationJob(
         checkpoint=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]
@@ -326,6 +495,17 @@ def check(config: ConfigDict) -> None:
             f"train.batch_size ({train.batch_size}) must divide into train.accumulate ({train.accumulate}) parts"
         )
     choose("sample.weights", sample.weights, {"ema": 0, "params": 0})
+    choose("sample.what", sample.what, {"clips": 0, "base": 0})
+    if config.base.init_from and (config.init_from or config.base.pretrained):
+        other = "init_from" if config.init_from else "base.pretrained"
+        raise UserError(
+            f"{other} and base.init_from both say where the base network starts from: leave one of them empty"
+        )
+    if config.base.pretrained and config.model.predictor == "one_network":
+        raise UserError(
+            "base.pretrained is an image model, and model.predictor is one_network, which has none: "
+            "set --config.model.predictor=decomposed"
+        )
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
         raise UserError(f"eval.levels are steps 0..{config.noise.steps - 1} of the schedule, got {levels[0]}")
 
@@ -342,7 +522,7 @@ def fingerprint(config: ConfigDict) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class SampleJob:
-    """How many clips to sample, of which classes, in what batches."""
+    """How many clips, or images of the base generator, to sample, of which classes, in what batches."""
 
     options: SampleOptions
     count: int
@@ -351,6 +531,7 @@ class SampleJob:
     weights: Literal["ema", "params"]
     label: int
     fps: float
+    what: Literal["clips", "base"] = "clips"
 
     def protocol(self) -> dict[str, Any]:
         """What changes the clips, beside the weights."""
@@ -364,7 +545,7 @@ class SampleJob:
 def sample_job(config: ConfigDict) -> SampleJob:
     """`config.sample`, typed."""
     s = config.sample
-    return SampleJob(sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, s.fps)
+    return SampleJob(sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, s.fps, s.what)
 
 
 def levels(config: ConfigDict) -> np.ndarray:

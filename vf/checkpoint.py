@@ -16,9 +16,11 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
@@ -34,8 +36,8 @@ _DONE = "commit_success.txt"  # Orbax's last write, into each item and then into
 class Checkpoints:
     """The checkpoints in one folder.
 
-    Build one in every process, after `jax.distributed.initialize`; all methods but `steps`, `latest` and
-    `meta` are to be called by all processes. Usable as a context manager, which waits for the last save.
+    Build one in every process, after `jax.distributed.initialize`; all methods but `steps`, `latest`, `meta`
+    and `shapes` are to be called by all processes. Usable as a context manager, which waits for the last save.
 
     directory: local path or gs:// address; made if missing.
     keep: how many of the latest checkpoints stay.
@@ -105,7 +107,7 @@ class Checkpoints:
         items = _items(state)
         # Shapes are kept here too, where comparing them costs one small file and not an opening of every
         # array.
-        about = {"run": dict(meta), "arrays": {item: _kinds(tree) for item, tree in items.items()}}
+        about = {"run": dict(meta), "arrays": {item: kinds(tree) for item, tree in items.items()}}
         json.dumps(about)  # a value that is not JSON shall fail here, not in the background
         later = [s for s in self._manager.all_steps() if s >= step]
         if later and not force:
@@ -141,20 +143,20 @@ class Checkpoints:
         step, path = self._find(step)
         wanted, found = _items(state), self._about(path)["arrays"]
         for item, tree in wanted.items():
-            difference = _difference(found[item], _kinds(tree), dtypes=True)
-            if difference and item == "optimizer":
+            unlike = difference(found[item], kinds(tree), dtypes=True)
+            if unlike and item == "optimizer":
                 raise UserError(
                     f"checkpoint {step} in {self.directory} fits these networks, but not this optimizer: of"
-                    f" its state, {difference}; use the optimizer settings of that run (accumulate, frozen)"
+                    f" its state, {unlike}; use the optimizer settings of that run (accumulate, frozen)"
                 )
-            if difference:
-                raise _other_network(step, self.directory, item, difference)
+            if unlike:
+                raise _other_network(step, self.directory, item, unlike)
         params, ema, optimizer = (self._read(path, item, tree) for item, tree in wanted.items())
-        rest = _fill(_optimizer(state), optimizer)
+        rest = fill(_optimizer(state), optimizer)
         return TrainState(
             step=rest["step"],
-            params=_fill(state.params, params),
-            ema=_fill(state.ema, ema),
+            params=fill(state.params, params),
+            ema=fill(state.ema, ema),
             opt_state=rest["opt_state"],
         )
 
@@ -173,15 +175,24 @@ class Checkpoints:
         networks = {name.split("/")[0] for name in wanted}
         found = self._about(path)["arrays"][which]
         found = {name: kind for name, kind in found.items() if name.split("/")[0] in networks}
-        difference = _difference(found, _kinds(wanted), dtypes=False)
-        if difference:
-            raise _other_network(step, self.directory, which, difference)
-        return _fill(params, self._read(path, which, wanted))
+        unlike = difference(found, kinds(wanted), dtypes=False)
+        if unlike:
+            raise _other_network(step, self.directory, which, unlike)
+        return fill(params, self._read(path, which, wanted))
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """What `save` was given as `meta`; default the latest. Raises UserError as `restore` does."""
         step, path = self._find(step)
         return self._about(path)["run"]
+
+    def shapes(self, step: int | None = None, which: Literal["ema", "params"] = "ema") -> Params:
+        """{network: tree} of `jax.ShapeDtypeStruct`, as the checkpoint records them: to read it without a config.
+
+        Default the latest. Raises UserError as `restore` does."""
+        step, path = self._find(step)
+        found = self._about(path)["arrays"][which]
+        leaves = {name: jax.ShapeDtypeStruct(json.loads(shape), jnp.dtype(d)) for name, (shape, d) in found.items()}
+        return unflatten_dict(leaves, sep="/")
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises what went wrong on the way."""
@@ -308,25 +319,28 @@ def _items(state: TrainState) -> dict[str, dict[str, Any]]:
     return {"params": named(state.params), "ema": named(state.ema), "optimizer": named(_optimizer(state))}
 
 
-def _kinds(arrays: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def kinds(arrays: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """{path: (shape, dtype)} as text."""
     return {name: (str(list(a.shape)), str(a.dtype)) for name, a in arrays.items()}
 
 
-def _fill(tree: Any, leaves: Mapping[str, Any]) -> Any:
+def fill(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """`tree` with the leaves that {'/'-joined path: leaf} names."""
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in named(tree)])
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, dtypes: bool) -> str:
-    """What tells the arrays of a checkpoint from those asked for; empty if nothing does."""
+def difference(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], *, dtypes: bool, holder: str = "the checkpoint"
+) -> str:
+    """What tells the arrays of `holder` from those asked for, both as `kinds` gives them; empty if nothing does."""
 
     def unlike(part: int) -> list[str]:
         both = [(name, found[name][part], kind[part]) for name, kind in wanted.items() if name in found]
         return [f"{name} is {there} there and {here} here" for name, there, here in both if there != here]
 
     parts = [
-        _list("not in the checkpoint", [name for name in wanted if name not in found]),
-        _list("only in the checkpoint", [name for name in found if name not in wanted]),
+        _list(f"not in {holder}", [name for name in wanted if name not in found]),
+        _list(f"only in {holder}", [name for name in found if name not in wanted]),
         _list("of another shape", unlike(0)),
         _list("of another dtype", unlike(1) if dtypes else []),
     ]

@@ -5,6 +5,7 @@ It shows whatever is there of
     config.json  run.json  metrics.jsonl                                    (vf.record)
     samples/real/            clips.npz  wall.gif  wall.mp4  strip.png  meta.json
     samples/step_00001000/   the same, of clips drawn at that step          (write_samples)
+    samples/base_step_00001000/   clips.npz  wall.png  meta.json, of images of the base generator
 
 and asks for nothing else: no network, no server, no script but a few lines that move the step slider. Without
 them the last step is shown.
@@ -34,9 +35,9 @@ what sets it apart. Below: real clips beside drawn ones, the course of training,
 protocol it was measured by. Pictures here are for the eye; <code>clips.npz</code> holds the exact pixels."""
 
 
-def step_folder(workdir: str | Path, step: int) -> Path:
-    """Where the samples drawn at `step` lie."""
-    return Path(workdir) / "samples" / f"step_{step:08d}"
+def step_folder(workdir: str | Path, step: int, images: bool = False) -> Path:
+    """Where the samples drawn at `step` lie: clips, or images of the base generator."""
+    return Path(workdir) / "samples" / f"{'base_' if images else ''}step_{step:08d}"
 
 
 def real_folder(workdir: str | Path) -> Path:
@@ -56,7 +57,8 @@ def write_samples(
     class_names: Sequence[str] = (),
     meta: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes clips u8 [n t h w 3] as clips.npz (lossless), wall.gif, wall.mp4, strip.png and meta.json.
+    """Writes clips u8 [n t h w 3] as clips.npz (lossless), wall.gif, wall.mp4, strip.png and meta.json; those of one
+    frame are images, with wall.png in place of all that moves.
 
     `centre` is the index of the base frame, marked in the strip of the first eight clips; `scale` enlarges
     every pixel (by default to fill a column of the page); `labels` has one entry for each clip, told by name
@@ -67,11 +69,15 @@ def write_samples(
     count, frames, height, width, _ = clips.shape
     wall = video.grid(clips, columns)
     large = scale or max(1, WIDTH // wall.shape[2])
-    video.write_gif(folder / "wall.gif", wall, fps, large)
-    video.write_mp4(folder / "wall.mp4", wall, fps, large)
-    large = scale or max(1, (WIDTH // frames - 2 * STRIP_PAD) // width)
-    video.write_png(folder / "strip.png", video.film_strip(clips[:STRIP_ROWS], centre, STRIP_PAD, large))
-    facts = {"count": count, "frames": frames, "height": height, "width": width, "centre": centre, "fps": fps}
+    facts = {"count": count, "frames": frames, "height": height, "width": width}
+    if frames == 1:
+        video.write_png(folder / "wall.png", video.enlarge(wall[0], large))
+    else:
+        video.write_gif(folder / "wall.gif", wall, fps, large)
+        video.write_mp4(folder / "wall.mp4", wall, fps, large)
+        large = scale or max(1, (WIDTH // frames - 2 * STRIP_PAD) // width)
+        video.write_png(folder / "strip.png", video.film_strip(clips[:STRIP_ROWS], centre, STRIP_PAD, large))
+        facts |= {"centre": centre, "fps": fps}
     facts |= dict(meta or {})
     if labels is not None:
         facts["labels"] = [class_names[label] if class_names else str(label) for label in labels]
@@ -137,12 +143,15 @@ def _cards(scalars: list[dict], scores: list[dict], starts: list[dict], best: di
 
 
 def _clips(workdir: Path) -> str:
-    folders = {path.name.removeprefix("step_"): path for path in (workdir / "samples").glob("step_*/")}
-    steps = sorted((int(digits), path) for digits, path in folders.items() if digits.isdecimal())
+    drawn: dict[int, str] = {}
+    for kind, heading in (("step_", "Drawn at step"), ("base_step_", "Images of the base generator at step")):
+        for folder in (workdir / "samples").glob(f"{kind}*/"):
+            if (digits := folder.name.removeprefix(kind)).isdecimal():
+                step = int(digits)
+                drawn[step] = drawn.get(step, "") + _pictures(workdir, folder, f"{heading} {step:,}")
     blocks = [
-        f'<div class="step" data-step="{step:,}"{"" if index == len(steps) - 1 else " hidden"}>'
-        f"{_pictures(workdir, folder, f'Drawn at step {step:,}')}</div>"
-        for index, (step, folder) in enumerate(steps)
+        f'<div class="step" data-step="{step:,}"{"" if step == max(drawn) else " hidden"}>{drawn[step]}</div>'
+        for step in sorted(drawn)
     ]
     columns = []
     if (real := real_folder(workdir)).is_dir():
@@ -160,7 +169,10 @@ def _pictures(workdir: Path, folder: Path, heading: str) -> str:
     """Wall, film strip, links and facts of one set of clips, as far as its files are there."""
     links = {path.name: quote(path.relative_to(workdir).as_posix()) for path in folder.iterdir()}
     parts = [f"<h3>{heading}</h3>"]
-    for name, text in (("wall.gif", "a wall of clips"), ("strip.png", "film strip, the centre frame marked")):
+    for name, text in (
+        ("wall.gif", "a wall of clips"), ("wall.png", "a wall of images"),
+        ("strip.png", "film strip, the centre frame marked"),
+    ):  # fmt: skip
         if link := links.get(name):
             image = f'<img src="{link}" alt="{heading}: {text}" loading="lazy">'
             parts.append(f'<a href="{link}">{image}</a>')

@@ -35,7 +35,7 @@ class Judge:
     mesh: Mesh
     job: SampleJob
     evaluators: Mapping[str, Evaluator]
-    held: Mapping[str, np.ndarray]  # fixed clips that were not trained on
+    held: Mapping[str, np.ndarray]  # fixed clips that were not trained on; none where samples alone are asked for
     levels: np.ndarray
     batch_size: int
     class_names: tuple[str, ...]
@@ -59,7 +59,8 @@ class Judge:
         made = sample.clips(self._sample, params, given, self.job.batch_size, self.mesh)
         if self.recorder.is_writer:
             sample.write(self.workdir, step, made, given, self.model, self.job, self.class_names)
-            self.recorder.video(step, "samples", made[:16], fps=self.job.fps)
+            name = "samples" if self.job.what == "clips" else "base samples"
+            self.recorder.video(step, name, made[:16], fps=self.job.fps)
         return made
 
     def evaluate(self, step: int, params: Any, made: np.ndarray) -> dict[str, float]:
@@ -99,8 +100,8 @@ class Judge:
         self.recorder.file(BEST, json.dumps(found))
 
     def show_real(self) -> None:
-        """Real clips for the gallery, beside which samples are seen."""
-        if self.recorder.is_writer:
+        """Real clips for the gallery, beside which samples are seen: where there are any, and clips are sampled."""
+        if self.recorder.is_writer and self.held and self.job.what == "clips":
             gallery.write_samples(
                 self.workdir / "samples" / "real", self.held["video"][: self.job.count],
                 centre=self.model.base_frame, fps=self.job.fps, meta=dict(self.data),

@@ -20,7 +20,9 @@ from vf import build, evaluate, gallery, record, sharding, train
 from vf.checkpoint import JUDGING, Checkpoints
 from vf.data import pipeline
 from vf.judge import Judge
-from vf.types import UserError
+from vf.model import Model
+from vf.pretrained import base as pretrained
+from vf.types import Params, UserError
 
 MODES = ("train", "sample", "evaluate")
 FLAGS = flags.FLAGS
@@ -83,15 +85,32 @@ def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
 def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
     """One job. Returns the last scores (none for mode sample). Raises UserError."""
     build.check(config)
-    source = build.source(config)
-    model = build.model(config, source)
+    images = config.sample.what == "base"
+    if images and mode != "sample":
+        raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
+    config = build.resolved(config, workdir)
+    folder = workdir / "checkpoints"
+    with Checkpoints(str(folder), read_only=True) as checkpoints:
+        fresh = checkpoints.latest() is None
+    model: Model
+    source: pipeline.Source
+    own = images and fresh and bool(config.base.pretrained) and not config.init_from
+    if own:  # the file's network as it is, with its own classes, to see that it was read right
+        model, source = build.file_model(config)
+    else:
+        source = build.source(config)
+        model = build.image_model(config, source) if images else build.model(config, source)
     mesh = build.mesh(config)
     if mode == "evaluate" and config.eval.selfcheck:
         return build.selfcheck(config)
+    start = build.start(config, model.networks, source.class_names, own) if fresh else None
     # An evaluation job may run beside training: it draws its own curves.
     events = "tensorboard/evaluate" if mode == "evaluate" else "tensorboard"
     recorder = record.Recorder(workdir, is_writer=jax.process_index() == 0, events=events)
-    judged = build.source(config, evaluation=True)
+    origin = {"start": start.origin} if start else {}
+    judged = source if own else build.source(config, evaluation=True)
+    needed = mode != "sample" or len(judged)  # samples alone can do without clips
+    held = pipeline.fixed_clips(judged, config.eval.clips, seed=config.seed) if needed else {}
     job, evaluation = build.sample_job(config), build.evaluation_job(config)
     judge = Judge(
         workdir=workdir,
@@ -100,7 +119,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
         mesh=mesh,
         job=job,
         evaluators={} if mode == "sample" else build.evaluators(config),
-        held=pipeline.fixed_clips(judged, config.eval.clips, seed=config.seed),
+        held=held,
         levels=build.levels(config),
         batch_size=config.eval.batch_size,
         class_names=source.class_names,
@@ -112,7 +131,9 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
     )
     tx, learning_rates = build.optimizer(config)
     if mode == "train":
-        recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, data=source.describe())
+        recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, data=source.describe(), **origin)
+        if file := build.pretrained_base(config):
+            recorder.file(pretrained.HEADER, pretrained.remembered(file))
         table = overview(model)
         recorder.file("parameters.txt", table)
         logging.info("parameters: %s (table in parameters.txt)", table.splitlines()[-1])
@@ -135,22 +156,36 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
             checkpoint_every=config.train.checkpoint_every,
             keep=config.train.keep,
             sample_every=config.train.sample_every,
-            init_base=Path(config.base.init_from) if config.base.init_from else None,
-            meta={"config": build.fingerprint(config), "seed": config.seed},
+            start=start.read if start else None,
+            meta={"config": build.fingerprint(config), "seed": config.seed, "classes": list(source.class_names)},
         )
 
-    if not (workdir / "checkpoints").is_dir():
+    whole = start is not None and set(start.networks) == set(model.networks)
+    if not whole and not folder.is_dir():
         raise UserError(
-            f"no checkpoint in {workdir / 'checkpoints'}: train first, or give the run's folder as --workdir"
+            f"no checkpoint in {folder}: train first, or give the run's folder as --workdir, or as --config.init_from"
         )
     shapes = build.shapes(model)
     abstract = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
     scores: dict[str, float] = {}
 
-    with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
+    def show(step: int, params: Params) -> None:
+        """Samples, and scores where they are asked for."""
+        made = judge.sample(step, params)
+        judge.show_real()
+        if mode == "evaluate":
+            scores.update(judge.evaluate(step, params, made))
+            for name, value in scores.items():
+                logging.info("step %d, %s: %.4g", step, name, value)
+            if recorder.is_writer:
+                (workdir / JUDGING).unlink(missing_ok=True)
+        if recorder.is_writer:
+            logging.info("gallery: %s", gallery.write(workdir))
+
+    with Checkpoints(str(folder), read_only=True) as checkpoints:
 
         def look(step: int | None) -> None:
-            """Samples, and scores where they are asked for, at one checkpoint."""
+            """One checkpoint."""
             at = checkpoints.latest() if step is None else step
             if mode == "evaluate" and at is not None:  # while it is judged, training keeps it
                 recorder.file(JUDGING, json.dumps({"step": at}))
@@ -160,18 +195,18 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
                 if step is not None and step not in checkpoints.steps():
                     raise FileNotFoundError(f"checkpoint {step}") from error
                 raise
-            made = judge.sample(at or 0, params)
-            judge.show_real()
-            if mode == "evaluate":
-                scores.update(judge.evaluate(at or 0, params, made))
-                for name, value in scores.items():
-                    logging.info("step %d, %s: %.4g", at, name, value)
-                if recorder.is_writer:
-                    (workdir / JUDGING).unlink(missing_ok=True)
-            if recorder.is_writer:
-                logging.info("gallery: %s", gallery.write(workdir))
+            show(at or 0, params)
 
-        if mode == "evaluate" and evaluation.checkpoint == "follow":
+        follow = mode == "evaluate" and evaluation.checkpoint == "follow"
+        # A folder without checkpoints is that of a training job that has just begun: it is worth waiting for.
+        waiting = follow and folder.is_dir()
+        untrained = not checkpoints.steps() and not checkpoints.without_ema()
+        if start and whole and untrained and not waiting and not isinstance(evaluation.checkpoint, int):
+            if not folder.is_dir():  # else a training job has described it
+                recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, data=source.describe(), **origin)
+            show(0, start.read(abstract))
+            return scores
+        if follow:
             if not checkpoints.steps() and checkpoints.without_ema():
                 look(None)  # says what is wrong, where waiting would not help
             evaluate.follow(

@@ -86,7 +86,7 @@ class _Model:
         if self.null_label is not None:
             kwargs["label"] = jnp.where(null, self.null_label, condition["label"])
         if "embedding" in condition:
-            kwargs["cond"] = jnp.where(null[:, None], 0.0, condition["embedding"])
+            kwargs |= {"cond": condition["embedding"], "null": null}
         # A network with learned variance returns it after the prediction; DDIM has no use for it.
         return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1]]
 

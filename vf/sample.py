@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from vf import gallery, rng, sharding, video
 from vf.build import SampleJob
 from vf.model import Model
-from vf.types import Batch
+from vf.types import Batch, UserError
 
 
 def sampler(model: Model, job: SampleJob, mesh: Mesh) -> Any:
@@ -29,8 +29,10 @@ def conditions(model: Model, job: SampleJob, records: Mapping[str, np.ndarray], 
     """What `job.count` samples are conditioned on: labels in turn or as asked, embeddings of held-out clips.
 
     The paper draws the embedding from a prior network; until there is one, clips that were not trained on lend theirs,
-    so a score with context `embedding` is that of a perfect prior.
+    so a score with context `embedding` is that of a perfect prior. Raises UserError for a class that is none.
     """
+    if model.null_label is not None and job.label >= classes:
+        raise UserError(f"sample.label must be a class, 0 to {classes - 1}, or -1 for all in turn; got {job.label}")
     index = np.arange(job.count, dtype=np.uint32)
     label = index % max(classes, 1) if job.label < 0 else np.full(job.count, job.label)
     made = {"index": index, "label": label.astype(np.int32)}
@@ -61,9 +63,10 @@ def write(
     job: SampleJob,
     class_names: Sequence[str],
 ) -> Path:
-    """`WORKDIR/samples/step_00001000`: clips.npz (lossless), a wall as GIF and MP4, a film strip, meta.json."""
+    """`WORKDIR/samples/step_00001000`: clips.npz (lossless), a wall as GIF and MP4, a film strip, meta.json; for images
+    of the base generator `base_step_00001000`, with a wall alone."""
     labels = given["label"].tolist() if model.null_label is not None else None
-    folder = Path(workdir) / "samples" / f"step_{step:08d}"
+    folder = gallery.step_folder(workdir, step, images=job.what == "base")
     meta = {"step": step, **job.protocol()}
     return gallery.write_samples(
         folder, generated, centre=model.base_frame, fps=job.fps, labels=labels, class_names=class_names, meta=meta

@@ -26,7 +26,7 @@ from vf.data import pipeline
 from vf.judge import Judge
 from vf.model import Model
 from vf.step import train_step
-from vf.types import UserError
+from vf.types import Params, UserError
 
 
 def place_state(
@@ -62,10 +62,13 @@ def run(
     checkpoint_every: int,
     keep: int,
     sample_every: int,
-    init_base: Path | None,
+    start: Callable[[Params], Params] | None,
     meta: Mapping[str, Any],
 ) -> dict[str, float]:
     """Trains to `steps` updates from the latest checkpoint in `workdir`, or from the start; returns the last scores.
+
+    `start` gives networks their first parameters: {network: tree of ShapeDtypeStruct with shardings} -> {network: tree
+    of arrays}, of all networks or some; the others, or all where it is None, are drawn.
 
     Raises UserError for a non-finite loss (the last good checkpoint stays), unreadable data, or a checkpoint of another
     architecture.
@@ -82,8 +85,8 @@ def run(
             logging.info("restored step %d", first)
         else:
             state = create()
-            if init_base is not None:
-                state = _with_base(state, abstract, init_base)
+            if start is not None:
+                state = _started(state, start(abstract.ema))
         judge.show_real()
 
         progress = record.Progress(steps, first)
@@ -142,12 +145,10 @@ def _fetch(ready: list[tuple[int, Mapping[str, jax.Array]]]) -> dict[str, float]
     return {name: float(np.mean([values[name] for values in numbers])) for name in numbers[0]}
 
 
-def _with_base(state: states.TrainState, abstract: Any, run: Path) -> states.TrainState:
-    """`state` with the base network that another run has averaged."""
-    with Checkpoints(str(run / "checkpoints"), read_only=True) as checkpoints:
-        base = checkpoints.restore_params({"base": abstract.ema["base"]})["base"]
-    copy = jax.tree.map(lambda a: a.copy(), base)  # parameters and average are donated apart
-    return state.replace(params={**state.params, "base": copy}, ema={**state.ema, "base": base})  # type: ignore[attr-defined]
+def _started(state: states.TrainState, made: Params) -> states.TrainState:
+    """`state` with the networks `made`, as parameters and as averages."""
+    copy = jax.tree.map(lambda a: a.copy(), made)  # parameters and average are donated apart
+    return state.replace(params={**state.params, **copy}, ema={**state.ema, **made})  # type: ignore[attr-defined]
 
 
 def _report_bad(source: pipeline.Source, bad: Mapping[int, str], recorder: record.Recorder, step: int) -> None:

@@ -51,6 +51,28 @@ class Source(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class NoClips:
+    """A source without clips, for a job that samples and looks at none."""
+
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def describe(self) -> dict[str, Any]:
+        """As every source."""
+        return {"source": "none"}
+
+    def __len__(self) -> int:
+        return 0
+
+    def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """Raises BadRecord."""
+        raise BadRecord(f"there is no record {record}")
+
+
 def batches(
     source: Source,
     *,

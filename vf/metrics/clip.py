@@ -99,13 +99,14 @@ class Image(nn.Module):
 
 
 class Text(nn.Module):
-    """Tokens -> the projected last token of each caption."""
+    """Tokens -> the projected last token of each caption; with `states`, those of all tokens before projection too."""
 
     config: TextConfig
-    precision: Any
+    precision: Any = jax.lax.Precision.HIGHEST
+    states: bool = False
 
     @nn.compact
-    def __call__(self, tokens: Int[jax.Array, "b n"]) -> Float[jax.Array, "b dim"]:
+    def __call__(self, tokens: Int[jax.Array, "b n"]) -> Any:
         """Raises ValueError for more tokens than the context has. What follows the end of a caption is not seen."""
         config, count = self.config, tokens.shape[1]
         if count > config.context:
@@ -116,8 +117,10 @@ class Text(nn.Module):
         x = blocks(config, before, self.precision, "blocks", table[tokens] + positions[:count])
         # The end has the greatest number; padding by 0 or by further ends leaves the first one at its place.
         end = tokens.argmax(1)[:, None, None]
-        x = Norm(config.eps, name="norm")(jnp.take_along_axis(x, end, 1)[:, 0])
-        return nn.Dense(config.dim, use_bias=False, precision=self.precision, name="proj")(x)
+        x = Norm(config.eps, name="norm")(x)
+        last = jnp.take_along_axis(x, end, 1)[:, 0]
+        whole = nn.Dense(config.dim, use_bias=False, precision=self.precision, name="proj")(last)
+        return (x, whole) if self.states else whole
 
 
 def unit(x: Any) -> jax.Array:

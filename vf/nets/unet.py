@@ -137,6 +137,7 @@ class UNet(nn.Module):
         *,
         label: Int[Array, " b"] | None = None,
         cond: Float[Array, "b d"] | None = None,
+        null: Bool[Array, " b"] | None = None,
         context: Float[Array, "b n e"] | None = None,
         context_mask: Bool[Array, "b n"] | None = None,
         frame: Int[Array, "*clip f"] | None = None,
@@ -150,6 +151,7 @@ class UNet(nn.Module):
             t: step number, 0..T-1, integer or not.
             label: class of each clip; needed exactly where `num_classes` > 0. One beyond the table gives NaN.
             cond: vector of each clip; needed exactly where `cond_dim` > 0.
+            null: clips whose vector counts as none, which is zero.
             context: tokens of each clip; needed exactly where `context_dim` > 0.
             context_mask: which tokens may be read; None for all.
             frame: index of each frame within its clip, shared or per clip; None for 0..f-1. Unused without
@@ -164,6 +166,8 @@ class UNet(nn.Module):
             ValueError: an unknown option, an input that is missing or unused, or a size that does not divide.
         """
         self._check(z, t, context, context_mask)
+        if cond is not None and null is not None:
+            cond = jnp.where(null[:, None], 0.0, cond)
         emb = Conditioning(
             self.width,
             self.num_classes,

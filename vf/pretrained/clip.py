@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vf.metrics.clip import CLIP, TEXT_B32, TextConfig
+from vf.metrics.clip import CLIP, TEXT_B32, Text, TextConfig
 from vf.metrics.vit import CLIP_B32, Config
 from vf.pretrained import vit
 from vf.pretrained.names import From, paths
@@ -68,6 +68,37 @@ def hugging_face(vision: Config, language: TextConfig) -> dict[str, From]:
     return rows
 
 
+def text(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], TextConfig]:
+    """The text encoder alone, with its projection, of a Hugging Face folder of CLIP or CLIPTextModelWithProjection.
+
+    Raises:
+        ValueError: another network.
+    """
+    root = "text_model.embeddings.token_embedding.weight"
+    if root not in arrays or "text_projection.weight" not in arrays:
+        raise ValueError("it has no text encoder of CLIP with a projection, under Hugging Face's names")
+    kept = ("text_model.", "text_projection.")
+    arrays = _joined({name: array for name, array in arrays.items() if name.startswith(kept)})
+    names = {ours: source.name for ours, source in hugging_face(CLIP_B32, TEXT_B32).items()}
+    language = _language(arrays, names, "text_model.encoder.layers.", "hugging_face")
+    tokens = jax.ShapeDtypeStruct((1, language.context), np.int32)
+    shapes = paths(jax.eval_shape(Text(language).init, jax.random.key(0), tokens)["params"], "text")
+    rows = {k: row for k, row in hugging_face(CLIP_B32, language).items() if k.startswith("text/")}
+    made = vit.converted(arrays, rows, shapes, {"text/blocks": language.depth})
+    return {name.removeprefix("text/"): array for name, array in made.items()}, language
+
+
+def _language(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], blocks: str, layout: str) -> TextConfig:
+    """The configuration of the text encoder that shapes tell."""
+    vocabulary, width = vit.shape(arrays, names["text/tokens"], 2)
+    projection = vit.shape(arrays, names["text/proj/kernel"], 2)
+    return TextConfig(
+        width, vit.depth(arrays, blocks), max(width // 64, 1),
+        vit.shape(arrays, names["text/blocks/0/fc1/kernel"], 2)[0],
+        vit.shape(arrays, names["text/positions"], 2)[0], vocabulary, projection[0 if layout == "hugging_face" else 1],
+    )  # fmt: skip
+
+
 def _joined(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Hugging Face's q_proj, k_proj and v_proj as one; ValueError where one of them is missing."""
     made = {name: array for name, array in arrays.items() if not name.endswith(".position_ids")}
@@ -110,13 +141,7 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         CLIP_B32, width=width, depth=vit.depth(arrays, vision_blocks), heads=max(width // 64, 1), patch=patch,
         size=side * patch, mlp=vit.shape(arrays, names["image/blocks/0/fc1/kernel"], 2)[0],
     )  # fmt: skip
-    vocabulary, text_width = vit.shape(arrays, names["text/tokens"], 2)
-    projection = vit.shape(arrays, names["text/proj/kernel"], 2)
-    language = TextConfig(
-        text_width, vit.depth(arrays, text_blocks), max(text_width // 64, 1),
-        vit.shape(arrays, names["text/blocks/0/fc1/kernel"], 2)[0],
-        vit.shape(arrays, names["text/positions"], 2)[0], vocabulary, projection[0 if layout == "hugging_face" else 1],
-    )  # fmt: skip
+    language = _language(arrays, names, text_blocks, layout)
     shapes = paths(
         jax.eval_shape(
             CLIP(vision, language).init, jax.random.key(0),

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-import safetensors
 
-from vf.pretrained import tensorflow_file, torch_file
+from vf.pretrained import safetensors_file, tensorflow_file, torch_file
 from vf.types import UserError
 
 
@@ -23,6 +22,7 @@ class Source(NamedTuple):
     arrays: dict[str, np.ndarray]  # by the names of the file, in its dtypes
     format: str
     files: tuple[Path, ...]  # whose bytes make its sha256
+    config: Mapping[str, Any] = {}  # a folder's config.json
 
 
 def read(path: Path) -> Source:
@@ -76,7 +76,7 @@ def _read(path: Path) -> Source:
         script = any(name.endswith("/constants.pkl") for name in names)
         return Source(torch_file.read(path), "torchscript" if script else "torch", (path,))
     if len(head) == 9 and head[8:9] == b"{":
-        return Source(_safetensors(path), "safetensors", (path,))
+        return Source(safetensors_file.read(path)[0], "safetensors", (path,))
     if torch_file.is_legacy(path):
         return Source(torch_file.read(path), "torch (legacy)", (path,))
     if head[:1] == b"\x80":
@@ -90,15 +90,17 @@ def _folder(path: Path) -> Source:
         if len(found) > 1:
             raise ValueError(f"it holds several checkpoints ({', '.join(file.name for file in found)}): name one")
         return _checkpoint(found[0].with_suffix(""))
-    if (index := path / "model.safetensors.index.json").is_file():
-        parts = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
-    else:
-        parts = [p for name in ("model", "diffusion_pytorch_model") if (p := path / f"{name}.safetensors").is_file()]
-    if parts:
-        arrays = {name: array for part in parts for name, array in _safetensors(part).items()}
-        return Source(arrays, "safetensors folder", tuple(parts))
-    if (file := path / "pytorch_model.bin").is_file():
-        return Source(torch_file.read(file), "torch folder", (file,))
+    config = json.loads(file.read_text()) if (file := path / "config.json").is_file() else {}
+    for name in ("model", "diffusion_pytorch_model"):
+        parts = [file] if (file := path / f"{name}.safetensors").is_file() else []
+        if (index := path / f"{name}.safetensors.index.json").is_file():
+            parts = sorted({path / part for part in json.loads(index.read_text())["weight_map"].values()})
+        if parts:
+            arrays = {name: array for part in parts for name, array in safetensors_file.read(part)[0].items()}
+            return Source(arrays, "safetensors folder", tuple(parts), config)
+    for name in ("pytorch_model.bin", "diffusion_pytorch_model.bin"):
+        if (file := path / name).is_file():
+            return Source(torch_file.read(file), "torch folder", (file,), config)
     raise ValueError("the folder holds no *.index, *.safetensors or pytorch_model.bin")
 
 
@@ -114,14 +116,6 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
         except (zipfile.BadZipFile, EOFError) as error:
             raise ValueError(str(error)) from error
-
-
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, TypeError) as error:
-        raise ValueError(str(error)) from error
 
 
 class _Numpy(pickle.Unpickler):

@@ -28,7 +28,7 @@ def renamed(
     extra = [name for name in arrays if name not in taken and not ignored(name)]
     missing = [source.name for source in table.values() if source.name not in arrays]
     if missing or extra:
-        told = [_first("missing", missing), _first("not of this network", extra)]
+        told = [first("missing", missing), first("not of this network", extra)]
         raise ValueError("; ".join(filter(None, told)))
     made, wrong, broken = {}, [], []
     for ours, (name, axes) in table.items():
@@ -42,7 +42,7 @@ def renamed(
         if not np.isfinite(made[ours]).all():
             broken.append(name)
     if wrong or broken:
-        told = [_first("of another shape (axes in our order)", wrong), _first("with NaN or infinities", broken)]
+        told = [first("of another shape (axes in our order)", wrong), first("with NaN or infinities", broken)]
         raise ValueError("; ".join(filter(None, told)))
     return made
 
@@ -69,6 +69,6 @@ def paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _first(title: str, names: list[str], most: int = 3) -> str:
+def first(title: str, names: list[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)} {title}: {', '.join(names[:most])}{more}" if names else ""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-from safetensors.numpy import save_file
 
+from vf.pretrained import safetensors_file
+from vf.pretrained.safetensors_file import Lazy
 from vf.types import UserError
 from vf.video import replacing
 
@@ -29,6 +29,10 @@ OFFICIAL = {
     "videomae": "vit_g_hybrid_pt_1200e_ssv2_ft.pth (VideoMAE-v2)",
     "vjepa": "V-JEPA's vith16.pth.tar and its ssv2-probe.pth.tar",
     "clip": "OpenAI's ViT-B-32.pt or the folder of openai/clip-vit-base-patch32",
+    "adm": "OpenAI's 64x64_diffusion.pt, or a diffusers folder of a UNet2DModel of that kind",
+    "karlo-decoder": "Karlo's decoder-ckpt-step=01000000-of-01000000.ckpt, or the diffusers folder of "
+    "kakaobrain/karlo-v1-alpha",
+    "vf": "the folder of a run",
 }
 
 
@@ -64,54 +68,73 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
     """First 12 hex digits of the SHA-256 over names, shapes and float32 values, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name], "<f4")
-        digest.update(f"{name} {list(array.shape)}\n".encode())
-        digest.update(array.data if array.ndim else array.tobytes())
+        _update(digest, name, np.ascontiguousarray(arrays[name], "<f4").reshape(arrays[name].shape))
+        safetensors_file.forget(arrays[name])
     return digest.hexdigest()[:12]
 
 
-def save(path: str | os.PathLike[str], family: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
-    """Writes a file of weights, whole or not at all; returns the fingerprint. Raises UserError where it cannot."""
-    mark = fingerprint(arrays)
-    plain = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
-    header = {"vf": "1", "family": family, "fingerprint": mark, "about": json.dumps(dict(about), sort_keys=True)}
+def _update(digest: Any, name: str, array: np.ndarray) -> None:
+    digest.update(f"{name} {list(array.shape)}\n".encode())
+    digest.update(array.data if array.ndim else array.tobytes())
+
+
+def save(
+    path: str | os.PathLike[str], family: str, arrays: Mapping[str, np.ndarray | Lazy], about: Mapping[str, Any]
+) -> str:
+    """Writes a file of weights, whole or not at all; returns the fingerprint. Arrays are made one at a time.
+
+    Raises UserError where it cannot be written, ValueError as the making of an array does."""
+    digest = hashlib.sha256()
+
+    def marked(name: str, value: np.ndarray | Lazy) -> Lazy:
+        def make() -> np.ndarray:
+            array = np.ascontiguousarray(value.make() if isinstance(value, Lazy) else value, "<f4").reshape(value.shape)
+            _update(digest, name, array)
+            return array
+
+        return Lazy(tuple(value.shape), np.float32, make)
+
+    def header(mark: str) -> dict[str, str]:
+        return {"vf": "1", "family": family, "fingerprint": mark, "about": json.dumps(dict(about), sort_keys=True)}
+
     try:
         with replacing(path) as temporary:
-            save_file(plain, temporary, metadata=header)
-            readable(temporary)
-    except (OSError, safetensors.SafetensorError) as error:
+            ordered = [(name, marked(name, arrays[name])) for name in sorted(arrays)]
+            safetensors_file.write(temporary, ordered, header("?" * 12))  # known when all arrays have been seen
+            safetensors_file.rewrite_metadata(temporary, header(mark := digest.hexdigest()[:12]))
+    except OSError as error:
         raise UserError(f"cannot write {path} ({error}): choose another --out") from error
     return mark
 
 
-def readable(path: Path) -> None:
-    """Gives a file the permissions of any other new one: safetensors writes for the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
 def load(path: str | os.PathLike[str], family: str) -> Weights:
-    """Reads what `save` wrote.
+    """Reads what `save` wrote; the arrays are views on the file.
 
     Raises UserError when there is no such file, it is another family's, was not written by the converter, is damaged,
     or its values are not those of its fingerprint."""
+    found = peek(path, (family,))
+    arrays, _ = safetensors_file.read(Path(path))
+    if (mark := fingerprint(arrays)) != found.fingerprint:
+        raise UserError(
+            f"{path} holds other values than were written (fingerprint {mark}, was {found.fingerprint}): convert again"
+        )
+    return dataclasses.replace(found, arrays=arrays)
+
+
+def peek(path: str | os.PathLike[str], families: tuple[str, ...]) -> Weights:
+    """What a file says of itself, without its arrays. Raises UserError as `load`, but for the values."""
+    family = families[0]
     convert = f"make it of {OFFICIAL[family]} with python -m vf.pretrained.convert {family} --source=FILE --out={path}"
     if not Path(path).is_file():
         raise UserError(f"no weights at {path}; {convert}")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
+        header = safetensors_file.metadata(Path(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is no whole file of {family} weights ({error}); {convert}") from error
     if "vf" not in header:
         raise UserError(f"{path} was not written by the converter of this project; {convert}")
-    if header["family"] != family:
-        raise UserError(f"{path} holds weights of {header['family']}, where those of {family} are needed")
-    if (found := fingerprint(arrays)) != header["fingerprint"]:
+    if header["family"] not in families:
         raise UserError(
-            f"{path} holds other values than were written (fingerprint {found}, was {header['fingerprint']}): "
-            "convert again"
+            f"{path} holds weights of {header['family']}, where those of {' or '.join(families)} are needed"
         )
-    return Weights(family, arrays, found, json.loads(header["about"]))
+    return Weights(header["family"], {}, header["fingerprint"], json.loads(header["about"]))

@@ -1,0 +1,197 @@
+"""A converted image model as base generator: the same function, whatever it is told and whoever is beside it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.pretrained.torch_unets import SMALL, arrays, made, randomised, text_proj
+from tests.pretrained.torch_unets import adm as torch_adm
+from tests.pretrained.torch_unets import karlo as torch_karlo
+from vf.diffusion import decompose, gaussian
+from vf.diffusion.schedule import cosine
+from vf.model import VideoFusion
+from vf.nets.unet import UNet
+from vf.pretrained import adm, base, karlo, weights
+from vf.pretrained.names import paths
+from vf.types import UserError
+
+Z = np.random.default_rng(0).normal(size=(2, 1, 8, 8, 3)).astype(np.float32)
+T = np.array([40, 700])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("adm") / "adm.safetensors"
+    lazy, about = adm.canonical(arrays(randomised(torch_adm(**SMALL))), {}, {})
+    weights.save(path, "adm", lazy, about)
+    return path
+
+
+@pytest.fixture(scope="module")
+def opened(file):
+    return base.open_base(file)
+
+
+def started(opened, net, names=(), **given):
+    """The parameters of `net` from the file, as a tree."""
+    shapes = paths(jax.eval_shape(lambda: net.init(jax.random.key(0), Z, T, **given))["params"])
+    return weights.Weights("", opened.params(shapes, names), "", {}).tree()
+
+
+@pytest.fixture(scope="module")
+def mean(opened, file):
+    """What the file's network gives when every class has the mean of all."""
+    arrays = dict(weights.load(file, "adm").arrays)
+    table = arrays["embed/label/embedding"]
+    arrays["embed/label/embedding"] = np.broadcast_to(table.astype(np.float64).mean(0).astype(np.float32), table.shape)
+    tree, net = weights.Weights("", arrays, "", {}).tree(), opened.own_network()
+    return jax.jit(lambda z, t: net.apply({"params": tree}, z, t, label=jnp.zeros(len(z), int)))
+
+
+def test_no_classes_and_new_classes_start_as_the_mean(opened, mean):
+    true = mean(Z, T)
+    net = opened.network()
+    np.testing.assert_allclose(jax.jit(net.apply)({"params": started(opened, net)}, Z, T), true, atol=1e-5)
+    names = ("Archery", "Bowling", "Diving")
+    net, label = opened.network(class_names=names), np.array([1, 3])  # 3 is "no class"
+    tree = started(opened, net, names, label=label)
+    assert tree["embed"]["label"]["embedding"].shape == (4, 256)
+    np.testing.assert_allclose(jax.jit(net.apply)({"params": tree}, Z, T, label=label), true, atol=1e-5)
+
+
+def test_an_embedding_starts_without_effect(opened, mean):
+    net = opened.network(embedding_dim=5)
+    cond = np.ones((2, 5), np.float32)
+    tree = started(opened, net, cond=cond)
+    np.testing.assert_allclose(jax.jit(net.apply)({"params": tree}, Z, T, cond=cond), mean(Z, T), atol=1e-5)
+
+
+def test_classes_that_the_file_names_are_kept(opened, file, tmp_path):
+    """As of a base that was fine-tuned on some of them: its last row is "no class"."""
+    found = weights.load(file, "adm")
+    about = {**found.about, "classes": [*(f"c{k}" for k in range(9)), ""]}
+    weights.save(tmp_path / "b.safetensors", "adm", found.arrays, about)
+    again = base.open_base(tmp_path / "b.safetensors")
+    names = ("new", "c7", "c0")
+    net = again.network(class_names=names)
+    table = started(again, net, names, label=np.zeros(2, int))["embed"]["label"]["embedding"]
+    old = found.arrays["embed/label/embedding"]
+    for row, true in enumerate((old.astype(np.float64).mean(0).astype(np.float32), old[7], old[0], old[9])):
+        np.testing.assert_array_equal(table[row], true)
+
+
+@pytest.mark.parametrize(("lam", "context"), [(0.5, "none"), (1.0, "none"), (0.5, "base_frame")])
+def test_the_base_frame_is_the_image_models(opened, mean, lam, context):
+    """For any residual parameters the base frame's eps_hat is the image model's; with lambda = 1 every frame's is."""
+    residual = UNet(4, (1,), 0, (), head_dim=4, norm_groups=2, frame_embed=True, temporal=("conv",))
+    model = VideoFusion(
+        schedule=cosine(), shape=(3, 8, 8, 3), base_frame=1, base=opened.network(), residual=residual,
+        lam=decompose.make_lambda(lam, 3, 1), context=context,
+    )  # fmt: skip
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = {
+        "base": started(opened, model.base),
+        "residual": jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes["residual"]),
+    }
+    z = rng.normal(size=(2, 3, 8, 8, 3)).astype(np.float32)
+    image = np.asarray(mean(z[:, 1:2], np.full(2, 300)))[:, 0, ..., :3]
+    if context == "none":
+        eps_hat = np.asarray(jax.jit(lambda z: model.denoiser(params, {})(z, jnp.asarray(300)))(z))
+        np.testing.assert_allclose(eps_hat[:, 1], image, atol=1e-5)
+        if lam == 1:
+            np.testing.assert_allclose(eps_hat, np.broadcast_to(image[:, None], z.shape), atol=1e-5)
+        else:
+            assert np.abs(eps_hat[:, [0, 2]] - image[:, None]).max() > 0.1
+        return
+    # Base first: the error that trains the base frame is that of the image model's prediction.
+    x, keys = np.tanh(z), jax.random.split(jax.random.key(3), 2)
+    t = np.array([300, 500])
+    errors = jax.jit(lambda x: model.errors(params, x, {}, keys, t=t))(x)
+    noise_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+    b = jax.vmap(lambda k: model_noise(k, model))(noise_keys)
+    alpha, sigma = (np.asarray(a)[:, None, None, None] for a in (model.schedule.alpha(t), model.schedule.sigma(t)))
+    b_hat = mean(gaussian.corrupt(x[:, 1], b, alpha, sigma)[:, None], t)[:, 0, ..., :3]
+    np.testing.assert_allclose(errors.eps[:, 1], ((b_hat - b) ** 2).mean((1, 2, 3)), rtol=1e-4)
+
+
+def model_noise(key, model):
+    from vf.diffusion import priors
+
+    return priors.Decomposed(model.lam).parts(key, model.shape)[0]
+
+
+def test_schedules_are_compared(opened):
+    opened.check("cosine", 1000, "eps")
+    for given, message in (
+        (("linear", 1000, "eps"), r"noise\.schedule = cosine, and this run has linear: set --config\.noise\.schedule"),
+        (("cosine", 500, "eps"), r"noise\.steps = 1000, and this run has 500"),
+        (("cosine", 1000, "v"), r"base\.prediction = eps, and this run has v"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened.check(*given)
+
+
+def test_the_header_serves_where_the_weights_have_gone(opened, tmp_path):
+    (tmp_path / "base.json").write_text(base.remembered(opened))
+    again = base.open_base(tmp_path / "base.json")
+    assert again == dataclasses.replace(opened, path=tmp_path / "base.json")
+    assert again.network() == opened.network()
+    with pytest.raises(UserError, match="no weights at"):
+        base.open_base(tmp_path / "gone.safetensors")
+    with pytest.raises(UserError, match="is no whole file of adm weights"):
+        again.params({})
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    """Karlo's kind, with texts of two classes and of nothing."""
+    nets = randomised(torch_karlo(**SMALL, context=96)), randomised(text_proj(64, 96, 128), 1)
+    lazy, about = karlo.canonical(arrays(nets[0]) | arrays(nets[1], "text_proj/"), {}, {})
+    rng = np.random.default_rng(2)
+    texts = {
+        "texts/states": rng.normal(size=(3, 8, 128)), "texts/mask": np.ones((3, 8)),
+        "texts/pooled": rng.normal(size=(3, 128)),
+    }  # fmt: skip
+    texts = {name: array.astype(np.float32) for name, array in texts.items()}
+    told = {"texts": ["archery", "tai chi", ""], "classes": ["Archery", "TaiChi"], "text_length": 8}
+    folder = tmp_path_factory.mktemp("karlo")
+    weights.save(folder / "bare.safetensors", "karlo-decoder", lazy, about)
+    weights.save(folder / "told.safetensors", "karlo-decoder", made(lazy) | texts, about | told)
+    return base.open_base(folder / "bare.safetensors"), base.open_base(folder / "told.safetensors"), texts
+
+
+def test_karlo_is_told_classes_by_their_texts(decoder):
+    bare, told, texts = decoder
+    net = told.network(class_names=("TaiChi",))
+    tree = started(told, net, ("TaiChi",), label=np.zeros(2, int))
+    for name in ("states", "mask", "pooled"):
+        np.testing.assert_array_equal(tree["texts"][name], texts[f"texts/{name}"][[1, 2]])
+    with pytest.raises(UserError, match="no text of class Bowling"):
+        told.network(class_names=("Archery", "Bowling"))
+    with pytest.raises(UserError, match=r"no texts, and model\.condition is label: convert it with --text-encoder"):
+        bare.network(class_names=("Archery",))
+    with pytest.raises(UserError, match=r"the records' embedding has 64 numbers, and .* takes CLIP's of 128"):
+        bare.network(embedding_dim=64)
+    assert (bare.classes, told.classes) == (0, 2)
+
+
+def test_karlo_without_conditions_is_the_learned_null(decoder):
+    """The run's network, told nothing, is the file's own with the learned vector and the empty prompt."""
+    _, told, _ = decoder
+    net = told.network()
+    out = jax.jit(net.apply)({"params": started(told, net)}, Z, T)
+    own = told.own_network()
+    shapes = paths(jax.eval_shape(lambda: own.init(jax.random.key(0), Z, T))["params"])
+    tree = weights.Weights("", told.params(shapes, own=True), "", {}).tree()
+    true = jax.jit(lambda p: own.apply({"params": p}, Z, T, label=np.array([2, 2])))(tree)
+    np.testing.assert_allclose(out, true, atol=1e-5)
+
+
+def test_what_can_be_a_public_file():
+    assert base.family_of(["unet/conv_in/kernel", "null_embedding"]) == "karlo-decoder"
+    assert base.family_of(["conv_in/kernel", "embed/time/out/bias"]) == "adm"
+    assert base.family_of(["conv_in/kernel", "embed/frame/out/bias"]) == ""

@@ -1,0 +1,120 @@
+"""ADM's image networks (Dhariwal & Nichol 2021): guided-diffusion's .pt files and diffusers' UNet2DModel folders.
+
+What no array tells, and how it is settled:
+
+    heads          64 channels each; diffusers' config.json says
+    their order    `new` at 64 pixels, `legacy` in the larger networks; diffusers keeps q, k and v apart
+    groups         32; diffusers' config.json says
+    schedule       cosine at 64 pixels, linear in the larger networks; diffusers' scheduler_config.json says
+    prediction     eps; likewise
+
+Source: guided-diffusion's README (flags of every published network) and unet.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vf.nets.unet import UNet
+from vf.pretrained import unet
+from vf.pretrained.safetensors_file import Lazy
+
+LICENCE = "MIT (OpenAI)"
+# What a config.json of diffusers must say, where it says anything, for the network to be of this kind.
+REQUIRED: dict[str, Any] = {
+    "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False, "norm_eps": 1e-5,
+    "time_embedding_type": "positional", "resnet_time_scale_shift": "scale_shift", "mid_block_scale_factor": 1,
+    "time_embedding_dim": None, "add_attention": True,
+}  # fmt: skip
+SCHEDULES = {"squaredcos_cap_v2": "cosine", "linear": "linear"}  # diffusers' names -> vf.diffusion.schedule's
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
+# Fields of the run's U-Net that the file decides.
+FIELDS = (
+    "width", "width_mult", "num_res_blocks", "attention", "head_dim", "attention_order", "learned_variance",
+    "norm_groups", "patch",
+)  # fmt: skip
+
+
+def net(about: Mapping[str, Any], **changes: Any) -> UNet:
+    """The network of a converted file, `about` being what the file says of itself."""
+    fields = dict(about["network"])
+    return UNet(
+        **fields | {"width_mult": tuple(fields["width_mult"]), "attention": tuple(fields["attention"])} | changes
+    )
+
+
+def canonical(
+    arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], assume: Mapping[str, Any]
+) -> tuple[dict[str, Lazy], dict[str, Any]]:
+    """Ours, to be made one at a time, and what is known about them.
+
+    `about` has `layout`, `network` (fields of `UNet`), `image_size`, `schedule` {name, steps}, `prediction`, `dtype`,
+    `other_dtypes`, `classes` (names of the rows of its table of classes, where they are known) and `licence`.
+
+    Args:
+        arrays: of one file, by its names.
+        config: what diffusers' config.json and scheduler_config.json say; {} for other files.
+        assume: overrides of what no array tells: head_dim, attention_order, norm_groups, schedule, steps, prediction,
+            image_size.
+
+    Raises:
+        ValueError: another network.
+    """
+    arrays = unet.unwrapped(arrays)
+    layout = unet.layout_of(arrays)
+    if not layout:
+        raise ValueError(
+            "its names are neither guided-diffusion's (input_blocks.0.0.weight) nor diffusers' (down_blocks...)"
+        )
+    if any(".encoder_kv." in name or ".add_k_proj." in name for name in arrays):
+        raise ValueError("its attention reads context, as Karlo's decoder does: convert it as karlo-decoder")
+    unet.check_config(config, "UNet2DModel", REQUIRED | {"class_embed_type": None})
+    fields = unet.configuration(arrays, layout)
+    about = facts(fields, config, assume) | {"layout": layout, "licence": LICENCE, "classes": []}
+    table = unet.links(net(about), layout)
+    return unet.converted(arrays, table), about | unet.dtypes(arrays, table)
+
+
+def facts(fields: Mapping[str, Any], config: Mapping[str, Any], assume: Mapping[str, Any]) -> dict[str, Any]:
+    """`network`, `image_size`, `schedule`, `prediction`: from shapes, then diffusers' files, then what is assumed."""
+    small = len(fields["width_mult"]) <= 4
+    if tuple(fields["width_mult"]) == (1, 1, 2, 3, 4) and not {"attention_head_dim"} & set(config) | {"head_dim"} & set(
+        assume
+    ):
+        raise ValueError(
+            "ADM at 128 pixels has 4 heads at every width, where the network here has heads of one size: "
+            "convert the network of 64 or 256 pixels"
+        )
+    known = {
+        "head_dim": config.get("attention_head_dim", 64), "norm_groups": config.get("norm_num_groups", 32),
+        "attention_order": "new" if small else "legacy", "image_size": config.get("sample_size", 64 if small else 256),
+        "schedule": unet.translated("beta_schedule", config.get("beta_schedule"), SCHEDULES)
+        or ("cosine" if small else "linear"),
+        "prediction": unet.translated("prediction_type", config.get("prediction_type"), PREDICTIONS) or "eps",
+        "steps": config.get("num_train_timesteps") or 1000,
+    } | dict(assume)  # fmt: skip
+    network = (
+        dict(fields) | {name: known[name] for name in ("head_dim", "norm_groups", "attention_order")} | {"patch": 1}
+    )
+    return {
+        "network": network, "image_size": known["image_size"], "prediction": known["prediction"],
+        "schedule": {"name": known["schedule"], "steps": known["steps"]},
+    }  # fmt: skip
+
+
+def openai(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Lazy]:
+    """Tensors of a .pt file that guided-diffusion loads, in the dtypes of the source."""
+    return unet.exported(arrays, unet.links(net(about), "openai"), about)
+
+
+def diffusers(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, tuple[dict[str, Lazy], dict]]:
+    """{folder below the chosen one: (tensors, config.json)}; a scheduler is a folder without tensors."""
+    made = unet.exported(arrays, unet.links(net(about), "diffusers"), about)
+    kinds = ("AttnDownBlock2D", "ResnetDownsampleBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+    fields = about["network"]
+    config = unet.diffusers_config(about, kinds) | {
+        "_class_name": "UNet2DModel", "num_class_embeds": fields["num_classes"] or None,
+        "attn_norm_num_groups": fields["norm_groups"], "downsample_type": "resnet", "upsample_type": "resnet",
+    }  # fmt: skip
+    return {"": (made, config), "scheduler": ({}, unet.scheduler_config(about, "DDPMScheduler"))}

@@ -1,0 +1,218 @@
+"""A converted image model as a run's base generator: which network it is, and the parameters that it starts with.
+
+The file decides what its arrays are: width, depth, heads. The run decides what it is told: nothing, a class of the
+clip, or an embedding of the clip's centre frame. Where the two differ, the network starts as the image model under the
+mean of its conditions:
+
+    ADM     its table of classes becomes one of the run's, each row the mean of the table's (or its own, where the file
+            names it); or none, the mean then being added to the step embedding's bias, which is the same function.
+    Karlo   the learned null embedding and the empty prompt where nothing is told; a class is the text of its name.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from vf.pretrained import adm, karlo, weights
+from vf.types import UserError
+
+FAMILIES = ("adm", "karlo-decoder")
+HEADER = "base.json"  # in a run's folder: what the file said of itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What a converted file says of itself; its arrays stay where they are.
+
+    Attributes:
+        path: of the file.
+        family: one of `FAMILIES`.
+        fingerprint: of its values.
+        about: see `adm.canonical` and `karlo.canonical`.
+    """
+
+    path: Path
+    family: str
+    fingerprint: str
+    about: Mapping[str, Any]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those of a U-Net that the file decides, as a config has them."""
+        found = self.about["network"]
+        return {name: tuple(v) if isinstance(v := found[name], list) else v for name in adm.FIELDS}
+
+    @property
+    def classes(self) -> int:
+        """How many conditions the file's own network tells apart; 0 for an unconditional one."""
+        if self.family == "adm":
+            return int(self.about["network"]["num_classes"])
+        return max(len(self.about["texts"]) - 1, 0)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the file's own classes; their numbers where they have none."""
+        names = self.about["classes"]
+        return tuple(names[k] if k < len(names) else str(k) for k in range(self.classes))
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether the file's own network knows what it is to be told nothing."""
+        return bool(self.about.get("texts"))
+
+    def check(self, schedule: str, steps: int, prediction: str) -> None:
+        """Raises UserError where a run's schedule or base prediction is not the file's."""
+        wanted = {
+            "noise.schedule": (schedule, self.about["schedule"]["name"]),
+            "noise.steps": (steps, self.about["schedule"]["steps"]),
+            "base.prediction": (prediction, self.about["prediction"]),
+        }
+        for name, (here, there) in wanted.items():
+            if here != there:
+                told = f"{self.path} was trained with {name} = {there}, and this run has {here}"
+                raise UserError(f"{told}: set --config.{name}={there}")
+
+    def network(self, *, class_names: Sequence[str] = (), embedding_dim: int = 0, **changes: Any) -> nn.Module:
+        """The base generator of a run, told a class where `class_names` are given, an embedding where it has channels.
+
+        Raises UserError for classes that the file has no text of, or an embedding of another size.
+        """
+        if self.family == "adm":
+            kinds = {"num_classes": len(class_names), "null_class": bool(class_names)}
+            return adm.net(self.about, **kinds, cond_dim=embedding_dim, **changes)
+        if embedding_dim not in (0, self.about["clip_dim"]):
+            raise UserError(
+                f"the records' embedding has {embedding_dim} numbers, and {self.path} takes CLIP's of "
+                f"{self.about['clip_dim']} (ViT-L/14): prepare the data with such embeddings"
+            )
+        self._rows(class_names)
+        texts = len(class_names) + 1 if self.about["texts"] else 0
+        return karlo.net(self.about, texts=texts, embedding=embedding_dim > 0, **changes)
+
+    def own_network(self, **changes: Any) -> nn.Module:
+        """The file's own network, with its own classes: label `classes` is the empty prompt of Karlo."""
+        if self.family == "adm":
+            return adm.net(self.about, **changes)
+        return karlo.net(self.about, texts=len(self.about["texts"]), **changes)
+
+    def params(
+        self, shapes: Mapping[str, Any], class_names: Sequence[str] = (), own: bool = False
+    ) -> dict[str, np.ndarray]:
+        """{path: float32 array} for the network that `network` made (or `own_network`), of these shapes.
+
+        Raises UserError where the file has changed or is damaged.
+        """
+        arrays = dict(weights.load(self.path, self.family).arrays)
+        if not own and self.family == "adm":
+            arrays |= self._labels(arrays, shapes, class_names)
+        if not own and self.about.get("texts"):
+            rows = [*self._rows(class_names), len(self.about["texts"]) - 1]
+            arrays |= {name: array[rows] for name, array in arrays.items() if name.startswith("texts/")}
+        # A condition that the image model has not starts without effect.
+        fresh = {
+            path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items() if path.startswith("embed/cond/")
+        }
+        made = {path: arrays.get(path, fresh.get(path)) for path in shapes}
+        wrong = [path for path, array in made.items() if array is None or array.shape != tuple(shapes[path].shape)]
+        if wrong:
+            raise UserError(f"{self.path} does not fit the base network, first at {wrong[0]}: convert it again")
+        return made  # type: ignore[return-value]
+
+    def _labels(
+        self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Any], class_names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        table, bias = arrays.get("embed/label/embedding"), arrays["embed/time/out/bias"]
+        wanted = shapes.get("embed/label/embedding")
+        if table is None:
+            return {"embed/label/embedding": np.zeros(wanted.shape, np.float32)} if wanted is not None else {}
+        mean = table.astype(np.float64).mean(0)
+        if wanted is None:
+            return {"embed/time/out/bias": (bias + mean).astype(np.float32)}
+        made = np.broadcast_to(mean.astype(np.float32), wanted.shape).copy()
+        known = {name: row for row, name in enumerate(self.about["classes"])}
+        for row, name in enumerate([*class_names, ""]):  # "" is "no class"
+            if name in known:
+                made[row] = table[known[name]]
+        return {"embed/label/embedding": made}
+
+    def _rows(self, class_names: Sequence[str]) -> list[int]:
+        """Rows of the texts of these classes; UserError where one has none."""
+        known = {name: row for row, name in enumerate(self.about["classes"])}
+        if missing := [name for name in class_names if name not in known]:
+            told = f"no text of class {missing[0]}" if known else "no texts"
+            raise UserError(
+                f"{self.path} has {told}, and model.condition is label: convert it with --text-encoder=FOLDER of CLIP "
+                "(which stores the names of UCF101's classes), or set --config.model.condition=none"
+            )
+        return [known[name] for name in class_names]
+
+
+def open_base(path: Path) -> Base:
+    """The header of a converted file, or of what a run remembers of it: `HEADER`, which has no arrays.
+
+    Raises UserError where there is no such file, or it is not of `FAMILIES`.
+    """
+    if path.name == HEADER and path.is_file():
+        found = json.loads(path.read_text())
+        return Base(path, found["family"], found["fingerprint"], found["about"])
+    seen = weights.peek(path, FAMILIES)
+    return Base(path, seen.family, seen.fingerprint, seen.about)
+
+
+def remembered(base: Base) -> str:
+    """Content of `HEADER`, which `open_base` reads in the file's stead when its arrays are no longer needed."""
+    return json.dumps({"family": base.family, "fingerprint": base.fingerprint, "about": dict(base.about)}, indent=1)
+
+
+def described(
+    shapes: Mapping[str, Any],
+    net: Mapping[str, Any],
+    *,
+    schedule: Mapping[str, Any],
+    prediction: str,
+    image_size: int,
+    classes: Sequence[str],
+    header: Base | None,
+) -> tuple[str, dict[str, Any]]:
+    """Family and `about` of a base network that was trained here; ("", {}) where no public format holds it.
+
+    Args:
+        shapes: {path: anything with a .shape} of its parameters.
+        net: its fields in the config.
+        classes: names that labels stand for.
+        header: of the file that it started from.
+    """
+    family = family_of(shapes)
+    if not family:
+        return "", {}
+    table = shapes.get("embed/label/embedding")
+    network = {name: net[name] for name in adm.FIELDS} | {"num_classes": table.shape[0] if table is not None else 0}
+    about: dict[str, Any] = dict(header.about) if header else {"licence": "of those who trained it"}
+    about |= {
+        "network": network, "schedule": dict(schedule), "prediction": prediction, "image_size": image_size,
+        "layout": "vf", "dtype": "float32", "other_dtypes": {},
+        "classes": [*classes, ""] if table is not None else [],
+    }  # fmt: skip
+    if family == "karlo-decoder":
+        assert header is not None
+        rows = shapes["texts/mask"].shape[0] if "texts/mask" in shapes else 0
+        kept = list(classes) if rows > 1 else []
+        texts = dict(zip(header.about["classes"], header.about["texts"], strict=False))
+        about |= {"classes": kept, "texts": [*(texts[name] for name in kept), ""] if rows else []}
+    if header:
+        about |= {"started_from": header.fingerprint}
+    return family, about
+
+
+def family_of(arrays: Mapping[str, Any]) -> str:
+    """The family whose file can hold a base network of these paths, "" for none."""
+    if any(path.startswith("unet/") for path in arrays):
+        return "karlo-decoder"
+    foreign = ("temporal", "embed/frame", "embed/cond")
+    plain = "embed/time/out/bias" in arrays and not any(part in path for path in arrays for part in foreign)
+    return "adm" if plain else ""

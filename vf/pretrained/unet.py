@@ -1,0 +1,361 @@
+"""Public files of the ADM family of U-Nets: names, shapes and layouts, in both directions.
+
+Two sets of names hold the same network:
+
+    openai      guided-diffusion's, and Karlo's own: input_blocks.5.1.qkv.weight, ...
+    diffusers   UNet2DModel's and UNet2DConditionModel's: down_blocks.1.attentions.0.to_q.weight, ...
+
+Every array of ours is one of theirs with its axes moved, or a joint projection that diffusers keeps in parts. Nothing
+is computed, so that there and back is the identity to the last bit.
+"""
+
+import functools
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from vf.nets.unet import UNet
+from vf.pretrained.names import first, paths
+from vf.pretrained.safetensors_file import Lazy, forget
+
+LAYOUTS = ("openai", "diffusers")
+DTYPES = ("float32", "float16", "bfloat16")
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# Layers of a residual block and of attention: ours -> (OpenAI's, diffusers').
+_RES = {
+    "norm_in": ("in_layers.0", "norm1"), "conv_in": ("in_layers.2", "conv1"), "emb": ("emb_layers.1", "time_emb_proj"),
+    "norm_out": ("out_layers.0", "norm2"), "conv_out": ("out_layers.3", "conv2"),
+    "skip": ("skip_connection", "conv_shortcut"),
+}  # fmt: skip
+_ATTENTION: dict[str, tuple[str, str | tuple[str, ...]]] = {
+    "norm": ("norm", "group_norm"), "qkv": ("qkv", ("to_q", "to_k", "to_v")), "out": ("proj_out", "to_out.0"),
+    "context_kv": ("encoder_kv", ("add_k_proj", "add_v_proj")),
+}  # fmt: skip
+_OUTSIDE = {
+    "conv_in": ("input_blocks.0.0", "conv_in"), "norm_out": ("out.0", "conv_norm_out"),
+    "conv_out": ("out.2", "conv_out"), "embed/time/hidden": ("time_embed.0", "time_embedding.linear_1"),
+    "embed/time/out": ("time_embed.2", "time_embedding.linear_2"), "embed/label": ("label_emb", "class_embedding"),
+}  # fmt: skip
+# Axes of length 1 that a Dense has in their files, being a convolution there.
+_CONVOLVED = {"openai": {"skip": 2, "qkv": 1, "out": 1, "context_kv": 1}, "diffusers": {"skip": 2}}
+
+
+class Link(NamedTuple):
+    """One array of ours and where it is in a public file.
+
+    Attributes:
+        names: theirs; several where ours is a joint projection of parts.
+        shape: of each of them.
+        mine: shape of ours.
+        order: of a joint projection's channels, see `vf.nets.layers.HEADS`.
+        head_dim: channels of a head there.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    mine: tuple[int, ...]
+    order: str = "new"
+    head_dim: int = 1
+
+    def ours(self, parts: Iterable[np.ndarray]) -> np.ndarray:
+        """Our array of theirs."""
+        tall = [np.asarray(part).reshape(part.shape[:2] if len(self.mine) == 2 else part.shape) for part in parts]
+        x = tall[0] if len(tall) == 1 else self._joined(np.stack(tall))
+        return x.transpose((2, 3, 1, 0)) if x.ndim == 4 else x.T if self._turned else x
+
+    def theirs(self, array: np.ndarray) -> list[np.ndarray]:
+        """Their arrays of ours."""
+        x = array.transpose((3, 2, 0, 1)) if array.ndim == 4 else array.T if self._turned else array
+        parts = [x] if len(self.names) == 1 else list(self._parted(x))
+        return [part.reshape(self.shape) for part in parts]
+
+    @property
+    def _turned(self) -> bool:
+        return len(self.mine) == 2 and not self.names[0].startswith(("label_emb", "class_embedding"))
+
+    def _joined(self, parts: np.ndarray) -> np.ndarray:
+        packed = "p (n d) ... -> (p n d) ..." if self.order == "new" else "p (n d) ... -> (n p d) ..."
+        return rearrange(parts, packed, d=self.head_dim)
+
+    def _parted(self, x: np.ndarray) -> np.ndarray:
+        packed = "(p n d) ... -> p (n d) ..." if self.order == "new" else "(n p d) ... -> p (n d) ..."
+        return rearrange(x, packed, d=self.head_dim, p=len(self.names))
+
+
+@functools.cache
+def shapes(net: UNet) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of a U-Net's parameters on images, computed without making them."""
+    side = net.patch * 2 ** (len(net.width_mult) - 1)
+    given: dict[str, Any] = {}
+    if net.num_classes:
+        given["label"] = jnp.zeros(1, jnp.int32)
+    if net.cond_dim:
+        given["cond"] = jnp.zeros((1, net.cond_dim))
+    if net.context_dim:
+        given["context"] = jnp.zeros((1, 1, net.context_dim))
+    z = jnp.zeros((1, 1, side, side, 3))
+    tree = jax.eval_shape(lambda: net.init(jax.random.key(0), z, jnp.zeros(1, jnp.int32), **given))["params"]
+    return {path: leaf.shape for path, leaf in paths(tree).items()}
+
+
+def links(net: UNet, layout: str) -> dict[str, Link]:
+    """{path of ours: where it is} of every array of a U-Net, `layout` being one of `LAYOUTS`."""
+    place = LAYOUTS.index(layout)
+    found = {}
+    for path, mine in shapes(net).items():
+        scope, _, leaf = path.rpartition("/")
+        layer = scope.rpartition("/")[2]
+        names = _name(net, scope)[place]
+        extra = _CONVOLVED[layout].get(layer, 0) if "/res/" in path or "/attention/" in path else 0
+        extra = _CONVOLVED[layout].get(layer, extra) if "_resample/" in path else extra
+        if leaf == "kernel":
+            shape = tuple(mine[i] for i in ((3, 2, 0, 1) if len(mine) == 4 else (1, 0))) + (1,) * extra
+        else:
+            shape = mine
+        if isinstance(names, str):
+            names = (names,)
+        shape = (shape[0] // len(names), *shape[1:])
+        theirs = tuple(f"{name}.{_LEAVES[leaf]}" for name in names)
+        found[path] = Link(theirs, shape, mine, net.attention_order, net.head_dim)
+    return found
+
+
+def _name(net: UNet, scope: str) -> tuple[str, str | tuple[str, ...]]:
+    """Both names of a layer; of parts where diffusers has them apart."""
+    if scope in _OUTSIDE:
+        return _OUTSIDE[scope]
+    block, *inside = scope.split("/")
+    layer = inside[-1]
+    kind, level, which = re.fullmatch(r"(down|up|middle)_(\d+)(?:_(\d+|resample))?", block).groups()  # type: ignore[union-attr]
+    last, per, at = len(net.width_mult) - 1, net.num_res_blocks + 1, int(level)
+    attention = inside[0] == "attention"
+    if kind == "middle":
+        openai = f"middle_block.{1 if attention else 2 * at}"
+        diffusers = f"mid_block.{'attentions.0' if attention else f'resnets.{at}'}"
+    elif kind == "down":
+        index = 1 + at * per + (net.num_res_blocks if which == "resample" else int(which))
+        openai = f"input_blocks.{index}.{int(attention)}"
+        diffusers = f"down_blocks.{at}"
+    else:
+        index = (last - at) * per + (per - 1 if which == "resample" else int(which))
+        second = 1 + (2**at in net.attention) if which == "resample" else int(attention)
+        openai = f"output_blocks.{index}.{second}"
+        diffusers = f"up_blocks.{last - at}"
+    if kind != "middle":
+        sampler = "downsamplers.0" if kind == "down" else "upsamplers.0"
+        diffusers += f".{sampler}" if which == "resample" else f".{'attentions' if attention else 'resnets'}.{which}"
+    theirs = (_ATTENTION if attention else _RES)[layer]
+    parts = theirs[1]
+    return f"{openai}.{theirs[0]}", (
+        f"{diffusers}.{parts}" if isinstance(parts, str) else tuple(f"{diffusers}.{part}" for part in parts)
+    )
+
+
+def unwrapped(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays without the prefixes that training code puts before names; what lies beside those is left out."""
+    found = dict(arrays)
+    for wrapper in ("state_dict.", "module.", "model."):
+        if any(name.startswith(wrapper) for name in found):
+            found = {name.removeprefix(wrapper): array for name, array in found.items() if name.startswith(wrapper)}
+    return found
+
+
+def layout_of(arrays: Collection[str]) -> str:
+    """Whose names these are, "" for neither's."""
+    if any(name.startswith("input_blocks.") for name in arrays):
+        return "openai"
+    return "diffusers" if any(name.startswith("down_blocks.") for name in arrays) else ""
+
+
+def configuration(arrays: Mapping[str, np.ndarray], layout: str) -> dict[str, Any]:
+    """Fields of `UNet` that names and shapes tell, vectors first: a matrix may have been transposed.
+
+    Raises:
+        ValueError: an array that tells is missing, or the network is of another kind (resampling by convolutions,
+            additive steps, another number of colours).
+    """
+    size = Sizes(arrays)
+    if layout == "openai":
+        features = size("time_embed.2.bias")
+        outputs = size.count(r"output_blocks\.(\d+)\.")
+        up = [n for n in range(outputs) if size.any(rf"output_blocks\.{n}\.[12]\.(in_layers|conv|op)")]
+        per = up[0] + 1 if up else outputs
+        levels = outputs // per
+        top = [(levels - 1 - level) * per for level in range(levels)]  # first block of each level on the way up
+        widths = [
+            size(f"output_blocks.{n}.0.out_layers.0.bias", f"output_blocks.{n + 1}.0.out_layers.0.bias") for n in top
+        ]
+        attends = [size.any(rf"output_blocks\.{n}\.1\.(norm|qkv|proj_out)") for n in top]
+        if size.any(r"input_blocks\.\d+\.0\.op\.") or size.any(r"output_blocks\.\d+\.\d\.conv\."):
+            raise ValueError("it resamples by convolutions, where ADM's networks have residual blocks")
+        classes, first_conv, last_bias = "label_emb.weight", "input_blocks.0.0.weight", "out.2.bias"
+        step = "input_blocks.1.0.emb_layers.1.bias"
+    else:
+        features = size("time_embedding.linear_2.bias")
+        levels = size.count(r"up_blocks\.(\d+)\.")
+        per = size.count(r"up_blocks\.0\.resnets\.(\d+)\.")
+        widths = [
+            size(f"down_blocks.{n}.resnets.0.norm2.bias", f"down_blocks.{n}.resnets.0.conv1.bias")
+            for n in range(levels)
+        ]
+        attends = [size.any(rf"down_blocks\.{n}\.attentions") for n in range(levels)]
+        if size.any(r"(down|up)samplers\.0\.conv\."):
+            raise ValueError("it resamples by convolutions, where ADM's networks have residual blocks")
+        classes, first_conv, last_bias = "class_embedding.weight", "conv_in.weight", "conv_out.bias"
+        step = "down_blocks.0.resnets.0.time_emb_proj.bias"
+    if (colours := size(first_conv, axis=1)) != 3 and size(first_conv, axis=0) != 3:
+        raise ValueError(f"its input has {colours} channels, where a base generator sees 3: is it an upsampler?")
+    if (out := size(last_bias)) not in (3, 6):
+        raise ValueError(f"it predicts {out} channels, where 3 or 6 (with a learned variance) were expected")
+    if size(step) != 2 * widths[0]:
+        raise ValueError("the step is added to features, where ADM's networks scale and shift them")
+    width = features // 4
+    mult = tuple(w // width if w % width == 0 else w / width for w in widths)
+    return {
+        "width": width, "width_mult": mult, "num_res_blocks": per - 1, "learned_variance": out == 6,
+        "attention": tuple(2**level for level, yes in enumerate(attends) if yes),
+        "num_classes": size(classes) if classes in arrays else 0,
+    }  # fmt: skip
+
+
+class Sizes:
+    """What shapes tell."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = arrays
+
+    def __call__(self, *names: str, axis: int = 0) -> int:
+        """Length of an axis of the first of these arrays that is there; ValueError where none is."""
+        for name in names:
+            if name in self.arrays and len(self.arrays[name].shape) > axis:
+                return int(self.arrays[name].shape[axis])
+        raise ValueError(f"1 missing: {names[0]}")
+
+    def any(self, pattern: str) -> bool:
+        """Whether an array's name begins so."""
+        return any(re.match(pattern, name) for name in self.arrays)
+
+    def count(self, pattern: str) -> int:
+        """One more than the largest number that the pattern's group finds; ValueError where it finds none."""
+        found = [int(match[1]) for name in self.arrays if (match := re.match(pattern, name))]
+        if not found:
+            raise ValueError(f"no array is named as {pattern}")
+        return max(found) + 1
+
+
+def converted(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict[str, Lazy]:
+    """Ours, float32, each to be made of views on the file when it is written.
+
+    Raises:
+        ValueError: arrays that are missing, left over, of another shape or of another dtype than `DTYPES`; and, when an
+            array is made, NaN or infinities in it.
+    """
+    taken = {name: link.shape for link in table.values() for name in link.names}
+    told = [
+        first("missing", [name for name in taken if name not in arrays]),
+        first("not of this network", [name for name in arrays if name not in taken]),
+        first("of another shape", [
+            f"{name} is {list(arrays[name].shape)} and should be {list(shape)}"
+            for name, shape in taken.items() if name in arrays and arrays[name].shape != shape
+        ]),
+        first("of a dtype that float32 does not hold", [
+            f"{name} is {arrays[name].dtype}" for name in taken
+            if name in arrays and str(arrays[name].dtype) not in DTYPES
+        ]),
+    ]  # fmt: skip
+    if any(told):
+        raise ValueError("; ".join(filter(None, told)))
+
+    def lazy(link: Link) -> Lazy:
+        def make() -> np.ndarray:
+            parts = [np.asarray(arrays[name]) for name in link.names]
+            made = np.ascontiguousarray(link.ours(parts), np.float32)
+            forget(parts[0])
+            if not np.isfinite(made).all():
+                raise ValueError(f"{' or '.join(link.names)} has NaN or infinities")
+            return made
+
+        return Lazy(link.mine, np.float32, make)
+
+    return {path: lazy(link) for path, link in table.items()}
+
+
+def exported(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link], about: Mapping[str, Any]) -> dict[str, Lazy]:
+    """Theirs, each to be made when it is written, in the dtype that `about` has of the source."""
+
+    def lazy(path: str, link: Link, place: int) -> Lazy:
+        wanted = np.dtype(about["other_dtypes"].get(path, about["dtype"]))
+
+        def make() -> np.ndarray:
+            made = np.ascontiguousarray(link.theirs(np.asarray(arrays[path]))[place], wanted)
+            forget(arrays[path])
+            return made
+
+        return Lazy(link.shape, wanted, make)
+
+    return {name: lazy(path, link, place) for path, link in table.items() for place, name in enumerate(link.names)}
+
+
+def dtypes(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict[str, Any]:
+    """What restores the source's dtypes: `dtype`, that of most arrays, and `other_dtypes`, {our path: its own}."""
+    # Of parts that differ, the one that holds the others.
+    kinds = {
+        path: max((str(arrays[name].dtype) for name in link.names), key=lambda kind: kind == "float32")
+        for path, link in table.items()
+    }
+    most = max(sorted(set(kinds.values())), key=list(kinds.values()).count)
+    return {"dtype": most, "other_dtypes": {path: kind for path, kind in kinds.items() if kind != most}}
+
+
+def check_config(config: Mapping[str, Any], kind: str, required: Mapping[str, Any]) -> None:
+    """Raises ValueError where a config.json of diffusers says another network than this family's."""
+    if (found := config.get("_class_name", kind)) != kind:
+        raise ValueError(f"its config.json is of a {found}, where a {kind} was expected")
+    for name, value in required.items():
+        if name in config and config[name] != value:
+            raise ValueError(f"its config.json has {name} = {config[name]!r}, where {value!r} was expected")
+
+
+def translated(name: str, value: str | None, known: Mapping[str, str]) -> str:
+    """Our word for diffusers'; "" for None, ValueError for what has none."""
+    if value is not None and value not in known:
+        raise ValueError(f"its scheduler has {name} = {value!r}, where one of {', '.join(known)} was expected")
+    return known[value] if value is not None else ""
+
+
+def diffusers_config(about: Mapping[str, Any], kinds: tuple[str, str, str, str]) -> dict[str, Any]:
+    """What config.json says for both classes; `kinds` of blocks: down with attention, without, up with, without.
+
+    Raises:
+        ValueError: a network that diffusers cannot hold.
+    """
+    fields = about["network"]
+    if fields["patch"] != 1 or fields["width_mult"][0] != 1:
+        raise ValueError("diffusers has no network with patches, or whose first level is not `width` wide")
+    levels = [2**level in fields["attention"] for level in range(len(fields["width_mult"]))]
+    return {
+        "sample_size": about["image_size"], "in_channels": 3, "out_channels": 6 if fields["learned_variance"] else 3,
+        "layers_per_block": fields["num_res_blocks"], "attention_head_dim": fields["head_dim"],
+        "block_out_channels": [int(fields["width"] * mult) for mult in fields["width_mult"]],
+        "down_block_types": [kinds[0] if attends else kinds[1] for attends in levels],
+        "up_block_types": [kinds[2] if attends else kinds[3] for attends in reversed(levels)],
+        "norm_num_groups": fields["norm_groups"], "norm_eps": 1e-5, "resnet_time_scale_shift": "scale_shift",
+        "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0,
+    }  # fmt: skip
+
+
+def scheduler_config(about: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A scheduler_config.json of diffusers."""
+    names = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
+    predictions = {"eps": "epsilon", "v": "v_prediction", "x_0": "sample"}
+    return {
+        "_class_name": kind, "num_train_timesteps": about["schedule"]["steps"],
+        "beta_schedule": names[about["schedule"]["name"]], "prediction_type": predictions[about["prediction"]],
+        "variance_type": "learned_range" if about["network"]["learned_variance"] else "fixed_small",
+        "clip_sample": True, "clip_sample_range": 1.0,
+    }  # fmt: skip
