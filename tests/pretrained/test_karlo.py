@@ -1,6 +1,9 @@
 """Karlo's decoder: the same function as diffusers' two models, from either format; texts as transformers makes them."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ from tests.pretrained.torch_unets import FULL, SMALL, arrays, compare, made, ran
 from tests.pretrained.torch_unets import karlo as torch_karlo
 from vf.data.ucf101 import CLASSES
 from vf.metrics.tokenizer import END, START
-from vf.pretrained import convert, karlo, weights
+from vf.pretrained import convert, karlo, torch_file, weights
+from vf.pretrained.safetensors_file import Lazy
 from vf.types import UserError
 
 torch = pytest.importorskip("torch")
@@ -190,6 +194,54 @@ def vocabulary(folder):
     (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return len(words)
+
+
+@pytest.mark.slow
+def test_full_size_converts_within_its_memory_and_two_minutes(tmp_path):
+    """3.57 GB of random weights, there and back by the command; peak memory at most 1.3 times the file."""
+    with torch.device("meta"):
+        shapes = {f"model.{n}": s for n, s in _original(torch_karlo(320, **FULL), text_proj(320)).items()}
+    rng = np.random.default_rng(0)
+    block = rng.normal(size=1 << 24).astype(np.float32)
+
+    def lazy(shape):
+        return Lazy(shape, np.float32, lambda: np.resize(block, shape))
+
+    torch_file.write(tmp_path / "k.ckpt", {name: lazy(shape) for name, shape in shapes.items()}, under="state_dict")
+    size = (tmp_path / "k.ckpt").stat().st_size
+    assert size > 4 * 893_000_000
+    for source, out, flags in (
+        ("k.ckpt", "k.safetensors", ()),
+        ("k.safetensors", "back.ckpt", ("--to=karlo",)),
+    ):
+        began = time.monotonic()
+        peak = _peak(tmp_path / source, tmp_path / out, *flags)
+        assert peak < 1.3 * size
+        assert time.monotonic() - began < 120
+    first, last = torch_file.read(tmp_path / "k.ckpt"), torch_file.read(tmp_path / "back.ckpt")
+    assert first.keys() == last.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(last[name], array)
+
+
+def _original(unet, beside):
+    """{name: shape} of Karlo's own file."""
+    named = {name: _Shape(tensor.shape) for name, tensor in unet.state_dict().items()}
+    named |= {f"text_proj/{name}": _Shape(tensor.shape) for name, tensor in beside.state_dict().items()}
+    found, about = karlo.canonical(named, {}, {})
+    made = karlo.original(dict.fromkeys(found), about)
+    return {name.removeprefix("model."): lazy.shape for name, lazy in made.items()}
+
+
+def _peak(source, out, *flags):
+    """Bytes of memory that a conversion by the command holds at most."""
+    code = (
+        "import resource, sys\nfrom vf.pretrained import convert\nconvert.main(sys.argv[1:])\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, "karlo-decoder", f"--source={source}", f"--out={out}", *flags]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return 1024 * int(found.stdout.split("peak ")[1])
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def channels_last(x):
 
 def channels_first(x):
     """b h w c -> b c h w, as PyTorch."""
-    return torch.from_numpy(x).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)
 
 
 def relative(found, true):

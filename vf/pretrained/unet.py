@@ -32,9 +32,9 @@ _RES = {
     "norm_out": ("out_layers.0", "norm2"), "conv_out": ("out_layers.3", "conv2"),
     "skip": ("skip_connection", "conv_shortcut"),
 }  # fmt: skip
-_ATTENTION: dict[str, tuple[str, str | tuple[str, ...]]] = {
-    "norm": ("norm", "group_norm"), "qkv": ("qkv", ("to_q", "to_k", "to_v")), "out": ("proj_out", "to_out.0"),
-    "context_kv": ("encoder_kv", ("add_k_proj", "add_v_proj")),
+_ATTENTION = {  # in diffusers several
+    "norm": ("norm", "group_norm"), "qkv": ("qkv", "to_q to_k to_v"), "out": ("proj_out", "to_out.0"),
+    "context_kv": ("encoder_kv", "add_k_proj add_v_proj"),
 }  # fmt: skip
 _OUTSIDE = {
     "conv_in": ("input_blocks.0.0", "conv_in"), "norm_out": ("out.0", "conv_norm_out"),
@@ -105,55 +105,47 @@ def shapes(net: UNet) -> dict[str, tuple[int, ...]]:
 
 def links(net: UNet, layout: str) -> dict[str, Link]:
     """{path of ours: where it is} of every array of a U-Net, `layout` being one of `LAYOUTS`."""
-    place = LAYOUTS.index(layout)
     found = {}
     for path, mine in shapes(net).items():
         scope, _, leaf = path.rpartition("/")
-        layer = scope.rpartition("/")[2]
-        names = _name(net, scope)[place]
-        extra = _CONVOLVED[layout].get(layer, 0) if "/res/" in path or "/attention/" in path else 0
-        extra = _CONVOLVED[layout].get(layer, extra) if "_resample/" in path else extra
+        names = _names(net, scope, LAYOUTS.index(layout))
+        shape = mine
         if leaf == "kernel":
-            shape = tuple(mine[i] for i in ((3, 2, 0, 1) if len(mine) == 4 else (1, 0))) + (1,) * extra
-        else:
-            shape = mine
-        if isinstance(names, str):
-            names = (names,)
+            ones = 0 if scope in _OUTSIDE else _CONVOLVED[layout].get(scope.rpartition("/")[2], 0)
+            shape = tuple(mine[axis] for axis in ((3, 2, 0, 1) if len(mine) == 4 else (1, 0))) + (1,) * ones
         shape = (shape[0] // len(names), *shape[1:])
         theirs = tuple(f"{name}.{_LEAVES[leaf]}" for name in names)
         found[path] = Link(theirs, shape, mine, net.attention_order, net.head_dim)
     return found
 
 
-def _name(net: UNet, scope: str) -> tuple[str, str | tuple[str, ...]]:
-    """Both names of a layer; of parts where diffusers has them apart."""
+def _names(net: UNet, scope: str, place: int) -> tuple[str, ...]:
+    """Names of a layer in the layout LAYOUTS[place]: several where it has the parts of a joint projection."""
     if scope in _OUTSIDE:
-        return _OUTSIDE[scope]
+        return (_OUTSIDE[scope][place],)
     block, *inside = scope.split("/")
-    layer = inside[-1]
-    kind, level, which = re.fullmatch(r"(down|up|middle)_(\d+)(?:_(\d+|resample))?", block).groups()  # type: ignore[union-attr]
-    last, per, at = len(net.width_mult) - 1, net.num_res_blocks + 1, int(level)
     attention = inside[0] == "attention"
+    layers = (_ATTENTION if attention else _RES)[inside[-1]][place]
+    return tuple(f"{_block(net, block, attention)[place]}.{layer}" for layer in layers.split())
+
+
+def _block(net: UNet, block: str, attention: bool) -> tuple[str, str]:
+    """Both names of a block of ours: of its attention, or of its residual part."""
+    last, per = len(net.width_mult) - 1, net.num_res_blocks + 1  # blocks of a level, with the one that resamples
+    kind, number, *which = block.split("_")
+    level = int(number)
+    part = "attentions" if attention else "resnets"
     if kind == "middle":
-        openai = f"middle_block.{1 if attention else 2 * at}"
-        diffusers = f"mid_block.{'attentions.0' if attention else f'resnets.{at}'}"
-    elif kind == "down":
-        index = 1 + at * per + (net.num_res_blocks if which == "resample" else int(which))
-        openai = f"input_blocks.{index}.{int(attention)}"
-        diffusers = f"down_blocks.{at}"
-    else:
-        index = (last - at) * per + (per - 1 if which == "resample" else int(which))
-        second = 1 + (2**at in net.attention) if which == "resample" else int(attention)
-        openai = f"output_blocks.{index}.{second}"
-        diffusers = f"up_blocks.{last - at}"
-    if kind != "middle":
-        sampler = "downsamplers.0" if kind == "down" else "upsamplers.0"
-        diffusers += f".{sampler}" if which == "resample" else f".{'attentions' if attention else 'resnets'}.{which}"
-    theirs = (_ATTENTION if attention else _RES)[layer]
-    parts = theirs[1]
-    return f"{openai}.{theirs[0]}", (
-        f"{diffusers}.{parts}" if isinstance(parts, str) else tuple(f"{diffusers}.{part}" for part in parts)
-    )
+        return f"middle_block.{1 if attention else 2 * level}", f"mid_block.{part}.{level}"
+    resamples = which == ["resample"]
+    index = per - 1 if resamples else int(which[0])
+    if kind == "down":
+        inner = f"down_blocks.{level}.{'downsamplers.0' if resamples else f'{part}.{index}'}"
+        return f"input_blocks.{1 + level * per + index}.{int(attention)}", inner
+    # On the way up the last block of a level resamples too, after its attention where there is one.
+    second = 1 + (2**level in net.attention) if resamples else int(attention)
+    inner = f"up_blocks.{last - level}.{'upsamplers.0' if resamples else f'{part}.{index}'}"
+    return f"output_blocks.{(last - level) * per + index}.{second}", inner
 
 
 def unwrapped(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

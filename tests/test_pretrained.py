@@ -1,0 +1,146 @@
+"""A public file's whole road: converted, looked at, trained on, exported, and loaded again where it came from."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.pretrained.torch_unets import adm as torch_adm
+from tests.pretrained.torch_unets import arrays, channels_first, outputs, randomised
+from tests.test_main import tiny, weights
+from vf import build, export, main, video
+from vf.data.pipeline import NoClips
+from vf.diffusion import solvers
+from vf.pretrained import convert
+from vf.pretrained.base import open_base
+from vf.types import UserError
+
+torch = pytest.importorskip("torch")
+SMALL = {"width": 32, "mult": (1, 2), "blocks": 1, "attends": (False, False), "classes": 5}
+
+
+@pytest.fixture(scope="module")
+def net():
+    return randomised(torch_adm(**SMALL))
+
+
+@pytest.fixture(scope="module")
+def file(net, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("public")
+    net.save_pretrained(folder / "unet")
+    convert.convert_base("adm", folder / "unet", folder / "adm.safetensors")
+    return folder / "adm.safetensors"
+
+
+def config(file, **changes):
+    """The demo's, on this base: told nothing, eps under a cosine schedule."""
+    fixed = {
+        "base__pretrained": str(file), "base__prediction": "eps", "base__loss": "", "model__condition": "none",
+        "base__net__dropout": 0.0,
+    }  # fmt: skip
+    return tiny(**fixed | changes)
+
+
+def test_images_of_the_file_itself(net, file, tmp_path):
+    """Before any training, without data: diffusers' network under the same sampler, class by class."""
+    made = config(
+        file, sample__what="base", sample__count=3, sample__label=2, data__source="nowhere", sample__clip_x_0=0.0
+    )
+    assert main.run(made, tmp_path, "sample") == {}
+    found = video.load_npz(tmp_path / "samples" / "base_step_00000000" / "clips.npz")["clips"]
+    model, source = build.file_model(made)
+    assert source.class_names == tuple("01234")
+    job = build.sample_job(made)
+    keys = _keys(made, 3)
+    start = jax.vmap(lambda k: model.prior.draw(jax.random.fold_in(k, 0), model.shape))(keys)
+
+    def eps(z, t):
+        label = torch.full((3,), 2)
+        out, _ = outputs(net, (), channels_first(z[:, 0]), torch.full((3,), int(t)), class_labels=label)
+        return out[:, None, ..., :3]
+
+    with jax.disable_jit():
+        z = solvers.ddim(eps, start, job.options.grid, model.schedule)
+    true = np.asarray(video.to_uint8(z)).astype(int)
+    assert np.abs(found.astype(int) - true).max() <= 1
+    with pytest.raises(UserError, match=r"sample\.label must be a class, 0 to 4"):
+        main.run(config(file, sample__what="base", sample__label=5, data__source="nowhere"), tmp_path / "b", "sample")
+    with pytest.raises(UserError, match='trained without "no class"'):
+        main.run(config(file, sample__what="base", sample__guidance_scale=2.0), tmp_path / "c", "sample")
+
+
+def _keys(made, count):
+    from vf import rng
+
+    return rng.example_keys(made.sample.seed, rng.Purpose.SAMPLE, np.arange(count, dtype=np.uint32))
+
+
+def test_the_config_says_what_the_file_decides(file, tmp_path):
+    made = config(file)
+    resolved = build.resolved(made, tmp_path)
+    assert (made.base.net.width, resolved.base.net.width) == (8, 32)
+    assert resolved.base.net.width_mult == (1, 2)
+    assert resolved.base.net.learned_variance
+    with pytest.raises(UserError, match="no weights at"):
+        build.resolved(config(tmp_path / "none.safetensors"), tmp_path)
+    (tmp_path / "base.json").write_text("{}")
+    with pytest.raises(UserError, match="both say where the base network starts from"):
+        build.check(config(file, base__init_from="runs/x"))
+
+
+def test_a_start_is_the_file(file, tmp_path):
+    made = build.resolved(config(file), tmp_path)
+    model = build.model(made, NoClips())
+    shapes = build.shapes(model)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    start = build.start(made, model.networks)
+    assert start.networks == ("base",)
+    assert start.origin["fingerprint"] == open_base(file).fingerprint
+    found = start.read(abstract)
+    assert found.keys() == {"base"}
+    true = open_base(file).params(export.named(shapes["base"]))
+    for path, array in export.named(found["base"]).items():
+        np.testing.assert_array_equal(array, true[path])
+
+
+@pytest.mark.slow
+def test_the_whole_road(net, file, tmp_path, monkeypatch):
+    """Trained, exported, loaded in diffusers with equal outputs; resumed where the file has gone."""
+    made = config(file, train__steps=2)
+    main.run(made, tmp_path / "run", "train")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["starts"][0]["start"]["family"] == "adm"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["base"]["net"]["width"] == 32
+    export.export(tmp_path / "run", tmp_path / "model")
+    convert.convert_back("adm", "diffusers", tmp_path / "model", tmp_path / "unet")
+    loaded = type(net).from_pretrained(tmp_path / "unet").eval()
+    assert loaded.config.num_class_embeds is None
+    z = np.random.default_rng(0).normal(size=(2, 1, 16, 16, 3)).astype(np.float32)
+    t = np.array([3, 900])
+    true, _ = outputs(loaded, (), channels_first(z[:, 0]), torch.from_numpy(t))
+    resolved = build.resolved(made, tmp_path)
+    model = build.model(resolved, build.source(resolved))
+    params = weights(tmp_path / "run", resolved)
+    found = jax.jit(model.base.apply)({"params": params["base"]}, z, t)[:, 0]
+    np.testing.assert_allclose(found, true, atol=1e-4 * np.abs(true).max())
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(_moved(net), _moved(loaded), strict=True))  # it has trained
+
+    # The file goes: the run still resumes, and what was exported samples.
+    file.rename(tmp_path / "moved.safetensors")
+    try:
+        main.run(config(file, train__steps=3), tmp_path / "run", "train")
+        samples = tmp_path / "samples"
+        fields = {
+            "init_from": str(tmp_path / "model"),
+            "base__pretrained": str(tmp_path / "model" / "base.safetensors"),
+        }
+        main.run(config(file, **fields), samples, "sample")
+        clips = video.load_npz(samples / "samples" / "step_00000000" / "clips.npz")["clips"]
+        assert clips.shape == (4, 8, 16, 16, 3)
+    finally:
+        (tmp_path / "moved.safetensors").rename(file)
+
+
+def _moved(net):
+    return [array for name, array in sorted(arrays(net).items()) if name.startswith("down_blocks")]
