@@ -166,7 +166,7 @@ def test_a_model_travels(finished, exported, tmp_path):
     (begun,) = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert (begun["start"]["from"], begun["start"]["step"]) == (str(exported), 4)
     assert set(begun["start"]["fingerprints"]) == {"base", "residual"}
-    with pytest.raises(UserError, match="no records"):
+    with pytest.raises(UserError, match=r"data\.source=none is for --mode=sample"):
         main.run(config, tmp_path, "evaluate")
 
 
@@ -239,6 +239,22 @@ def test_what_networks_have_learned_is_compared_before_they_are_read(exported, m
         UserError, match=r"model.context is none here and base_frame there; set --config.model.context="
     ):
         build.start(tiny(init_from=str(exported), model__context="none"), ("base", "residual"))
+
+
+def test_noise_and_classes_are_compared_too(exported):
+    """Samples come from the noise that was trained on; training may go on under another."""
+    other = tiny(init_from=str(exported), noise__lam=(0.25,))
+    both = ("base", "residual")
+    with pytest.raises(UserError, match=r"noise\.lam is \(0\.25,\) here and \(0\.5,\) there"):
+        build.start(other, both)
+    assert build.start(other, both, trains=True) is not None
+    classes = build.source(other).class_names
+    assert build.start(tiny(init_from=str(exported)), both, classes) is not None
+    turned = (classes[1], classes[0], *classes[2:])
+    with pytest.raises(UserError, match=f"class 0 is {classes[0]} there and {classes[1]} here"):
+        build.start(tiny(init_from=str(exported)), both, turned)
+    with pytest.raises(UserError, match=r"have learned 18 classes, and these clips have 17 \(the first are equal\)"):
+        build.start(tiny(init_from=str(exported)), both, classes[:-1])
 
 
 def test_more_differences_than_one_wants_to_read(exported):

@@ -13,7 +13,7 @@ from vf import build, export, main, video
 from vf.data.pipeline import NoClips
 from vf.diffusion import solvers
 from vf.pretrained import convert
-from vf.pretrained.base import open_base
+from vf.pretrained.base import open_base, remembered
 from vf.types import UserError
 
 torch = pytest.importorskip("torch")
@@ -45,7 +45,13 @@ def config(file, **changes):
 def test_images_of_the_file_itself(net, file, tmp_path):
     """Before any training, without data: diffusers' network under the same sampler, class by class."""
     made = config(
-        file, sample__what="base", sample__count=3, sample__label=2, data__source="nowhere", sample__clip_x_0=0.0
+        file,
+        sample__what="base",
+        sample__count=3,
+        sample__label=2,
+        data__source="nowhere",
+        sample__clip_x_0=0.0,
+        model__context="embedding",
     )
     assert main.run(made, tmp_path, "sample") == {}
     found = video.load_npz(tmp_path / "samples" / "base_step_00000000" / "clips.npz")["clips"]
@@ -84,9 +90,13 @@ def test_the_config_says_what_the_file_decides(file, tmp_path):
     assert resolved.base.net.learned_variance
     with pytest.raises(UserError, match="no weights at"):
         build.resolved(config(tmp_path / "none.safetensors"), tmp_path)
-    (tmp_path / "base.json").write_text("{}")
+    (tmp_path / "base.json").write_text(remembered(open_base(file)).replace(open_base(file).fingerprint, "another"))
+    with pytest.raises(UserError, match=r"is not what the run in .* began with"):
+        build.resolved(made, tmp_path, fresh=False)
+    gone = build.resolved(config(tmp_path / "none.safetensors"), tmp_path, fresh=False)
+    assert gone.base.net == resolved.base.net
     with pytest.raises(UserError, match="both say where the base network starts from"):
-        build.check(config(file, base__init_from="runs/x"))
+        build.check(config(file, base__init_from="runs/x", init_from="runs/y"))
 
 
 def test_a_start_is_the_file(file, tmp_path):

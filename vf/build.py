@@ -135,19 +135,34 @@ def pretrained_base(config: ConfigDict) -> pretrained.Base | None:
     return pretrained.open_base(Path(config.base.pretrained)) if config.base.pretrained else None
 
 
-def resolved(config: ConfigDict, workdir: Path) -> ConfigDict:
+def resolved(config: ConfigDict, workdir: Path, fresh: bool = True) -> ConfigDict:
     """A copy of `config` that says what the base network is where a converted file decides it.
 
-    Where that file has gone, a run that began with it still knows what it said. Raises UserError as `pretrained_base`.
+    Where that file has gone, runs that began with it still know what it said.
+
+    Args:
+        fresh: there is no checkpoint in `workdir`.
+
+    Raises UserError as `pretrained_base`, and for another file than the run began with.
     """
     config = config.copy_and_resolve_references()
     if not config.base.pretrained:
         return config
-    if not Path(config.base.pretrained).exists() and (kept := workdir / pretrained.HEADER).is_file():
-        logging.warning("%s has gone; the base network is built as %s says", config.base.pretrained, kept)
-        config.base.pretrained = str(kept)
+    kept = [workdir / pretrained.HEADER]
+    if config.init_from:
+        kept += [Path(config.init_from) / name for name in (pretrained.HEADER, "base.safetensors")]
+    if not Path(config.base.pretrained).exists() and (known := [path for path in kept if path.is_file()]):
+        logging.warning("%s has gone; the base network is built as %s says", config.base.pretrained, known[0])
+        config.base.pretrained = str(known[0])
     file = pretrained_base(config)
     assert file is not None
+    if not fresh and kept[0].is_file() and (began := pretrained.open_base(kept[0])).fingerprint != file.fingerprint:
+        raise UserError(
+            f"{file.path} is not what the run in {workdir} began with (fingerprint {file.fingerprint}, and it was "
+            f"{began.fingerprint}): name that file, or another --workdir"
+        )
+    if (size := file.about.get("image_size", config.data.size)) != config.data.size:
+        logging.warning("%s was trained on %d pixels, and data.size is %d", file.path, size, config.data.size)
     config.base.net.update(file.fields)
     return config
 
@@ -239,10 +254,10 @@ def file_model(config: ConfigDict) -> tuple[OneNetwork, NoClips]:
             'without "no class": set --config.sample.guidance_scale=1'
         )
     classes = NoClips(file.class_names)
-    shared = _shared(config, classes, 1, 0) | {"null_label": file.classes or None, "embedding_dim": 0}
     made = OneNetwork(
         net=file.own_network(dropout=0.0, **_computation(config)), prior=priors.Decomposed(np.ones(1, np.float32)),
-        prediction=choose("base.prediction", config.base.prediction, KINDS), **shared,
+        prediction=choose("base.prediction", config.base.prediction, KINDS),
+        null_label=file.classes or None, **_common(config, 1, 0),
     )  # fmt: skip
     said(lambda: shapes(made))
     return made, classes
@@ -250,13 +265,19 @@ def file_model(config: ConfigDict) -> tuple[OneNetwork, NoClips]:
 
 def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[str, Any]:
     """What every model of the config has in common, for clips of `frames` frames with the base frame at `base`."""
+    return _common(config, frames, base) | {
+        "null_label": source.num_classes if config.model.condition == "label" else None,
+        "embedding_dim": embedding_dim(config, source),
+    }
+
+
+def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
+    """The part of it that no clips decide."""
     size, noise = config.data.size, config.noise
     return {
         "schedule": choose("noise.schedule", noise.schedule, schedules.SCHEDULES)(noise.steps),
         "shape": (frames, size, size, 3),
         "base_frame": base,
-        "null_label": source.num_classes if config.model.condition == "label" else None,
-        "embedding_dim": embedding_dim(config, source),
         "condition_dropout": config.model.condition_dropout,
         "loss_weight": config.model.loss_weight,
     }
@@ -282,17 +303,20 @@ class Start:
     origin: Mapping[str, Any]
 
 
-def start(config: ConfigDict, networks: Sequence[str], classes: Sequence[str] = (), own: bool = False) -> Start | None:
-    """What `init_from` names, for all `networks` of the model, or what gives the base its parameters: `base.pretrained`
-    or `base.init_from`. None where there is nothing of the kind.
+def start(
+    config: ConfigDict, networks: Sequence[str], classes: Sequence[str] = (), *, own: bool = False, trains: bool = False
+) -> Start | None:
+    """What `init_from` names, for all `networks` of the model, or what gives the base its parameters: `base.init_from`,
+    or else the file of `base.pretrained`. None where there is nothing of the kind.
 
     Args:
         classes: names of the run's classes.
+        trains: training may go on under other noise.
         own: take the file of `base.pretrained` as it is, for `file_model`.
 
     Raises UserError where it is no trained model, or one that learned something else than this config says."""
     file = pretrained_base(config)
-    if file is not None and not config.init_from:
+    if file is not None and not config.init_from and not config.base.init_from:
         names = classes if config.model.condition == "label" else ()
 
         def read(params: Params) -> Params:
@@ -305,17 +329,30 @@ def start(config: ConfigDict, networks: Sequence[str], classes: Sequence[str] = 
         return None
     chosen = tuple(networks) if config.init_from else ("base",)
     found = export.find(Path(path))
-    _check_learned(config, found, chosen)
+    _check_learned(config, found, chosen, classes, trains)
     return Start(chosen, lambda params: found.read({name: params[name] for name in chosen}), found.origin())
 
 
-def _check_learned(config: ConfigDict, found: export.Trained, networks: Sequence[str]) -> None:
+def _check_learned(
+    config: ConfigDict, found: export.Trained, networks: Sequence[str], classes: Sequence[str], trains: bool
+) -> None:
     """Raises UserError, with the flags to set, where `networks` have learned something else than `config` says."""
+    if config.model.condition == "label" and found.classes and classes and found.classes != tuple(classes):
+        k = next((k for k, (a, b) in enumerate(zip(found.classes, classes, strict=False)) if a != b), None)
+        told = (
+            f"class {k} is {found.classes[k]} there and {classes[k]} here" if k is not None else "the first are equal"
+        )
+        raise UserError(
+            f"the networks in {found.path} have learned {len(found.classes)} classes, and these clips have "
+            f"{len(classes)} ({told}): take the data that they were trained on, or start from the base network alone"
+        )
     here, there = _flat(plain(config)), _flat(found.config)
     names = ["noise.schedule", "noise.steps", "model.predictor", "model.condition"]
     # The base network sees no context but an embedding.
     if "residual" in networks or "embedding" in (here["model.context"], there["model.context"]):
         names.append("model.context")
+    if not trains and ("residual" in networks or config.model.predictor == "one_network"):
+        names += ["noise.prior", "noise.lam", "noise.a", "noise.base_frame"]
     for network in networks:
         fields = [name for name in here if name.startswith(f"{network}.net.") and not name.endswith(".dropout")]
         names += [f"{network}.prediction", *fields]
@@ -496,10 +533,9 @@ def check(config: ConfigDict) -> None:
         )
     choose("sample.weights", sample.weights, {"ema": 0, "params": 0})
     choose("sample.what", sample.what, {"clips": 0, "base": 0})
-    if config.base.init_from and (config.init_from or config.base.pretrained):
-        other = "init_from" if config.init_from else "base.pretrained"
+    if config.init_from and config.base.init_from:
         raise UserError(
-            f"{other} and base.init_from both say where the base network starts from: leave one of them empty"
+            "init_from and base.init_from both say where the base network starts from: leave one of them empty"
         )
     if config.base.pretrained and config.model.predictor == "one_network":
         raise UserError(

@@ -64,7 +64,7 @@ def export(run: Path, out: Path, step: int | None = None) -> None:
                 arrays = {name: np.asarray(array, np.float32) for name, array in named(made).items()}
                 about = _about(network, config) | {"run": run.resolve().name, **_told(meta)}
                 family, public = _public(run, network, config, arrays, meta) if network == "base" else ("", {})
-                weights.save(temporary / f"{network}.safetensors", family or "vf", arrays, about | public)
+                weights.save(temporary / f"{network}.safetensors", family or "vf", arrays, {**public, **about})
                 del made, arrays
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (temporary / "config.py").write_text(CONFIG.format(name=out.name))
@@ -141,7 +141,7 @@ class Trained:
         made = {}
         for network, tree in params.items():
             path = self.path / f"{network}.safetensors"
-            made[network] = place(weights.load(path, weights.peek(path, FAMILIES).family).arrays, tree, path)
+            made[network] = place(weights.load(path, _peek(path).family).arrays, tree, path)
         return made
 
 
@@ -159,9 +159,16 @@ def find(path: Path) -> Trained:
         raise UserError(f"{path} {lacks}: name the folder of a run, or what was exported of one")
     config = _config(path)
     files = sorted(path.glob("*.safetensors"))
-    found = {file.stem: weights.peek(file, FAMILIES) for file in files}
+    found = {file.stem: _peek(file) for file in files}
     marks = {network: one.fingerprint for network, one in found.items()}
     return Trained(path, config, None, {**found["base"].about, "fingerprints": marks})
+
+
+def _peek(file: Path) -> weights.Weights:
+    """What an exported file says of itself. Raises UserError where it is damaged or missing."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing: export the run again, by python -m vf.pretrained.convert vf")
+    return weights.peek(file, FAMILIES)
 
 
 def place(arrays: Mapping[str, np.ndarray], tree: Params, path: Path) -> Params:

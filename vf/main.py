@@ -88,10 +88,12 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
     images = config.sample.what == "base"
     if images and mode != "sample":
         raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
-    config = build.resolved(config, workdir)
+    if config.data.source == "none" and mode != "sample":
+        raise UserError(f"data.source=none is for --mode=sample, and this is --mode={mode}: name the data")
     folder = workdir / "checkpoints"
     with Checkpoints(str(folder), read_only=True) as checkpoints:
         fresh = checkpoints.latest() is None
+    config = build.resolved(config, workdir, fresh)
     model: Model
     source: pipeline.Source
     own = images and fresh and bool(config.base.pretrained) and not config.init_from
@@ -103,13 +105,16 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
     mesh = build.mesh(config)
     if mode == "evaluate" and config.eval.selfcheck:
         return build.selfcheck(config)
-    start = build.start(config, model.networks, source.class_names, own) if fresh else None
+    start = None
+    if fresh:
+        start = build.start(config, model.networks, source.class_names, own=own, trains=mode == "train")
     # An evaluation job may run beside training: it draws its own curves.
     events = "tensorboard/evaluate" if mode == "evaluate" else "tensorboard"
     recorder = record.Recorder(workdir, is_writer=jax.process_index() == 0, events=events)
     origin = {"start": start.origin} if start else {}
     judged = source if own else build.source(config, evaluation=True)
-    needed = mode != "sample" or len(judged)  # samples alone can do without clips
+    # Samples alone can do without clips, and images of the base without reading them.
+    needed = mode != "sample" or (len(judged) and (not images or model.embedding_dim))
     held = pipeline.fixed_clips(judged, config.eval.clips, seed=config.seed) if needed else {}
     job, evaluation = build.sample_job(config), build.evaluation_job(config)
     judge = Judge(

@@ -8,8 +8,8 @@ For network n with gradient g (the mean over a batch), update k = 0, 1, ...:
     (4)  lr_n(k) = lr_n min(1, (k + 1) / warmup_steps) s(k)
     (5)  s(k) = 1, or (1 + cos(pi (k - warmup_steps) / (total_steps - warmup_steps))) / 2 after the warm-up
 
-The norm in (1) is that of network n alone. The decay in (3) is for arrays of two or more axes, but not for those that
-no gradient reaches by design: texts that a network carries (`vf/nets/unclip.py`). Gradient
+The norm in (1) is that of network n alone. The decay in (3) is for arrays of two or more axes, but not for the
+texts that a network carries and no gradient reaches (`vf/nets/unclip.py`). Gradient
 accumulation lies before all this, inside one step (`vf/step.py`), so that k counts updates whatever the micro-batches.
 """
 

@@ -155,11 +155,11 @@ def test_a_sharded_folder_and_its_scheduler(net, tmp_path):
     net.save_pretrained(tmp_path / "unet", max_shard_size="1MB")
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 2
     (tmp_path / "scheduler").mkdir()
-    told = {"beta_schedule": "linear", "num_train_timesteps": 500, "prediction_type": "v_prediction"}
+    told = {"beta_schedule": "linear", "num_train_timesteps": 1000, "prediction_type": "v_prediction"}
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
     run("adm", tmp_path, tmp_path / "a.safetensors")
     found = weights.load(tmp_path / "a.safetensors", "adm")
-    assert found.about["schedule"] == {"name": "linear", "steps": 500}
+    assert found.about["schedule"] == {"name": "linear", "steps": 1000}
     assert found.about["prediction"] == "v"
     assert found.fingerprint == weights.fingerprint(made(adm.canonical(arrays(net), {}, {})[0]))
 
@@ -220,9 +220,33 @@ def test_damaged_files_and_outputs_that_exist(net, tmp_path):
         ({"act_fn": "gelu"}, "act_fn = 'gelu', where 'silu' was expected"),
         ({"_class_name": "UNet2DConditionModel"}, "is of a UNet2DConditionModel"),
         ({"resnet_time_scale_shift": "default"}, "resnet_time_scale_shift"),
+        ({"attention_head_dim": None}, "head_dim should be a positive number, and is None"),
     ):
         (tmp_path / "config" / "config.json").write_text(json.dumps(told | change))
         fails(tmp_path, tmp_path / "config", message)
+
+
+def test_damaged_folders(net, tmp_path):
+    folder = tmp_path / "unet"
+    net.save_pretrained(folder, max_shard_size="1MB")
+    config = (folder / "config.json").read_text()
+    for text, message in (("[1]", "config.json holds no fields"), ("{", r"config\.json is no whole JSON file")):
+        (folder / "config.json").write_text(text)
+        fails(tmp_path, folder, message)
+    (folder / "config.json").write_text(config)
+    first = sorted(folder.glob("*.safetensors"))[0]
+    first.rename(tmp_path / "aside")
+    fails(tmp_path, folder, rf"index\.json names {first.name}, which is not there")
+    (tmp_path / "aside").rename(first)
+    (folder / "scheduler").mkdir()
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    for told, message in (
+        ({"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012}, "betas from 0.00085 to 0.012"),
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule = 'scaled_linear'"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+    ):
+        scheduler.write_text(json.dumps(told))
+        fails(tmp_path, folder, message)
 
 
 def test_other_ways(net, public, ours, tmp_path, capsys):
@@ -238,9 +262,24 @@ def test_other_ways(net, public, ours, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run("i3d", tmp_path / "a.safetensors", tmp_path / "out", "--to=diffusers")
     assert stop.value.code == 2
-    assert "--to is for base generators" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run("adm", tmp_path / "a.safetensors", tmp_path / "out", "--assume=colour=red")
+    assert "--to has no use for i3d" in capsys.readouterr().err
+    for flag, message in (
+        ("colour=red", "'colour' is none of attention_order"),
+        ("schedule=foo", "schedule should be one of cosine, linear, and is 'foo'"),
+        ("head_dim=0", "head_dim should be a positive number, and is '0'"),
+    ):
+        with pytest.raises(SystemExit):
+            run("adm", tmp_path / "a.safetensors", tmp_path / "out", f"--assume={flag}")
+        assert message in capsys.readouterr().err
+    wide = about | {"network": {**about["network"], "norm_groups": 16}}
+    weights.save(tmp_path / "wide.safetensors", "adm", params, wide)
+    with pytest.raises(UserError, match="32 groups in every norm"):
+        convert.convert_back("adm", "adm", tmp_path / "wide.safetensors", tmp_path / "out")
+    more = {**params, "embed/cond/bias": params["embed/time/out/bias"]}
+    weights.save(tmp_path / "more.safetensors", "adm", more, about)
+    with pytest.raises(UserError, match="1 without a place there: embed/cond/bias"):
+        convert.convert_back("adm", "diffusers", tmp_path / "more.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     fields = dict(about["network"]) | {"width_mult": (1, 1, 2, 2, 4, 4)}
     told = adm.facts(fields, {}, {})
     assert (told["network"]["attention_order"], told["schedule"]["name"]) == ("legacy", "linear")

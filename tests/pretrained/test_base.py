@@ -142,7 +142,7 @@ def test_the_header_serves_where_the_weights_have_gone(opened, tmp_path):
     assert again.network() == opened.network()
     with pytest.raises(UserError, match="no weights at"):
         base.open_base(tmp_path / "gone.safetensors")
-    with pytest.raises(UserError, match="is no whole file of adm weights"):
+    with pytest.raises(UserError, match="starts from weights that are no longer there"):
         again.params({})
 
 
@@ -189,6 +189,39 @@ def test_karlo_without_conditions_is_the_learned_null(decoder):
     tree = weights.Weights("", told.params(shapes, own=True), "", {}).tree()
     true = jax.jit(lambda p: own.apply({"params": p}, Z, T, label=np.array([2, 2])))(tree)
     np.testing.assert_allclose(out, true, atol=1e-5)
+
+
+def test_an_embedding_that_was_learned_is_kept_or_told_as_none(file, opened, tmp_path):
+    """A base fine-tuned with embeddings: told them again; and without, what an embedding of zeros does."""
+    found = weights.load(file, "adm")
+    rng = np.random.default_rng(3)
+    beside = {"embed/cond/kernel": rng.normal(size=(5, 256)), "embed/cond/bias": rng.normal(size=256)}
+    arrays = {**found.arrays, **{name: array.astype(np.float32) for name, array in beside.items()}}
+    assert base.family_of(arrays) == "adm"
+    weights.save(tmp_path / "b.safetensors", "adm", arrays, found.about)
+    again = base.open_base(tmp_path / "b.safetensors")
+    told, bare = again.network(embedding_dim=5), again.network()
+    zeros = np.zeros((2, 5), np.float32)
+    true = jax.jit(told.apply)({"params": started(again, told, cond=zeros)}, Z, T, cond=zeros)
+    np.testing.assert_allclose(jax.jit(bare.apply)({"params": started(again, bare)}, Z, T), true, atol=1e-5)
+
+
+def test_what_an_export_says(opened, file):
+    """Its own classes with "no class" last, its own schedule; the licence and the origin of the file."""
+    shapes = dict(weights.load(file, "adm").arrays)
+    shapes["embed/label/embedding"] = np.zeros((3, 256))
+    net = opened.fields
+    family, about = base.described(
+        shapes, net, schedule={"name": "cosine", "steps": 1000}, prediction="eps", image_size=8,
+        classes=["Archery", "Bowling"], header=opened,
+    )  # fmt: skip
+    assert family == "adm"
+    again = base.Base(file, family, "", about)
+    assert (again.classes, again.class_names, again.can_be_guided) == (2, ("Archery", "Bowling"), True)
+    assert again.fields == net
+    assert (about["licence"], about["started_from"]) == ("MIT (OpenAI)", opened.fingerprint)
+    assert (opened.classes, opened.can_be_guided) == (10, False)
+    assert base.described({"a": 0}, net, schedule={}, prediction="", image_size=8, classes=[], header=None) == ("", {})
 
 
 def test_what_can_be_a_public_file():

@@ -27,8 +27,6 @@ REQUIRED: dict[str, Any] = {
     "time_embedding_type": "positional", "resnet_time_scale_shift": "scale_shift", "mid_block_scale_factor": 1,
     "time_embedding_dim": None, "add_attention": True,
 }  # fmt: skip
-SCHEDULES = {"squaredcos_cap_v2": "cosine", "linear": "linear"}  # diffusers' names -> vf.diffusion.schedule's
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 # Fields of the run's U-Net that the file decides.
 FIELDS = (
     "width", "width_mult", "num_res_blocks", "attention", "head_dim", "attention_order", "learned_variance",
@@ -78,10 +76,9 @@ def canonical(
 
 def facts(fields: Mapping[str, Any], config: Mapping[str, Any], assume: Mapping[str, Any]) -> dict[str, Any]:
     """`network`, `image_size`, `schedule`, `prediction`: from shapes, then diffusers' files, then what is assumed."""
+    unet.check_schedule(config)
     small = len(fields["width_mult"]) <= 4
-    if tuple(fields["width_mult"]) == (1, 1, 2, 3, 4) and not {"attention_head_dim"} & set(config) | {"head_dim"} & set(
-        assume
-    ):
+    if fields["width_mult"] == (1, 1, 2, 3, 4) and "attention_head_dim" not in config and "head_dim" not in assume:
         raise ValueError(
             "ADM at 128 pixels has 4 heads at every width, where the network here has heads of one size: "
             "convert the network of 64 or 256 pixels"
@@ -89,14 +86,16 @@ def facts(fields: Mapping[str, Any], config: Mapping[str, Any], assume: Mapping[
     known = {
         "head_dim": config.get("attention_head_dim", 64), "norm_groups": config.get("norm_num_groups", 32),
         "attention_order": "new" if small else "legacy", "image_size": config.get("sample_size", 64 if small else 256),
-        "schedule": unet.translated("beta_schedule", config.get("beta_schedule"), SCHEDULES)
+        "schedule": unet.translated("beta_schedule", config.get("beta_schedule"), unet.SCHEDULES)
         or ("cosine" if small else "linear"),
-        "prediction": unet.translated("prediction_type", config.get("prediction_type"), PREDICTIONS) or "eps",
+        "prediction": unet.translated("prediction_type", config.get("prediction_type"), unet.PREDICTIONS) or "eps",
         "steps": config.get("num_train_timesteps") or 1000,
     } | dict(assume)  # fmt: skip
-    network = (
-        dict(fields) | {name: known[name] for name in ("head_dim", "norm_groups", "attention_order")} | {"patch": 1}
-    )
+    for name in ("head_dim", "norm_groups", "image_size", "steps"):
+        if type(known[name]) is not int or known[name] < 1:
+            raise ValueError(f"{name} should be a positive number, and is {known[name]!r}")
+    told = {name: known[name] for name in ("head_dim", "norm_groups", "attention_order")}
+    network = {**fields, **told, "patch": 1}
     return {
         "network": network, "image_size": known["image_size"], "prediction": known["prediction"],
         "schedule": {"name": known["schedule"], "steps": known["steps"]},
@@ -104,7 +103,12 @@ def facts(fields: Mapping[str, Any], config: Mapping[str, Any], assume: Mapping[
 
 
 def openai(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Lazy]:
-    """Tensors of a .pt file that guided-diffusion loads, in the dtypes of the source."""
+    """Tensors of a .pt file that guided-diffusion loads, in the dtypes of the source.
+
+    Raises:
+        ValueError: a network that its code does not know.
+    """
+    unet.check_openai(about)
     return unet.exported(arrays, unet.links(net(about), "openai"), about)
 
 

@@ -49,9 +49,9 @@ class Base:
 
     @property
     def classes(self) -> int:
-        """How many conditions the file's own network tells apart; 0 for an unconditional one."""
+        """How many classes the file's own network tells apart; 0 for an unconditional one."""
         if self.family == "adm":
-            return int(self.about["network"]["num_classes"])
+            return int(self.about["network"]["num_classes"]) - self.can_be_guided
         return max(len(self.about["texts"]) - 1, 0)
 
     @property
@@ -62,8 +62,8 @@ class Base:
 
     @property
     def can_be_guided(self) -> bool:
-        """Whether the file's own network knows what it is to be told nothing."""
-        return bool(self.about.get("texts"))
+        """Whether the file's own network knows "no class", which is then label `classes`."""
+        return bool(self.about.get("texts")) or list(self.about["classes"][-1:]) == [""]
 
     def check(self, schedule: str, steps: int, prediction: str) -> None:
         """Raises UserError where a run's schedule or base prediction is not the file's."""
@@ -107,7 +107,15 @@ class Base:
 
         Raises UserError where the file has changed or is damaged.
         """
+        if self.path.name == HEADER:
+            raise UserError(
+                f"the base network starts from weights that are no longer there, {self.path} being only what they said "
+                "of themselves: bring the file back, or name another by --config.base.pretrained"
+            )
         arrays = dict(weights.load(self.path, self.family).arrays)
+        if "embed/cond/bias" in arrays and "embed/cond/bias" not in shapes:
+            # Without the embedding that it was told there remains what an embedding of zeros does.
+            arrays["embed/time/out/bias"] = arrays["embed/time/out/bias"] + arrays["embed/cond/bias"]
         if not own and self.family == "adm":
             arrays |= self._labels(arrays, shapes, class_names)
         if not own and self.about.get("texts"):
@@ -158,8 +166,13 @@ def open_base(path: Path) -> Base:
     Raises UserError where there is no such file, or it is not of `FAMILIES`.
     """
     if path.name == HEADER and path.is_file():
-        found = json.loads(path.read_text())
-        return Base(path, found["family"], found["fingerprint"], found["about"])
+        try:
+            found = json.loads(path.read_text())
+            return Base(path, found["family"], found["fingerprint"], found["about"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}): copy it from a backup, or start in another folder"
+            ) from error
     seen = weights.peek(path, FAMILIES)
     return Base(path, seen.family, seen.fingerprint, seen.about)
 
@@ -199,7 +212,8 @@ def described(
         "classes": [*classes, ""] if table is not None else [],
     }  # fmt: skip
     if family == "karlo-decoder":
-        assert header is not None
+        if header is None:
+            raise UserError(f"the run's {HEADER} is missing, which says what its base network is: bring it back")
         rows = shapes["texts/mask"].shape[0] if "texts/mask" in shapes else 0
         kept = list(classes) if rows > 1 else []
         texts = dict(zip(header.about["classes"], header.about["texts"], strict=False))
@@ -213,6 +227,6 @@ def family_of(arrays: Mapping[str, Any]) -> str:
     """The family whose file can hold a base network of these paths, "" for none."""
     if any(path.startswith("unet/") for path in arrays):
         return "karlo-decoder"
-    foreign = ("temporal", "embed/frame", "embed/cond")
+    foreign = ("temporal", "embed/frame")
     plain = "embed/time/out/bias" in arrays and not any(part in path for path in arrays for part in foreign)
     return "adm" if plain else ""

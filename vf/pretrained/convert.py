@@ -9,7 +9,7 @@
 Neither TensorFlow nor PyTorch is needed, and nothing that a pickle names is run. The file names its source (with its
 sha256) and carries a fingerprint of its values, which every score that is measured with it repeats.
 
-The families adm and karlo-decoder are base generators: images models that training starts from. `vf` gathers what a run
+The families adm and karlo-decoder are base generators: image models that training starts from. `vf` gathers what a run
 has trained into one folder, whose base.safetensors is again a file of that family where the base network is one.
 """
 
@@ -26,6 +26,9 @@ import numpy as np
 
 from vf import export
 from vf.data.ucf101 import CLASSES
+from vf.diffusion.gaussian import PREDICTIONS
+from vf.diffusion.schedule import SCHEDULES
+from vf.nets.layers import HEADS
 from vf.pretrained import (
     adm,
     base,
@@ -55,9 +58,9 @@ FAMILIES: dict[str, Canonical] = {
 }
 TARGETS = {"adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo")}
 # What may be assumed about a base generator, where no array tells.
-ASSUMED: dict[str, Callable[[str], Any]] = {
-    "attention_order": str, "head_dim": int, "norm_groups": int, "schedule": str, "steps": int, "prediction": str,
-    "image_size": int,
+ASSUMED: dict[str, tuple[str, ...]] = {  # choices; none where it is a positive number
+    "attention_order": tuple(HEADS), "head_dim": (), "norm_groups": (), "schedule": tuple(SCHEDULES), "steps": (),
+    "prediction": PREDICTIONS, "image_size": (),
 }  # fmt: skip
 
 
@@ -109,11 +112,11 @@ def convert_base(
         arrays |= {f"text_proj/{name}": array for name, array in one.arrays.items()}
     try:
         read = {"adm": adm.canonical, "karlo-decoder": karlo.canonical}[family]
+        if family != "karlo-decoder" and text_encoder is not None:
+            raise UserError(f"--text-encoder is for karlo-decoder; a network of the family {family} reads no texts")
         made, about = read(arrays, {**first.config, **_scheduler(source)}, assume or {})
         about |= _origin(found)
         if text_encoder is not None:
-            if family != "karlo-decoder":
-                raise UserError(f"--text-encoder is for karlo-decoder; a network of the family {family} reads no texts")
             texts, told = karlo.texts(text_encoder, CLASSES, about["clip_dim"])
             about |= told
         else:
@@ -207,9 +210,8 @@ def _scheduler(source: Path) -> dict[str, Any]:
     for folder in (source, source.parent):
         for name in ("scheduler", "decoder_scheduler"):
             if (file := folder / name / "scheduler_config.json").is_file():
-                found = json.loads(file.read_text())
-                wanted = ("num_train_timesteps", "beta_schedule", "prediction_type")
-                return {name: found[name] for name in wanted if name in found}
+                found = files.read_json(file)
+                return {name: value for name, value in found.items() if not name.startswith("_")}
     return {}
 
 
@@ -217,7 +219,11 @@ def _assumed(word: str) -> tuple[str, Any]:
     name, _, value = word.partition("=")
     if name not in ASSUMED:
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(ASSUMED)}")
-    return name, ASSUMED[name](value)
+    choices = ASSUMED[name]
+    if not (value in choices if choices else value.isdecimal() and int(value) > 0):
+        wanted = f"one of {', '.join(choices)}" if choices else "a positive number"
+        raise argparse.ArgumentTypeError(f"{name} should be {wanted}, and is {value!r}")
+    return name, value if choices else int(value)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -251,12 +257,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(args: argparse.Namespace) -> list[str]:
     """What was asked for; what there is to tell of it."""
+    unused = {"text_encoder": args.family != "karlo-decoder" or args.to, "step": args.family != "vf"}
+    unused |= {"to": args.family not in TARGETS, "assume": args.family not in TARGETS or args.to}
+    unused |= {"also": args.family == "vf" or args.to}
+    if wrong := [name for name, useless in unused.items() if useless and getattr(args, name) not in (None, [])]:
+        what = f"{args.family} --to={args.to}" if args.to and args.family in TARGETS else args.family
+        raise UserError(f"--{wrong[0].replace('_', '-')} has no use for {what}: leave it out")
     if args.family == "vf":
         export.export(args.source, args.out, args.step)
         return [f"{args.out}: the networks of {args.source}; use them with --config={args.out}/config.py"]
     if args.to:
-        if args.family not in TARGETS:
-            raise UserError(f"--to is for base generators ({', '.join(TARGETS)}), not for {args.family}")
         convert_back(args.family, args.to, args.source, args.out)
         return [f"{args.out}: {args.source} as {args.to}"]
     if args.family in base.FAMILIES:

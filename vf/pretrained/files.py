@@ -37,7 +37,7 @@ def read(path: Path) -> Source:
         return _read(path)
     except FileNotFoundError as error:
         raise UserError(f"no weights at {error.filename or path}: name the file or folder as --source") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path} cannot be read as weights ({error}): is it whole, and the right file?") from error
 
 
@@ -49,6 +49,17 @@ def sha256(source: Source) -> str:
             for part in iter(lambda: file.read(1 << 22), b""):
                 digest.update(part)
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The fields of a JSON file. Raises ValueError, which names it, where it is no such file."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is no whole JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no fields")
+    return found
 
 
 def git_blob(path: Path) -> str:
@@ -90,11 +101,16 @@ def _folder(path: Path) -> Source:
         if len(found) > 1:
             raise ValueError(f"it holds several checkpoints ({', '.join(file.name for file in found)}): name one")
         return _checkpoint(found[0].with_suffix(""))
-    config = json.loads(file.read_text()) if (file := path / "config.json").is_file() else {}
+    config = read_json(file) if (file := path / "config.json").is_file() else {}
     for name in ("model", "diffusion_pytorch_model"):
         parts = [file] if (file := path / f"{name}.safetensors").is_file() else []
         if (index := path / f"{name}.safetensors.index.json").is_file():
-            parts = sorted({path / part for part in json.loads(index.read_text())["weight_map"].values()})
+            named = read_json(index).get("weight_map")
+            if not isinstance(named, dict):
+                raise ValueError(f"{index.name} has no weight_map")
+            parts = sorted({path / part for part in named.values()})
+            if missing := [part.name for part in parts if not part.is_file()]:
+                raise ValueError(f"{index.name} names {missing[0]}, which is not there")
         if parts:
             arrays = {name: array for part in parts for name, array in safetensors_file.read(part)[0].items()}
             return Source(arrays, "safetensors folder", tuple(parts), config)

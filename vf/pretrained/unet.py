@@ -25,6 +25,8 @@ from vf.pretrained.safetensors_file import Lazy, forget
 
 LAYOUTS = ("openai", "diffusers")
 DTYPES = ("float32", "float16", "bfloat16")
+SCHEDULES = {"squaredcos_cap_v2": "cosine", "linear": "linear"}  # diffusers' names -> vf.diffusion.schedule's
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # Layers of a residual block and of attention: ours -> (OpenAI's, diffusers').
 _RES = {
@@ -278,7 +280,13 @@ def converted(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> di
 
 
 def exported(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link], about: Mapping[str, Any]) -> dict[str, Lazy]:
-    """Theirs, each to be made when it is written, in the dtype that `about` has of the source."""
+    """Theirs, each to be made when it is written, in the dtype that `about` has of the source.
+
+    Raises:
+        ValueError: arrays that the public format has no place for; texts are left out.
+    """
+    if extra := [path for path in arrays if path not in table and not path.startswith("texts/")]:
+        raise ValueError(first("without a place there", extra))
 
     def lazy(path: str, link: Link, place: int) -> Lazy:
         wanted = np.dtype(about["other_dtypes"].get(path, about["dtype"]))
@@ -313,6 +321,31 @@ def check_config(config: Mapping[str, Any], kind: str, required: Mapping[str, An
             raise ValueError(f"its config.json has {name} = {config[name]!r}, where {value!r} was expected")
 
 
+def check_schedule(config: Mapping[str, Any]) -> None:
+    """Raises ValueError where a scheduler_config.json of diffusers has betas that no schedule here has."""
+    for name in ("trained_betas", "rescale_betas_zero_snr"):
+        if config.get(name):
+            raise ValueError(f"its scheduler has {name}, which no schedule here has")
+    if config.get("beta_schedule") == "linear":
+        steps = config.get("num_train_timesteps", 1000)
+        ends = (config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
+        if ends != (1e-4, 0.02) or steps != 1000:
+            raise ValueError(
+                f"its scheduler has betas from {ends[0]} to {ends[1]} in {steps} steps, and linear here is 0.0001 to "
+                "0.02 in 1000"
+            )
+
+
+def check_openai(about: Mapping[str, Any]) -> None:
+    """Raises ValueError where guided-diffusion's code (and Karlo's) would take a network for another one."""
+    fields = about["network"]
+    if fields["patch"] != 1 or fields["norm_groups"] != 32:
+        raise ValueError(
+            f"that code has no patches and 32 groups in every norm, and this network has patch = {fields['patch']} and "
+            f"norm_groups = {fields['norm_groups']}"
+        )
+
+
 def translated(name: str, value: str | None, known: Mapping[str, str]) -> str:
     """Our word for diffusers'; "" for None, ValueError for what has none."""
     if value is not None and value not in known:
@@ -343,11 +376,10 @@ def diffusers_config(about: Mapping[str, Any], kinds: tuple[str, str, str, str])
 
 def scheduler_config(about: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """A scheduler_config.json of diffusers."""
-    names = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
-    predictions = {"eps": "epsilon", "v": "v_prediction", "x_0": "sample"}
+    theirs = {ours: name for known in (SCHEDULES, PREDICTIONS) for name, ours in known.items()}
     return {
         "_class_name": kind, "num_train_timesteps": about["schedule"]["steps"],
-        "beta_schedule": names[about["schedule"]["name"]], "prediction_type": predictions[about["prediction"]],
+        "beta_schedule": theirs[about["schedule"]["name"]], "prediction_type": theirs[about["prediction"]],
         "variance_type": "learned_range" if about["network"]["learned_variance"] else "fixed_small",
         "clip_sample": True, "clip_sample_range": 1.0,
     }  # fmt: skip

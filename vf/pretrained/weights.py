@@ -32,7 +32,6 @@ OFFICIAL = {
     "adm": "OpenAI's 64x64_diffusion.pt, or a diffusers folder of a UNet2DModel of that kind",
     "karlo-decoder": "Karlo's decoder-ckpt-step=01000000-of-01000000.ckpt, or the diffusers folder of "
     "kakaobrain/karlo-v1-alpha",
-    "vf": "the folder of a run",
 }
 
 
@@ -123,8 +122,13 @@ def load(path: str | os.PathLike[str], family: str) -> Weights:
 
 def peek(path: str | os.PathLike[str], families: tuple[str, ...]) -> Weights:
     """What a file says of itself, without its arrays. Raises UserError as `load`, but for the values."""
-    family = families[0]
-    convert = f"make it of {OFFICIAL[family]} with python -m vf.pretrained.convert {family} --source=FILE --out={path}"
+    family = " or ".join(families)
+    convert = "; or ".join(
+        f"make it of {OFFICIAL[one]} with python -m vf.pretrained.convert {one} --source=FILE --out={path}"
+        for one in families
+        if one in OFFICIAL
+    )
+    convert = convert or f"export the run again, by python -m vf.pretrained.convert vf --source=RUN --out={path}"
     if not Path(path).is_file():
         raise UserError(f"no weights at {path}; {convert}")
     try:
@@ -134,7 +138,5 @@ def peek(path: str | os.PathLike[str], families: tuple[str, ...]) -> Weights:
     if "vf" not in header:
         raise UserError(f"{path} was not written by the converter of this project; {convert}")
     if header["family"] not in families:
-        raise UserError(
-            f"{path} holds weights of {header['family']}, where those of {' or '.join(families)} are needed"
-        )
+        raise UserError(f"{path} holds weights of {header['family']}, where those of {family} are needed")
     return Weights(header["family"], {}, header["fingerprint"], json.loads(header["about"]))
