@@ -96,7 +96,8 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
     config = build.resolved(config, workdir, fresh)
     model: Model
     source: pipeline.Source
-    own = images and fresh and bool(config.base.pretrained) and not config.init_from
+    elsewhere = config.init_from or config.base.init_from
+    own = images and fresh and bool(config.base.pretrained) and not elsewhere
     if own:  # the file's network as it is, with its own classes, to see that it was read right
         model, source = build.file_model(config)
     else:
