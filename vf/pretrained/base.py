@@ -125,11 +125,11 @@ class Base:
         fresh = {
             path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items() if path.startswith("embed/cond/")
         }
-        made = {path: arrays.get(path, fresh.get(path)) for path in shapes}
-        wrong = [path for path, array in made.items() if array is None or array.shape != tuple(shapes[path].shape)]
+        made = {**fresh, **arrays}
+        wrong = [path for path, leaf in shapes.items() if path not in made or made[path].shape != tuple(leaf.shape)]
         if wrong:
             raise UserError(f"{self.path} does not fit the base network, first at {wrong[0]}: convert it again")
-        return made  # type: ignore[return-value]
+        return {path: made[path] for path in shapes}
 
     def _labels(
         self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Any], class_names: Sequence[str]

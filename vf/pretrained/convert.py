@@ -105,6 +105,8 @@ def convert_base(
     Raises UserError as `convert`.
     """
     _refuse_existing(out)
+    if text_encoder is not None and family != "karlo-decoder":
+        raise UserError(f"--text-encoder is for karlo-decoder; a network of the family {family} reads no texts")
     found = {path: files.read(path) for path in _parts(family, source, also)}
     first, *rest = found.values()
     arrays = dict(first.arrays)
@@ -112,16 +114,9 @@ def convert_base(
         arrays |= {f"text_proj/{name}": array for name, array in one.arrays.items()}
     try:
         read = {"adm": adm.canonical, "karlo-decoder": karlo.canonical}[family]
-        if family != "karlo-decoder" and text_encoder is not None:
-            raise UserError(f"--text-encoder is for karlo-decoder; a network of the family {family} reads no texts")
         made, about = read(arrays, {**first.config, **_scheduler(source)}, assume or {})
-        about |= _origin(found)
-        if text_encoder is not None:
-            texts, told = karlo.texts(text_encoder, CLASSES, about["clip_dim"])
-            about |= told
-        else:
-            texts = {}
-        weights.save(out, family, {**made, **texts}, about)
+        texts, told = karlo.texts(text_encoder, CLASSES, about["clip_dim"]) if text_encoder else ({}, {})
+        weights.save(out, family, {**made, **texts}, {**about, **_origin(found), **told})
     except ValueError as error:
         raise UserError(f"{source} ({first.format}) does not hold {family} weights: {error}") from error
     return weights.load(out, family)
