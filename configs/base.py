@@ -77,8 +77,11 @@ def get_config() -> ConfigDict:
     model.condition = "none"  # none | label
     model.condition_dropout = 0.1  # share of clips trained without their condition, for guidance
     model.loss_weight = 20.0  # bound of the factor that a `loss` other than `prediction` puts on an error
-    model.dtype = "float32"  # float32 | bfloat16: of the computation; parameters are float32
-    model.remat = "none"  # none | blocks | dots
+    model.dtype = "float32"  # float32 | bfloat16: of the computation
+    model.param_dtype = "float32"  # what parameters are kept in: float32 (master copies) | bfloat16 (rounded at random)
+    model.remat = "none"  # what the backward pass computes again: none | blocks | dots
+    model.scan = False  # compile equal blocks once, as a loop: for networks of three blocks a level or more
+    model.attention = "auto"  # auto (cudnn where it runs) | xla | cudnn
 
     config.base = base = ConfigDict()
     base.net = network()
@@ -152,8 +155,10 @@ def get_config() -> ConfigDict:
     evaluation.selfcheck = False  # --mode=evaluate checks the I3D weights, and does nothing else
 
     config.mesh = mesh = ConfigDict()
-    mesh.data = -1  # -1 = what is left
+    # vf/sharding.py says what each axis splits, and what it costs. One of them may be -1: what is left.
+    mesh.data = -1
     mesh.fsdp = 1
+    mesh.frames = 1  # for less than one clip a device
     mesh.tensor = 1
     mesh.cpu_devices = 0  # on CPU: devices to make of one machine, best one per core; 0 = what jax gives
     return config

@@ -1,12 +1,18 @@
 """Eight devices are one device, in any mesh shape, and everything lies as its parameter does."""
 
+import re
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from vf import optim, sharding, state
+from configs import demo
+from vf import build, optim, rng, sharding, state
+from vf import step as steps
+from vf.data.sprites import Sprites
 from vf.types import UserError
 
 TX = optim.make(
@@ -20,7 +26,7 @@ TX = optim.make(
     eps=1e-8,
     clip_norm=0.5,
 )
-SHAPES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+SHAPES = [(8, 1, 1, 1), (2, 4, 1, 1), (2, 2, 1, 2)]
 
 
 def create() -> state.TrainState:
@@ -86,10 +92,126 @@ def test_moments_and_average_lie_as_their_parameter(shape):
         others = [n for n in lies if n.endswith("/" + path)]
         assert len(others) == 4  # parameter, average, two moments
         assert {lies[n] for n in others} == {spec}
-        assert ("fsdp" in spec) == (shape[1] > 1)
-        assert ("tensor" in spec) == (shape[2] > 1 and path.endswith("in/kernel"))  # 3 outputs do not split
+        assert ("fsdp" in str(spec)) == (shape[1] > 1)
+        assert ("tensor" in str(spec)) == (shape[3] > 1 and path.endswith("in/kernel"))  # 3 outputs do not split
     kernel = now.opt_state.inner_states["base"].inner_state[1][0].mu["base"]["in"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // (shape[1] * shape[2])
+    assert kernel.addressable_shards[0].data.size == kernel.size // (shape[1] * shape[3])
+
+
+def both_networks(mesh):
+    """A small model with every kind of mixing, that computes on `mesh`, and clips of it."""
+    config = demo.get_config()
+    config.data.size = 16
+    for part in (config.base, config.residual):
+        part.net.update({"width": 16, "width_mult": (1, 2), "num_res_blocks": 1, "attention": (2,), "head_dim": 16,
+                         "norm_groups": 8, "patch": 2, "temporal_attention_at": ()})  # fmt: skip
+    config.base.images = 1
+    source = Sprites(frames=8, size=16, base=3, split="train")
+    return build.model(config, source, mesh)
+
+
+def losses_and_gradients(mesh, rows):
+    """Of `rows` clips, with parameters spread as training spreads them; and the compiled program's text."""
+    model = both_networks(mesh)
+
+    def create():
+        made = model.init(jax.random.key(0))  # much of it is zero, which would hide what comes before
+        return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), made)
+
+    random = np.random.default_rng(0)
+    batch = {
+        "video": random.integers(0, 256, (rows, 8, 16, 16, 3), np.uint8),
+        "label": np.zeros(rows, np.int32),
+        "index": np.arange(rows, dtype=np.uint32),
+    }
+
+    def loss(params, batch):
+        keys = rng.example_keys(0, rng.Purpose.TRAIN, batch["index"])
+        errors = model.errors(params, batch["video"] / 127.5 - 1, model.condition(batch), keys, train=True)
+        return steps.loss(model, errors)[0]
+
+    where = sharding.shardings(jax.eval_shape(create), mesh, min_size=1, min_features=1)
+    params = jax.jit(create, out_shardings=where)()
+    update = jax.jit(jax.value_and_grad(loss), out_shardings=(None, where))
+    compiled = update.lower(params, sharding.put_batch(batch, mesh)).compile()
+    return jax.device_get(compiled(params, sharding.put_batch(batch, mesh))), compiled.as_text()
+
+
+@pytest.fixture(scope="module")
+def references():
+    alone = sharding.make_mesh(devices=jax.devices()[:1])
+    return {rows: losses_and_gradients(alone, rows)[0] for rows in (2, 8)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [((8, 1, 1, 1), 8), ((2, 4, 1, 1), 8), ((2, 2, 1, 2), 8), ((1, 2, 4, 1), 2)],
+    ids=["data", "data-fsdp", "tensor", "frames"],
+)
+def test_any_mesh_gives_the_losses_and_gradients_of_one_device(shape, rows, references):
+    (loss, grads), text = losses_and_gradients(sharding.make_mesh(*shape), rows)
+    want_loss, want = references[rows]
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+    for (name, got), expected in zip(sharding.named(grads).items(), jax.tree.leaves(want), strict=True):
+        off = np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-6)
+        assert off < 1e-5 or np.abs(expected).max() < 1e-6, (name, off)
+    if shape[2] > 1:  # frames are really split: no device computes on all eight of a clip, but attention's own keys
+        convolved = {int(n) for n in re.findall(r"f32\[(\d+),8,8,16\]\S* convolution\(", text)}
+        assert convolved
+        assert max(convolved) <= 8 // shape[2]
+
+
+def test_clips_lie_in_parts_of_one_clip_or_more():
+    place = sharding.placing(sharding.make_mesh(1, 2, 4))
+
+    def spec(*shape):
+        lies = []
+        jax.jit(lambda x: jax.debug.inspect_array_sharding(place(x), callback=lies.append)).lower(
+            jax.ShapeDtypeStruct(shape, jnp.float32)
+        ).compile()
+        return lies[0].shard_shape(shape)
+
+    assert spec(2, 8, 4, 4, 3) == (1, 2, 4, 4, 3)  # a clip for two devices: frames
+    assert spec(16, 8, 4, 4, 3) == (2, 8, 4, 4, 3)  # clips for all
+    assert spec(4, 8, 4, 4, 3) == (2, 8, 4, 4, 3)  # rows over data x fsdp alone
+    assert spec(2, 3, 4, 4, 3) == (1, 3, 4, 4, 3)  # three frames do not split over four
+    alone = sharding.placing(sharding.make_mesh(devices=jax.devices()[:1]))
+    x = jnp.zeros((2, 8, 4, 4, 3))
+    assert alone(x) is x
+
+
+def test_frames_are_split_for_less_than_a_clip_a_device():
+    mesh = sharding.make_mesh(1, 2, 4)
+    sharding.check_rows(mesh, "train.batch_size", 2, clips=True)
+    sharding.check_rows(mesh, "train.batch_size", 4, 2, clips=True)
+    with pytest.raises(
+        UserError, match=r"batch_size 8 gives 4 clips .* config\.mesh\.frames=1, or train\.batch_size to 2"
+    ):
+        sharding.check_rows(mesh, "train.batch_size", 8, clips=True)
+    with pytest.raises(UserError, match=r"batch_size 12 .* data x fsdp x frames = 1 x 2 x 4 devices: .* of 8"):
+        sharding.check_rows(mesh, "sample.batch_size", 12, over=sharding.EVERY)
+
+
+class Chip(SimpleNamespace):
+    """A device of a slice, as `mesh_utils` looks at it."""
+
+    def __hash__(self):
+        return self.id
+
+
+def test_data_alone_spans_slices(monkeypatch):
+    chips = [Chip(id=i, process_index=i // 4, platform="cpu", device_kind="cpu", slice_index=i // 8) for i in range(16)]
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: devices)
+    placed = sharding.make_mesh(2, 4, 1, 2, devices=chips)
+    assert placed.shape == (2, 4, 1, 2)
+    assert [{chip.slice_index for chip in part.flat} for part in placed] == [{0}, {1}]
+    with pytest.raises(UserError, match=r"mesh\.data=1 .* make it a multiple of 2"):
+        sharding.make_mesh(1, 16, devices=chips)
+
+
+def test_one_process_holds_all_rows():
+    mesh = sharding.make_mesh(2, 2, 2)
+    np.testing.assert_array_equal(sharding.my_rows(mesh, 8), np.arange(8))  # one process holds all
 
 
 def specs(shapes, mesh, **settings):
@@ -98,9 +220,9 @@ def specs(shapes, mesh, **settings):
 
 
 def test_rules():
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = sharding.make_mesh(1, 4, 1, 2)
     shapes = {
-        "a/kernel": (3, 3, 512, 256),  # tensor, and fsdp on the largest axis that is left
+        "a/kernel": (3, 3, 512, 256),  # tensor, and fsdp on the same axis
         "b/kernel": (512, 254),  # pieces of 127 features are too narrow
         "c/kernel": (510, 511),  # nothing divides
         "d/embedding": (1000, 512),
@@ -110,7 +232,7 @@ def test_rules():
         "step": (),
     }
     assert specs(shapes, mesh) == {
-        "a/kernel": PartitionSpec(None, None, "fsdp", "tensor"),
+        "a/kernel": PartitionSpec(None, None, None, ("tensor", "fsdp")),
         "b/kernel": PartitionSpec("fsdp", None),
         "c/kernel": PartitionSpec(None, None),
         "d/embedding": PartitionSpec("fsdp", None),
@@ -120,7 +242,7 @@ def test_rules():
         "step": PartitionSpec(),
     }
     small = specs({"f/kernel": (8, 256)}, mesh, min_size=8 * 256)
-    assert small == {"f/kernel": PartitionSpec("fsdp", "tensor")}
+    assert small == {"f/kernel": PartitionSpec(None, ("tensor", "fsdp"))}
 
 
 def test_first_rule_wins_and_no_rule_replicates():
@@ -138,7 +260,7 @@ def test_first_rule_wins_and_no_rule_replicates():
 
 def test_mesh_takes_what_is_left():
     mesh = sharding.make_mesh(fsdp=2, tensor=2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "frames": 1, "tensor": 2}
     assert set(mesh.axis_types) == {AxisType.Auto}
     assert sharding.make_mesh(1, -1).shape["fsdp"] == 8
     assert sharding.make_mesh(devices=jax.devices()[:2]).shape["data"] == 2
@@ -147,14 +269,14 @@ def test_mesh_takes_what_is_left():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, 1, 1), "change mesh.data to 8, or to -1"),
-        ((2, 8, 1), "change mesh.fsdp to 4, or to -1"),
-        ((3, 4, 1), "change mesh.data to 2, or to -1"),
-        ((-1, 3, 1), "change mesh.fsdp to a divisor of 8"),
-        ((-1, 2, 8), "change mesh.tensor to a divisor of 4"),
-        ((3, 3, 1), "must multiply to the device count"),
-        ((-1, -1, 1), "give mesh.fsdp a number"),
-        ((1, 0, 1), "mesh.fsdp must be positive"),
+        ((3, 1, 1, 1), "change mesh.data to 8, or to -1"),
+        ((2, 8, 1, 1), "change mesh.fsdp to 4, or to -1"),
+        ((3, 4, 1, 1), "change mesh.data to 2, or to -1"),
+        ((-1, 3, 1, 1), "change mesh.fsdp to a divisor of 8"),
+        ((-1, 2, 1, 8), "change mesh.tensor to a divisor of 4"),
+        ((3, 3, 1, 1), "must multiply to the device count"),
+        ((-1, -1, 1, 1), "give mesh.fsdp a number"),
+        ((1, 0, 1, 1), "mesh.fsdp must be positive"),
     ],
 )
 def test_mesh_says_which_number_to_change(sizes, message):
@@ -163,7 +285,7 @@ def test_mesh_says_which_number_to_change(sizes, message):
 
 
 def test_batch_is_split_by_rows():
-    mesh = sharding.make_mesh(2, 2, 2)
+    mesh = sharding.make_mesh(2, 2, 1, 2)
     video = np.arange(8 * 2 * 3, dtype=np.uint8).reshape(8, 2, 3)
     batch = sharding.put_batch({"video": video, "label": np.arange(8, dtype=np.int32)}, mesh)
     np.testing.assert_array_equal(batch["video"], video)
@@ -182,7 +304,7 @@ def test_batch_errors():
 
 
 def test_replicated_is_everywhere():
-    x = jax.device_put(jnp.arange(4), sharding.replicated(sharding.make_mesh(2, 2, 2)))
+    x = jax.device_put(jnp.arange(4), sharding.replicated(sharding.make_mesh(2, 2, 1, 2)))
     assert [shard.data.shape for shard in x.addressable_shards] == [(4,)] * 8
 
 

@@ -41,6 +41,7 @@ from vf.types import Params, UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 KINDS: dict[str, gaussian.Prediction] = {kind: kind for kind in gaussian.PREDICTIONS}
+ATTENTION = {name: name for name in ("auto", "xla", "cudnn")}
 PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network")}
 TFDS = "tfds:"  # before the name of a data set that TFDS itself prepares
 T = TypeVar("T")
@@ -96,18 +97,59 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> Source:
     return VideoFolder(data.source, windows=windows, size=data.size, split_file=split_file)
 
 
-def network(config: ConfigDict, net: ConfigDict, source: Source, **changes: Any) -> UNet:
+def network(config: ConfigDict, net: ConfigDict, source: Source, mesh: Mesh | None = None, **changes: Any) -> UNet:
     """One U-Net, with the fields that the whole model decides."""
     fields = net.to_dict()
     fields["temporal_attention_at"] = fields["temporal_attention_at"] or None
     if labelled(config, source):
         fields |= {"num_classes": source.num_classes, "null_class": True}
-    return UNet(**fields | changes, cond_dim=embedding_dim(config, source), **_computation(config))
+    return UNet(**fields | changes, cond_dim=embedding_dim(config, source), **_computation(config, mesh))
 
 
-def _computation(config: ConfigDict) -> dict[str, Any]:
+def _computation(config: ConfigDict, mesh: Mesh | None) -> dict[str, Any]:
     """How networks compute, whichever they are."""
-    return {"dtype": choose("model.dtype", config.model.dtype, DTYPES), "remat": config.model.remat}
+    given = config.model
+    dtype = choose("model.dtype", given.dtype, DTYPES)
+    how = {"dtype": dtype, "remat": given.remat, "scan": given.scan}
+    how["attention_kernel"] = attention_kernel(choose("model.attention", given.attention, ATTENTION), dtype, mesh)
+    return how if mesh is None else how | {"place": sharding.placing(mesh)}
+
+
+def param_dtype(config: ConfigDict) -> Any:
+    """What parameters are kept in."""
+    return choose("model.param_dtype", config.model.param_dtype, DTYPES)
+
+
+def attention_kernel(wanted: str, dtype: Any, mesh: Mesh | None = None) -> str:
+    """The attention that runs on the mesh's devices (default: on this machine's): the fused one where it does, unless
+    `wanted` says otherwise. Raises UserError where the one that is wanted does not run there."""
+    if wanted == "xla":
+        return wanted
+    platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
+    reason = None
+    if platform not in ("gpu", "cuda"):
+        reason = f"it is a kernel of NVIDIA GPUs, and this is {platform}"
+    elif dtype != jnp.bfloat16:
+        reason = "it computes in bfloat16: set --config.model.dtype=bfloat16"
+    else:
+        try:
+            _try_cudnn()
+        except Exception as error:  # whatever the driver, the library or the compiler have to say
+            reason = f"it does not run here ({str(error).splitlines()[0]:.200})"
+            logging.warning("attention is XLA's own, not cuDNN's: %s", reason)
+    if reason and wanted == "cudnn":
+        raise UserError(f"model.attention is cudnn, but {reason}; or take --config.model.attention=auto")
+    return "xla" if reason else "cudnn"
+
+
+def _try_cudnn() -> None:
+    """Attention, and its gradient, at the shapes of a small network."""
+    x = jnp.zeros((2, 64, 2, 64), jnp.bfloat16)
+
+    def total(x: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(x, x, x, implementation="cudnn").astype(jnp.float32).sum()
+
+    jax.block_until_ready(jax.jit(jax.grad(total))(x))
 
 
 def labelled(config: ConfigDict, source: Source) -> bool:
@@ -118,15 +160,16 @@ def labelled(config: ConfigDict, source: Source) -> bool:
     return wanted
 
 
-def base_network(config: ConfigDict, source: Source) -> nn.Module:
+def base_network(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> nn.Module:
     """The base generator: that of the converted file where `base.pretrained` names one, else `base.net`."""
     file = pretrained_base(config)
     if file is None:
-        return network(config, config.base.net, source)
+        return network(config, config.base.net, source, mesh)
     file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
     return file.network(
         class_names=source.class_names if labelled(config, source) else (),
-        embedding_dim=embedding_dim(config, source), dropout=config.base.net.dropout, **_computation(config),
+        embedding_dim=embedding_dim(config, source), dropout=config.base.net.dropout,
+        **_computation(config, mesh),
     )  # fmt: skip
 
 
@@ -180,8 +223,10 @@ def embedding_dim(config: ConfigDict, source: Source) -> int:
     return dim
 
 
-def model(config: ConfigDict, source: Source) -> Model:
-    """The model that `config` names, for clips of `source`. Raises UserError where values do not fit together."""
+def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model:
+    """The model that `config` names, for clips of `source`, that computes on `mesh` (None: on one device).
+
+    Raises UserError where values do not fit together."""
     data, noise = config.data, config.noise
     base = base_frame(config)
     lam = said(lambda: decompose.make_lambda(_one_or_all(noise.lam), data.frames, base))
@@ -196,7 +241,7 @@ def model(config: ConfigDict, source: Source) -> Model:
     }
     prior = choose("noise.prior", noise.prior, draws)()
     if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
-        net = network(config, config.base.net, source, frame_embed=True)
+        net = network(config, config.base.net, source, mesh, frame_embed=True)
         made: Model = OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared)
     else:
         if not isinstance(prior, priors.Decomposed):
@@ -207,8 +252,8 @@ def model(config: ConfigDict, source: Source) -> Model:
         residual_prediction = choose("residual.prediction", config.residual.prediction, KINDS)
         made = said(
             lambda: VideoFusion(
-                base=base_network(config, source),
-                residual=network(config, config.residual.net, source, frame_embed=True),
+                base=base_network(config, source, mesh),
+                residual=network(config, config.residual.net, source, mesh, frame_embed=True),
                 lam=lam,
                 base_prediction=base_prediction,
                 residual_prediction=residual_prediction,
@@ -224,7 +269,7 @@ def model(config: ConfigDict, source: Source) -> Model:
     return made
 
 
-def image_model(config: ConfigDict, source: Source) -> OneNetwork:
+def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> OneNetwork:
     """The base generator alone, which is an image model: clips of one frame. Raises UserError as `model` does.
 
     Its noise is the base noise b, so that sample k is the base frame of the model's clip k."""
@@ -234,14 +279,14 @@ def image_model(config: ConfigDict, source: Source) -> OneNetwork:
             "image model: set --config.sample.what=clips"
         )
     made = OneNetwork(
-        net=base_network(config, source), prior=priors.Decomposed(np.ones(1, np.float32)),
+        net=base_network(config, source, mesh), prior=priors.Decomposed(np.ones(1, np.float32)),
         prediction=choose("base.prediction", config.base.prediction, KINDS), **_shared(config, source, 1, 0),
     )  # fmt: skip
     said(lambda: shapes(made))
     return made
 
 
-def file_model(config: ConfigDict) -> tuple[OneNetwork, NoClips]:
+def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork, NoClips]:
     """The image model of the file that `base.pretrained` names, as it is there, and its classes; needs no clips.
 
     Raises UserError where guidance is asked of a network that knows no absence of a class."""
@@ -255,7 +300,8 @@ def file_model(config: ConfigDict) -> tuple[OneNetwork, NoClips]:
         )
     classes = NoClips(file.class_names)
     made = OneNetwork(
-        net=file.own_network(dropout=0.0, **_computation(config)), prior=priors.Decomposed(np.ones(1, np.float32)),
+        net=file.own_network(dropout=0.0, **_computation(config, mesh)),
+        prior=priors.Decomposed(np.ones(1, np.float32)),
         prediction=choose("base.prediction", config.base.prediction, KINDS),
         null_label=file.classes or None, **_common(config, 1, 0),
     )  # fmt: skip
@@ -406,9 +452,14 @@ def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callabl
     return tx, optim.learning_rates(**rates)
 
 
-def mesh(config: ConfigDict) -> Mesh:
-    """The mesh of devices."""
-    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+def mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of devices; default all there are. Raises UserError where it does not fit them, or a batch not it."""
+    sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
+    made = sharding.make_mesh(**sizes, devices=devices)
+    sharding.check_rows(made, "train.batch_size", config.train.batch_size, config.train.accumulate, clips=True)
+    for name in ("sample", "eval"):
+        sharding.check_rows(made, f"{name}.batch_size", config[name].batch_size, over=sharding.EVERY)
+    return made
 
 
 def cpu_devices(config: ConfigDict) -> None:

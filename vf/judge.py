@@ -146,7 +146,7 @@ def scores(
 def validator(model: Model, seed: int, mesh: Mesh) -> Any:
     """Compiled (params, batch, t) -> errors [b] of each clip at noise level t."""
     step = functools.partial(validation_step, model=model, seed=seed)
-    return jax.jit(step, out_shardings=sharding.batch_sharding(mesh))
+    return jax.jit(step, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
 
 
 def validation(
@@ -162,12 +162,13 @@ def validation(
     Clips that fill up the last batch do not count.
     """
     count = len(held["index"])
-    hosts, me = jax.process_count(), jax.process_index()
-    rows = batch_size // hosts
+    rows = sharding.my_rows(mesh, batch_size, sharding.EVERY)
     sums: dict[str, float] = {}
     for first in range(0, count, batch_size):
-        mine = np.minimum(first + me * rows + np.arange(rows), count - 1)
-        batch = sharding.put_batch({name: value[mine] for name, value in held.items()}, mesh)
+        mine = np.minimum(first + rows, count - 1)
+        batch = sharding.put_batch(
+            {name: value[mine] for name, value in held.items()}, mesh, batch_size, sharding.EVERY
+        )
         for t in levels:
             errors = multihost_utils.process_allgather(validate(params, batch, t), tiled=True)
             for name, error in errors.items():

@@ -97,13 +97,13 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
     model: Model
     source: pipeline.Source
     elsewhere = config.init_from or config.base.init_from
+    mesh = build.mesh(config)
     own = images and fresh and bool(config.base.pretrained) and not elsewhere
     if own:  # the file's network as it is, with its own classes, to see that it was read right
-        model, source = build.file_model(config)
+        model, source = build.file_model(config, mesh)
     else:
         source = build.source(config)
-        model = build.image_model(config, source) if images else build.model(config, source)
-    mesh = build.mesh(config)
+        model = build.image_model(config, source, mesh) if images else build.model(config, source, mesh)
     if mode == "evaluate" and config.eval.selfcheck:
         return build.selfcheck(config)
     start = None
@@ -157,6 +157,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
             batch_size=config.train.batch_size,
             accumulate=config.train.accumulate,
             ema_decay=config.train.ema_decay,
+            param_dtype=build.param_dtype(config),
             loading=build.loading(config),
             log_every=config.train.log_every,
             checkpoint_every=config.train.checkpoint_every,

@@ -17,6 +17,7 @@ class Purpose(enum.IntEnum):
     TRAIN = 1
     EVALUATE = 2
     SAMPLE = 3
+    ROUND = 4
 
 
 def key(seed: int, purpose: Purpose) -> Key[Array, ""]:

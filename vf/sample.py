@@ -22,7 +22,7 @@ def sampler(model: Model, job: SampleJob, mesh: Mesh) -> Any:
         keys = rng.example_keys(job.seed, rng.Purpose.SAMPLE, batch["index"])
         return video.to_uint8(model.sample(params, keys, model.condition(batch), job.options))
 
-    return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh))
+    return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
 
 
 def conditions(model: Model, job: SampleJob, records: Mapping[str, np.ndarray], classes: int) -> dict[str, np.ndarray]:
@@ -44,12 +44,13 @@ def conditions(model: Model, job: SampleJob, records: Mapping[str, np.ndarray], 
 def clips(sample: Any, params: Any, given: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> np.ndarray:
     """All samples, u8 [n f h w 3], on every host. The last batch is filled up and cut, so one program serves all."""
     count = len(given["index"])
-    hosts, me = jax.process_count(), jax.process_index()
-    rows = batch_size // hosts
+    rows = sharding.my_rows(mesh, batch_size, sharding.EVERY)
     made = []
     for first in range(0, count, batch_size):
-        mine = np.minimum(first + me * rows + np.arange(rows), count - 1)
-        batch = sharding.put_batch({name: value[mine] for name, value in given.items()}, mesh)
+        mine = np.minimum(first + rows, count - 1)
+        batch = sharding.put_batch(
+            {name: value[mine] for name, value in given.items()}, mesh, batch_size, sharding.EVERY
+        )
         made.append(np.asarray(multihost_utils.process_allgather(sample(params, batch), tiled=True)))
     return np.concatenate(made)[:count]
 

@@ -61,7 +61,9 @@ def train_step(
         grads = jax.tree.map(lambda g: g / accumulate, summed)
         numbers = jax.tree.map(lambda v: v.mean(0), numbers)
     numbers |= {f"grad_norm_{name}": optax.tree.norm(grads[name]) for name in model.networks}
-    return states.update(state, grads, tx, functools.partial(states.ema_decay, decay=ema_decay)), numbers
+    decay = functools.partial(states.ema_decay, decay=ema_decay)
+    key = jax.random.fold_in(rng.key(seed, rng.Purpose.ROUND), state.step)
+    return states.update(state, grads, tx, decay, key), numbers
 
 
 def _add(total: Any, grads: Any, numbers: dict[str, Array]) -> tuple[Any, dict[str, Array]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -30,12 +31,12 @@ from vf.types import Params, UserError
 
 
 def place_state(
-    model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int, param_dtype: Any = jnp.float32
 ) -> tuple[Callable[[], states.TrainState], Any]:
     """A function that makes the initial state where it belongs, and the state's shapes with shardings."""
 
     def create() -> states.TrainState:
-        return states.create(model.init(rng.key(seed, rng.Purpose.PARAMETERS)), tx)
+        return states.create(model.init(rng.key(seed, rng.Purpose.PARAMETERS)), tx, param_dtype)
 
     shapes = jax.eval_shape(create)
     where = sharding.shardings(shapes, mesh)
@@ -57,6 +58,7 @@ def run(
     batch_size: int,
     accumulate: int,
     ema_decay: float,
+    param_dtype: Any,
     loading: Loading,
     log_every: int,
     checkpoint_every: int,
@@ -73,7 +75,7 @@ def run(
     Raises UserError for a non-finite loss (the last good checkpoint stays), unreadable data, or a checkpoint of another
     architecture.
     """
-    create, abstract = place_state(model, tx, mesh, seed)
+    create, abstract = place_state(model, tx, mesh, seed, param_dtype)
     step_fn = functools.partial(train_step, model=model, tx=tx, seed=seed, ema_decay=ema_decay, accumulate=accumulate)
     where = jax.tree.map(lambda a: a.sharding, abstract)
     update = jax.jit(step_fn, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
@@ -97,15 +99,14 @@ def run(
             seed=seed,
             batch_size=batch_size,
             start=first,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.my_rows(mesh, batch_size).tolist(),
             flip=loading.flip,
             threads=loading.threads,
             workers=loading.workers,
             read_ahead=loading.read_ahead,
         ) as batches:
             for step in range(first + 1, steps + 1):
-                state, numbers = update(state, sharding.put_batch(next(batches), mesh))
+                state, numbers = update(state, sharding.put_batch(next(batches), mesh, batch_size))
                 pending.append((step, numbers))
                 checkpoints.check()
                 last = step == steps
@@ -147,8 +148,10 @@ def _fetch(ready: list[tuple[int, Mapping[str, jax.Array]]]) -> dict[str, float]
 
 def _started(state: states.TrainState, made: Params) -> states.TrainState:
     """`state` with the networks `made`, as parameters and as averages."""
-    copy = jax.tree.map(lambda a: a.copy(), made)  # parameters and average are donated apart
-    return state.replace(params={**state.params, **copy}, ema={**state.ema, **made})  # type: ignore[attr-defined]
+    old = {name: state.params[name] for name in made}
+    # A copy: parameters and average are donated apart.
+    new = jax.tree.map(lambda a, p: jnp.array(a, p.dtype, copy=True), made, old)
+    return state.replace(params={**state.params, **new}, ema={**state.ema, **made})  # type: ignore[attr-defined]
 
 
 def _report_bad(source: pipeline.Source, bad: Mapping[int, str], recorder: record.Recorder, step: int) -> None:

@@ -75,12 +75,17 @@ def test_batch_has_the_promised_types():
     }
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_rows_of_one_batch(processes):
+@pytest.mark.parametrize("shares", [[range(4), range(4, 8)], [(0, 1), (2, 3), (4, 5), (6, 7)]])
+def test_processes_share_the_rows_of_one_batch(shares):
     whole = take(5, Numbers(20))
-    shares = [take(5, Numbers(20), process_index=p, process_count=processes, threads=3) for p in range(processes)]
-    for batch, *parts in zip(whole, *shares, strict=True):
-        assert_same(batch, join(parts))
+    parts = [take(5, Numbers(20), rows=rows, threads=3) for rows in shares]
+    for batch, *found in zip(whole, *parts, strict=True):
+        assert_same(batch, join(found))
+
+
+def test_rows_need_not_be_neighbours():
+    for batch, part in zip(take(5, Numbers(20)), take(5, Numbers(20), rows=[1, 2, 6], threads=2), strict=True):
+        assert_same({name: value[[1, 2, 6]] for name, value in batch.items()}, part)
 
 
 @pytest.mark.parametrize("start", [1, 4, 11])
@@ -175,10 +180,10 @@ def test_other_errors_of_a_source_come_through():
         take(1, Broken(20))
 
 
-@pytest.mark.parametrize(("batch_size", "process_count"), [(6, 4), (0, 1), (-4, 2)])
-def test_a_batch_that_cannot_be_shared_is_refused(batch_size, process_count):
-    with pytest.raises(UserError, match=f"it is {batch_size}"):
-        batches(Numbers(20), seed=0, batch_size=batch_size, process_count=process_count)
+@pytest.mark.parametrize(("batch_size", "rows"), [(6, [6]), (6, [-1, 0]), (6, []), (0, None), (-4, None)])
+def test_rows_that_are_not_there_are_refused(batch_size, rows):
+    with pytest.raises(UserError, match=rf"batch_size - 1 = {batch_size - 1}, but these are"):
+        batches(Numbers(20), seed=0, batch_size=batch_size, rows=rows)
 
 
 def test_an_empty_source_is_refused():
@@ -271,9 +276,7 @@ def test_processes_that_read_change_nothing():
     late = take(4, Numbers(200, (17,)), workers=2, start=3, flip=True)
     for one, other in zip(late, plain[3:], strict=True):
         assert_same(one, other)
-    halves = [
-        take(2, Numbers(200, (17,)), workers=1, flip=True, process_index=p, process_count=2, start=3) for p in (0, 1)
-    ]
+    halves = [take(2, Numbers(200, (17,)), workers=1, flip=True, rows=range(p, p + 4), start=3) for p in (0, 4)]
     for batch, *parts in zip(plain[3:5], *halves, strict=True):
         assert_same(batch, join(parts))
 

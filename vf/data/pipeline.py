@@ -7,7 +7,7 @@ step n, or on another number of hosts, meets the same examples, and a checkpoint
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,23 +79,21 @@ def batches(
     seed: int,
     batch_size: int,
     start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     shuffle: bool = True,
     flip: bool = False,
     threads: int = 8,
     workers: int = 0,
     read_ahead: int = 2,
 ) -> "Batches":
-    """This process's rows of the global batches `start`, `start + 1`, ..., without end.
+    """The rows `rows` of the global batches `start`, `start + 1`, ..., without end.
 
     Args:
         source: the records.
         seed: 0 ... 2**64 - 1; chooses the order and every random window.
         batch_size: B, rows of the global batch.
         start: first step; starting late costs nothing.
-        process_index: which of the `process_count` contiguous blocks of rows is ours.
-        process_count: how many processes share the global batch.
+        rows: which rows of each global batch are read here, in order; None for all.
         shuffle: False shows the records in their own order.
         flip: mirror every second clip, at random, left to right.
         threads: threads that read; 0 reads in the caller's thread. Unused with workers.
@@ -104,25 +102,22 @@ def batches(
         read_ahead: batches read before they are asked for; at least one for each worker.
 
     Returns:
-        An iterator over `{video u8 [b f h w 3], label i32 [b], index u32 [b], ...}`, b = B / process_count;
+        An iterator over `{video u8 [b f h w 3], label i32 [b], index u32 [b], ...}`, b = len(rows);
         `index` is g, and further fields of the source are stacked likewise.
 
     Raises:
-        UserError: the source is empty, or the batch cannot be shared out evenly; while iterating, when more
-            than 1 % of 100 or more records, or all of fewer, cannot be read.
+        UserError: the source is empty, or there are no such rows; while iterating, when more than 1 % of 100 or
+            more records, or all of fewer, cannot be read.
     """
     if not len(source):
         raise UserError("The data source has no records; point --config.data.source at one that has.")
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"The batch size must be a positive multiple of the number of processes, {process_count}, "
-            f"but it is {batch_size}; choose another."
-        )
-    rows = batch_size // process_count
+    chosen = range(batch_size) if rows is None else [int(row) for row in rows]
+    if not chosen or min(chosen) < 0 or max(chosen) >= batch_size:
+        raise UserError(f"A batch needs rows, of 0 to batch_size - 1 = {batch_size - 1}, but these are {list(chosen)}.")
     # Reading ahead costs per element: a block of rows for each thread keeps all busy at a small price. Between
     # processes a whole batch is handed over in shared memory, without another copy here.
-    block_rows = rows if workers else -(-rows // max(1, threads))
-    blocks = _Blocks(source, seed, shuffle, flip, batch_size, start, process_index * rows, rows, block_rows)
+    block_rows = len(chosen) if workers else -(-len(chosen) // max(1, threads))
+    blocks = _Blocks(source, seed, shuffle, flip, batch_size, start, tuple(chosen), block_rows)
     return Batches(blocks, threads, workers, read_ahead)
 
 
@@ -213,7 +208,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Random access to blocks of neighbouring rows of one process: what the read-ahead threads fetch."""
+    """Random access to blocks of the rows of one process: what the read-ahead threads fetch."""
 
     source: Source
     seed: int
@@ -221,22 +216,20 @@ class _Blocks:
     flip: bool
     batch_size: int
     start: int
-    first_row: int
-    rows: int
+    rows: tuple[int, ...]  # of each global batch
     block_rows: int
 
     @property
     def per_batch(self) -> int:
-        return -(-self.rows // self.block_rows)
+        return -(-len(self.rows) // self.block_rows)
 
     def __len__(self) -> int:
         return max(0, _EXAMPLES // self.batch_size - self.start) * self.per_batch
 
     def __getitem__(self, block: Any) -> _Part:
         step, part = divmod(int(block), self.per_batch)
-        first = (self.start + step) * self.batch_size + self.first_row
-        begin = part * self.block_rows
-        rows = range(begin, min(begin + self.block_rows, self.rows))
+        first = (self.start + step) * self.batch_size
+        rows = self.rows[part * self.block_rows : (part + 1) * self.block_rows]
         examples = [_read(self.source, self.seed, first + row, self.shuffle, self.flip) for row in rows]
         bad = {record: why for example in examples for record, why in example.bad.items()}
         return _Part(_stack(examples), bad)

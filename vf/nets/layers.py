@@ -7,6 +7,7 @@ Source: Dhariwal & Nichol, "Diffusion models beat GANs on image synthesis" (2021
 the authors' public guided-diffusion code; context tokens as in Karlo (Lee et al., 2022).
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -17,10 +18,16 @@ from jaxtyping import Array, Bool, Float
 
 Dtype = Any
 Resample = Literal["up", "down"] | None
+Place = Callable[[Array], Array]  # clips -> the same clips, with a word to the compiler on which device each lies
 ZEROS = nn.initializers.zeros_init()
 # Layout of the channels of a joint projection: q, k, v and then heads (ADM at 64 pixels), or heads and then
 # q, k, v (Karlo, and ADM's other networks). Weights loaded in the wrong one fit, and sample noise.
 HEADS = {"new": "... (p n d) -> p ... n d", "legacy": "... (n p d) -> p ... n d"}
+
+
+def anywhere(x: Array) -> Array:
+    """Leaves it to the compiler where `x` lies."""
+    return x
 
 
 class GroupNorm(nn.Module):
@@ -77,20 +84,22 @@ class ResBlock(nn.Module):
     dropout: float = 0.0
     norm_groups: int = 32
     dtype: Dtype = jnp.float32
+    place: Place = anywhere
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"], emb: Float[Array, "b #f e"]) -> Float[Array, "b f i j features"]:
         c = self.features
         h = nn.silu(GroupNorm(self.norm_groups, name="norm_in")(x))
-        h, x = resize(h, self.resample), resize(x, self.resample)
+        h, x = self.place(resize(h, self.resample)), resize(x, self.resample)
         h = nn.Conv(c, (3, 3), dtype=self.dtype, name="conv_in")(h)
+        h = self.place(h)
         scale, shift = jnp.split(nn.Dense(2 * c, dtype=self.dtype, name="emb")(nn.silu(emb)), 2, axis=-1)
         h = nn.silu(GroupNorm(self.norm_groups, name="norm_out")(h, scale, shift))
         h = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(h)
         h = nn.Conv(c, (3, 3), dtype=self.dtype, kernel_init=ZEROS, name="conv_out")(h)
         if x.shape[-1] != c:
             x = nn.Dense(c, dtype=self.dtype, name="skip")(x)  # a 1x1 convolution
-        return x + h
+        return self.place(x + h)
 
 
 class SelfAttention(nn.Module):
@@ -99,12 +108,14 @@ class SelfAttention(nn.Module):
     Attributes:
         head_dim: channels per head.
         order: 'new' or 'legacy', see `HEADS`; matters only to loaded weights.
+        kernel: see `attend`.
     """
 
     head_dim: int = 64
     order: str = "new"
     norm_groups: int = 32
     dtype: Dtype = jnp.float32
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(
@@ -124,7 +135,7 @@ class SelfAttention(nn.Module):
             if context_mask is not None:
                 mask = jnp.pad(context_mask, ((0, 0), (0, height * width)), constant_values=True)
                 mask = mask[:, None, None, None]  # b f n q k
-        y = attend(q, k, v, mask).reshape(x.shape)
+        y = attend(q, k, v, mask, self.kernel).reshape(x.shape)
         return x + nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="out")(y)
 
 
@@ -151,13 +162,14 @@ class TemporalAttention(nn.Module):
     head_dim: int = 64
     norm_groups: int = 32
     dtype: Dtype = jnp.float32
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
         height, c = x.shape[2], x.shape[-1]
         y = rearrange(GroupNorm(self.norm_groups, name="norm")(x), "b f h w c -> b (h w) f c")
         q, k, v = heads(nn.Dense(3 * c, dtype=self.dtype, name="qkv")(y), 3, self.head_dim, "new")
-        y = rearrange(attend(q, k, v), "b (h w) f n d -> b f h w (n d)", h=height)
+        y = rearrange(attend(q, k, v, None, self.kernel), "b (h w) f n d -> b f h w (n d)", h=height)
         return x + nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="out")(y)
 
 
@@ -179,11 +191,20 @@ def attend(
     k: Float[Array, "*b k n d"],
     v: Float[Array, "*b k n d"],
     mask: Bool[Array, "*#b #n #q k"] | None = None,
+    kernel: str = "xla",
 ) -> Float[Array, "*b q n d"]:
     """Softmax attention; q and k are each scaled by d^-1/4, so that half precision does not overflow.
 
-    `mask` is true where a key may be read; every query needs one such key.
+    `mask` is true where a key may be read; every query needs one such key. `kernel` 'cudnn' is the fused one of NVIDIA
+    GPUs, for half precision: it keeps no logits, and so needs less memory and time; 'xla' is for any platform.
     """
+    if kernel == "cudnn":
+        batch = q.shape[:-3]
+        whole = None if mask is None else jnp.broadcast_to(mask, (*batch, 1, q.shape[-3], k.shape[-3]))
+        one_batch = [a.reshape(-1, *a.shape[-3:]) for a in (q, k, v)]
+        readable = None if whole is None else whole.reshape(-1, *whole.shape[-3:])
+        fused: Array = jax.nn.dot_product_attention(*one_batch, mask=readable, implementation="cudnn")  # type: ignore[call-overload]
+        return fused.reshape(*batch, *fused.shape[-3:])
     scale = q.shape[-1] ** -0.25
     logits = jnp.einsum("...qnd,...knd->...nqk", q * scale, k * scale).astype(jnp.float32)
     if mask is not None:

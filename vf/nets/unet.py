@@ -7,6 +7,7 @@ Source: Dhariwal & Nichol, "Diffusion models beat GANs on image synthesis" (2021
 norms and residual blocks that resample; Karlo's decoder (Lee et al., 2022) adds context tokens.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +23,12 @@ from vf.nets.layers import (
     ZEROS,
     Dtype,
     GroupNorm,
+    Place,
     ResBlock,
     SelfAttention,
     TemporalAttention,
     TemporalConv,
+    anywhere,
 )
 
 TEMPORAL = ("conv", "attention")
@@ -47,6 +50,8 @@ class Block(nn.Module):
     dropout: float
     norm_groups: int
     dtype: Dtype
+    kernel: str
+    place: Place
 
     @nn.compact
     def __call__(
@@ -57,15 +62,15 @@ class Block(nn.Module):
         context_mask: Bool[Array, "b n"] | None,
     ) -> Float[Array, "b f h w features"]:
         shared = {"norm_groups": self.norm_groups, "dtype": self.dtype}
-        x = ResBlock(self.features, dropout=self.dropout, **shared, name="res")(x, emb)
+        x = ResBlock(self.features, dropout=self.dropout, **shared, place=self.place, name="res")(x, emb)
         if "conv" in self.temporal:
             x = TemporalConv(**shared, name="temporal_conv")(x)
         if self.attention:
-            spatial = SelfAttention(self.head_dim, self.attention_order, **shared, name="attention")
+            spatial = SelfAttention(self.head_dim, self.attention_order, **shared, kernel=self.kernel, name="attention")
             x = spatial(x, context, context_mask)
         if "attention" in self.temporal:
-            x = TemporalAttention(self.head_dim, **shared, name="temporal_attention")(x)
-        return x
+            x = TemporalAttention(self.head_dim, **shared, kernel=self.kernel, name="temporal_attention")(x)
+        return self.place(x)
 
 
 def rematerialised(kind: type[nn.Module], remat: str) -> Callable[..., Any]:
@@ -105,6 +110,11 @@ class UNet(nn.Module):
         dtype: of the computation; parameters, embedding, norm statistics, softmax and output stay float32.
         remat: what the backward pass computes again, to save memory: 'none', 'blocks' (all but the input of
             each block) or 'dots' (likewise, but products with Dense and temporal kernels are kept).
+        scan: compile each run of equal blocks of a level once, as a loop; parameters stay the same, and values, too,
+            but for dropout's draws. Worth it from three residual blocks a level on.
+        attention_kernel: 'xla' or 'cudnn', see `vf.nets.layers.attend`.
+        place: called on the clips between layers; tells the compiler on which devices they lie. Without it parameters
+            that are split over devices tempt the compiler to split, and send about, the far larger activations.
     """
 
     width: int
@@ -128,6 +138,9 @@ class UNet(nn.Module):
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    scan: bool = False
+    attention_kernel: str = "xla"
+    place: Place = anywhere
 
     @nn.compact
     def __call__(
@@ -182,6 +195,7 @@ class UNet(nn.Module):
             "dropout": self.dropout if train else 0.0,
             "norm_groups": self.norm_groups,
             "dtype": self.dtype,
+            "place": self.place,
         }
         make_block, make_resample = (rematerialised(kind, self.remat) for kind in (Block, ResBlock))
 
@@ -189,11 +203,51 @@ class UNet(nn.Module):
         over_space = (*self.attention, middle)
         over_frames = over_space if self.temporal_attention_at is None else (*self.temporal_attention_at, middle)
 
-        def block(x: Array, features: int, factor: int | None, name: str) -> Array:
+        def options(features: int, factor: int | None) -> dict[str, Any]:
             """A block with the attention of its grid factor; none at all for None."""
             mixing = tuple(kind for kind in self.temporal if kind == "conv" or factor in over_frames)
-            options = (features, factor in over_space, mixing, self.head_dim, self.attention_order)
-            return make_block(*options, **shared, name=name)(x, emb, context, context_mask)
+            return shared | {
+                "features": features, "attention": factor in over_space, "temporal": mixing, "head_dim": self.head_dim,
+                "attention_order": self.attention_order, "kernel": self.attention_kernel,
+            }  # fmt: skip
+
+        def block(x: Array, features: int, factor: int | None, name: str) -> Array:
+            return make_block(**options(features, factor), name=name)(x, emb, context, context_mask)
+
+        def loop(x: Array, features: int, factor: int, names: list[str], skips: list[Array]) -> list[Array]:
+            """What blocks of equal shapes give, one after the other, as one loop."""
+            alike = Block(**options(features, factor), parent=None)
+            params = jax.tree.map(lambda *p: jnp.stack(p), *(self.variables["params"][name] for name in names))
+            keys = jax.random.split(self.make_rng("dropout"), len(names)) if shared["dropout"] else None
+
+            def body(x: Array, each: tuple[Any, Array | None, Array | None]) -> tuple[Array, Array]:
+                own, skip, key = each
+                x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+                rngs = None if key is None else {"dropout": key}
+                made: Any = alike.apply({"params": own}, x, emb, context, context_mask, rngs=rngs)
+                return made, made
+
+            if self.remat != "none":
+                body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[self.remat])
+            return list(jax.lax.scan(body, x, (params, jnp.stack(skips) if skips else None, keys))[1])
+
+        def chain(x: Array, features: int, factor: int, names: list[str], skips: list[Array]) -> list[Array]:
+            """What the blocks of a level give, each fed by the one before and, on the way up, by its skip."""
+            made: list[Array] = []
+            beside = [skip.shape[-1] for skip in skips] or [0] * len(names)
+            inputs = zip([x.shape[-1], *[features] * (len(names) - 1)], beside, strict=True)
+            for (channels, _), run in itertools.groupby(
+                zip(inputs, names, skips or names, strict=True), lambda r: r[0]
+            ):
+                _, own_names, own_skips = (list(part) for part in zip(*run, strict=True))
+                if self.scan and not self.is_initializing() and len(own_names) > 1 and channels == features:
+                    made += loop(x, features, factor, own_names, own_skips if skips else [])
+                    x = made[-1]
+                    continue
+                for name, skip in zip(own_names, own_skips, strict=True):
+                    x = jnp.concatenate([x, skip], axis=-1) if skips else x
+                    made.append(x := block(x, features, factor, name))
+            return made
 
         def resample(x: Array, how: str, name: str) -> Array:
             return make_resample(x.shape[-1], how, **shared, name=name)(x, emb)
@@ -201,11 +255,11 @@ class UNet(nn.Module):
         channels = [int(self.width * m) for m in self.width_mult]
         last = len(channels) - 1
         x = rearrange(z, "b f (h i) (w j) c -> b f h w (i j c)", i=self.patch, j=self.patch)
-        x = nn.Conv(channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
+        x = self.place(nn.Conv(channels[0], (3, 3), dtype=self.dtype, name="conv_in")(self.place(x)))
         skips = [x]
         for level, c in enumerate(channels):
-            for i in range(self.num_res_blocks):
-                skips.append(x := block(x, c, 2**level, f"down_{level}_{i}"))
+            skips += chain(x, c, 2**level, [f"down_{level}_{i}" for i in range(self.num_res_blocks)], [])
+            x = skips[-1]
             if level < last:
                 skips.append(x := resample(x, "down", f"down_{level}_resample"))
 
@@ -213,9 +267,8 @@ class UNet(nn.Module):
         x = block(x, channels[last], None, "middle_1")
 
         for level, c in reversed(list(enumerate(channels))):
-            for i in range(self.num_res_blocks + 1):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = block(x, c, 2**level, f"up_{level}_{i}")
+            names = [f"up_{level}_{i}" for i in range(self.num_res_blocks + 1)]
+            x = chain(x, c, 2**level, names, [skips.pop() for _ in names])[-1]
             if level > 0:
                 x = resample(x, "up", f"up_{level}_resample")
 
