@@ -70,6 +70,7 @@ run() {
 # Inside the unit: vf.main, SIGTERM passed on to it, its log copied now and then, its exit status kept.
 work() {
   local workdir="" word child publisher status=0
+  PATH=$PATH:/snap/bin # where Ubuntu's images have gcloud
   for word in "$@"; do [[ $word != --workdir=* ]] || workdir=${word#*=}; done
   publish() {
     [[ $workdir != gs://* ]] || gcloud storage cp --quiet "$log" "$workdir/logs/$(hostname).log" >/dev/null 2>&1 || true

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes of vf.main on this machine, over its GPUs, or on its CPU cores.
+# Several processes of vf.main on one machine, over its GPUs, or on its CPU cores.
 #
 #   launch/local.sh N [--restarts=K] [--grace=S] [--devices=D] [--logs=DIR] [--dry-run] [flags of vf.main]
 #   launch/local.sh 2 --config=configs/demo.py --workdir=runs/demo2
@@ -37,7 +37,9 @@ fi
 
 # Which accelerators each process sees, as a NAME=VALUE for its environment.
 gpus=()
-if [[ -v CUDA_VISIBLE_DEVICES ]]; then
+if [[ ${JAX_PLATFORMS:-} == cpu ]]; then
+  :
+elif [[ -v CUDA_VISIBLE_DEVICES ]]; then
   IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
 elif command -v nvidia-smi >/dev/null; then
   mapfile -t gpus < <(nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p')

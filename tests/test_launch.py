@@ -57,13 +57,13 @@ RECIPES = {
 
 
 def clean_env(**changes: str) -> dict[str, str]:
-    gone = ("CUDA_VISIBLE_DEVICES", "JAX_NUM_CPU_DEVICES", "PYTHON")
+    gone = ("CUDA_VISIBLE_DEVICES", "JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "PYTHON")
     return {k: v for k, v in os.environ.items() if k not in gone and not k.startswith("VF_")} | changes
 
 
 def launch(words: list[str], cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     command = [str(LAUNCH / words[0]), *words[1:]]
-    return subprocess.run(command, cwd=cwd, env=clean_env(**env), capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, env=clean_env(**env), capture_output=True, text=True, timeout=15)
 
 
 @functools.cache
@@ -190,6 +190,7 @@ exit "$(flock {folder}/lock bash -c '{take}; next {folder}/statuses')"
 """
     )
     stand_in(folder / "bin", "sleep", "exec /bin/sleep 0.01")
+    stand_in(folder / "bin", "tar", "")
     stand_in(folder / "bin", "git", f'echo "git $*" >>{folder}/calls')
     stand_in(
         folder / "bin",
@@ -282,7 +283,7 @@ def test_slice_of_several_hosts_has_a_topology():
     assert "--coordinator" not in text  # TPU hosts find one another
 
 
-# One host
+# A host of many
 
 
 @pytest.fixture
@@ -347,7 +348,7 @@ def test_host_stop_clears_the_lockfile(host):
     assert said.index("systemctl stop vf") < said.index("rm -f /tmp/libtpu_lockfile")
 
 
-# This machine
+# One machine
 
 
 @pytest.fixture
