@@ -127,7 +127,21 @@ log_folder() { echo "started=$1/\$(date +%Y%m%d-%H%M%S) && mkdir -p \"\$started\
 # Lines of commands as one condition, indented.
 chain() { sed 's/^/  /; $!s/$/ \&\&/'; }
 
-# What a loop makes of $status. $1: how to be rid of the machines.
+# The beginning of a loop: what it makes of failures.
+failures() {
+  cat <<E
+# After ${option[restarts]} failures on the same machines something is wrong that starting again does not mend.
+crashes=0
+failed() { # status, of what
+  crashes=\$((crashes + 1))
+  echo "\$2: exit status \$1 (failure \$crashes; ${option[restarts]} are forgiven)" >&2
+  if ((crashes > ${option[restarts]})); then exit "\$1"; fi
+  sleep 30
+}
+E
+}
+
+# The end of a loop's round: what it makes of $status. $1: how to be rid of the machines.
 verdict() {
   cat <<E
   # 5. Done, or bad input, which is as bad next time: the end. Anything else starts again.
@@ -137,13 +151,8 @@ verdict() {
       exit 0
       ;;
     2) exit 2 ;;
-    143) ;; # told to stop, mostly by a preemption; it has saved a checkpoint
-    *)
-      crashes=\$((crashes + 1))
-      echo "exit status \$status; starting again (crash \$crashes of ${option[restarts]})" >&2
-      if ((crashes > ${option[restarts]})); then exit "\$status"; fi
-      ;;
+    143) sleep 30 ;; # told to stop, mostly by a preemption, which takes a while to show; it has saved a checkpoint
+    *) failed "\$status" vf.main ;;
   esac
-  sleep 30 # a preemption takes a while to show
 E
 }

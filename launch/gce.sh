@@ -197,16 +197,17 @@ $(prepare)
 
 $(functions)
 
-crashes=0
+$(failures)
+
 complete=no
 while true; do
   # 1. The group: made where there is none; waited for; made anew where a machine of it has gone.
   $(find_hosts)
   echo "\$(date +%T) $name: \${#hosts[@]} of $hosts machines"
   if ! $group describe $name $in_zone >/dev/null 2>&1; then
-    $(create) || sleep 60
-    crashes=0
     complete=no
+    $(create) || { failed \$? 'making the group'; continue; }
+    crashes=0
     continue
   elif ((\${#hosts[@]} < $hosts)); then
     if [[ \$complete == yes ]]; then $(delete) || true; fi
@@ -217,10 +218,10 @@ while true; do
 
   # 2. Every machine is made ready. Where that fails, one of them may be booting, or have gone: look again.
   $(log_folder "$logs")
-  setup || { sleep 30; continue; }
+  setup || { failed \$? setup; continue; }
 
   # 3. What a former start left behind (a process, libtpu's lockfile) goes first, on every machine.
-  $(stop) || { sleep 30; continue; }
+  $(stop) || { failed \$? cleanup; continue; }
 
   # 4. One start. It goes on from the last checkpoint.
   status=0

@@ -29,9 +29,10 @@ where=("--zone=${option[zone]}")
 in_zone=$(quote "${where[@]}")
 vm="gcloud compute tpus tpu-vm"
 if [[ ${option[direct]} == yes ]]; then
-  slices=$vm state_field=state force=""
+  slices=$vm state_field=state force="" refused="sleep 60" # mostly there is no room
 else
-  slices="gcloud compute tpus queued-resources" state_field=state.state force=" --force" # with the slice that it holds
+  slices="gcloud compute tpus queued-resources" state_field=state.state force=" --force" # with the slice it holds
+  refused="failed \$? 'asking for the slice'"
 fi
 
 # The TPU software version that goes with the accelerator: its driver matters, jax brings its own libtpu.
@@ -140,7 +141,8 @@ setup() {
 $(setup | chain)
 }
 
-crashes=0
+$(failures)
+
 while true; do
   # 1. The slice: asked for where there is none, cleared away where it was preempted, else waited for.
   state=\$($(state) 2>/dev/null || echo NONE)
@@ -148,7 +150,7 @@ while true; do
   case \$state in
     ACTIVE | READY) ;;
     NONE)
-      $(create) || sleep 60
+      $(create) || { $refused; continue; }
       crashes=0
       continue
       ;;
@@ -163,10 +165,10 @@ while true; do
   esac
 
   # 2. Every worker is made ready. Where that fails, one of them may just have gone: look again.
-  setup || { sleep 30; continue; }
+  setup || { failed \$? setup; continue; }
 
   # 3. What a former start left behind (a process, libtpu's lockfile) goes first, on every worker.
-  $(stop) || { sleep 30; continue; }
+  $(stop) || { failed \$? cleanup; continue; }
 
   # 4. One start. It goes on from the last checkpoint. What worker I prints goes to I.log here.
   $(log_folder "$logs")
