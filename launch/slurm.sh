@@ -42,6 +42,12 @@ script=$logs/$name-$action.sbatch
 
 tasks=1 per_task=${option[gpus]}
 [[ ${option[tasks]} == node ]] || tasks=${option[gpus]} per_task=1
+devices=""
+if [[ ${option[tasks]} == node ]]; then
+  devices="# This one process has all the node's GPUs; jax would take one of them under SLURM.
+export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((option[gpus] - 1)))
+"
+fi
 directives=""
 for key in partition account qos array; do
   [[ ! ${option[$key]} ]] || directives+="#SBATCH --$key=${option[$key]}"$'\n'
@@ -64,7 +70,7 @@ ${directives}# One log for all tasks and all restarts; each line says which task
 #SBATCH --signal=B:TERM@${option[warning]}
 set -uo pipefail
 cd $(quote "$PWD") || exit 2
-
+${devices}
 # When one task has ended, the others get a minute to end by themselves: they would wait for it for ever.
 srun --label --kill-on-bad-exit=0 --wait=60 --ntasks-per-node=$tasks --gpus-per-node=${option[gpus]} --cpus-per-task=$((option[cpus] * per_task)) \\
   $command &

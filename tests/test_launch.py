@@ -518,6 +518,8 @@ def test_slurm_directives():
     for line in ("--signal=B:TERM@300", "--requeue", "--open-mode=append", "--ntasks-per-node=8", "--partition=gpu"):
         assert f"#SBATCH {line}\n" in text
     assert text.rindex("#SBATCH") < text.index("set -uo pipefail")  # SLURM reads none after the first command
+    assert "JAX_LOCAL_DEVICE_IDS" not in text  # one process per GPU is jax's default under SLURM
+    assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7\n" in recipe("slurm evaluate")
     assert "--dependency=after:12 " in recipe("slurm evaluate")
 
 
