@@ -1,0 +1,158 @@
+# shellcheck shell=bash
+# What the launchers share; sourced, not run.
+#
+# A launcher writes a recipe, a bash script of commands and comments, and hands it to `perform`: with --dry-run it is
+# printed, otherwise run. What is printed is therefore what would be run, loops and restarts included.
+
+# Every launcher fills `option` with the flags it knows and their defaults; a switch has the default "no".
+declare -A option
+flags=() # of vf.main, verbatim: what follows after --
+
+# One sentence on what was expected, and exit status 2: bad input, which no restart mends.
+fail() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 2
+}
+
+# The words, quoted for a shell where they need it, as a person would.
+quote() {
+  local word separator=""
+  for word in "$@"; do
+    if [[ $word == *[!-A-Za-z0-9_./:=,@%+]* || ! $word ]]; then
+      word=\'${word//\'/\'\\\'\'}\'
+    fi
+    printf '%s%s' "$separator" "$word"
+    separator=" "
+  done
+}
+
+# Reads --name=value, --switch and, after --, the flags of vf.main. VF_NAME in the environment stands for
+# --name; dashes in names are underscores in `option`.
+parse() {
+  local key value variable
+  for key in "${!option[@]}"; do
+    variable=VF_${key^^}
+    [[ -v $variable ]] && option[$key]=${!variable}
+  done
+  while (($#)); do
+    case $1 in
+      --) shift; flags=("$@"); return ;;
+      --*=*) key=${1%%=*} value=${1#*=} ;;
+      --*) key=$1 value=yes ;;
+      *) fail "did not expect '$1': flags are written --name=value, and those of vf.main follow after --" ;;
+    esac
+    key=${key#--} key=${key//-/_}
+    [[ $key && -v option[$key] ]] ||
+      fail "unknown flag --$key: known are $(printf '%s\n' "${!option[@]}" | sort | sed 's/^/--/; s/_/-/g' | paste -sd' '); flags of vf.main follow after --"
+    [[ $1 == *=* || ${option[$key]} == @(yes|no) ]] || fail "$1 needs a value: write $1=VALUE"
+    option[$key]=$value
+    shift
+  done
+}
+
+# Each option named must have a value.
+need() {
+  local key
+  for key in "$@"; do
+    [[ ${option[$key]} ]] || fail "--${key//_/-} is missing: give --${key//_/-}=VALUE, or set VF_${key^^}"
+  done
+}
+
+# Each option named must be a whole number.
+number() {
+  local key
+  for key in "$@"; do
+    [[ ${option[$key]} =~ ^[0-9]+$ ]] || fail "--${key//_/-} must be a whole number, got '${option[$key]}'"
+  done
+}
+
+# The arguments of vf.main, as words of the array `arguments`: mode, run, a compilation cache that restarts and
+# neighbouring jobs share, then the caller's flags, which win where they say otherwise.
+# $1: the mode, or `run` where it is among the caller's flags. $2: the folder, where it is not option[workdir].
+arguments=()
+collect_arguments() {
+  local mode=$1 cache=${option[workdir]%/*}/xla word
+  [[ ${option[workdir]} == */* ]] || cache=xla
+  for word in "${flags[@]}"; do
+    [[ $word != --workdir* ]] || fail "give --workdir to ${0##*/}, before --: the logs go there too"
+    [[ $word != --mode* || $mode == run ]] || fail "the mode is the first word (${0##*/} $mode): leave --mode out"
+  done
+  arguments=("--workdir=${2:-${option[workdir]}}" "--compile_cache=$cache")
+  [[ $mode == run ]] || arguments+=("--mode=$mode")
+  arguments+=("${flags[@]}")
+  [[ " ${flags[*]}" == *" --config="* ]] || fail "--config is missing: after --, give --config=configs/NAME.py"
+}
+
+# Prints the recipe on stdin, or runs it.
+perform() {
+  local recipe
+  recipe=$(cat)
+  if [[ ${option[dry_run]} == yes ]]; then
+    printf '%s\n' "$recipe"
+  else
+    bash -c "$recipe"
+  fi
+}
+
+# Pieces of recipes that both kinds of cloud machines need.
+
+# Each option named becomes part of commands and of machines' names.
+names() {
+  local key
+  for key in "$@"; do
+    [[ ${option[$key]} =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] ||
+      fail "--$key must be lower-case letters, digits and dashes, from a letter on, got '${option[$key]}'"
+  done
+}
+
+# Each option named must be a place that outlives machines.
+bucket() {
+  local key
+  for key in "$@"; do
+    [[ ${option[$key]} == gs://*/* ]] ||
+      fail "--$key must be on Cloud Storage, as gs://bucket/run: the machines' own disks go with them, got '${option[$key]}'"
+  done
+}
+
+# The code as one archive, $1/code.tar.gz.
+archive() {
+  echo "# What is committed of one revision, as one archive: the same code on every machine, and after every restart."
+  echo "mkdir -p $(quote "$1")"
+  echo "git archive --format=tar.gz $(quote "--output=$1/code.tar.gz" "${option[revision]}")"
+}
+
+# A folder for what this start prints, below $1.
+log_folder() { echo "started=$1/\$(date +%Y%m%d-%H%M%S) && mkdir -p \"\$started\""; }
+
+# Lines of commands as one condition, indented.
+chain() { sed 's/^/  /; $!s/$/ \&\&/'; }
+
+# The beginning of a loop: what it makes of failures.
+failures() {
+  cat <<E
+# After ${option[restarts]} failures on the same machines something is wrong that starting again does not mend.
+crashes=0
+failed() { # status, of what
+  crashes=\$((crashes + 1))
+  echo "\$2: exit status \$1 (failure \$crashes; ${option[restarts]} are forgiven)" >&2
+  if ((crashes > ${option[restarts]})); then exit "\$1"; fi
+  sleep 30
+}
+E
+}
+
+# The end of a loop's round: what it makes of $status. $1: how to be rid of the machines.
+verdict() {
+  cat <<E
+  # 5. Done, or bad input, which is as bad next time: the end. Anything else starts again.
+  case \$status in
+    0)
+      echo $(quote "done. The machines are still there, and cost: $1")
+      exit 0
+      ;;
+    2) exit 2 ;;
+    143) sleep 30 ;; # told to stop, mostly by a preemption, which takes a while to show; it has saved a checkpoint
+    *) failed "\$status" vf.main ;;
+  esac
+E
+}
