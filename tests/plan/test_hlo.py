@@ -255,6 +255,42 @@ def test_tpu_text():
     assert hlo.flops(TPU) == 2 * 16 * 64 * 32
 
 
+SLICES = """HloModule jit_f, num_partitions=4
+
+ENTRY %main (a: f32[64,256]) -> f32[64,256] {
+  %a = f32[64,256]{1,0:T(8,128)} parameter(0)
+  %after-all = token[] after-all()
+  %all-reduce.1 = f32[64,256]{1,0:T(8,128)} all-reduce(%a), channel_id=1, replica_groups={{0,1},{2,3}}
+  %send.1 = (f32[64,256]{1,0:T(8,128)}, u32[], token[]) send(%a, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="x",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv.1 = (f32[64,256]{1,0:T(8,128)}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done.1 = token[] send-done(%send.1), channel_id=2, is_host_transfer=true
+  %recv-done.1 = (f32[64,256]{1,0:T(8,128)}, token[]) recv-done(%recv.1), channel_id=1, is_host_transfer=true
+  %send.2 = (f32[64,256]{1,0:T(8,128)}, u32[], token[]) send(%a, %after-all), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_megascale_target={{100000,200000},{100001,200001},{100002,200002},{100003,200003}},_xla_megascale_transfer_type="ALL_GATHER"}
+  %send.3 = (f32[64,256]{1,0:T(8,128)}, u32[], token[]) send(%a, %after-all), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_megascale_target={{100000->200001},{200001->100000}},_xla_megascale_transfer_type="ONE_TO_ONE"}
+  ROOT %out = f32[64,256]{1,0:T(8,128)} get-tuple-element(%recv-done.1), index=0
+}
+"""  # noqa: E501
+
+
+def test_several_slices():
+    mesh, size = {"data": 2, "fsdp": 2, "tensor": 2}, 64 * 256 * 4
+    ids = [100000, 100001, 100002, 100003, 200000, 200001, 200002, 200003]
+    found = hlo.collectives(SLICES, ids)
+    assert [(c.kind, c.bytes, c.group, hlo.axes(c.groups, mesh)) for c in found] == [
+        ("all-reduce", size, 2, ("tensor",)),
+        ("all-reduce", size, 2, ("data",)),
+        ("all-gather", 2 * size, 2, ("data",)),
+        ("collective-permute", size, 2, ("data", "tensor")),
+    ]
+    assert found[0].groups == ((0, 1), (2, 3), (4, 5), (6, 7))  # in either slice
+    # The slices along the last axis: whose devices are every second of the mesh.
+    across = {"data": 2, "fsdp": 2, "slices": 2}
+    found = hlo.collectives(SLICES, np.reshape(ids, (2, 4)).T.ravel().tolist())
+    assert [hlo.axes(c.groups, across) for c in found[:2]] == [("fsdp",), ("slices",)]
+    with pytest.raises(ValueError, match="expected the ids of the devices"):
+        hlo.collectives(SLICES)
+
+
 # Groups and axes
 
 

@@ -5,7 +5,8 @@ holds, so all numbers here are per device. XLA's own `cost_analysis` counts a lo
 the calls from the entry, through loops (body times trips), conditionals (the most expensive branch), fusions and
 asynchronous wrappers.
 
-What an array's layout adds (TPU pads tiles) is not counted: bytes are elements times their width.
+What an array's layout adds (TPU pads tiles) is not counted: bytes are elements times their width. Back ends differ:
+the CPU's computes bfloat16 in float32 and sends it so, and leaves all-reduces that TPU makes reduce-scatters.
 """
 
 import dataclasses
@@ -59,24 +60,40 @@ def wire_bytes(kind: Kind, size: int, group: int) -> float:
     return 2 * share if kind == "all-reduce" else share
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str, ids: Sequence[int] | None = None) -> list[Collective]:
     """The collectives of a compiled program, in the order of execution.
+
+    ids: of the mesh's devices, `[d.id for d in mesh.devices.flat]`. Needed for several TPU slices only, whose
+        program is that of one slice: it numbers the slice's devices, and names those of other slices by their ids.
 
     A tuple's parts are summed. The start and the end of an asynchronous collective, and the pieces into which TPU
     fuses one with computations, are one. An all-reduce of which a fusion keeps a slice is the reduce-scatter that
     TPU makes of it. A collective in a branch of a conditional counts if its branch sends most. In a loop of unknown
     length (see `loops`) it counts once.
 
-    Raises ValueError for text that is no compiled program, or replica groups of an unknown form.
+    Raises ValueError for text that is no compiled program, replica groups of an unknown form, and transfers between
+    slices without `ids`.
     """
     program = _parse(text)
+    slices = _slices(ids) if ids is not None else []
 
     def own(line: _Line) -> list[_Found]:
         kind = line.op.removesuffix("-start")
+        between = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest) if line.op == "send" else None
+        if between:  # what goes through the hosts to other slices; the received half is not another one
+            kind = between[1].lower().replace("_", "-").replace("one-to-one", "collective-permute")
         if kind not in get_args(Kind):
             return []
-        groups = _groups(line, program.devices)
-        size = sum(_bytes(line.of[operand].shape) for operand in line.operands)
+        if between:
+            if ids is None:
+                raise ValueError("expected the ids of the devices, as the program's collectives go between slices")
+            groups = _between(line, ids)
+        else:
+            groups = _groups(line, program.devices)
+            if len(slices) > 1:
+                groups = tuple(tuple(slice_[place] for place in group) for slice_ in slices for group in groups)
+        sent = line.operands[:1] if between else line.operands
+        size = sum(_bytes(line.of[operand].shape) for operand in sent)
         if kind == "all-gather":
             size *= max(map(len, groups))
         elif kind == "all-reduce" and line.scattered:
@@ -153,8 +170,9 @@ def flops(text: str) -> int:
     Those of recomputation (`jax.checkpoint`) are in it, elementwise work and custom calls (kernels, cuBLAS) are not.
     A tap of a convolution counts where it meets an element of the input, not padding and not the zeros of a dilated
     input, as in XLA's cost analysis: TPU writes dots with batch axes and gradients as convolutions with windows
-    that lie mostly outside. A loop of unknown length counts once. Raises ValueError for text that is no compiled
-    program.
+    that lie mostly outside. TPU may also cut a convolution into overlapping pieces, which compute more than the
+    program asks: the CPU's text of the same program has what is asked. A loop of unknown length counts once. Raises
+    ValueError for text that is no compiled program.
     """
 
     def own(line: _Line) -> int:
@@ -360,6 +378,35 @@ def _groups(line: _Line, devices: int) -> Groups:
     if start < 0:
         return (tuple(range(devices)),)
     return replica_groups(line.rest[start + len("replica_groups=") :], devices)
+
+
+_SLICE = 100_000  # ids of the devices of slice n begin at (n + 1) times this, and at 0 where there is one slice
+
+
+def _slices(ids: Sequence[int]) -> list[list[int]]:
+    """For each slice, the positions of its devices in the mesh."""
+    numbers = sorted({device // _SLICE for device in ids})
+    return [[place for place, device in enumerate(ids) if device // _SLICE == number] for number in numbers]
+
+
+def _between(line: _Line, ids: Sequence[int]) -> Groups:
+    """Groups of a transfer between slices, three forms: {{100000,200000},..}, {{100000->200000},..} or a product of
+    slices and a range of devices, "{1,2}x{0:7}"."""
+    places = {device: place for place, device in enumerate(ids)}
+    target = line.rest.partition("_xla_megascale_target=")[2]
+    product = re.match(r'"?\{([\d,]+)\}x\{(\d+):(\d+)\}', target)
+    listed = target.partition("}}")[0]
+    if product:
+        devices = range(int(product[2]), int(product[3]) + 1)
+        named = [[number * _SLICE + device for number in _numbers(product[1])] for device in devices]
+    elif "->" in listed:
+        pairs = re.findall(r"(\d+)->(\d+)", listed)
+        return _linked([(places[int(a)], places[int(b)]) for a, b in pairs])
+    else:
+        named = [_numbers(group) for group in re.findall(r"[\d,]*\d", listed)]
+    if not named:
+        raise ValueError(f"expected devices of a transfer between slices, got {target[:80]!r}")
+    return tuple(tuple(places[device] for device in group) for group in named)
 
 
 def _linked(pairs: Sequence[tuple[int, int]]) -> Groups:

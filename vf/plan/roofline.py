@@ -205,7 +205,7 @@ def traffic_of(
     return sorted(traffic, key=lambda part: -part.wire_bytes)
 
 
-def measured_chip(name: str = "cpu", *, size: int = 1024, copy_bytes: int = 2**26, seconds: float = 0.2) -> Chip:
+def measured_chip(name: str = "cpu", *, size: int = 1024, copy_bytes: int = 2**26, seconds: float = 0.5) -> Chip:
     """The first of the present devices as a Chip, by measurement: so that an estimate can be held against a clock.
 
     size: of the square matrices that are multiplied, in bfloat16 and in float32. copy_bytes: of the array that is
