@@ -1,0 +1,256 @@
+"""How long a step takes at least: its FLOPs, memory traffic and messages over what the chips can do.
+
+    compute = FLOPs / peak        memory = bytes / HBM bandwidth        network = sum of each collective's time
+
+Each is a lower bound of its own. If all three overlap perfectly, the step takes their maximum, and if nothing
+overlaps, their sum; a good program lies between. A collective's time is what a device sends (`hlo.wire_bytes`, the
+ring algorithms) over the bandwidth that its group has, without latency. Two collectives never overlap here.
+
+The bandwidth of a group (after How to Scale Your Model, jax-ml.github.io/scaling-book/sharding and .../gpus)
+    TPU, inside a slice. Each dimension of the torus along which the group lies gives a device 2 links (both ways
+    round) if the group fills it and it is a ring, else 1 (the middle of a line is crossed by all of what one half
+    has, one way). A group that skips chips shares its links with the groups between: their number divides.
+    Dimensions add up. The book has the same: V / (2 link) for an all-gather of V on a ring, (g-1)/g V / link on a
+    line, bandwidths of several axes added.
+    GPU, inside a node. All NVLinks of a GPU, whatever the group: the switch has no topology.
+    Between s slices or nodes. Collectives go in two levels, as in XLA and NCCL: of a group with m members in each
+    slice or node, every member exchanges its 1/m of the array with its like, (s-1)/s of which it sends (twice in an
+    all-reduce). The slower of the levels counts. All-to-all and permute save nothing by levels: a chip sends all
+    that is for other slices or nodes itself.
+    All-to-all on a torus goes through other chips, on a ring or a line of g through as many that V of each chip takes
+    g/4 V over the bandwidth above. Its dimensions work at once, and the slowest counts.
+
+Mesh axes are laid on the torus as devices lie in the mesh: `span` reads it from their coordinates.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vf.plan import hlo
+from vf.plan.chips import Chip, wraps
+
+Bound = Literal["compute", "memory", "network"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """How a group of devices lies on the machine."""
+
+    group: int
+    """Devices."""
+    inside: int
+    """Of those, in one slice (TPU) or node (GPU)."""
+    along: tuple[tuple[int, float], ...] = ()
+    """TPU: for each dimension of the torus along which it lies, how many devices, and how many links each has there:
+    2 on a ring or 1 on a line, over the groups that share them."""
+
+    @property
+    def crosses(self) -> bool:
+        """Whether it spans slices or nodes."""
+        return self.inside < self.group
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Collectives of one kind of a step over the same mesh axes."""
+
+    axes: tuple[str, ...]
+    span: Span
+    wire_bytes: float
+    """Sent by each device, in all executions."""
+    kind: hlo.Kind = "all-reduce"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one training or sampling step asks of each device."""
+
+    flops: float
+    hbm_bytes: float
+    """Read and written, e.g. `cost_analysis()['bytes accessed']` where there are no loops."""
+    traffic: Sequence[Traffic] = ()
+    useful_flops: float | None = None
+    """Without recomputation; default `flops`. MFU counts these."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the products."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Times in seconds; MFU is useful FLOPs over what the chip could do in the time."""
+
+    compute_s: float
+    memory_s: float
+    network_s: float
+    network_by_axes: Mapping[tuple[str, ...], float]
+    step_s: float
+    """If all overlap: the largest."""
+    serial_s: float
+    """If nothing overlaps: the sum."""
+    mfu: float
+    """At `step_s`, the highest that can be."""
+    serial_mfu: float
+    bound: Bound
+    """Which of the three is the largest."""
+
+
+def estimate(step: Step, chip: Chip) -> Estimate:
+    """The least time of a step on `chip`. Raises ValueError for a step of nothing."""
+    peak = chip.flops_bf16 if step.dtype == "bfloat16" else chip.flops_f32
+    by_axes: dict[tuple[str, ...], float] = {}
+    for part in step.traffic:
+        by_axes[part.axes] = by_axes.get(part.axes, 0.0) + traffic_seconds(part, chip)
+    times: dict[Bound, float] = {
+        "compute": step.flops / peak,
+        "memory": step.hbm_bytes / chip.hbm_bandwidth,
+        "network": sum(by_axes.values()),
+    }
+    least, most = max(times.values()), sum(times.values())
+    if least <= 0:
+        raise ValueError("expected a step with FLOPs, bytes or messages, got none")
+    useful = (step.flops if step.useful_flops is None else step.useful_flops) / peak
+    return Estimate(
+        times["compute"],
+        times["memory"],
+        times["network"],
+        by_axes,
+        least,
+        most,
+        useful / least,
+        useful / most,
+        max(times, key=lambda name: times[name]),
+    )
+
+
+def traffic_seconds(traffic: Traffic, chip: Chip) -> float:
+    """Seconds that these collectives take, one after the other: see the module's docstring for the model."""
+    span = traffic.span
+    if span.group < 2 or not traffic.wire_bytes:
+        return 0.0
+    seconds = 0.0
+    if span.inside > 1 and traffic.kind == "all-to-all" and chip.dims:
+        size = traffic.wire_bytes * span.inside / (span.group - 1)  # with what stays
+        seconds = max(size * count / 4 / (links * chip.ici_bandwidth) for count, links in span.along)
+    elif span.inside > 1:
+        seconds = traffic.wire_bytes / inner_bandwidth(span, chip)
+    if span.crosses:
+        outside = (span.group - span.inside) / (span.group - 1)  # of what is sent, if to all others alike
+        if traffic.kind == "collective-permute":
+            outside = 1.0  # some chip's, at worst
+        elif traffic.kind != "all-to-all":
+            outside /= span.inside
+        seconds = max(seconds, traffic.wire_bytes * outside / chip.dcn_bandwidth)
+    return seconds
+
+
+def inner_bandwidth(span: Span, chip: Chip) -> float:
+    """Bytes/s that each device of a group can send inside its slice or node."""
+    return chip.ici_bandwidth * (sum(links for _, links in span.along) if chip.dims else 1)
+
+
+def span(groups: hlo.Groups, chip: Chip, shape: Sequence[int], places: np.ndarray) -> Span:
+    """How the groups of a collective lie on slices of extents `shape` (`Target.shape`).
+
+    groups: positions in the flattened mesh. places: [devices, 1 + dims] of ints in the order of the flattened mesh:
+    which slice or node, and the coordinates there (`places_of`). Of several groups the worst placed counts.
+    """
+    spans = [_span(np.asarray(places)[list(group)], chip, shape) for group in groups]
+    return min(spans, key=lambda s: (s.inside, sum(links for _, links in s.along)))
+
+
+def _span(places: np.ndarray, chip: Chip, shape: Sequence[int]) -> Span:
+    inside = int(min(np.unique(places[:, 0], return_counts=True)[1]))
+    if not chip.dims:
+        return Span(len(places), inside)
+    dims = []
+    for extent, ring, along in zip(shape, wraps(chip, shape), places[:, 1 : 1 + len(shape)].T, strict=True):
+        at = np.unique(along)
+        if len(at) < 2:
+            continue
+        step = int(np.diff(at).min())
+        fills = len(at) * step == extent
+        dims.append((len(at), (2 if ring and fills else 1) / step))
+    return Span(len(places), inside, tuple(dims))
+
+
+def places_of(devices: Sequence[Any], chip: Chip) -> np.ndarray:
+    """`places` of `span` for the devices of a mesh, `mesh.devices.flat`: JAX's own or those of a topology.
+
+    GPU: nodes are runs of `chip.host` devices by id.
+    """
+    if not chip.dims:
+        return np.array([[device.id // chip.host] for device in devices])
+    return np.array([[getattr(d, "slice_index", None) or 0, *d.coords[: chip.dims]] for d in devices])
+
+
+def traffic_of(
+    found: Sequence[hlo.Collective], mesh: Mapping[str, int], chip: Chip, shape: Sequence[int], places: np.ndarray
+) -> list[Traffic]:
+    """A program's collectives (`hlo.collectives`) by mesh axes and kind, most bytes first.
+
+    mesh: sizes by name, as `Mesh.shape`; the others as in `span`.
+    """
+    parts: dict[tuple[tuple[str, ...], Span, hlo.Kind], float] = {}
+    for c in found:
+        key = hlo.axes(c.groups, mesh), span(c.groups, chip, shape, places), c.kind
+        parts[key] = parts.get(key, 0.0) + c.wire_bytes * c.times
+    traffic = [Traffic(axes, where, size, kind) for (axes, where, kind), size in parts.items()]
+    return sorted(traffic, key=lambda part: -part.wire_bytes)
+
+
+def measured_chip(name: str = "cpu", *, size: int = 1024, copy_bytes: int = 2**26, seconds: float = 0.5) -> Chip:
+    """The first of the present devices as a Chip, by measurement: so that an estimate can be held against a clock.
+
+    size: of the square matrices that are multiplied, in bfloat16 and in float32. copy_bytes: of the array that is
+    copied, to be larger than every cache. seconds: for which each of the three is repeated; the fastest counts.
+    Between CPU devices, which share one memory, a message is taken for a copy; for others, networks are not measured
+    and only `vf.plan.chips.CHIPS` has them. CPU devices that share the machine's cores have their part of it each.
+    """
+    device = jax.devices()[0]
+
+    def rate(work: float, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+        x = jax.device_put(x, device)
+        run = jax.jit(f).lower(x).compile()
+        run(x).block_until_ready()
+        best, end = float("inf"), time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            begin = time.perf_counter()
+            run(x).block_until_ready()
+            best = min(best, time.perf_counter() - begin)
+        return work / best
+
+    flops = [
+        rate(2.0 * size**3, lambda a: a @ a, jnp.full((size, size), 1 / size, dtype))
+        for dtype in (jnp.bfloat16, jnp.float32)
+    ]
+    count = copy_bytes // 4
+    copied = rate(2.0 * 4 * count, lambda a: a + 1, jnp.zeros(count, jnp.float32))  # read and written
+    stats = device.memory_stats() or {}
+    return Chip(
+        name=name,
+        kind=device.platform if device.platform in ("tpu", "gpu") else "cpu",
+        flops_bf16=flops[0],
+        flops_f32=flops[1],
+        hbm_bytes=float(stats.get("bytes_limit", 0)) or _host_memory(),
+        hbm_bandwidth=copied,
+        lanes=16,
+        ici_bandwidth=copied / 2,
+        dcn_bandwidth=copied / 2,
+        host=jax.local_device_count(),
+        sources=dict.fromkeys(("flops_bf16", "flops_f32", "hbm_bytes", "hbm_bandwidth", "ici_bandwidth"), "measured"),
+    )
+
+
+def _host_memory() -> float:
+    """Bytes of this machine's memory; 0 where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return 0.0
