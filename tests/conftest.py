@@ -1,5 +1,6 @@
 """Eight fake CPU devices, set before jax is imported; and the folder of real clips, where there is one."""
 
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -22,3 +23,85 @@ def real_clips() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("VF_CLIPS does not name a folder of real clips")
     return Path(folder)
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> dict[str, bytes]:
+    """A stand-in for gs://, as strict as an object store: {"bucket/name": content}.
+
+    What is written appears when the file is closed; nothing is appended, renamed or made a folder; and listings are
+    remembered unless the settings forbid it, as gcsfs does."""
+    import fsspec
+    from etils.epath import backend
+    from fsspec.registry import _registry
+    from fsspec.spec import AbstractFileSystem
+
+    from vf import files
+
+    store: dict[str, bytes] = {}
+
+    class Upload(io.BytesIO):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def close(self) -> None:
+            if not self.closed:
+                store[self.name] = self.getvalue()
+            super().close()
+
+    class Store(AbstractFileSystem):
+        protocol = ("gs", "gcs")
+        cachable = False
+
+        def ls(self, path, detail=True, **_):
+            path = self._strip_protocol(path).rstrip("/")
+            if path in self.dircache:
+                found = self.dircache[path]
+            else:
+                found = self.dircache[path] = self._look(path)
+            return found if detail else [one["name"] for one in found]
+
+        def _look(self, path):
+            found = {}
+            for name, content in list(store.items()):
+                if name == path or name.startswith(f"{path}/"):
+                    child = "/".join(name.split("/")[: path.count("/") + 2])
+                    kind = "file" if child == name else "directory"
+                    found[child] = {"name": child, "size": len(content), "type": kind}
+            if not found:
+                raise FileNotFoundError(path)
+            return list(found.values())
+
+        def _open(self, path, mode="rb", **_):
+            path = self._strip_protocol(path)
+            if mode == "wb":
+                return Upload(path)
+            assert mode == "rb", f"an object store knows no mode {mode}"
+            if path not in store:
+                raise FileNotFoundError(path)
+            return io.BytesIO(store[path])
+
+        def rm_file(self, path):
+            del store[self._strip_protocol(path)]
+
+        def mv(self, *_, **__):
+            raise AssertionError("an object store cannot rename")
+
+        rename = move = mv_file = mv
+
+        def _refuse(self, *_, **__):
+            raise AssertionError("an object store has no folders to be made")
+
+        mkdir = makedirs = _refuse
+
+    for name in Store.protocol:
+        monkeypatch.setitem(_registry, name, Store)
+    monkeypatch.setattr(fsspec.config, "conf", {})
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    caches = (backend.fsspec_backend._get_filesystem, files._check_client)
+    for cache in caches:
+        cache.cache_clear()
+    yield store
+    for cache in caches:
+        cache.cache_clear()

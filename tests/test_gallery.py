@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vf import gallery, video
+from vf import files, gallery, video
 from vf.record import Recorder
 from vf.types import UserError
 
@@ -86,6 +86,29 @@ def run(tmp_path_factory) -> Path:
         folder = gallery.step_folder(workdir, step)
         assert gallery.write_samples(folder, clips_of(step), centre=2, meta={"sampler": EVIL}) == folder
     return workdir
+
+
+def test_the_page_of_a_run_in_an_object_store(bucket):
+    workdir = files.path("gs://bucket/my run")
+    with Recorder(workdir) as recorder:
+        recorder.describe({"lr": 1e-3})
+        recorder.scalars(1, {"train/loss": 0.5})
+        recorder.score(2, "fvd", 41.5, {"clips": 256})
+    gallery.write_samples(gallery.real_folder(workdir), clips_of(9), centre=2)
+    for step in (30, 60):
+        gallery.write_samples(gallery.step_folder("gs://bucket/my run", step), clips_of(step), centre=2)
+    bucket["bucket/my run/samples/step_7"] = b"no folder"
+    assert gallery.write(workdir) == workdir / "index.html"
+    text = bucket["bucket/my run/index.html"].decode()
+    for part in ("VideoFusion: my run", "41.5", "Resolved config", 'data-step="60"'):
+        assert part in text
+    links = {link for link in re.findall(r'(?:href|src)="([^"]+)"', text) if not link.startswith("#")}
+    assert {f"samples/{name}/wall.mp4" for name in ("real", "step_00000030", "step_00000060")} <= links
+    assert {f"bucket/my run/{link}" for link in links} <= bucket.keys()
+    assert text.count('class="step"') == 2
+    np.testing.assert_array_equal(video.load_npz(gallery.step_folder(workdir, 60) / "clips.npz")["clips"], clips_of(60))
+    with pytest.raises(UserError, match="found none at gs://bucket/nowhere"):
+        gallery.write("gs://bucket/nowhere")
 
 
 def test_samples_are_lossless_and_marked_at_the_centre(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # lowest first; within a layer, modules may import each other
-    {"types", "rng", "video"},
+    {"types", "rng", "files", "video"},
     {"diffusion", "data", "metrics"},
     {"nets", "pretrained"},
     {"model", "state", "optim", "sharding"},

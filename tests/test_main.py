@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import demo
-from vf import build, export, main, record, rng, sharding, state, video
+from vf import build, export, files, main, record, rng, sharding, state, train, video
 from vf.checkpoint import Checkpoints
 from vf.judge import read_evaluations
 from vf.types import UserError
@@ -303,6 +303,36 @@ def test_an_evaluation_job_judges_what_was_not(finished):
     torn = (workdir / "evaluations.jsonl").read_text() + '{"mark": torn'
     (workdir / "evaluations.jsonl").write_text(torn)
     assert read_evaluations(workdir, mark) == judged
+
+
+def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
+    """Training and an evaluation job give what they give on a disk. Checkpoints alone lie on one: Orbax writes them by
+    other means, which know no stand-in for a store."""
+
+    def on_disk(directory, **options):
+        return Checkpoints(directory.replace("gs://bucket", str(tmp_path)), **options)
+
+    for module in (main, train):
+        monkeypatch.setattr(module, "Checkpoints", on_disk)
+    workdir = files.folder("gs://bucket/run")
+    assert main.run(tiny(), workdir, "train") == pytest.approx(finished[1])
+    bucket["bucket/run/checkpoints/4/commit_success.txt"] = b""  # of which Orbax would have left many
+    main.run(tiny(), workdir, "evaluate")
+    mark = build.evaluation_job(tiny()).mark
+    judged = read_evaluations(workdir, mark)
+    assert judged.keys() == {2, 4}
+    best = json.loads(bucket["bucket/run/best.json"])
+    assert best["value"] == min(found["fd_random_conv3d"] for found in judged.values())
+    assert not {name for name in bucket if "judging" in name or "writable" in name}
+    rows = record.read_metrics(workdir)
+    assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]
+    assert {row["step"] for row in rows if "score" in row} == {2, 4}
+    clips = [video.load_npz(run / "samples" / "step_00000004" / "clips.npz")["clips"] for run in (workdir, finished[0])]
+    np.testing.assert_array_equal(*clips)
+    assert b"Drawn at step 2" in bucket["bucket/run/index.html"]
+    places = {name.split("/")[2] for name in bucket}
+    assert places == {"config.json", "run.json", "parameters.txt", "metrics", "evaluations", "best.json", "tensorboard",
+                      "samples", "checkpoints", "index.html"}  # fmt: skip
 
 
 def test_scores_by_name(finished, tmp_path):

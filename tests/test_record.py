@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vf import record
+from vf import files, record
 from vf.record import Progress, Recorder, read_metrics
 from vf.types import UserError
 
@@ -40,7 +40,7 @@ def events_of(workdir: Path) -> list:
     from tensorboardX.record_writer import masked_crc32c
 
     events = []
-    for path in sorted((workdir / "tensorboard").iterdir()):
+    for path in sorted((files.path(workdir) / "tensorboard").iterdir()):
         assert "tfevents" in path.name
         stream = io.BytesIO(path.read_bytes())
         while header := stream.read(8):
@@ -258,6 +258,117 @@ def test_other_hosts_write_nothing(tmp_path):
     recorder.text(1, "why", "done")
     recorder.video(1, "samples", np.zeros((1, 1, 4, 4, 3), np.uint8))
     assert not list(tmp_path.iterdir())
+
+
+REMOTE = "gs://bucket/run"
+
+
+def a_life(workdir) -> None:
+    """Two starts, the second of them from an earlier step, with another config, and a damaged run.json between."""
+    with Recorder(workdir) as recorder:
+        recorder.describe({"lr": 1})
+        for step in range(1, 31):
+            recorder.scalars(step, {"train/loss": step, "only_first": 1})
+        recorder.score(30, "fvd", 30, PROTOCOL)
+    files.write_whole(recorder.workdir / "run.json", "{torn")
+    with Recorder(workdir) as recorder:
+        recorder.describe({"lr": 2})
+        recorder.file("note.txt", "kept")
+        recorder.scalars(20, {"train/loss": -20})
+        recorder.score(30, "fvd", -30, PROTOCOL)
+        recorder.text(30, "why", "done")
+        recorder.video(30, "samples", np.zeros((2, 2, 4, 4, 3), np.uint8))
+
+
+def test_a_life_in_an_object_store_is_that_on_a_disk(tmp_path, bucket):
+    for workdir in (tmp_path, REMOTE):
+        a_life(workdir)
+    local, remote = ([{**row, "time": 0} for row in read_metrics(workdir)] for workdir in (tmp_path, REMOTE))
+    assert remote == local
+    assert len(local) == 32
+
+    def named(workdir):
+        found = files.children(files.path(workdir))
+        return {".".join(word for word in path.name.split(".") if not word.isdecimal()) for path in found}
+
+    assert named(REMOTE) ^ named(tmp_path) == {"metrics.jsonl", "metrics"}
+    assert json.loads(bucket["bucket/run/config.json"]) == {"lr": 2}
+    assert len(json.loads(bucket["bucket/run/run.json"])["starts"]) == 1
+    assert bucket["bucket/run/note.txt"] == b"kept\n"
+    (before,) = (content for name, content in bucket.items() if "/config." in name and name.count(".") == 2)
+    assert json.loads(before) == {"lr": 1}
+    (damaged,) = (content for name, content in bucket.items() if "damaged" in name)
+    assert damaged == b"{torn"
+
+    def drawn(workdir):
+        events = events_of(workdir)
+        started = [event.step for event in events if event.session_log.status == event.session_log.START]
+        return started, [(event.step, value.tag) for event in events for value in event.summary.value]
+
+    assert drawn(REMOTE) == drawn(tmp_path)
+
+
+def test_a_killed_job_loses_what_waits_and_no_score(bucket):
+    """What is in the store at any moment is what a job killed then leaves."""
+    recorder = Recorder(REMOTE)
+    recorder.scalars(1, {"a": 1})
+    assert read_metrics(REMOTE) == []
+    recorder.score(1, "fvd", 3.0, PROTOCOL)
+    assert [row["step"] for row in read_metrics(REMOTE)] == [1, 1]  # and the numbers before it
+    recorder.scalars(2, {"a": 2})
+    assert len(read_metrics(REMOTE)) == 2
+    recorder.text(2, "why", "killed")
+    assert [row.get("text") for row in read_metrics(REMOTE)] == [None, None, None, "why"]
+    recorder.scalars(3, {"a": 3})
+    spool = recorder._spool
+    del recorder  # as at the end of a program that does not close it
+    assert [row["step"] for row in read_metrics(REMOTE)] == [1, 1, 2, 2, 3]
+    assert [event.step for event in events_of(REMOTE) if event.summary.value] == [1, 1, 2, 3]
+    assert not spool.exists()
+
+
+def test_lines_of_jobs_beside_each_other_are_read_by_time(bucket, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(record.time, "time", lambda: clock[0])
+    with Recorder(REMOTE) as one, Recorder(REMOTE, events="tensorboard/evaluate") as two:
+        for value, recorder in enumerate((two, one, two, one, two)):
+            clock[0] += 1
+            recorder.score(1, "fvd", value, PROTOCOL)
+    assert [row["value"] for row in read_metrics(REMOTE)] == [4]
+
+
+def test_a_large_event_file_is_followed_by_another(bucket, monkeypatch):
+    """Else a store would be sent all of it every ten seconds."""
+    monkeypatch.setattr(record, "MOST_BYTES", 2000)
+    with Recorder(REMOTE) as recorder:
+        for step in range(200):
+            recorder.scalars(step, {"a": step})
+        assert len(list(recorder._spool.iterdir())) <= 1
+    events = events_of(REMOTE)
+    assert sum(bool(event.file_version) for event in events) > 3
+    assert [value.simple_value for event in events for value in event.summary.value] == list(range(200))
+    assert sum(event.session_log.status == event.session_log.START for event in events) == 1
+
+
+def test_an_error_is_not_hidden_by_a_store_that_fails_too(bucket, monkeypatch):
+    recorder = Recorder(REMOTE)
+
+    def fail(path, content):
+        raise OSError("no network")
+
+    def job(divisor):
+        with recorder:
+            recorder.scalars(2, {"a": 1 / divisor})
+
+    recorder.scalars(1, {"a": 1})
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "write_whole", fail)
+        with pytest.raises(ZeroDivisionError):
+            job(0)
+        with pytest.raises(OSError, match="no network"):
+            job(1)
+    recorder.close()
+    assert [row["step"] for row in read_metrics(REMOTE)] == [1, 2]
 
 
 def test_a_folder_that_cannot_be_is_a_user_error(tmp_path):

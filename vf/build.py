@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vf import export, optim, sharding
+from vf import export, files, optim, sharding
 from vf.data.clips import STARTS, Windows
 from vf.data.folder import VideoFolder
 from vf.data.pipeline import NoClips, Source
@@ -75,7 +75,8 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> Source:
         split = "test" if evaluation else "train"
         return Sprites(frames=data.frames, size=data.size, base=base_frame(config), split=split)
     if data.source == "none":
-        return NoClips(export.find(Path(path)).classes if (path := config.init_from or config.base.init_from) else ())
+        path = config.init_from or config.base.init_from
+        return NoClips(export.find(files.path(path)).classes if path else ())
     start = "centre" if evaluation else choose("data.windows", data.windows, {known: known for known in STARTS})
     windows = said(lambda: Windows(data.frames, data.stride, data.fps, start, data.hop))
     split = (evaluation and data.eval_split) or data.split
@@ -175,10 +176,10 @@ def base_network(config: ConfigDict, source: Source, mesh: Mesh | None = None) -
 
 def pretrained_base(config: ConfigDict) -> pretrained.Base | None:
     """What `base.pretrained` names, None for nothing. Raises UserError where it is no converted base generator."""
-    return pretrained.open_base(Path(config.base.pretrained)) if config.base.pretrained else None
+    return pretrained.open_base(files.path(config.base.pretrained)) if config.base.pretrained else None
 
 
-def resolved(config: ConfigDict, workdir: Path, fresh: bool = True) -> ConfigDict:
+def resolved(config: ConfigDict, workdir: files.AnyPath, fresh: bool = True) -> ConfigDict:
     """A copy of `config` that says what the base network is where a converted file decides it.
 
     Where that file has gone, runs that began with it still know what it said.
@@ -193,8 +194,8 @@ def resolved(config: ConfigDict, workdir: Path, fresh: bool = True) -> ConfigDic
         return config
     kept = [workdir / pretrained.HEADER]
     if config.init_from:
-        kept += [Path(config.init_from) / name for name in (pretrained.HEADER, "base.safetensors")]
-    if not Path(config.base.pretrained).exists() and (known := [path for path in kept if path.is_file()]):
+        kept += [files.path(config.init_from) / name for name in (pretrained.HEADER, "base.safetensors")]
+    if not files.path(config.base.pretrained).exists() and (known := [path for path in kept if path.is_file()]):
         logging.warning("%s has gone; the base network is built as %s says", config.base.pretrained, known[0])
         config.base.pretrained = str(known[0])
     file = pretrained_base(config)
@@ -374,7 +375,7 @@ def start(
     if not path:
         return None
     chosen = tuple(networks) if config.init_from else ("base",)
-    found = export.find(Path(path))
+    found = export.find(files.path(path))
     _check_learned(config, found, chosen, classes, trains)
     return Start(chosen, lambda params: found.read({name: params[name] for name in chosen}), found.origin())
 

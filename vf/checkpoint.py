@@ -24,6 +24,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
+from vf import files
 from vf.sharding import named
 from vf.state import TrainState
 from vf.types import Params, UserError
@@ -59,8 +60,8 @@ class Checkpoints:
         absl_logging.get_absl_logger().addFilter(_quiet)
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise UserError(f"keep and keep_every must be at least 1, but are {keep} and {keep_every}")
-        path = epath.Path(directory).expanduser()
-        self.directory = path if "://" in str(path) else path.absolute()
+        path = epath.Path(files.path(os.fspath(directory)))
+        self.directory = path if files.is_remote(path) else path.absolute()
         self._manager: ocp.CheckpointManager | None = None
         if read_only:
             return

@@ -18,7 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from vf import files
 from vf.checkpoint import Checkpoints, difference, fill, kinds
+from vf.files import AnyPath
 from vf.pretrained import base, weights
 from vf.sharding import named
 from vf.types import Params, UserError
@@ -114,7 +116,7 @@ class Trained:
         about: what is told of them: `step`, `seed`, `config` (hash), `class_names` and the like.
     """
 
-    path: Path
+    path: AnyPath
     config: Mapping[str, Any]
     step: int | None
     about: Mapping[str, Any]
@@ -145,7 +147,7 @@ class Trained:
         return made
 
 
-def find(path: Path) -> Trained:
+def find(path: AnyPath) -> Trained:
     """The networks in the folder of a run (those of its latest checkpoint) or in one that `export` wrote.
 
     Raises UserError where it is neither, or its config or weights files are damaged."""
@@ -157,9 +159,10 @@ def find(path: Path) -> Trained:
     if not (path / "base.safetensors").exists():
         lacks = "holds neither checkpoints/ nor base.safetensors" if path.is_dir() else "is no folder"
         raise UserError(f"{path} {lacks}: name the folder of a run, or what was exported of one")
+    if files.is_remote(path):
+        raise UserError(f"{path} holds exported weights, which are read from a disk alone: copy that folder here")
     config = _config(path)
-    files = sorted(path.glob("*.safetensors"))
-    found = {file.stem: _peek(file) for file in files}
+    found = {file.stem: _peek(file) for file in sorted(path.glob("*.safetensors"))}
     marks = {network: one.fingerprint for network, one in found.items()}
     return Trained(path, config, None, {**found["base"].about, "fingerprints": marks})
 
@@ -188,7 +191,7 @@ def place(arrays: Mapping[str, np.ndarray], tree: Params, path: Path) -> Params:
     return fill(tree, {name: put(name, leaf) for name, leaf in wanted.items()})
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: AnyPath) -> dict[str, Any]:
     """The resolved config in a folder."""
     try:
         config = json.loads((path / "config.json").read_text())

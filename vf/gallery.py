@@ -2,7 +2,7 @@
 
 It shows whatever is there of
 
-    config.json  run.json  metrics.jsonl                                    (vf.record)
+    config.json  run.json  metrics.jsonl, or its parts                      (vf.record)
     samples/real/            clips.npz  wall.gif  wall.mp4  strip.png  meta.json
     samples/step_00001000/   the same, of clips drawn at that step          (write_samples)
     samples/base_step_00001000/   clips.npz  wall.png  meta.json, of images of the base generator
@@ -16,13 +16,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from vf import record, video
+from vf import files, record, video
+from vf.files import AnyPath
 from vf.types import UserError
 
 Points = Sequence[tuple[float, float]]
@@ -35,18 +35,18 @@ what sets it apart. Below: real clips beside drawn ones, the course of training,
 protocol it was measured by. Pictures here are for the eye; <code>clips.npz</code> holds the exact pixels."""
 
 
-def step_folder(workdir: str | Path, step: int, images: bool = False) -> Path:
+def step_folder(workdir: str | AnyPath, step: int, images: bool = False) -> AnyPath:
     """Where the samples drawn at `step` lie: clips, or images of the base generator."""
-    return Path(workdir) / "samples" / f"{'base_' if images else ''}step_{step:08d}"
+    return files.path(workdir) / "samples" / f"{'base_' if images else ''}step_{step:08d}"
 
 
-def real_folder(workdir: str | Path) -> Path:
+def real_folder(workdir: str | AnyPath) -> AnyPath:
     """Where the real clips lie that the samples are shown beside."""
-    return Path(workdir) / "samples" / "real"
+    return files.path(workdir) / "samples" / "real"
 
 
 def write_samples(
-    folder: str | Path,
+    folder: str | AnyPath,
     clips: np.ndarray,
     *,
     centre: int,
@@ -56,7 +56,7 @@ def write_samples(
     labels: Sequence[Any] | None = None,
     class_names: Sequence[str] = (),
     meta: Mapping[str, Any] | None = None,
-) -> Path:
+) -> AnyPath:
     """Writes clips u8 [n t h w 3] as clips.npz (lossless), wall.gif, wall.mp4, strip.png and meta.json; those of one
     frame are images, with wall.png in place of all that moves.
 
@@ -64,7 +64,7 @@ def write_samples(
     every pixel (by default to fill a column of the page); `labels` has one entry for each clip, told by name
     where there are `class_names`; `meta` is any further fact, such as seed and sampler. Returns the folder.
     Raises ValueError on clips, labels or a centre that do not fit."""
-    folder, clips = Path(folder), np.asarray(clips)
+    folder, clips = files.path(folder), np.asarray(clips)
     video.save_npz(folder / "clips.npz", clips, **({} if labels is None else {"label": np.asarray(labels)}))
     count, frames, height, width, _ = clips.shape
     wall = video.grid(clips, columns)
@@ -81,16 +81,15 @@ def write_samples(
     facts |= dict(meta or {})
     if labels is not None:
         facts["labels"] = [class_names[label] if class_names else str(label) for label in labels]
-    with video.replacing(folder / "meta.json") as temporary:
-        temporary.write_text(json.dumps(record.plain(facts), indent=2, allow_nan=False) + "\n")
+    files.write_whole(folder / "meta.json", json.dumps(record.plain(facts), indent=2, allow_nan=False) + "\n")
     return folder
 
 
-def write(workdir: str | Path) -> Path:
+def write(workdir: str | AnyPath) -> AnyPath:
     """Writes `index.html` from what the run's folder holds so far; returns its path.
 
     Raises UserError when `workdir` is no folder."""
-    workdir = Path(workdir)
+    workdir = files.path(workdir)
     if not workdir.is_dir():
         raise UserError(f"expected the folder of a run and found none at {workdir}")
     lines = record.read_metrics(workdir)
@@ -108,8 +107,7 @@ def write(workdir: str | Path) -> Path:
         _section("Run", _run(workdir, starts)),
     ]
     page = PAGE.format(title=title, style=STYLE, script=SCRIPT, body="\n".join(filter(None, body)))
-    with video.replacing(workdir / "index.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    files.write_whole(workdir / "index.html", page)
     return workdir / "index.html"
 
 
@@ -142,13 +140,19 @@ def _cards(scalars: list[dict], scores: list[dict], starts: list[dict], best: di
     return f'<dl class="cards">{cells}</dl>' if cells else ""
 
 
-def _clips(workdir: Path) -> str:
-    drawn: dict[int, str] = {}
+def _clips(workdir: AnyPath) -> str:
+    known = files.children(workdir / "samples")
+    found: list[tuple[int, AnyPath, str]] = []
     for kind, heading in (("step_", "Drawn at step"), ("base_step_", "Images of the base generator at step")):
-        for folder in (workdir / "samples").glob(f"{kind}*/"):
-            if (digits := folder.name.removeprefix(kind)).isdecimal():
-                step = int(digits)
-                drawn[step] = drawn.get(step, "") + _pictures(workdir, folder, f"{heading} {step:,}")
+        for folder in known:
+            digits = folder.name.removeprefix(kind)
+            if folder.name.startswith(kind) and digits.isdecimal():
+                found.append((int(digits), folder, f"{heading} {int(digits):,}"))
+    drawn: dict[int, str] = {}
+    shown = files.together(lambda one: _pictures(workdir, *one[1:]) if one[1].is_dir() else "", found)
+    for (step, _, _), pictures in zip(found, shown, strict=True):
+        if pictures:
+            drawn[step] = drawn.get(step, "") + pictures
     blocks = [
         f'<div class="step" data-step="{step:,}"{"" if step == max(drawn) else " hidden"}>{drawn[step]}</div>'
         for step in sorted(drawn)
@@ -165,9 +169,9 @@ def _clips(workdir: Path) -> str:
     return f'{note}{slider}<div class="pair">{"".join(columns)}</div>'
 
 
-def _pictures(workdir: Path, folder: Path, heading: str) -> str:
+def _pictures(workdir: AnyPath, folder: AnyPath, heading: str) -> str:
     """Wall, film strip, links and facts of one set of clips, as far as its files are there."""
-    links = {path.name: quote(path.relative_to(workdir).as_posix()) for path in folder.iterdir()}
+    links = {path.name: quote(path.relative_to(workdir).as_posix()) for path in files.children(folder)}
     parts = [f"<h3>{heading}</h3>"]
     for name, text in (
         ("wall.gif", "a wall of clips"), ("wall.png", "a wall of images"),
@@ -242,7 +246,7 @@ def _remarks(lines: list[dict]) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _run(workdir: Path, starts: list[dict]) -> str:
+def _run(workdir: AnyPath, starts: list[dict]) -> str:
     parts: list[str] = []
     for index, start in enumerate(starts, 1):
         rows = "".join(f"<tr><th>{escape(key)}</th><td>{_inline(x)}</td></tr>" for key, x in start.items())
@@ -251,8 +255,8 @@ def _run(workdir: Path, starts: list[dict]) -> str:
         parts.insert(0, _details(summary, table, opened=index == len(starts)))
     if config := _load(workdir / "config.json"):
         parts.append(_details("Resolved config", _pre(config)))
-    files = [name for name in ("config.json", "run.json", "metrics.jsonl") if (workdir / name).exists()]
-    links = " · ".join(f'<a href="{name}">{name}</a>' for name in files)
+    names = [name for name in ("config.json", "run.json", "metrics.jsonl") if (workdir / name).exists()]
+    links = " · ".join(f'<a href="{name}">{name}</a>' for name in names)
     return "".join(parts) + (f'<p class="small">{links}</p>' if links else "")
 
 
@@ -267,7 +271,7 @@ def _inline(value: Any) -> str:
     return escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: AnyPath) -> dict[str, Any]:
     """A JSON object, or an empty one where the file is missing or damaged: the page shows what there is."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +12,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from vf import gallery, record, sample, sharding
+from vf import files, gallery, record, sample, sharding
 from vf.build import SampleJob
 from vf.checkpoint import BEST
+from vf.files import AnyPath
 from vf.metrics.consistency import centre_frame_gap
 from vf.metrics.protocol import Evaluator, Score
 from vf.model import Model
@@ -29,7 +29,7 @@ EVALUATIONS = "evaluations.jsonl"  # one line for each step that was judged: mar
 class Judge:
     """Samples and evaluates at one step of a run; used by training and by the sampling and evaluation jobs."""
 
-    workdir: Path
+    workdir: AnyPath
     recorder: record.Recorder
     model: Model
     mesh: Mesh
@@ -80,8 +80,7 @@ class Judge:
         if self.recorder.is_writer:
             # A line at once, so that another job that judges this run sees all of it or nothing.
             line = json.dumps(record.plain({"mark": self.mark, "step": step, "scores": values}))
-            with (self.workdir / EVALUATIONS).open("a") as file:
-                file.write(line + "\n")
+            files.append_line(self.workdir / EVALUATIONS, line)
             self._mark_best()
         return values
 
@@ -108,11 +107,11 @@ class Judge:
             )  # fmt: skip
 
 
-def read_evaluations(workdir: Path, mark: str) -> dict[int, dict[str, float]]:
+def read_evaluations(workdir: AnyPath, mark: str) -> dict[int, dict[str, float]]:
     """{step: scores} of a run under one mark; the later of two evaluations of a step. Torn lines are left out."""
-    path = workdir / EVALUATIONS
+    lines, more = files.read_lines(workdir / EVALUATIONS)
     found: dict[int, dict[str, float]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    for text in [*lines, *more]:
         try:
             line = json.loads(text)
             if line["mark"] == mark:

@@ -4,6 +4,7 @@ Fields of the config are overridden as `--config.train.batch_size=8`; a variant 
 Bad input ends the program with one sentence and exit status 2.
 """
 
+import contextlib
 import difflib
 import json
 import signal
@@ -16,7 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from vf import build, evaluate, gallery, record, sharding, train
+from vf import build, evaluate, files, gallery, record, sharding, train
 from vf.checkpoint import JUDGING, Checkpoints
 from vf.data import pipeline
 from vf.judge import Judge
@@ -82,8 +83,13 @@ def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
     ]
 
 
-def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
+def run(config: ConfigDict, workdir: files.AnyPath, mode: str) -> dict[str, float]:
     """One job. Returns the last scores (none for mode sample). Raises UserError."""
+    with contextlib.ExitStack() as closing:
+        return _run(config, workdir, mode, closing)
+
+
+def _run(config: ConfigDict, workdir: files.AnyPath, mode: str, closing: contextlib.ExitStack) -> dict[str, float]:
     build.check(config)
     images = config.sample.what == "base"
     if images and mode != "sample":
@@ -111,7 +117,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
         start = build.start(config, model.networks, source.class_names, own=own, trains=mode == "train")
     # An evaluation job may run beside training: it draws its own curves.
     events = "tensorboard/evaluate" if mode == "evaluate" else "tensorboard"
-    recorder = record.Recorder(workdir, is_writer=jax.process_index() == 0, events=events)
+    recorder = closing.enter_context(record.Recorder(workdir, is_writer=jax.process_index() == 0, events=events))
     origin = {"start": start.origin} if start else {}
     judged = source if own else build.source(config, evaluation=True)
     # Samples alone can do without clips, and images of the base without reading them.
@@ -187,6 +193,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict[str, float]:
             if recorder.is_writer:
                 (workdir / JUDGING).unlink(missing_ok=True)
         if recorder.is_writer:
+            recorder.flush()
             logging.info("gallery: %s", gallery.write(workdir))
 
     with Checkpoints(str(folder), read_only=True) as checkpoints:
@@ -246,7 +253,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     logging.set_verbosity(logging.INFO)
     build.cpu_devices(FLAGS.config)
-    run(FLAGS.config, Path(FLAGS.workdir), FLAGS.mode)
+    run(FLAGS.config, files.folder(FLAGS.workdir), FLAGS.mode)
 
 
 def cli() -> None:

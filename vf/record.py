@@ -6,6 +6,9 @@
     metrics.jsonl   one line of JSON for each report; the only file that is read back
     tensorboard/    the same numbers, and clips, as TensorBoard event files
 
+In an object store, where nothing can be appended, the lines are parts `metrics/<start>-<n>.jsonl` (see `files`). There
+lines and event files are written every ten seconds; scores and remarks are there when the call returns.
+
 A line of `metrics.jsonl` is one of
 
     {"step", "time", "train/loss": 0.03, ...}                                               scalars
@@ -26,6 +29,7 @@ import math
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,44 +37,84 @@ import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 import jax
 import numpy as np
+from absl import logging
 
-from vf import video
+from vf import files, video
 from vf.metrics.protocol import plain, protocol_hash
 from vf.types import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 NOT_FINITE = ("nan", "inf", "-inf")
+METRICS = "metrics.jsonl"
+MOST_BYTES = 8 << 20  # of an event file in a store, which is copied whole each time it has grown
 
 
 class Recorder:
     """Writes the folder of a run; on hosts other than the first (`is_writer=False`) no method does anything.
 
-    Makes `workdir` where needed and keeps what is there. Raises UserError when that cannot be done."""
+    Makes `workdir` where needed and keeps what is there. Usable as a context manager, which closes it. Raises UserError
+    when the folder cannot be written."""
 
-    def __init__(self, workdir: str | Path, *, is_writer: bool = True, events: str = "tensorboard") -> None:
-        self.workdir = Path(workdir)
+    def __init__(self, workdir: str | files.AnyPath, *, is_writer: bool = True, events: str = "tensorboard") -> None:
+        self.workdir = files.path(workdir)
         # A job beside a training job needs event files of its own: TensorBoard forgets what a folder held from the step
         # on at which one of its writers starts.
         self._folder = self.workdir / events
         self.is_writer = is_writer
-        self._metrics = self.workdir / "metrics.jsonl"
-        self._events: Any = None
+        self._metrics = self.workdir / METRICS
+        self._events: Any = None  # writer of the event file `_event_file`
+        self._event_file: Path | None = None
+        self._spool = self._folder  # where event files grow
+        self._gathered: files.Gathered | None = None
         if not is_writer:
             return
+        files.check_writable(self.workdir)
+        if files.is_remote(self.workdir):
+            self._spool = Path(tempfile.mkdtemp(prefix="vf-"))
+            weakref.finalize(self, shutil.rmtree, self._spool, ignore_errors=True)
+            self._gathered = files.Gathered(self._metrics)
+            # The last chance of a program that ends without `close`, and no sure one: its client may be gone by then.
+            weakref.finalize(self, self._gathered.flush)  # before rmtree: the latest finalizer comes first
+            return
         try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.workdir):
-                pass
             self._close_torn_line()
         except OSError as error:
-            reason = error.strerror or error
             raise UserError(
-                f"expected a run folder that can be written and got {workdir} ({reason}): choose another"
+                f"expected a file that can be written and got {self._metrics} ({error.strerror or error}): "
+                "choose another run folder"
             ) from error
+
+    def flush(self) -> None:
+        """Writes what still waits for a store; done when the call returns. On a disk nothing waits."""
+        if self._gathered is not None:
+            self._gathered.flush()
+
+    def close(self) -> None:
+        """Flushes, and ends the event file; what is recorded later begins another one."""
+        self.flush()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+            if self._gathered is not None and self._event_file is not None:
+                self._event_file.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Exception as second:
+            if error is None:
+                raise
+            logging.warning("the last lines of %s were not written (%s)", self._metrics, second)  # `error` goes on
 
     def describe(
         self,
@@ -85,10 +129,13 @@ class Recorder:
             return
         text = json.dumps(plain(config), indent=2, allow_nan=False) + "\n"
         path = self.workdir / "config.json"
-        if path.exists() and (earlier := path.read_text()) != text:
-            digest = hashlib.sha256(earlier.encode()).hexdigest()[:8]
-            path.rename(self.workdir / f"config.{digest}.json")
-        self._write(path, text)
+        try:
+            earlier = path.read_bytes()
+        except FileNotFoundError:
+            earlier = text.encode()
+        if earlier != text.encode():
+            files.write_whole(self.workdir / f"config.{hashlib.sha256(earlier).hexdigest()[:8]}.json", earlier)
+        files.write_whole(path, text)
 
         devices = jax.devices()
         start = {
@@ -112,14 +159,14 @@ class Recorder:
         except FileNotFoundError:
             starts = []
         except (ValueError, KeyError, TypeError):  # Edited by hand: set it aside rather than lose it or stop.
-            path.rename(self.workdir / f"run.damaged.{time.time_ns()}.json")
+            files.write_whole(self.workdir / f"run.damaged.{time.time_ns()}.json", path.read_bytes())
             starts = []
-        self._write(path, json.dumps({"starts": [*starts, plain(start)]}, indent=2, allow_nan=False) + "\n")
+        files.write_whole(path, json.dumps({"starts": [*starts, plain(start)]}, indent=2, allow_nan=False) + "\n")
 
     def file(self, name: str, text: str) -> None:
         """Writes `text` as the file `name` of the run's folder, whole or not at all."""
         if self.is_writer:
-            self._write(self.workdir / name, text if text.endswith("\n") else text + "\n")
+            files.write_whole(self.workdir / name, text if text.endswith("\n") else text + "\n")
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One line with all `values` (numbers, or arrays of one element) at `step`.
@@ -157,13 +204,13 @@ class Recorder:
         line |= {key: float(x) for key, x in (("reference", reference), ("target", target)) if x is not None}
         if details:
             line["details"] = details
-        self._append(step, line)
+        self._append(step, line, at_once=True)
         self._tensorboard(step, [{"tag": f"score/{name}", "simple_value": float(value)}])
 
     def text(self, step: int, name: str, value: str) -> None:
         """One remark, such as why the run stopped."""
         if self.is_writer:
-            self._append(step, {"text": name, "value": value})
+            self._append(step, {"text": name, "value": value}, at_once=True)
 
     def video(self, step: int, name: str, clips: np.ndarray, *, fps: float = 8, columns: int = 8) -> None:
         """Shows clips u8 [n t h w 3] in TensorBoard as one moving wall; the clips themselves are not kept."""
@@ -178,11 +225,15 @@ class Recorder:
         }
         self._tensorboard(step, [{"tag": name, "image": image}])
 
-    def _append(self, step: int, line: Mapping[str, Any]) -> None:
-        """Opens and closes for each line: a crash tears at most the last, and network disks publish it."""
+    def _append(self, step: int, line: Mapping[str, Any], at_once: bool = False) -> None:
         whole = {"step": int(step), "time": round(time.time(), 3), **line}
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(whole), allow_nan=False) + "\n")
+        text = json.dumps(plain(whole), allow_nan=False)
+        if self._gathered is None:
+            files.append_line(self._metrics, text)
+            return
+        self._gathered.line(text)
+        if at_once:
+            self._gathered.flush(lines_alone=True)
 
     def _close_torn_line(self) -> None:
         """Ends the line that a crash tore, so that the first new line is not glued to it."""
@@ -201,37 +252,32 @@ class Recorder:
         now = time.time()
         if self._events is None:
             # A name of our own: tensorboardX's holds the machine's name, and two starts in a second share it.
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._events = RecordWriter(str(self._folder / f"events.out.tfevents.{int(now)}.{time.time_ns()}"))
+            first, name = self._event_file is None, f"events.out.tfevents.{int(now)}.{time.time_ns()}"
+            self._spool.mkdir(parents=True, exist_ok=True)
+            self._event_file = self._spool / name
+            self._events = RecordWriter(str(self._event_file))
             weakref.finalize(self, self._events.close)
             self._events.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-            # Tells TensorBoard to forget what an earlier start drew from this step on.
-            start = Event(wall_time=now, step=int(step), session_log=SessionLog(status=SessionLog.START))
-            self._events.write(start.SerializeToString())
+            if first:
+                # Tells TensorBoard to forget what an earlier start drew from this step on.
+                start = Event(wall_time=now, step=int(step), session_log=SessionLog(status=SessionLog.START))
+                self._events.write(start.SerializeToString())
         summary = Summary(value=[Summary.Value(**value) for value in values])
         self._events.write(Event(wall_time=now, step=int(step), summary=summary).SerializeToString())
         self._events.flush()
+        if self._gathered is not None and self._event_file is not None:
+            self._gathered.file(self._event_file, self._folder / self._event_file.name)
+            if self._event_file.stat().st_size > MOST_BYTES:
+                self.close()  # the next event begins another file
 
-    @staticmethod
-    def _write(path: Path, text: str) -> None:
-        with video.replacing(path) as temporary:
-            temporary.write_text(text)
 
-
-def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl holds, by steps: all scalars of a step in one dict, then its scores and remarks.
+def read_metrics(workdir: str | files.AnyPath) -> list[dict[str, Any]]:
+    """What metrics.jsonl and its parts hold, by steps: all scalars of a step in one dict, then its scores and remarks.
 
     Where a run went back to an earlier step, the later value of the same step and name wins; two protocols
     make two scores. A torn line is left out, and a run without the file has no lines."""
-    path = Path(workdir) / "metrics.jsonl"
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            continue
+    for line in _lines(files.path(workdir) / METRICS):
         if "text" in line:
             rows[line["step"], 2, line["text"]] = line
             continue
@@ -241,6 +287,22 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
         else:
             rows.setdefault((line["step"], 0), {}).update(line)
     return [rows[key] for key in sorted(rows, key=lambda key: key[:2])]
+
+
+def _lines(path: files.AnyPath) -> list[dict[str, Any]]:
+    """What was reported, in the order in which it was."""
+    texts, more = files.read_lines(path)
+    found = []
+    for text in [*texts, *more]:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            found.append(line)
+    if more:  # jobs that ran beside each other wrote parts of their own
+        found.sort(key=lambda line: at if isinstance(at := line.get("time"), int | float) else 0)
+    return found
 
 
 def command_line(argv: list[str]) -> str:

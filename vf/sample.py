@@ -1,7 +1,6 @@
 """The sampling job: weights in, clips on disk. Sample k depends on (seed, k) and the weights alone."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 
 from vf import gallery, rng, sharding, video
 from vf.build import SampleJob
+from vf.files import AnyPath
 from vf.model import Model
 from vf.types import Batch, UserError
 
@@ -56,14 +56,14 @@ def clips(sample: Any, params: Any, given: Mapping[str, np.ndarray], batch_size:
 
 
 def write(
-    workdir: str | Path,
+    workdir: str | AnyPath,
     step: int,
     generated: np.ndarray,
     given: Mapping[str, np.ndarray],
     model: Model,
     job: SampleJob,
     class_names: Sequence[str],
-) -> Path:
+) -> AnyPath:
     """`WORKDIR/samples/step_00001000`: clips.npz (lossless), a wall as GIF and MP4, a film strip, meta.json; for images
     of the base generator `base_step_00001000`, with a wall alone."""
     labels = given["label"].tolist() if model.null_label is not None else None

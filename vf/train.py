@@ -9,7 +9,6 @@ checkpoint, so that a failure there loses nothing.
 import functools
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from vf import state as states
 from vf.build import Loading
 from vf.checkpoint import Checkpoints
 from vf.data import pipeline
+from vf.files import AnyPath
 from vf.judge import Judge
 from vf.model import Model
 from vf.step import train_step
@@ -45,7 +45,7 @@ def place_state(
 
 def run(
     *,
-    workdir: Path,
+    workdir: AnyPath,
     model: Model,
     tx: optax.GradientTransformation,
     learning_rates: Callable[[Any], Mapping[str, Any]],
@@ -126,10 +126,12 @@ def run(
                 if sample_every and step % sample_every == 0 and not last:
                     judge.evaluate(step, state.ema, judge.sample(step, state.ema))
                     if recorder.is_writer:
+                        recorder.flush()  # the page shows what is in the folder
                         gallery.write(workdir)
             _report_bad(source, batches.bad, recorder, steps)
         scores = judge.evaluate(steps, state.ema, judge.sample(steps, state.ema))
     if recorder.is_writer:
+        recorder.flush()
         logging.info("gallery: %s", gallery.write(workdir))
     return scores
 

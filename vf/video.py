@@ -13,10 +13,7 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +21,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, UInt8
 
+from vf import files
+from vf.files import replacing
 from vf.types import Array, UserError
 
 GAP = 128  # Grey of the gaps between clips: quiet on a light page and on a dark one.
@@ -49,21 +48,6 @@ def to_uint8(video: Array) -> UInt8[jax.Array, "..."]:
     return jnp.floor(x * 127.5 + 128.0).astype(jnp.uint8)
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place on success and vanishes on failure.
-
-    A reader sees the old file or the whole new one, never a half. Makes the folder. Raises OSError."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_npz(path: str | os.PathLike[str], clips: Array, **more: Array) -> None:
     """Writes clips u8 [n t h w 3] losslessly as `clips`, and `more` arrays [n ...] such as `label` by name.
 
@@ -81,7 +65,7 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises UserError when the file is missing, is no `.npz`, or holds something else."""
     try:
         # Opened here because np.load leaves open what proves to be no zip file.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with files.open_bytes(path) as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"no clips at {path}: the file does not exist") from None
