@@ -161,6 +161,17 @@ def get_config() -> ConfigDict:
     mesh.frames = 1  # for less than one clip a device
     mesh.tensor = 1
     mesh.cpu_devices = 0  # on CPU: devices to make of one machine, best one per core; 0 = what jax gives
+
+    config.plan = plan = ConfigDict()
+    plan.target = ""  # v5e:16x16 | v4:4x4x8 | v5p:2x4x4*2 (two slices) | v6e:8x8 | gpu:8xH200 | cpu:8
+    plan.mesh = "best"  # best (of all that fit) | config (what `mesh` says)
+    plan.compile = "train,sample"  # what is compiled: train,sample | train | none (count only)
+    plan.meshes = 2  # of the best ranked, how many are compiled
+    plan.blocks = 0  # residual blocks a level that are compiled; 0 = all, and fewer where the limits end that
+    plan.minutes = 20.0  # limit of one compilation; its memory:
+    plan.gigabytes = 20.0
+    plan.classes = 0  # of data that is not here, for model.condition=label
+    plan.cache = ""  # what was compiled before; "" = ~/.cache/vf/plans
     return config
 
 

@@ -34,6 +34,7 @@ from vf.metrics.sprites import SpriteScores
 from vf.metrics.suite import SEGMENTS, Suite, metrics
 from vf.model import CONTEXTS, Model, OneNetwork, SampleOptions, VideoFusion
 from vf.nets.unet import UNet
+from vf.plan.chips import parse_target
 from vf.pretrained import base as pretrained
 from vf.pretrained import i3d
 from vf.pretrained.networks import FAMILIES, networks
@@ -463,13 +464,20 @@ def mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mes
     return made
 
 
-def cpu_devices(config: ConfigDict) -> None:
-    """Makes several devices of one CPU where the config asks for it and the environment does not say otherwise.
+def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
+    """Makes several devices of one CPU where the config asks for it and the environment does not say otherwise; to
+    plan, as many as stand in for the target's, here and in the process that compiles.
 
     XLA runs much of a small network on one core per device: two devices train the demo faster than one with two cores.
     To be called before jax starts; of no effect on accelerators.
     """
-    if config.mesh.cpu_devices and "JAX_NUM_CPU_DEVICES" not in os.environ:
+    if plan:
+        target = parse_target(config.plan.target)
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(1 if target.topology_name else target.devices)
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
+    elif config.mesh.cpu_devices and "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
 
 
@@ -636,6 +644,46 @@ def sample_job(config: ConfigDict) -> SampleJob:
     return SampleJob(sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, s.fps, s.what)
 
 
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What is planned: a training run and its sampler. Its model computes on the mesh that it was made for."""
+
+    model: Model
+    tx: optax.GradientTransformation
+    job: SampleJob
+    seed: int
+    batch_size: int
+    accumulate: int
+    ema_decay: float
+    param_dtype: Any
+    dtype: Any
+    remat: bool
+    blocks: int  # residual blocks a level, of the network that has most
+
+
+def planned(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> Planned:
+    """`config`'s part of a plan on `mesh` (None: to be counted), with at most `blocks` residual blocks a level."""
+    config = config.copy_and_resolve_references()
+    nets = (config.base.net, config.residual.net)
+    most = max(net.num_res_blocks for net in nets)
+    for net in nets:
+        net.num_res_blocks = min(net.num_res_blocks, blocks or net.num_res_blocks)
+    return Planned(
+        model=model(config, plan_source(config), mesh), tx=optimizer(config)[0], job=sample_job(config),
+        seed=config.seed, batch_size=config.train.batch_size, accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay, param_dtype=param_dtype(config), dtype=DTYPES[config.model.dtype],
+        remat=config.model.remat != "none", blocks=most,
+    )  # fmt: skip
+
+
+def plan_source(config: ConfigDict) -> Source:
+    """The clips of `config`, or what a plan must know of them where they are not here."""
+    try:
+        return source(config)
+    except UserError:
+        return NoClips(tuple(f"class {k}" for k in range(config.plan.classes)))
+
+
 def levels(config: ConfigDict) -> np.ndarray:
     """Steps t of the validation loss, int32."""
     return np.asarray(config.eval.levels, np.int32)
@@ -655,3 +703,31 @@ def loading(config: ConfigDict) -> Loading:
     """`config.data`'s part of it. Sprites keep Python itself busy, so that more than one thread only costs."""
     data = config.data
     return Loading(1 if data.source == "sprites" else data.threads, data.workers, data.read_ahead, data.flip)
+
+
+def plan_settings(config: ConfigDict) -> dict[str, Any]:
+    """`config.plan`, less the target. Raises UserError for values out of range."""
+    plan = config.plan
+    if not plan.target:
+        raise UserError(
+            "--mode=plan needs a machine: set --config.plan.target=v5e:16x16 (or v5p:2x4x4, gpu:8xH200, cpu:8)"
+        )
+    choose("plan.compile", plan.compile, {"train,sample": 0, "train": 0, "none": 0})
+    own = choose("plan.mesh", plan.mesh, {"best": False, "config": True})
+    for name in ("meshes", "minutes", "gigabytes"):
+        if plan[name] <= 0:
+            raise UserError(f"plan.{name} must be positive, got {plan[name]}")
+    return {
+        "mesh": tuple(config.mesh[axis] for axis in sharding.AXES) if own else None,
+        "compile": plan.compile, "meshes": plan.meshes, "blocks": plan.blocks, "minutes": plan.minutes,
+        "gigabytes": plan.gigabytes, "cache": Path(plan.cache) if plan.cache else Path.home() / ".cache/vf/plans",
+    }  # fmt: skip
+
+
+def plan_mark(config: ConfigDict) -> str:
+    """Hash of all that changes the compiled programs of a plan."""
+    fields = plain(config)
+    kept = {name: fields[name] for name in ("data", "noise", "model", "base", "residual", "train", "sample")}
+    for name in ("steps", "log_every", "checkpoint_every", "keep", "sample_every"):
+        del kept["train"][name]
+    return protocol_hash(kept)

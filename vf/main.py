@@ -6,6 +6,7 @@ Bad input ends the program with one sentence and exit status 2.
 
 import contextlib
 import difflib
+import functools
 import json
 import signal
 import sys
@@ -22,10 +23,12 @@ from vf.checkpoint import JUDGING, Checkpoints
 from vf.data import pipeline
 from vf.judge import Judge
 from vf.model import Model
+from vf.plan import job as planning
+from vf.plan.chips import parse_target
 from vf.pretrained import base as pretrained
 from vf.types import Params, UserError
 
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "plan")
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The config, as configs/NAME.py or configs/NAME.py:VARIANT.")
 flags.DEFINE_string("workdir", None, "The run's folder: everything is written there, and resumed from there.")
@@ -91,6 +94,11 @@ def run(config: ConfigDict, workdir: files.AnyPath, mode: str) -> dict[str, floa
 
 def _run(config: ConfigDict, workdir: files.AnyPath, mode: str, closing: contextlib.ExitStack) -> dict[str, float]:
     build.check(config)
+    if mode == "plan":
+        settings = planning.Settings(**build.plan_settings(config))
+        target = parse_target(config.plan.target)
+        planning.run(functools.partial(build.planned, config), target, settings, build.plan_mark(config), Path(workdir))
+        return {}
     images = config.sample.what == "base"
     if images and mode != "sample":
         raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
@@ -252,7 +260,7 @@ def main(argv: list[str]) -> None:
     del argv
     signal.signal(signal.SIGTERM, _terminate)
     logging.set_verbosity(logging.INFO)
-    build.cpu_devices(FLAGS.config)
+    build.cpu_devices(FLAGS.config, plan=FLAGS.mode == "plan")
     run(FLAGS.config, files.folder(FLAGS.workdir), FLAGS.mode)
 
 

@@ -66,9 +66,11 @@ def make_mesh(
         )
     if slices > 1:
         inside = (sizes[0] // slices, *sizes[1:])
-        placed = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices)
+        placed = mesh_utils.create_hybrid_device_mesh(
+            inside, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
     else:
-        placed = mesh_utils.create_device_mesh(sizes, devices)
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto, said aloud: jax.make_mesh would make Explicit axes, which put shardings into the types of Linen
     # modules.
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -43,6 +43,16 @@ def place_state(
     return jax.jit(create, out_shardings=where), sharding.abstract(shapes, where)
 
 
+def update_function(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, abstract: Any, *, seed: int, ema_decay: float,
+    accumulate: int,
+) -> Any:  # fmt: skip
+    """The jitted step, (state, batch) -> (state, numbers); the state given is used up."""
+    step_fn = functools.partial(train_step, model=model, tx=tx, seed=seed, ema_decay=ema_decay, accumulate=accumulate)
+    where = jax.tree.map(lambda a: a.sharding, abstract)
+    return jax.jit(step_fn, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
+
+
 def run(
     *,
     workdir: AnyPath,
@@ -76,9 +86,7 @@ def run(
     architecture.
     """
     create, abstract = place_state(model, tx, mesh, seed, param_dtype)
-    step_fn = functools.partial(train_step, model=model, tx=tx, seed=seed, ema_decay=ema_decay, accumulate=accumulate)
-    where = jax.tree.map(lambda a: a.sharding, abstract)
-    update = jax.jit(step_fn, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
+    update = update_function(model, tx, mesh, abstract, seed=seed, ema_decay=ema_decay, accumulate=accumulate)
 
     with Checkpoints(str(workdir / "checkpoints"), keep=keep) as checkpoints:
         first = checkpoints.latest() or 0

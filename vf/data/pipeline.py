@@ -53,7 +53,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class NoClips:
-    """A source without clips, for a job that samples and looks at none."""
+    """A source without clips, for a job that samples and looks at none, or plans."""
 
     class_names: tuple[str, ...] = ()
 

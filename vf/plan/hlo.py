@@ -541,3 +541,125 @@ def _strip(line: _Line) -> _Line:
 def _constant(line: _Line) -> int | None:
     line = _strip(line)
     return int(line.inner) if line.op == "constant" and re.fullmatch(r"-?\d+", line.inner) else None
+
+
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)((?::[^{}]*)?)\})?")
+_TILE = re.compile(r"T\(([\d,]+)\)")
+_WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8}
+
+
+def peak_bytes(text: str) -> int:
+    """Bytes of HBM that a scheduled program (`is_scheduled=true`) needs at its fullest, beside arguments and results.
+
+    Every buffer lives from the instruction that makes it to the last that reads it, tiles are padded, on-chip memory
+    (`S(1)`) does not count, a loop's state is updated in place, and the packing is perfect: an estimate of what the
+    compiler's own assignment takes, for programs that it was not let to finish.
+    """
+    program = _parse(text)
+
+    @functools.cache
+    def of(name: str) -> int:
+        lines = list(program.computations[name].values())
+        views: dict[str, list[set[str]]] = {}  # name -> for each array of its shape, the buffers that it is a view of
+        sizes: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for i, line in enumerate(lines):
+            seen = [views.get(operand, [set()]) for operand in line.operands]
+            every = set().union(*(buffers for operand in seen for buffers in operand))
+            if line.op == "tuple":
+                views[line.name] = [set().union(*operand) for operand in seen]
+                continue  # names, and reads nothing
+            if line.op == "get-tuple-element":
+                parts, found = seen[0], re.search(r"index=(\d+)", line.rest)
+                k = int(found[1]) if found else 0
+                views[line.name] = [parts[k] if len(parts) > k else every]
+                continue
+            for buffer in every:
+                last[buffer] = i
+            if line.op in ("while", "opt-barrier") and len(seen) == 1:
+                views[line.name] = seen[0]
+            elif line.op in ("bitcast", "parameter") or line.op.endswith("-done") or _in_place(line):
+                views[line.name] = [every]
+            else:
+                own = _padded_bytes(line.shape, line.op)
+                views[line.name] = [{f"{line.name}#{k}"} for k in range(len(own))]
+                sizes |= {f"{line.name}#{k}": size for k, size in enumerate(own)}
+        result = set().union(*views[next(line.name for line in lines if line.root)])
+        live, peak = 0, 0
+        ends: dict[int, int] = {}
+        for i, line in enumerate(lines):
+            for k in range(len(views[line.name])):
+                buffer = f"{line.name}#{k}"
+                if buffer in sizes and buffer not in result:
+                    live += sizes[buffer]
+                    end = last.get(buffer, i)
+                    ends[end] = ends.get(end, 0) + sizes[buffer]
+            inside = _CALLS.findall(line.rest) if line.op in ("while", "conditional", "call") else []
+            peak = max(peak, live + max(map(of, inside), default=0))
+            live -= ends.pop(i, 0)
+        return peak
+
+    return of(program.entry)
+
+
+def _in_place(line: _Line) -> bool:
+    """Whether it writes into its operand: a slice put into a larger array."""
+    if line.op == "dynamic-update-slice":
+        return True
+    if line.op != "fusion":
+        return False
+    return any(
+        _root(line.program.computations[called]).op == "dynamic-update-slice" for called in _CALLS.findall(line.rest)
+    )
+
+
+def _padded_bytes(shape: str, op: str) -> list[int]:
+    """Of each array of a shape, with whole tiles; on-chip ones are none; of a started copy the result alone is new."""
+    found = []
+    parts = list(_SHAPE.finditer(shape))
+    if op.endswith("-start") and len(parts) > 1:
+        parts = parts[1:2]  # (operand, result, ...)
+    for kind, dims, order, memory in (part.groups() for part in parts):
+        sizes = [int(n) for n in dims.split(",") if n]
+        if order and memory and (tile := _TILE.search(memory)):
+            tiles = [int(n) for n in tile[1].split(",")]
+            minor = [int(n) for n in order.split(",")][: len(tiles)]  # minor to major
+            for axis, size in zip(minor, reversed(tiles), strict=False):
+                sizes[axis] = -(-sizes[axis] // size) * size
+        width = _WIDTHS.get(kind) or max(1, int("".join(filter(str.isdigit, kind)) or 8) // 8)
+        found.append(0 if memory and "S(" in memory else math.prod(sizes) * width)
+    return found
+
+
+def hbm_bytes(text: str) -> int:
+    """Bytes that a program reads from and writes to HBM: operands and results of every instruction, fusions as one."""
+    program = _parse(text)
+    free = {
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "opt-barrier",
+        "call",
+    }
+
+    @functools.cache
+    def of(name: str) -> int:
+        total = 0
+        lines = program.computations[name]
+        for line in lines.values():
+            if line.op in ("while", "conditional", "call"):
+                times = (_trips(line) or 1) if line.op == "while" else 1
+                total += times * max(map(of, _CALLS.findall(line.rest)), default=0)
+            if line.op in free or line.op.endswith("-done"):
+                continue
+            total += sum(_padded_bytes(line.shape, line.op))
+            if not _in_place(line):
+                read = [lines[operand] for operand in line.operands if operand in lines]
+                total += sum(sum(_padded_bytes(part.shape, part.op)) for part in read if not part.shape.startswith("("))
+        return total
+
+    return of(program.entry)
