@@ -24,6 +24,7 @@ from vf.build import Loading
 from vf.checkpoint import Checkpoints
 from vf.data import pipeline
 from vf.files import AnyPath
+from vf.hosts import Hosts, Stopped
 from vf.judge import Judge
 from vf.model import Model
 from vf.step import train_step
@@ -66,6 +67,7 @@ def run(
     sample_every: int,
     start: Callable[[Params], Params] | None,
     meta: Mapping[str, Any],
+    hosts: Hosts,
 ) -> dict[str, float]:
     """Trains to `steps` updates from the latest checkpoint in `workdir`, or from the start; returns the last scores.
 
@@ -73,7 +75,7 @@ def run(
     of arrays}, of all networks or some; the others, or all where it is None, are drawn.
 
     Raises UserError for a non-finite loss (the last good checkpoint stays), unreadable data, or a checkpoint of another
-    architecture.
+    architecture; Stopped when SIGTERM has ended it, after a checkpoint of the step at which all hosts stop.
     """
     create, abstract = place_state(model, tx, mesh, seed, param_dtype)
     step_fn = functools.partial(train_step, model=model, tx=tx, seed=seed, ema_decay=ema_decay, accumulate=accumulate)
@@ -81,9 +83,9 @@ def run(
     update = jax.jit(step_fn, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
 
     with Checkpoints(str(workdir / "checkpoints"), keep=keep) as checkpoints:
-        first = checkpoints.latest() or 0
+        first = hosts.share(checkpoints.latest() or 0)
         if first:
-            state = checkpoints.restore(abstract)
+            state = checkpoints.restore(abstract, first)
             logging.info("restored step %d", first)
         else:
             state = create()
@@ -110,7 +112,8 @@ def run(
                 pending.append((step, numbers))
                 checkpoints.check()
                 last = step == steps
-                save = step % checkpoint_every == 0 or last
+                stop = hosts.stopping(step)
+                save = step % checkpoint_every == 0 or last or stop
                 if len(pending) > log_every or save:
                     # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
                     ready, pending = (pending, []) if save else (pending[:-1], pending[-1:])
@@ -123,11 +126,15 @@ def run(
                     progress.update(ready[-1][0], means["loss"], **{"data wait": f"{100 * means['data_wait']:.1f} %"})
                 if save:
                     checkpoints.save(step, state, {**meta, "step": step})
+                if stop:
+                    raise Stopped(f"told to stop; step {step} is saved, and the same command goes on from there")
                 if sample_every and step % sample_every == 0 and not last:
+                    hosts.pause()
                     judge.evaluate(step, state.ema, judge.sample(step, state.ema))
                     if recorder.is_writer:
                         recorder.flush()  # the page shows what is in the folder
                         gallery.write(workdir)
+            hosts.pause()
             _report_bad(source, batches.bad, recorder, steps)
         scores = judge.evaluate(steps, state.ema, judge.sample(steps, state.ema))
     if recorder.is_writer:
