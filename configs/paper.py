@@ -3,8 +3,8 @@
     python -m vf.main --config=configs/paper.py --workdir=runs/plan --mode=plan --config.plan.target=v5e:16x16
 
 The paper says "up to 2 billion" for the base generator, which is DALL-E 2's decoder, and others give 0.5 billion for
-the residual generator; their shapes are not public. Ours are Karlo's, the nearest public network, made wider: multiples of
-128, the width of a TPU's matrix unit, and of 256, the width of later ones. Variants, as `configs/paper.py:NAME`:
+the residual generator; their shapes are not public. Ours are Karlo's, the nearest public network, made wider: multiples
+of 128, the width of a TPU's matrix unit, and of 256, the width of later ones. Variants, as `configs/paper.py:NAME`:
 
     adm     widths as ADM and Karlo have them, multiples of 64 (448 with 4 blocks a level, 192 beside it): 1.97 + 0.44 B
 """

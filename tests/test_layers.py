@@ -12,7 +12,7 @@ LAYERS = [  # lowest first; within a layer, modules may import each other
     {"nets", "pretrained"},
     {"model", "state", "optim", "sharding"},
     {"step", "checkpoint", "export", "record", "gallery"},
-    {"build", "sample", "judge", "evaluate", "train"},
+    {"build", "sample", "judge", "evaluate", "train", "plan", "meter", "hosts"},
     {"main"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -207,17 +207,17 @@ def test_revision_is_the_checkouts_own(tmp_path):
 
     root = tmp_path / "checkout"
     (root / "vf").mkdir(parents=True)
-    assert record._revision(root) is None
+    assert record.revision(root) is None
     (root / "vf" / "a.py").write_text("1")
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    assert record._revision(root) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    assert record.revision(root) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
     (root / "samples.npz").write_text("output, not code")
-    assert record._revision(root) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    assert record.revision(root) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
     (root / "vf" / "a.py").write_text("2")
-    assert record._revision(root) == {"revision": git("rev-parse", "HEAD"), "dirty": True}
-    assert record._revision(root / "vf") is None  # A package that merely lies in somebody's checkout.
+    assert record.revision(root) == {"revision": git("rev-parse", "HEAD"), "dirty": True}
+    assert record.revision(root / "vf") is None  # A package that merely lies in somebody's checkout.
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):

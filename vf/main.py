@@ -1,16 +1,21 @@
 """The only entry: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate`.
 
 Fields of the config are overridden as `--config.train.batch_size=8`; a variant is named as `configs/ucf101.py:smoke`.
-Bad input ends the program with one sentence and exit status 2.
+Bad input ends the program with one sentence and exit status 2; SIGTERM saves the step that trains, status 143.
+
+On several hosts, or in several processes, every one gets the same command. Clusters that jax knows are found; elsewhere
+each process is told who it is: `--coordinator=HOST:PORT --processes=N --process=I` (see `vf.hosts`).
 """
 
 import contextlib
 import difflib
 import functools
 import json
+import os
 import signal
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 from vf import build, evaluate, files, gallery, record, sharding, train
 from vf.checkpoint import JUDGING, Checkpoints
 from vf.data import pipeline
+from vf.hosts import Hosts, HostsError, Stopped, card, outcome, place
 from vf.judge import Judge
 from vf.model import Model
 from vf.plan import job as planning
@@ -29,10 +35,24 @@ from vf.pretrained import base as pretrained
 from vf.types import Params, UserError
 
 MODES = ("train", "sample", "evaluate", "plan")
+NAMES = (
+    "config", "workdir", "mode", "coordinator", "processes", "process", "startup_timeout", "heartbeat_timeout",
+    "compile_cache", "compile_only", "profile",
+)  # fmt: skip
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The config, as configs/NAME.py or configs/NAME.py:VARIANT.")
 flags.DEFINE_string("workdir", None, "The run's folder: everything is written there, and resumed from there.")
 flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for processes that no cluster tells who they are.")
+flags.DEFINE_integer("processes", None, "How many processes there are; 1 is alone, whatever the cluster says.")
+flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+flags.DEFINE_string(
+    "compile_cache", "~/.cache/vf/xla", "Folder of compiled programs, best one that all share; '' = none."
+)
+flags.DEFINE_bool("compile_only", False, "Compile the training step, so that later starts find it, and end.")
+flags.DEFINE_integer("profile", 0, "Trace so many steps for xprof, into the run's folder.", lower_bound=0)
+flags.DEFINE_float("startup_timeout", 300.0, "Seconds in which all processes must have come.", lower_bound=1)
+flags.DEFINE_float("heartbeat_timeout", 60.0, "Seconds of silence after which a host counts as gone.", lower_bound=10)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -57,7 +77,7 @@ def parse(argv: list[str]) -> list[str]:
         raise UserError(_unknown_field(argv) or str(error)) from error
     if rest[1:]:
         word = rest[1].split("=")[0].lstrip("-")
-        raise UserError(f"unknown argument {rest[1]}: {nearest(word, ('config', 'workdir', 'mode'))}")
+        raise UserError(f"unknown argument {rest[1]}: {nearest(word, NAMES)}")
     for name in ("config", "workdir"):
         if getattr(FLAGS, name) is None:
             raise UserError(f"--{name} is missing; try --config=configs/demo.py --workdir=runs/demo")
@@ -86,13 +106,25 @@ def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
     ]
 
 
-def run(config: ConfigDict, workdir: files.AnyPath, mode: str) -> dict[str, float]:
-    """One job. Returns the last scores (none for mode sample). Raises UserError."""
+def run(
+    config: ConfigDict, workdir: files.AnyPath, mode: str, hosts: Hosts | None = None, **training: Any
+) -> dict[str, float]:
+    """One job. Returns the last scores (none for mode sample). Raises UserError, and Stopped as `train.run` does.
+
+    hosts: this process among those of the run, which have come together; default alone.
+    training: `profile` and `compile_only` of `train.run`."""
     with contextlib.ExitStack() as closing:
-        return _run(config, workdir, mode, closing)
+        return _run(config, workdir, mode, closing, hosts or Hosts(), training)
 
 
-def _run(config: ConfigDict, workdir: files.AnyPath, mode: str, closing: contextlib.ExitStack) -> dict[str, float]:
+def _run(
+    config: ConfigDict,
+    workdir: files.AnyPath,
+    mode: str,
+    closing: contextlib.ExitStack,
+    hosts: Hosts,
+    training: Mapping[str, Any],
+) -> dict[str, float]:
     build.check(config)
     if mode == "plan":
         settings = planning.Settings(**build.plan_settings(config))
@@ -106,7 +138,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: str, closing: context
         raise UserError(f"data.source=none is for --mode=sample, and this is --mode={mode}: name the data")
     folder = workdir / "checkpoints"
     with Checkpoints(str(folder), read_only=True) as checkpoints:
-        fresh = checkpoints.latest() is None
+        fresh = hosts.share(checkpoints.latest() is None)
     config = build.resolved(config, workdir, fresh)
     model: Model
     source: pipeline.Source
@@ -126,6 +158,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: str, closing: context
     # An evaluation job may run beside training: it draws its own curves.
     events = "tensorboard/evaluate" if mode == "evaluate" else "tensorboard"
     recorder = closing.enter_context(record.Recorder(workdir, is_writer=jax.process_index() == 0, events=events))
+    hosts.before_exit.append(recorder.flush)
     origin = {"start": start.origin} if start else {}
     judged = source if own else build.source(config, evaluation=True)
     # Samples alone can do without clips, and images of the base without reading them.
@@ -172,6 +205,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: str, closing: context
             accumulate=config.train.accumulate,
             ema_decay=config.train.ema_decay,
             param_dtype=build.param_dtype(config),
+            half=config.model.dtype == "bfloat16",
             loading=build.loading(config),
             log_every=config.train.log_every,
             checkpoint_every=config.train.checkpoint_every,
@@ -179,6 +213,8 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: str, closing: context
             sample_every=config.train.sample_every,
             start=start.read if start else None,
             meta={"config": build.fingerprint(config), "seed": config.seed, "classes": list(source.class_names)},
+            hosts=hosts,
+            **training,
         )
 
     whole = start is not None and set(start.networks) == set(model.networks)
@@ -208,9 +244,11 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: str, closing: context
 
         def look(step: int | None) -> None:
             """One checkpoint."""
-            at = checkpoints.latest() if step is None else step
+            at = hosts.share(checkpoints.latest()) if step is None else step
             if mode == "evaluate" and at is not None:  # while it is judged, training keeps it
                 recorder.file(JUDGING, json.dumps({"step": at}))
+                if step is not None and not hosts.share(step in checkpoints.steps()):
+                    raise FileNotFoundError(f"checkpoint {step}")
             try:
                 params = checkpoints.restore_params(abstract, which=job.weights, step=at)
             except UserError as error:
@@ -222,18 +260,19 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: str, closing: context
         follow = mode == "evaluate" and evaluation.checkpoint == "follow"
         # A folder without checkpoints is that of a training job that has just begun: it is worth waiting for.
         waiting = follow and folder.is_dir()
-        untrained = not checkpoints.steps() and not checkpoints.without_ema()
+        untrained = hosts.share(not checkpoints.steps() and not checkpoints.without_ema())
         if start and whole and untrained and not waiting and not isinstance(evaluation.checkpoint, int):
             if not folder.is_dir():  # else a training job has described it
                 recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, data=source.describe(), **origin)
             show(0, start.read(abstract))
             return scores
         if follow:
-            if not checkpoints.steps() and checkpoints.without_ema():
+            if hosts.share(not checkpoints.steps() and bool(checkpoints.without_ema())):
                 look(None)  # says what is wrong, where waiting would not help
+            # Hosts see a folder and a clock a little differently: what process 0 sees decides which step is next.
             evaluate.follow(
-                checkpoints.steps, look, lambda: set(judge.judged()),
-                last=config.train.steps, patience=evaluation.patience,
+                lambda: hosts.share(checkpoints.steps()), look, lambda: set(hosts.share(list(judge.judged()))),
+                last=config.train.steps, patience=evaluation.patience, clock=lambda: hosts.share(time.monotonic()),
             )  # fmt: skip
             judged_steps = judge.judged()
             return scores or judged_steps.get(max(judged_steps, default=-1), {})
@@ -250,27 +289,40 @@ def overview(model: Any) -> str:
     return parameter_overview.get_parameter_overview(build.shapes(model), include_stats=False)
 
 
-def _terminate(number: int, frame: Any) -> None:
-    """SIGTERM unwinds the stack, so that processes and shared memory are given back; 143 is the shell's word for it."""
-    sys.exit(128 + number)
-
-
 def main(argv: list[str]) -> None:
     """Called by absl with the parsed flags."""
     del argv
-    signal.signal(signal.SIGTERM, _terminate)
     logging.set_verbosity(logging.INFO)
-    build.cpu_devices(FLAGS.config, plan=FLAGS.mode == "plan")
-    run(FLAGS.config, files.folder(FLAGS.workdir), FLAGS.mode)
+    plan = FLAGS.mode == "plan"
+    build.cpu_devices(FLAGS.config, plan=plan)
+    workdir = files.folder(FLAGS.workdir)
+    where = None if plan else place(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.startup_timeout)
+    mine = card(FLAGS.config, FLAGS.mode, FLAGS.workdir) if where else {}
+    hosts = Hosts(where, mine, workdir, timeout=FLAGS.startup_timeout, heartbeat=FLAGS.heartbeat_timeout)
+    # SIGTERM unwinds the stack, or saves first: processes and shared memory are given back.
+    signal.signal(signal.SIGTERM, hosts.terminate)
+    with hosts:
+        keep_programs(FLAGS.compile_cache)  # after the hosts have come together, before anything is compiled
+        run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
+
+
+def keep_programs(folder: str) -> None:
+    """Keeps what is compiled in `folder`, for this and all later jobs; "" does not. The environment's word counts more.
+
+    All processes read there and the first writes: on several hosts it should be a folder that they share.
+    """
+    if folder and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(Path(folder).expanduser()))
 
 
 def cli() -> None:
-    """Runs `main`; prints a UserError as one line and exits with 2."""
+    """Runs `main`; prints an error that is foreseen as one line, and exits with its status."""
     try:
         app.run(main, flags_parser=parse)
-    except UserError as error:
-        print(f"vf: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (UserError, HostsError, Stopped) as error:
+        status, text = outcome(error)
+        print(text, file=sys.stderr)
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -57,16 +57,18 @@ class Meter:
         half: whether the networks compute in bfloat16.
     """
 
-    def __init__(self, mesh: Mesh, flops: float, clips: int, half: bool, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self, mesh: Mesh, flops: float, clips: int, half: bool, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._flops, self._clips, self._devices = flops, clips, mesh.size
         chip = chip_of(mesh.devices.flat[0])
         self._peak = None if chip is None else chip.flops_bf16 if half else chip.flops_f32
-        self._local = [device for device in mesh.local_devices]
+        self._local = list(mesh.local_devices)
         self._clock, self._since = clock, clock()
 
     def read(self, steps: int) -> dict[str, float]:
-        """Rates of the `steps` since the last reading: steps/s; clips/s and TFLOP/s of each device; MFU where the chip's
-        peak is known; GiB of device memory, now and at most, where the platform tells."""
+        """Rates of the `steps` since the last reading: steps/s; clips/s and TFLOP/s of each device; MFU where the
+        chip's peak is known; GiB of device memory, now and at most, where the platform tells."""
         now = self._clock()
         rate = steps / max(now - self._since, 1e-9)
         self._since = now

@@ -141,8 +141,8 @@ class Recorder:
         start = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": command_line(sys.orig_argv),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-            "git": _revision(Path(__file__).resolve().parents[1]),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "git": revision(Path(__file__).resolve().parents[1]),
             "devices": {
                 "kind": devices[0].device_kind,
                 "platform": devices[0].platform,
@@ -314,14 +314,15 @@ def command_line(argv: list[str]) -> str:
     )
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package; None where it is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _revision(root: Path) -> dict[str, Any] | None:
+def revision(root: Path) -> dict[str, Any] | None:
     """The git revision at `root`, `dirty` when code or configs differ from it; None without a checkout."""
 
     def git(*arguments: str) -> str:

@@ -27,6 +27,15 @@ def loss(model: Model, errors: Errors) -> tuple[Float[Array, ""], dict[str, Arra
     return total, {"loss": total, "loss_base": centre, "loss_residual": rest}
 
 
+def batch_loss(
+    params: Any, rows: Mapping[str, Array], *, model: Model, seed: int
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The training loss of a batch, and its parts."""
+    keys = rng.example_keys(seed, rng.Purpose.TRAIN, rows["index"])
+    x = video.from_uint8(rows["video"])
+    return loss(model, model.errors(params, x, model.condition(rows), keys, train=True))
+
+
 def train_step(
     state: states.TrainState,
     batch: Batch,
@@ -41,13 +50,7 @@ def train_step(
 
     Returns the new state and scalars: loss, its parts, and each network's gradient norm before clipping.
     """
-
-    def micro(params: Any, rows: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-        keys = rng.example_keys(seed, rng.Purpose.TRAIN, rows["index"])
-        x = video.from_uint8(rows["video"])
-        return loss(model, model.errors(params, x, model.condition(rows), keys, train=True))
-
-    gradients = jax.grad(micro, has_aux=True)
+    gradients = jax.grad(functools.partial(batch_loss, model=model, seed=seed), has_aux=True)
     if accumulate == 1:
         grads, numbers = gradients(state.params, batch)
     else:

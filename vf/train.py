@@ -9,6 +9,7 @@ checkpoint, so that a failure there loses nothing.
 import functools
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,16 +19,18 @@ import optax
 from absl import logging
 from jax.sharding import Mesh
 
-from vf import gallery, record, rng, sharding
+from vf import gallery, meter, record, rng, sharding
 from vf import state as states
 from vf.build import Loading
 from vf.checkpoint import Checkpoints
 from vf.data import pipeline
 from vf.files import AnyPath
+from vf.hosts import Hosts, Stopped
 from vf.judge import Judge
 from vf.model import Model
-from vf.step import train_step
-from vf.types import Params, UserError
+from vf.plan import count
+from vf.step import batch_loss, train_step
+from vf.types import Batch, Params, UserError
 
 
 def place_state(
@@ -41,6 +44,12 @@ def place_state(
     shapes = jax.eval_shape(create)
     where = sharding.shardings(shapes, mesh)
     return jax.jit(create, out_shardings=where), sharding.abstract(shapes, where)
+
+
+def useful_flops(model: Model, seed: int, params: Params, batch: Batch) -> float:
+    """Of a training step over all devices: three times the forward pass's, whatever is computed again."""
+    loss = functools.partial(batch_loss, model=model, seed=seed)
+    return 3.0 * count.flops(jax.make_jaxpr(loss)(params, batch).jaxpr)
 
 
 def update_function(
@@ -76,31 +85,41 @@ def run(
     sample_every: int,
     start: Callable[[Params], Params] | None,
     meta: Mapping[str, Any],
+    hosts: Hosts,
+    half: bool = False,
+    profile: int = 0,
+    compile_only: bool = False,
 ) -> dict[str, float]:
     """Trains to `steps` updates from the latest checkpoint in `workdir`, or from the start; returns the last scores.
 
     `start` gives networks their first parameters: {network: tree of ShapeDtypeStruct with shardings} -> {network: tree
     of arrays}, of all networks or some; the others, or all where it is None, are drawn.
 
+    half: the networks compute in bfloat16, to whose peak MFU is related. profile: so many steps are traced into
+    `workdir`/profile, for xprof. compile_only: nothing is trained.
+
     Raises UserError for a non-finite loss (the last good checkpoint stays), unreadable data, or a checkpoint of another
-    architecture.
+    architecture; Stopped when SIGTERM has ended it, after a checkpoint of the step at which all hosts stop.
     """
+    phases = meter.Phases()
+    phases.end("import and preparation")
     create, abstract = place_state(model, tx, mesh, seed, param_dtype)
     update = update_function(model, tx, mesh, abstract, seed=seed, ema_decay=ema_decay, accumulate=accumulate)
 
     with Checkpoints(str(workdir / "checkpoints"), keep=keep) as checkpoints:
-        first = checkpoints.latest() or 0
+        first = hosts.share(checkpoints.latest() or 0)
         if first:
-            state = checkpoints.restore(abstract)
+            state = checkpoints.restore(abstract, first)
             logging.info("restored step %d", first)
         else:
             state = create()
             if start is not None:
                 state = _started(state, start(abstract.ema))
+        phases.end("restore" if first else "first state")
         judge.show_real()
 
         progress = record.Progress(steps, first)
-        since, waited = time.perf_counter(), 0.0
+        trace = meter.Trace(Path(workdir) / "profile", first, profile if recorder.is_writer else 0)
         pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # numbers still on their way from the device
         with pipeline.batches(
             source,
@@ -113,12 +132,29 @@ def run(
             workers=loading.workers,
             read_ahead=loading.read_ahead,
         ) as batches:
+            rates, waited, told, since = None, 0.0, first, time.perf_counter()
+            if first < steps:
+                batch = sharding.put_batch(next(batches), mesh, batch_size)
+                phases.end("first batch")
+                update = update.lower(state, batch).compile()
+                phases.end("compile")
+                logging.info("%s", phases)
+                recorder.text(first, "start-up", str(phases))
+                rates = meter.Meter(mesh, useful_flops(model, seed, abstract.params, batch), batch_size, half)
+                waited, since = batches.waited, time.perf_counter()
+            if compile_only:
+                return {}
             for step in range(first + 1, steps + 1):
-                state, numbers = update(state, sharding.put_batch(next(batches), mesh, batch_size))
+                trace.before(step)
+                state, numbers = update(state, batch)
                 pending.append((step, numbers))
+                trace.after(step, numbers)
+                if step < steps:  # while the device works
+                    batch = sharding.put_batch(next(batches), mesh, batch_size)
                 checkpoints.check()
                 last = step == steps
-                save = step % checkpoint_every == 0 or last
+                stop = hosts.stopping(step)
+                save = step % checkpoint_every == 0 or last or stop
                 if len(pending) > log_every or save:
                     # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
                     ready, pending = (pending, []) if save else (pending[:-1], pending[-1:])
@@ -126,16 +162,22 @@ def run(
                     means |= {f"lr_{name}": float(rate) for name, rate in learning_rates(ready[-1][0]).items()}
                     now = time.perf_counter()
                     means["data_wait"] = (batches.waited - waited) / (now - since)  # share of the time
-                    since, waited = now, batches.waited
+                    means |= rates.read(ready[-1][0] - told) if rates else {}
+                    since, waited, told = now, batches.waited, ready[-1][0]
                     recorder.scalars(ready[-1][0], {f"train/{name}": value for name, value in means.items()})
                     progress.update(ready[-1][0], means["loss"], **{"data wait": f"{100 * means['data_wait']:.1f} %"})
                 if save:
                     checkpoints.save(step, state, {**meta, "step": step})
+                if stop:
+                    raise Stopped(f"told to stop; step {step} is saved, and the same command goes on from there")
                 if sample_every and step % sample_every == 0 and not last:
+                    hosts.pause()
                     judge.evaluate(step, state.ema, judge.sample(step, state.ema))
                     if recorder.is_writer:
                         recorder.flush()  # the page shows what is in the folder
                         gallery.write(workdir)
+            trace.close()
+            hosts.pause()
             _report_bad(source, batches.bad, recorder, steps)
         scores = judge.evaluate(steps, state.ema, judge.sample(steps, state.ema))
     if recorder.is_writer:

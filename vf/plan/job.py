@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from vf import rng, sample, sharding, train, video
+from vf import sample, sharding, train
 from vf import step as steps
 from vf.build import Planned
 from vf.plan import compile as compiling
@@ -110,10 +110,7 @@ def counts(subject: Planned, shapes: Any) -> count.Counts:
     """Of one clip in training."""
 
     def loss(params: Any, rows: Any) -> Any:
-        keys = rng.example_keys(subject.seed, rng.Purpose.TRAIN, rows["index"])
-        x = video.from_uint8(rows["video"])
-        errors = subject.model.errors(params, x, subject.model.condition(rows), keys, train=True)
-        return steps.loss(subject.model, errors)[0]
+        return steps.batch_loss(params, rows, model=subject.model, seed=subject.seed)[0]
 
     return count.training(loss, lambda rows: batch_shapes(subject, rows, None), shapes)
 
@@ -491,7 +488,7 @@ def report(plan: Mapping[str, Any]) -> str:
 def _program_lines(made: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     what = "Training step" if made["program"] == "train" else "Sampling a batch"
     lines = [f"{what} on mesh {_mesh_text(made['mesh'].values())}: {made['how']}"]
-    parts = {name: size for name, size in made["state_bytes"].items()}
+    parts = dict(made["state_bytes"])
     if made["program"] == "sample":
         parts = {"average": parts["average"]}
     extra = "temporary (activations among them)"
