@@ -71,7 +71,7 @@ def test_a_run_is_a_folder_that_explains_itself(finished):
     assert json.loads((workdir / "config.json").read_text()) == build.plain(tiny())
     facts = json.loads((workdir / "run.json").read_text())["starts"][0]
     assert facts["seed"] == 0
-    assert facts["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert facts["mesh"] == {"data": 8, "fsdp": 1, "frames": 1, "tensor": 1}
     rows = record.read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]  # means up to each checkpoint
     named = {row["score"]: row for row in rows if "score" in row}

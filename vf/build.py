@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vf import export, files, optim, sharding
+from vf import state as states
 from vf.data.clips import STARTS, Windows
 from vf.data.folder import VideoFolder
 from vf.data.pipeline import NoClips, Source
@@ -659,6 +660,12 @@ class Planned:
     dtype: Any
     remat: bool
     blocks: int  # residual blocks a level, of the network that has most
+
+    def state(self) -> Any:
+        """Shapes of the training state."""
+        return jax.eval_shape(
+            lambda key: states.create(self.model.init(key), self.tx, self.param_dtype), jax.random.key(0)
+        )
 
 
 def planned(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> Planned:

@@ -35,7 +35,6 @@ from typing import Any, Self
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
 from vf import build, files, record
 from vf.types import UserError
@@ -147,7 +146,7 @@ def _in_jobset(cluster: Any) -> bool:
     return "jobset.sigs.k8s.io/jobset-name" in (cluster._job().metadata.labels or {})
 
 
-def card(config: ConfigDict, mode: str, workdir: str) -> dict[str, str]:
+def card(config: Any, mode: str, workdir: str) -> dict[str, str]:
     """{name: value} of all that must be the same on every host, as text."""
     found = {"mode": mode, "workdir": workdir, "config": build.fingerprint(config), "code": _code()}
     found |= {f"config.{name}": json.dumps(value) for name, value in _flat(build.plain(config)).items()}

@@ -9,6 +9,7 @@ live at once. Programs that are ready sooner come with the compiler's own figure
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -76,6 +77,28 @@ def devices_of(target: Target) -> Sequence[Any]:
     return topology.devices
 
 
+@dataclasses.dataclass(frozen=True)
+class _StandIn:
+    """A chip where it lies, for shardings; no compiler knows it."""
+
+    id: int
+    platform: str
+    device_kind: str
+    coords: tuple[int, ...] = ()
+    slice_index: int = 0
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+def stand_ins(target: Target) -> Sequence[Any]:
+    """As many devices as the target has, which nothing can be compiled for."""
+    if not target.topology_name:
+        return [_StandIn(i, "cpu", "cpu") for i in range(target.devices)]
+    kind = target.chip.name if target.chip else ""
+    places = itertools.product(range(target.slices), *map(range, target.shape))
+    return [_StandIn(i, "tpu", kind, (*place, 0)[:3], which) for i, (which, *place) in enumerate(places)]
+
+
 def compile_apart(
     lower: Callable[[Sequence[Any]], Any], target: Target, minutes: float, gigabytes: float
 ) -> Compiled | None:
@@ -87,9 +110,11 @@ def compile_apart(
         began = time.monotonic()
         child.start()
         try:
+            seen = 0
             while child.is_alive():
-                child.join(1)
-                if early := _dumped(folder):
+                child.join(2)
+                early, seen = _dumped(folder, seen)
+                if early:
                     return Compiled(early, time.monotonic() - began)
                 over_time = time.monotonic() - began > 60 * minutes
                 over_memory = _resident_bytes(child.pid) > 1e9 * gigabytes
@@ -109,12 +134,13 @@ def compile_apart(
         return Compiled((folder / _TEXT).read_text(), seconds, **json.loads((folder / _DONE).read_text()))
 
 
-def _dumped(folder: Path) -> str | None:
-    """The optimised program, once libtpu has written all of it: generating code has begun by then."""
+def _dumped(folder: Path, seen: int) -> tuple[str | None, int]:
+    """The optimised program, once all of it is written (no more bytes than were `seen` before), and its size."""
     for path in folder.glob("dump/*-TLP-hlo.txt"):
-        if any(folder.glob("dump/*-TLP-0*.txt")):  # the next file
-            return path.read_text()
-    return None
+        size = path.stat().st_size
+        text = path.read_text() if size and size == seen else ""
+        return (text if text.rstrip().endswith("}") else None), size
+    return None, 0
 
 
 def _resident_bytes(pid: int | None) -> float:

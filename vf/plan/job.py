@@ -76,9 +76,9 @@ def batch_shapes(
     }
 
 
-def state_shapes(subject: Planned, mesh: Mesh) -> Any:
-    """The training state's shapes, with shardings on `mesh`."""
-    return train.place_state(subject.model, subject.tx, mesh, subject.seed, subject.param_dtype)[1]
+def on_mesh(state: Any, mesh: Mesh) -> Any:
+    """The shapes of a training state, with shardings on `mesh`."""
+    return sharding.abstract(state, sharding.shardings(state, mesh))
 
 
 def _placed(make: Make, sizes: Sequence[int], blocks: int | None, devices: Sequence[Any]) -> tuple[Planned, Mesh]:
@@ -89,7 +89,7 @@ def _placed(make: Make, sizes: Sequence[int], blocks: int | None, devices: Seque
 def lower_training(make: Make, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
     """The training step on `devices`, ready to be compiled."""
     subject, mesh = _placed(make, sizes, blocks, devices)
-    abstract = state_shapes(subject, mesh)
+    abstract = on_mesh(subject.state(), mesh)
     update = train.update_function(
         subject.model, subject.tx, mesh, abstract,
         seed=subject.seed, ema_decay=subject.ema_decay, accumulate=subject.accumulate,
@@ -100,7 +100,7 @@ def lower_training(make: Make, sizes: tuple[int, ...], blocks: int | None, devic
 def lower_sampling(make: Make, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
     """The sampler on `devices`, ready to be compiled."""
     subject, mesh = _placed(make, sizes, blocks, devices)
-    params = state_shapes(subject, mesh).ema
+    params = on_mesh(subject.state(), mesh).ema
     given = batch_shapes(subject, subject.job.batch_size, mesh, sharding.EVERY)
     del given["video"]
     return sample.sampler(subject.model, subject.job, mesh).lower(params, given)
@@ -142,7 +142,7 @@ def guess(subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, targ
     chip = target.chip
     data, fsdp, frames, tensor = mesh.devices.shape
     width = jax.numpy.dtype(subject.dtype).itemsize
-    state = state_shapes(subject, mesh)
+    state = on_mesh(shapes, mesh)
     split, whole = count.split_bytes(state.params, width)
     clips = subject.batch_size / (data * fsdp) / subject.accumulate  # of a micro-batch, for each part
     kept = clips * counted.kept_bytes / frames
@@ -293,16 +293,16 @@ def run(make: Make, target: Target, settings: Settings, mark: str, workdir: Path
     mark: of the config, for the cache. Raises UserError for a mesh that fits neither machine nor batch.
     """
     subject = make(None, None)
-    shapes = jax.eval_shape(subject.model.init, jax.random.key(0))
-    counted = counts(subject, shapes)
-    devices = compiling.devices_of(target)
+    shapes = subject.state()
+    counted = counts(subject, shapes.params)
+    devices = compiling.stand_ins(target) if settings.compile == "none" else compiling.devices_of(target)
     ranked = ranking(subject, shapes, counted, devices, target, settings)
     plan: dict[str, Any] = {
         "target": target.text,
         "chip": target.chip.name if target.chip else None,
         "devices": target.devices,
         "batch_size": subject.batch_size,
-        "parameters": count.parameters(shapes),
+        "parameters": count.parameters(shapes.params),
         "flops_per_clip": 3 * counted.forward_flops,
         "kept_bytes_per_clip": counted.kept_bytes,
         "meshes": [{"mesh": dict(zip(sharding.AXES, sizes, strict=True)), **made} for sizes, made in ranked],
@@ -310,15 +310,17 @@ def run(make: Make, target: Target, settings: Settings, mark: str, workdir: Path
     }
     chosen = ranked[: 1 if settings.compile == "none" else settings.meshes]
     for sizes, _ in chosen:
-        plan["compiled"].append(_planned(make, subject, counted, sizes, devices, target, settings, mark, "train"))
+        plan["compiled"].append(
+            _planned(make, subject, shapes, counted, sizes, devices, target, settings, mark, "train")
+        )
         _save(plan, workdir)
     best = min(plan["compiled"], key=lambda made: (not made["fits"], made.get("seconds", {}).get("serial", 0.0)))
     plan["best"] = best
     sizes = tuple(best["mesh"].values())
     if "sample" in settings.compile:
-        plan["sampling"] = _planned(make, subject, counted, sizes, devices, target, settings, mark, "sample")
+        plan["sampling"] = _planned(make, subject, shapes, counted, sizes, devices, target, settings, mark, "sample")
     mesh = sharding.make_mesh(**best["mesh"], devices=devices)
-    plan["sharding"] = count.table(state_shapes(subject, mesh).params)
+    plan["sharding"] = count.table(on_mesh(shapes, mesh).params)
     _save(plan, workdir)
     print(report(plan))
     return plan
@@ -358,12 +360,12 @@ def ranking(
 
 
 def _planned(
-    make: Make, subject: Planned, counted: count.Counts, sizes: tuple[int, ...], devices: Sequence[Any], target: Target,
-    settings: Settings, mark: str, program: str,
+    make: Make, subject: Planned, shapes: Any, counted: count.Counts, sizes: tuple[int, ...], devices: Sequence[Any],
+    target: Target, settings: Settings, mark: str, program: str,
 ) -> dict[str, Any]:  # fmt: skip
     """One program on one mesh: compiled as far as the limits allow, or counted; and whether it fits."""
     mesh = sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)), devices=devices)
-    state = state_shapes(subject, mesh)
+    state = on_mesh(shapes, mesh)
     arguments = state if program == "train" else state.ema
     useful = 3 * counted.forward_flops * subject.batch_size / target.devices
     made: dict[str, Any] = {
@@ -387,13 +389,13 @@ def _planned(
             figures = compiled(make, program, mesh, target, settings, mark, blocks)
         if blocks and blocks < subject.blocks:
             small = make(None, blocks)
-            less = counts(small, jax.eval_shape(small.model.init, jax.random.key(0)))
+            less = counts(small, small.state().params)
             scale = counted.forward_flops / less.forward_flops
             label += f" with {blocks} residual block{'s' if blocks > 1 else ''} a level, and scaled by FLOPs"
     chip = target.chip
     if figures is None or "failure" in figures:
         if program == "train":
-            made |= guess(subject, None, counted, mesh, target)
+            made |= guess(subject, shapes, counted, mesh, target)
         label = f"counted; the compiler says: {figures['failure']}" if figures else "counted, not compiled"
         refused = figures is not None
         made |= {"how": label, "fits": not refused and made.get("fits", True)}
