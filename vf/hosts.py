@@ -355,10 +355,11 @@ class Hosts:
             self._wait("done")
             jax.distributed.shutdown()
             return
+        if status == 1:
+            # Where another process has gone, jax tells of a broken connection: that is not the reason.
+            self._give_way(2.0)
         if text:
             print(text, file=sys.stderr, flush=True)
-        if status == 1:
-            self._give_way(2.0)  # where another one has gone, jax has told of a broken connection: no reason of ours
         self._bye(status, text)
         self._exit(status)  # jax's own end would wait for the others
 
