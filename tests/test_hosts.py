@@ -55,12 +55,12 @@ def start(tmp_path):
     port, started = free_port(), []
 
     def one(process, processes, *flags, workdir="run", port=port):
-        told = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={process}"]
-        told = [f"--config={tmp_path / 'small.py'}", f"--workdir={tmp_path / workdir}", *(told if processes else ())]
+        who = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={process}"]
+        given = [f"--config={tmp_path / 'small.py'}", f"--workdir={tmp_path / workdir}", *(who if processes else ())]
         log = tmp_path / f"{len(started)}.log"
         with log.open("w") as file:
             made = subprocess.Popen(
-                [sys.executable, "-m", "vf.main", *told, *flags],
+                [sys.executable, "-m", "vf.main", *given, *flags],
                 cwd=ROOT, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"}, stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
         made.log = log
@@ -405,23 +405,12 @@ def test_sigterm_saves_in_one_process(start, tmp_path):
 def test_four_train_and_two_go_on(start, tmp_path):
     """Parameters split over all devices too, and an evaluation by both."""
     split = "--config.mesh.fsdp=-1", "--config.mesh.data=1"
-    for count, steps in ((4, 2), (2, 4)):
-        for process in [
-            start(i, count, *split, f"--config.train.steps={steps}", port=free_port_of(count)) for i in range(count)
-        ]:
+    jobs = ((4, "--config.train.steps=2"), (2, "--config.train.steps=4"), (2, "--mode=evaluate"))
+    for count, flag in jobs:
+        port = free_port()
+        for process in [start(i, count, *split, flag, port=port) for i in range(count)]:
             status, text = ends(process, 400)
             assert status == 0, text
-    for process in [start(i, 2, *split, "--mode=evaluate", port=free_port_of(5)) for i in range(2)]:
-        status, text = ends(process, 300)
-        assert status == 0, text
     status, text = ends(start(0, 0, workdir="one"), 300)
     one, other = losses(tmp_path / "one"), losses(tmp_path / "run")
     np.testing.assert_allclose([other[2], other[4]], [one[2], one[4]], rtol=1e-5)
-
-
-_PORTS: dict[int, int] = {}
-
-
-def free_port_of(group: int) -> int:
-    """One port for all processes of a group."""
-    return _PORTS.setdefault(group, free_port())
