@@ -16,6 +16,7 @@ import importlib.util
 import io
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -131,7 +132,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             target.write_bytes(temporary.read_bytes())
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Processes in containers have the same few numbers.
+    temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         try:

@@ -40,6 +40,7 @@ from vf import build, files, record
 from vf.types import UserError
 
 GRACE = 5.0  # seconds
+TWICE = 1.0  # seconds in which two SIGTERM are one: it may reach a process itself and with its group
 READ_SECONDS = 60.0  # network disks may show a new file that late
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -225,6 +226,7 @@ class Hosts:
         self._card, self._workdir = dict(card or {}), workdir
         self._timeout, self._heartbeat = timeout, heartbeat
         self._told = False  # to stop, by SIGTERM
+        self._told_at = 0.0
         self._armed = False  # in steps, where it is enough to note it
         self._passed, self._stop_at = -1, -1  # the last step that went on, the step agreed on
         self._asked = False
@@ -318,9 +320,9 @@ class Hosts:
         """Handler of SIGTERM: in steps it is noted, elsewhere and the second time the stack unwinds with status 143."""
         del frame
         if self._armed and not self._told:
-            self._told = True
-            return
-        sys.exit(128 + number)
+            self._told, self._told_at = True, time.monotonic()
+        elif not self._armed or time.monotonic() - self._told_at > TWICE:
+            sys.exit(128 + number)
 
     def stopping(self, step: int) -> bool:
         """Whether to save `step` and stop: all processes get the same answer. Call it once a step."""
@@ -354,10 +356,11 @@ class Hosts:
             self._wait("done")
             jax.distributed.shutdown()
             return
+        if status == 1:
+            # Where another process has gone, jax tells of a broken connection: that is not the reason.
+            self._give_way(2.0)
         if text:
             print(text, file=sys.stderr, flush=True)
-        if status == 1:
-            self._give_way(2.0)  # where another one has gone, jax has told of a broken connection: no reason of ours
         self._bye(status, text)
         self._exit(status)  # jax's own end would wait for the others
 
