@@ -1,0 +1,192 @@
+"""A plan's numbers are those of the run, what is compiled is told from what is counted, and bad targets are told."""
+
+import functools
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import demo, paper
+from vf import build, main, sharding, train
+from vf.plan import compile as compiling
+from vf.plan import count, hlo, job
+from vf.plan.chips import parse_target
+from vf.types import UserError
+
+
+def tiny(**changes):
+    """The demo at a size that compiles in seconds."""
+    config = demo.get_config()
+    for part in (config.base, config.residual):
+        part.net.update({"width": 16, "width_mult": (1, 2), "head_dim": 8, "norm_groups": 4})
+    config.train.batch_size = config.sample.batch_size = config.eval.batch_size = 8
+    config.mesh.cpu_devices = 0
+    config.sample.steps = 2
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return config
+
+
+def plan(config, target, tmp_path):
+    config.plan.target = target
+    config.plan.cache = str(tmp_path / "cache")
+    main.run(config, tmp_path, "plan")
+    return json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_counts_of_the_demo_are_the_real_ones(tmp_path, capsys):
+    """Parameters, and bytes of each part of the state on each device, of arrays that are there."""
+    config = tiny(plan__compile="none", plan__mesh="config", mesh__data=2, mesh__fsdp=4)
+    made = plan(config, "cpu:8", tmp_path)
+    mesh = build.mesh(config)
+    subject = build.planned(config, mesh, None)
+    state = train.place_state(subject.model, subject.tx, mesh, 0)[0]()
+    assert made["parameters"] == {
+        name: sum(a.size for a in jax.tree.leaves(tree)) for name, tree in state.params.items()
+    }
+    first = jax.devices()[0]
+    for part, tree in (("parameters", state.params), ("average", state.ema), ("optimizer", state.opt_state)):
+        held = [s.data.nbytes for a in jax.tree.leaves(tree) for s in a.addressable_shards if s.device == first]
+        assert made["best"]["state_bytes"][part] == sum(held), part
+    assert made["best"]["mesh"] == {"data": 2, "fsdp": 4, "frames": 1, "tensor": 1}
+    assert "counted, not compiled" in capsys.readouterr().out
+
+
+def test_a_compiled_plan_has_the_compiler_s_memory(tmp_path, capsys):
+    """On CPU devices, in the process apart; a second time nothing is compiled."""
+    config = tiny(plan__compile="train", plan__mesh="config", mesh__fsdp=8, mesh__data=1)
+    made = plan(config, "cpu:8", tmp_path)["best"]
+    lowered = job.lower_training(functools.partial(build.planned, config), (1, 8, 1, 1), None, jax.devices())
+    memory = lowered.compile().memory_analysis()
+    rows = 8 * math.prod((8, 16, 16, 3)) + 8 * 4 * 2  # the batch: clips, labels, numbers
+    assert made["argument_bytes"] == memory.argument_size_in_bytes - rows // 8
+    assert made["temporary_bytes"] == memory.temp_size_in_bytes
+    assert {each["axes"] for each in made["collectives"]} == {"fsdp"}
+    assert "compiled in" in capsys.readouterr().out
+    again = plan(config, "cpu:8", tmp_path)["best"]
+    assert again == made
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, monkeypatch):
+    config = paper.get_config()
+    config.plan.compile = "none"
+    made = plan(config, "v5e:8x8", tmp_path)
+    assert 2.05e9 < made["parameters"]["base"] < 2.15e9
+    assert 0.45e9 < made["parameters"]["residual"] < 0.52e9
+    assert all(math.prod(each["mesh"].values()) == 64 for each in made["meshes"])
+    assert made["best"]["fits"]
+    state = 16 * sum(made["parameters"].values()) / 64  # float32: parameter, average, two moments
+    assert state < made["best"]["memory"]["state"] < 1.05 * state
+    order = [each["seconds"]["serial"] for each in made["meshes"] if each["fits"]]
+    assert order == sorted(order)
+    said = capsys.readouterr().out
+    assert "2,097.6 M parameters" in said
+    assert "--config.mesh.fsdp=" in said
+
+    config.train.batch_size = 64 * 64
+    made = plan(config, "v5e:8x8", tmp_path)
+    assert not made["best"]["fits"]
+    assert "does not fit" in made["best"]["verdict"]
+    assert "train.accumulate" in made["best"]["verdict"]
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    config.plan.compile = "train"
+    with pytest.raises(UserError, match="libtpu, which is not installed: pip install libtpu"):
+        plan(config, "v5e:8x8", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "target", "message"),
+    [
+        ({}, "", r"needs a machine: set --config\.plan\.target="),
+        ({}, "v5d:4x4", "did you mean"),
+        ({}, "v5e:5x7", "v5e:5x7"),
+        ({"plan__compile": "all"}, "cpu:8", r"plan\.compile must be one of"),
+        ({"plan__minutes": 0.0}, "cpu:8", r"plan\.minutes must be positive"),
+        ({"plan__mesh": "config", "mesh__data": 3}, "cpu:8", r"change mesh\.data to 8"),
+        (
+            {"plan__mesh": "config", "mesh__fsdp": 2, "mesh__frames": 4},
+            "cpu:8",
+            r"mesh\.frames=1, or train\.batch_size",
+        ),
+        ({"train__batch_size": 9}, "cpu:8", "make the batch a multiple of 8"),
+    ],
+)
+def test_bad_plans_are_told(changes, target, message, tmp_path):
+    config = tiny(**{"plan__compile": "none"} | changes)
+    with pytest.raises(UserError, match=message):
+        plan(config, target, tmp_path)
+
+
+def test_every_mesh_is_a_mesh():
+    found = set(job.meshes(16, 2, batch=16, accumulate=1, frames=8))
+    assert (2, 8, 1, 1) in found
+    assert (2, 4, 2, 1) not in found  # two clips a part: nothing to split
+    assert (16, 1, 1, 1) in found
+    assert all(math.prod(sizes) == 16 and sizes[0] % 2 == 0 for sizes in found)
+    assert (1, 2, 8, 1) in set(job.meshes(16, 1, batch=2, accumulate=1, frames=8))
+
+
+def test_flops_are_those_of_the_closed_form():
+    a, b = jnp.zeros((8, 16)), jnp.zeros((16, 32))
+
+    def loop(a, b):
+        return jax.lax.scan(lambda x, _: (jax.checkpoint(lambda x: x @ b @ b.T)(x), None), a, length=5)[0]
+
+    assert count.flops(jax.make_jaxpr(loop)(a, b).jaxpr) == 5 * 2 * 2 * 8 * 16 * 32
+    x, kernel = jnp.zeros((2, 8, 8, 6)), jnp.zeros((3, 3, 3, 10))
+
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+        )
+
+    assert count.flops(jax.make_jaxpr(convolve)(x, kernel).jaxpr) == 2 * (2 * 8 * 8 * 10) * 9 * 3
+    branches = jax.make_jaxpr(lambda p, a, b: jax.lax.cond(p, lambda: (a @ b).sum(), lambda: 0.0))(True, a, b)
+    assert count.flops(branches.jaxpr) == 2 * 8 * 16 * 32
+
+
+def test_what_the_backward_pass_keeps_is_counted_for_each_clip():
+    def loss(params, rows):
+        x = rows["x"]
+        for _ in range(3):
+            x = jnp.tanh(x @ params["w"])
+        return x.mean()
+
+    shapes = {"w": jax.ShapeDtypeStruct((64, 64), jnp.float32)}
+    found = count.training(loss, lambda n: {"x": jax.ShapeDtypeStruct((n, 64), jnp.float32)}, shapes)
+    assert found.forward_flops == 3 * 2 * 64 * 64
+    assert found.largest_bytes == 64 * 4
+    assert 3 <= found.kept_bytes / (64 * 4) <= 7
+
+
+def test_peak_of_a_program_is_what_lives_at_once():
+    """A chain needs two of its arrays at a time; a sum of all needs all."""
+    n = 2**20
+
+    def chain(x):
+        for k in range(4):
+            x = jnp.sort(x + k)
+        return x[:1]
+
+    def fan(x):
+        parts = [jnp.sort(x * k) for k in range(1, 5)]
+        return (parts[0][::-1] * parts[1] + parts[2][::-1] * parts[3])[:1].sum()
+
+    x = jax.ShapeDtypeStruct((n,), jnp.float32)
+    for function in (chain, fan):
+        compiled = jax.jit(function).lower(x).compile()
+        mine, theirs = hlo.peak_bytes(compiled.as_text()), compiled.memory_analysis().temp_size_in_bytes
+        assert 0.45 <= mine / theirs <= 2.1, (function.__name__, mine, theirs)
+
+
+def test_stand_ins_lie_as_the_slice(tmp_path):
+    devices = compiling.stand_ins(parse_target("v4:2x2x4"))
+    assert len(devices) == 16
+    assert {device.coords for device in devices} == set(np.ndindex(2, 2, 4))
+    two = sharding.make_mesh(2, 16, devices=compiling.stand_ins(parse_target("v5p:2x2x4*2")))
+    assert [{device.slice_index for device in row.flat} for row in two.devices] == [{0}, {1}]
