@@ -158,3 +158,11 @@ def test_a_size_other_than_the_prepared_one_is_told(tmp_path):
     config.data.windows = "sometimes"
     with pytest.raises(UserError, match=r"data.windows must be one of random, centre, first, all, blocks"):
         build.source(config)
+
+
+def test_attention_kernels():
+    """The fused kernel is NVIDIA's: `auto` does without elsewhere, and asking for it says what is missing."""
+    assert build.attention_kernel("auto", jax.numpy.bfloat16) == "xla"
+    assert build.attention_kernel("xla", jax.numpy.float32) == "xla"
+    with pytest.raises(UserError, match="kernel of NVIDIA GPUs, and this is cpu; or take --config"):
+        build.attention_kernel("cudnn", jax.numpy.bfloat16)

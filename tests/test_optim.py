@@ -224,3 +224,26 @@ def test_state_can_be_donated(params, batch):
 def test_errors(params, changes, message):
     with pytest.raises(UserError, match=message):
         make(**changes).init(params)
+
+
+def test_rounding_at_random_is_right_on_average():
+    """Values between two neighbours in bfloat16 become either, with the mean kept; those that are there stay."""
+    x = jnp.float32(1 + 3 / 1024)  # 3/8 of the way from 1 to 1 + 1/128
+    found = np.asarray(state.round_at_random(jnp.full(100_000, x), jax.random.key(0)), np.float64)
+    assert set(found) == {1.0, 1 + 1 / 128}
+    assert abs(found.mean() - float(x)) < 5 * (1 / 128) * 0.5 / np.sqrt(100_000)
+    exact = jnp.array([0.0, 1.5, -2.0, jnp.inf, -jnp.inf, jnp.nan])
+    np.testing.assert_array_equal(state.round_at_random(exact, jax.random.key(1)).astype(jnp.float32), exact)
+
+
+def test_parameters_in_half_precision_take_small_steps(params, batch):
+    """A thousandth of a parameter at a time: lost to rounding to the nearest, kept on average by rounding at random."""
+    tx = optax.sgd(1.0)
+    now = state.create({"base": {"w": jnp.ones(4096)}}, tx, jnp.bfloat16)
+    assert now.params["base"]["w"].dtype == jnp.bfloat16
+    assert now.ema["base"]["w"].dtype == jnp.float32
+    for k in range(20):
+        grads = {"base": {"w": jnp.full(4096, -1e-3, jnp.bfloat16)}}
+        now = state.update(now, grads, tx, 0.0, jax.random.key(k))
+    moved = float(now.params["base"]["w"].astype(jnp.float32).mean()) - 1
+    np.testing.assert_allclose(moved, 20 * 1e-3, rtol=0.05)

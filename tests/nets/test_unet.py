@@ -342,3 +342,42 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
 def test_mistakes_are_named(change, inputs, message):
     with pytest.raises(ValueError, match=message):
         shapes_of(UNet(**{**TINY, **change}), **{"z": Z, "t": T, **inputs})
+
+
+@pytest.mark.parametrize("remat", ["none", "blocks"])
+def test_a_loop_over_equal_blocks_is_the_blocks_one_by_one(remat):
+    """Values and gradients, from the same parameters; and the program is shorter."""
+    options = {"width": 16, "width_mult": (1, 2), "num_res_blocks": 3, "attention": (2,), "head_dim": 16,
+               "norm_groups": 8, "temporal": ("conv", "attention"), "remat": remat}  # fmt: skip
+    x, t = jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 3)), jnp.array([3, 500])
+    plain, looped = UNet(**options), UNet(**options, scan=True, dropout=0.5)
+    params = scrambled(plain, x, t)
+    shapes = jax.eval_shape(looped.init, jax.random.key(0), x, t)["params"]
+    assert set(flatten_dict(shapes, sep="/")) == set(params)
+
+    def total(net):
+        return jax.jit(
+            jax.value_and_grad(lambda p: jnp.sum(jnp.sin(net.apply({"params": unflatten_dict(p, sep="/")}, x, t))))
+        )
+
+    (one, grads), (other, looped_grads) = total(plain)(params), total(looped)(params)
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(looped_grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * max(np.abs(a).max(), 1))
+    assert len(total(looped).lower(params).as_text()) < len(total(plain).lower(params).as_text())
+    draws = [run(looped, params, x, t, train=True, rngs={"dropout": jax.random.key(k)}) for k in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert np.abs(draws[0] - draws[2]).max() > 1e-3
+
+
+def test_what_is_placed_is_every_block_s_clips():
+    """The function is asked where clips lie, of every shape that they have on the way."""
+    seen = set()
+
+    def place(x):
+        seen.add(x.shape[2:4])
+        return x
+
+    net = UNet(width=8, width_mult=(1, 2), num_res_blocks=1, attention=(), head_dim=8, norm_groups=4, place=place)
+    jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 2, 8, 8, 3)), jnp.zeros(1))
+    assert seen == {(8, 8), (4, 4)}
