@@ -455,12 +455,12 @@ def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callabl
     return tx, optim.learning_rates(**rates)
 
 
-def mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of devices; default all there are. Raises UserError where it does not fit them, or a batch not it."""
-    sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
-    made = sharding.make_mesh(**sizes, devices=devices)
-    sharding.check_rows(made, "train.batch_size", config.train.batch_size, config.train.accumulate, clips=True)
-    for name in ("sample", "eval"):
+def mesh(config: ConfigDict, mode: str = "") -> Mesh:
+    """The mesh of all devices. Raises UserError where it does not fit them, or a batch of a job of `mode` not it."""
+    made = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
+    if mode == "train":
+        sharding.check_rows(made, "train.batch_size", config.train.batch_size, config.train.accumulate, clips=True)
+    for name in {"train": ("sample", "eval"), "evaluate": ("sample", "eval"), "sample": ("sample",)}.get(mode, ()):
         sharding.check_rows(made, f"{name}.batch_size", config[name].batch_size, over=sharding.EVERY)
     return made
 

@@ -143,7 +143,7 @@ def _run(
     model: Model
     source: pipeline.Source
     elsewhere = config.init_from or config.base.init_from
-    mesh = build.mesh(config)
+    mesh = build.mesh(config, "" if mode == "evaluate" and config.eval.selfcheck else mode)
     own = images and fresh and bool(config.base.pretrained) and not elsewhere
     if own:  # the file's network as it is, with its own classes, to see that it was read right
         model, source = build.file_model(config, mesh)

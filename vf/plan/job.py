@@ -173,8 +173,8 @@ def guess(subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, targ
         for (axis, kind), size in sent.items()
         if mesh.shape[axis] > 1
     ]
-    # Each kept array is written and read a few times on the way forward, and again backward; of a block that is computed
-    # again only the input is kept, a tenth of its arrays. One compiled program of 2.6 B parameters had 188 GB a clip.
+    # Each kept array is written and read a few times on the way forward, and again backward; of a block that is
+    # computed again only the input is kept, a tenth of its arrays. A program of 2.6 B parameters had 188 GB a clip.
     step = roofline.Step(
         flops=useful * (4 / 3 if subject.remat else 1),
         hbm_bytes=2 * memory["state"] + 12 * kept * subject.accumulate * (12 if subject.remat else 1),
