@@ -95,7 +95,7 @@ def test_two_and_two_steps_are_four(saved, trained):
     equal(step(step(now)), step(step(trained)))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 4, 1, 1), (2, 2, 1, 2)])
 def test_another_mesh_reads_the_same_bits(tmp_path, trained, shape):
     wide = on(sharding.make_mesh(1, 8), trained)
     spread = jax.device_put(trained, jax.tree.map(lambda a: a.sharding, wide))

@@ -33,12 +33,13 @@ class TrainState:
     opt_state: Any
 
 
-def create(params: Params, tx: optax.GradientTransformation, dtype: Any = jnp.float32) -> TrainState:
-    """The state before the first update; `ema` starts as a copy of `params`, which are kept in `dtype`."""
+def create(params: Params, tx: optax.GradientTransformation, dtype: Any = None) -> TrainState:
+    """The state before the first update; `ema` starts as a copy of `params`, which are kept in `dtype` (None: as they are)."""
     # A true copy: an average that shared its buffers with the parameters could not be donated beside them.
     ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
-    kept = jax.tree.map(lambda p: p.astype(dtype), params)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=kept, ema=ema, opt_state=tx.init(params))
+    kept = params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
+    masters = jax.tree.map(lambda p: p.astype(jnp.float32), params)  # the optimizer computes in float32
+    return TrainState(step=jnp.zeros((), jnp.int32), params=kept, ema=ema, opt_state=tx.init(masters))
 
 
 def ema_decay(step: jax.Array | int, decay: float) -> jax.Array:
@@ -62,7 +63,7 @@ def update(
 
     grads: the tree of `params`, gradients of a mean loss.
     ema_decay: a number in [0, 1], or a function of the number of finished updates.
-    key: rounds parameters that are kept in bfloat16; needed for those alone.
+    key: rounds parameters that are kept in bfloat16 at random; None: to the nearest.
     """
     params, grads = (jax.tree.map(lambda p: p.astype(jnp.float32), tree) for tree in (state.params, grads))
     changes, opt_state = tx.update(grads, state.opt_state, params)
@@ -73,9 +74,8 @@ def update(
     numbers = iter(range(2**31))
 
     def kept(p: Array, old: Array) -> Array:
-        if old.dtype == jnp.float32:
-            return p
-        assert key is not None, "parameters in bfloat16 are rounded at random, which takes a key"
+        if key is None or old.dtype != jnp.bfloat16:
+            return p.astype(old.dtype)
         return round_at_random(p, jax.random.fold_in(key, next(numbers)))
 
     params = jax.tree.map(kept, params, state.params)

@@ -345,10 +345,10 @@ PROGRAM = """
 import signal, sys, time
 from absl import app
 from tests.data.test_pipeline import Numbers, batches
-from vf.main import _terminate
+from vf.hosts import Hosts
 
 def main(argv):
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, Hosts().terminate)
     with batches(Numbers(1000), seed=0, batch_size=64, workers=2, read_ahead=4) as iterator:
         held = [next(iterator) for _ in range(3)]
         print("reading", flush=True)

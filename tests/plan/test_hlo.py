@@ -118,7 +118,7 @@ def test_trips_that_nobody_knows():
 
 
 def test_all_kinds():
-    mesh = sharding.make_mesh(2, 2, 2)
+    mesh = sharding.make_mesh(2, 2, 1, 2)
     size = 64 * 256 * 4
 
     def f(a):

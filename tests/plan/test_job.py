@@ -55,6 +55,7 @@ def test_counts_of_the_demo_are_the_real_ones(tmp_path, capsys):
     assert "counted, not compiled" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_compiled_plan_has_the_compiler_s_memory(tmp_path, capsys):
     """On CPU devices, in the process apart; a second time nothing is compiled."""
     config = tiny(plan__compile="train", plan__mesh="config", mesh__fsdp=8, mesh__data=1)
@@ -87,7 +88,7 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
     assert "2,097.6 M parameters" in said
     assert "--config.mesh.fsdp=" in said
 
-    config.train.batch_size = 64 * 64
+    config = tiny(plan__compile="none", train__batch_size=2**24)
     made = plan(config, "v5e:8x8", tmp_path)
     assert not made["best"]["fits"]
     assert "does not fit" in made["best"]["verdict"]
@@ -95,6 +96,7 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config.plan.compile = "train"
+    config.train.batch_size = 64
     with pytest.raises(UserError, match="libtpu, which is not installed: pip install libtpu"):
         plan(config, "v5e:8x8", tmp_path)
 

@@ -50,8 +50,8 @@ class Block(nn.Module):
     dropout: float
     norm_groups: int
     dtype: Dtype
-    kernel: str
-    place: Place
+    kernel: str = "xla"
+    place: Place = anywhere
 
     @nn.compact
     def __call__(
@@ -235,7 +235,7 @@ class UNet(nn.Module):
             """What the blocks of a level give, each fed by the one before and, on the way up, by its skip."""
             made: list[Array] = []
             beside = [skip.shape[-1] for skip in skips] or [0] * len(names)
-            inputs = zip([x.shape[-1], *[features] * (len(names) - 1)], beside, strict=True)
+            inputs = zip([x.shape[-1], *[features] * len(names)][: len(names)], beside, strict=True)
             for (channels, _), run in itertools.groupby(
                 zip(inputs, names, skips or names, strict=True), lambda r: r[0]
             ):
