@@ -34,7 +34,7 @@ class TrainState:
 
 
 def create(params: Params, tx: optax.GradientTransformation, dtype: Any = None) -> TrainState:
-    """The state before the first update; `ema` starts as a copy of `params`, which are kept in `dtype` (None: as is)."""
+    """The state before the first update: `params` kept in `dtype` (None: as they are), `ema` a copy of them."""
     # A true copy: an average that shared its buffers with the parameters could not be donated beside them.
     ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
     kept = params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
