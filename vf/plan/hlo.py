@@ -363,11 +363,14 @@ def _bytes(shape: str) -> int:
     """Of an array, or of all arrays of a tuple."""
     total = 0
     for kind, dims in re.findall(r"(\w+)\[([^\]]*)\]", shape):
-        bits = _BITS.get(kind)
-        if bits is None:
-            bits = int(re.search(r"\d+", kind)[0])  # type: ignore[index]  # bf16, f8e4m3fn, s4, c64
-        total += math.ceil(math.prod(int(n.lstrip("<=")) for n in dims.split(",") if n) * bits / 8)
+        total += math.ceil(math.prod(int(n.lstrip("<=")) for n in dims.split(",") if n) * _bits(kind) / 8)
     return total
+
+
+def _bits(kind: str) -> int:
+    """Of one number: bf16, f8e4m3fn, s4, c64, pred; 8 for what has no size in its name."""
+    found = re.search(r"\d+", kind)
+    return _BITS.get(kind, int(found[0]) if found else 8)
 
 
 def _groups(line: _Line, devices: int) -> Groups:
@@ -545,7 +548,6 @@ def _constant(line: _Line) -> int | None:
 
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)((?::[^{}]*)?)\})?")
 _TILE = re.compile(r"T\(([\d,]+)\)")
-_WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8}
 
 
 def peak_bytes(text: str) -> int:
@@ -626,8 +628,7 @@ def _padded_bytes(shape: str, op: str) -> list[int]:
             minor = [int(n) for n in order.split(",")][: len(tiles)]  # minor to major
             for axis, size in zip(minor, reversed(tiles), strict=False):
                 sizes[axis] = -(-sizes[axis] // size) * size
-        width = _WIDTHS.get(kind) or max(1, int("".join(filter(str.isdigit, kind)) or 8) // 8)
-        found.append(0 if memory and "S(" in memory else math.prod(sizes) * width)
+        found.append(0 if memory and "S(" in memory else math.ceil(math.prod(sizes) * _bits(kind) / 8))
     return found
 
 
