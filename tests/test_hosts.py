@@ -14,9 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vf import hosts, record
+from vf import record
 from vf.checkpoint import Checkpoints
-from vf.hosts import Hosts, HostsError, Place, place
+from vf.hosts import desk, ends, run
+from vf.hosts.card import unlike
+from vf.hosts.ends import HostsError
+from vf.hosts.place import Place, place
+from vf.hosts.run import Hosts
 from vf.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +78,7 @@ def start(tmp_path):
         process.wait()
 
 
-def ends(process, seconds) -> tuple[int, str]:
+def ended(process, seconds) -> tuple[int, str]:
     """Exit status and log. Fails where the process is still there after `seconds`."""
     try:
         process.wait(seconds)
@@ -181,20 +185,20 @@ def test_what_differs_is_named():
     names = {0: "a", 1: "b", 2: "c"}
     one = {"mode": "train", "config": "123", "config.train.steps": "4", "code": "f00 (revision 1)", "jax": "0.10"}
     same = {**one, "code": "f00"}  # elsewhere the revision is not known
-    assert hosts.unlike({0: one, 1: same, 2: one}, names) is None
+    assert unlike({0: one, 1: same, 2: one}, names) is None
     other = {**one, "config": "456", "config.train.steps": "6", "jax": "0.9"}
-    told = hosts.unlike({0: one, 1: same, 2: other}, names)
+    told = unlike({0: one, 1: same, 2: other}, names)
     assert "host c (process 2) differs from host a (process 0): config.train.steps is 6 here and 4 there; jax" in told
-    told = hosts.unlike({0: one, 1: {**one, "code": "bad (revision 2)"}, 2: other}, names)
+    told = unlike({0: one, 1: {**one, "code": "bad (revision 2)"}, 2: other}, names)
     assert "host b (process 1)" in told
     assert "code is bad (revision 2) here and f00 (revision 1) there; process 2 too: start all" in told
 
 
 def together(cards, tmp_path, monkeypatch, folders=None, timeout=5.0):
     """All joined as threads of this process, without jax: what each raised, or None."""
-    monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda *_, **__: None)
-    monkeypatch.setattr(hosts.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(hosts, "GRACE", 0.2)
+    monkeypatch.setattr(run.jax.distributed, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(run.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(ends, "GRACE", 0.2)
     port, raised = free_port(), {}
 
     def join(process):
@@ -245,7 +249,7 @@ def test_four_come_together_share_and_agree_on_a_step(tmp_path, monkeypatch):
         thread.join(60)
     assert len(stopped) == 4
     assert len(set(stopped.values())) == 1
-    monkeypatch.setattr(hosts, "TWICE", 0)
+    monkeypatch.setattr(run, "TWICE", 0)
     with pytest.raises(SystemExit):
         four[2].terminate(signal.SIGTERM, None)  # the second time
 
@@ -264,7 +268,7 @@ def test_process_0_cannot_be_reached(tmp_path, monkeypatch):
 
 
 def test_another_folder_of_the_same_name_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosts, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(desk, "READ_SECONDS", 1.0)
     raised = together([{"a": "1"}] * 3, tmp_path, monkeypatch, folders={1: "elsewhere"})
     for error in raised.values():
         assert isinstance(error, HostsError)
@@ -282,14 +286,14 @@ def test_a_folder_that_cannot_be_written_is_told_to_all(tmp_path, monkeypatch):
 
 
 def test_strangers_at_the_port_do_no_harm(tmp_path, monkeypatch):
-    real = hosts._listening
+    real = desk._listening
     port = []
 
     def listening(number):
         port.append(number)
         return real(number)
 
-    monkeypatch.setattr(hosts, "_listening", listening)
+    monkeypatch.setattr(desk, "_listening", listening)
 
     def knock():
         for text in (b"GET / HTTP/1.0\r\n\r\n", b'["bye", {"status": 1}]\n', b'["card", 3]\n', b""):
@@ -310,7 +314,7 @@ def test_strangers_at_the_port_do_no_harm(tmp_path, monkeypatch):
 
 def test_a_missing_host_ends_all_with_status_3(start):
     for process in [start(i, 3, "--startup_timeout=8") for i in (0, 2)]:
-        status, text = ends(process, 60)
+        status, text = ended(process, 60)
         assert status == 3, text
         assert len(told(text)) == 1
         assert "process 1 of 3 did not come within 8 s" in told(text)[0]
@@ -319,7 +323,7 @@ def test_a_missing_host_ends_all_with_status_3(start):
 
 def test_another_config_ends_all_with_status_3(start):
     for process in [start(0, 2), start(1, 2, "--config.train.steps=6")]:
-        status, text = ends(process, 60)
+        status, text = ended(process, 60)
         assert status == 3, text
         assert len(told(text)) == 1
         assert "(process 1) differs from host" in told(text)[0]
@@ -328,7 +332,7 @@ def test_another_config_ends_all_with_status_3(start):
 
 def test_bad_input_ends_all_with_status_2(start):
     for process in [start(i, 2, "--config.train.batch_size=3") for i in range(2)]:
-        status, text = ends(process, 100)
+        status, text = ended(process, 100)
         assert status == 2, text
         assert "cannot be split over" in told(text)[0]
 
@@ -337,14 +341,14 @@ def test_two_train_and_one_goes_on(start, tmp_path):
     """As one process does, to rounding: neither their number nor a restart on another number of them matters."""
     two = [start(i, 2, "--config.train.steps=2", workdir="two") for i in range(2)]
     for process in two:
-        status, text = ends(process, 300)
+        status, text = ended(process, 300)
         assert status == 0, text
-    status, text = ends(start(0, 0, workdir="two"), 300)
+    status, text = ended(start(0, 0, workdir="two"), 300)
     assert status == 0, text
     assert "restored step 2" in text
     starts = json.loads((tmp_path / "two" / "run.json").read_text())["starts"]
     assert [one["processes"] for one in starts] == [2, 1]
-    status, text = ends(start(0, 0, workdir="one"), 300)
+    status, text = ended(start(0, 0, workdir="one"), 300)
     assert status == 0, text
     one, other = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == other.keys() == {2, 4}
@@ -355,7 +359,7 @@ def test_a_killed_host_ends_the_others(start, tmp_path):
     processes = [start(i, 2, *ENDLESS) for i in range(2)]
     wait_for_steps(tmp_path / "run", processes[0])
     processes[1].kill()
-    status, text = ends(processes[0], 60)
+    status, text = ended(processes[0], 60)
     assert status == 1, text
     assert "(process 1) has gone" in told(text)[-1]
     assert "goes on from the last checkpoint" in told(text)[-1]
@@ -368,7 +372,7 @@ def test_the_first_host_killed_ends_the_others(start, tmp_path):
     wait_for_steps(tmp_path / "run", processes[0])
     processes[0].kill()
     for process in processes[1:]:
-        status, text = ends(process, 60)
+        status, text = ended(process, 60)
         assert status in (1, -signal.SIGABRT), text
         assert "(process 0) has gone" in told(text)[-1]
 
@@ -382,7 +386,7 @@ def test_sigterm_saves_one_step_on_all(start, tmp_path, who):
         processes[i].terminate()
     lines = set()
     for process in processes:
-        status, text = ends(process, 60)
+        status, text = ended(process, 60)
         assert status == 143, text
         lines.add(told(text)[-1])
     (line,) = lines
@@ -396,7 +400,7 @@ def test_sigterm_saves_in_one_process(start, tmp_path):
     process = start(0, 0, *ENDLESS)
     wait_for_steps(tmp_path / "run", process)
     process.terminate()
-    status, text = ends(process, 60)
+    status, text = ended(process, 60)
     assert status == 143, text
     with Checkpoints(str(tmp_path / "run" / "checkpoints"), read_only=True) as checkpoints:
         assert f"told to stop; step {checkpoints.latest()} is saved" in told(text)[-1]
@@ -410,8 +414,8 @@ def test_four_train_and_two_go_on(start, tmp_path):
     for count, flag in jobs:
         port = free_port()
         for process in [start(i, count, *split, flag, port=port) for i in range(count)]:
-            status, text = ends(process, 400)
+            status, text = ended(process, 400)
             assert status == 0, text
-    status, text = ends(start(0, 0, workdir="one"), 300)
+    status, text = ended(start(0, 0, workdir="one"), 300)
     one, other = losses(tmp_path / "one"), losses(tmp_path / "run")
     np.testing.assert_allclose([other[2], other[4]], [one[2], one[4]], rtol=1e-5)

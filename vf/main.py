@@ -26,7 +26,10 @@ from ml_collections import ConfigDict, config_flags
 from vf import build, evaluate, files, gallery, record, sharding, train
 from vf.checkpoint import JUDGING, Checkpoints
 from vf.data import pipeline
-from vf.hosts import Hosts, HostsError, Stopped, card, outcome, place
+from vf.hosts.card import card
+from vf.hosts.ends import HostsError, Stopped, outcome
+from vf.hosts.place import place
+from vf.hosts.run import Hosts
 from vf.judge import Judge
 from vf.model import Model
 from vf.plan import job as planning

@@ -25,7 +25,8 @@ from vf.build import Loading
 from vf.checkpoint import Checkpoints
 from vf.data import pipeline
 from vf.files import AnyPath
-from vf.hosts import Hosts, Stopped
+from vf.hosts.ends import Stopped
+from vf.hosts.run import Hosts
 from vf.judge import Judge
 from vf.model import Model
 from vf.plan import count

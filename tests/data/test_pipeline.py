@@ -345,7 +345,7 @@ PROGRAM = """
 import signal, sys, time
 from absl import app
 from tests.data.test_pipeline import Numbers, batches
-from vf.hosts import Hosts
+from vf.hosts.run import Hosts
 
 def main(argv):
     signal.signal(signal.SIGTERM, Hosts().terminate)

@@ -1,0 +1,67 @@
+"""What must be the same on every host, and the sentence on what is not."""
+
+import contextlib
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vf import build, record
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def card(config: Any, mode: str, workdir: str) -> dict[str, str]:
+    """{name: value} of all that must be the same on every host, as text."""
+    found = {"mode": mode, "workdir": workdir, "config": build.fingerprint(config), "code": _code()}
+    found |= {f"config.{name}": json.dumps(value) for name, value in _flat(build.plain(config)).items()}
+    found |= {"Python": platform.python_version()}
+    return found | {name: str(record.version(name)) for name in record.PACKAGES}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _code() -> str:
+    """Hash of the sources, wherever they come from; behind it, for the reader, the revision or what REVISION says."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in ("vf", "configs") for path in (ROOT / folder).rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    revision = record.revision(ROOT)
+    told = f"revision {revision['revision'][:10]}{', changed' * revision['dirty']}" if revision else ""
+    with contextlib.suppress(OSError):
+        told = told or f"revision {(ROOT / 'REVISION').read_text().strip()[:10]}"
+    return digest.hexdigest()[:12] + (f" ({told})" if told else "")
+
+
+def unlike(cards: Mapping[int, Mapping[str, str]], names: Mapping[int, str], most: int = 3) -> str | None:
+    """One sentence on the first host whose card is not that of process 0, or None."""
+    reference = cards[0]
+    for process, mine in sorted(cards.items()):
+        differing = [key for key in {**reference, **mine} if _key(key, reference) != _key(key, mine)]
+        if len(differing) > 1 and "config" in differing:
+            differing.remove("config")  # a hash, where fields can be named
+        if differing:
+            told = "; ".join(
+                f"{key} is {mine.get(key, 'missing')} here and {reference.get(key, 'missing')} there"
+                for key in differing[:most]
+            )
+            more = f" (and {len(differing) - most} more)" if len(differing) > most else ""
+            others = [other for other, card in cards.items() if other > process and card != reference]
+            also = f"; process {', '.join(map(str, others))} too" if others else ""
+            return (
+                f"host {names[process]} (process {process}) differs from host {names[0]} (process 0): {told}{more}"
+                f"{also}: start all hosts with the same command, code and packages"
+            )
+    return None
+
+
+def _key(key: str, card: Mapping[str, str]) -> str | None:
+    value = card.get(key)
+    return value.split(" (")[0] if value and key == "code" else value  # how the revision is known may differ
