@@ -13,7 +13,7 @@ import pytest
 from configs import demo, paper
 from vf import build, main, sharding, train
 from vf.plan import compile as compiling
-from vf.plan import count, hlo, job
+from vf.plan import count, hlo, lower, rank
 from vf.plan.chips import parse_target
 from vf.types import UserError
 
@@ -60,7 +60,7 @@ def test_a_compiled_plan_has_the_compiler_s_memory(tmp_path, capsys):
     """On CPU devices, in the process apart; a second time nothing is compiled."""
     config = tiny(plan__compile="train", plan__mesh="config", mesh__fsdp=8, mesh__data=1)
     made = plan(config, "cpu:8", tmp_path)["best"]
-    lowered = job.lower_training(functools.partial(build.planned, config), (1, 8, 1, 1), None, jax.devices())
+    lowered = lower.lower_training(functools.partial(build.planned, config), (1, 8, 1, 1), None, jax.devices())
     memory = lowered.compile().memory_analysis()
     rows = 8 * math.prod((8, 16, 16, 3)) + 8 * 4 * 2  # the batch: clips, labels, numbers
     assert made["argument_bytes"] == memory.argument_size_in_bytes - rows // 8
@@ -125,12 +125,12 @@ def test_bad_plans_are_told(changes, target, message, tmp_path):
 
 
 def test_every_mesh_is_a_mesh():
-    found = set(job.meshes(16, 2, batch=16, accumulate=1, frames=8))
+    found = set(rank.meshes(16, 2, batch=16, accumulate=1, frames=8))
     assert (2, 8, 1, 1) in found
     assert (2, 4, 2, 1) not in found  # two clips a part: nothing to split
     assert (16, 1, 1, 1) in found
     assert all(math.prod(sizes) == 16 and sizes[0] % 2 == 0 for sizes in found)
-    assert (1, 2, 8, 1) in set(job.meshes(16, 1, batch=2, accumulate=1, frames=8))
+    assert (1, 2, 8, 1) in set(rank.meshes(16, 1, batch=2, accumulate=1, frames=8))
 
 
 def test_flops_are_those_of_the_closed_form():

@@ -1,7 +1,6 @@
 """What must be the same on every host, and the sentence on what is not."""
 
 import contextlib
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -30,14 +29,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _code() -> str:
     """Hash of the sources, wherever they come from; behind it, for the reader, the revision or what REVISION says."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in ("vf", "configs") for path in (ROOT / folder).rglob("*.py")):
-        digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     revision = record.revision(ROOT)
     told = f"revision {revision['revision'][:10]}{', changed' * revision['dirty']}" if revision else ""
     with contextlib.suppress(OSError):
         told = told or f"revision {(ROOT / 'REVISION').read_text().strip()[:10]}"
-    return digest.hexdigest()[:12] + (f" ({told})" if told else "")
+    return record.sources(ROOT) + (f" ({told})" if told else "")
 
 
 def unlike(cards: Mapping[int, Mapping[str, str]], names: Mapping[int, str], most: int = 3) -> str | None:

@@ -1,0 +1,73 @@
+"""The programs of a plan, lowered for devices that are not there: shapes and shardings, no arrays."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vf import sample, sharding, train
+from vf import step as steps
+from vf.build import Planned
+from vf.plan import count
+
+Make = Callable[[Mesh | None, int | None], Planned]
+"""(mesh, residual blocks a level at most; None for all) -> the subject. Picklable."""
+
+
+def batch_shapes(
+    subject: Planned, rows: int, mesh: Mesh | None, over: Sequence[str] = sharding.ROWS
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of `rows` clips, where they lie on `mesh`."""
+    model = subject.model
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {
+        "video": (model.shape, np.uint8),
+        "label": ((), np.int32),
+        "index": ((), np.uint32),
+    }
+    if model.embedding_dim:
+        fields["embedding"] = ((model.embedding_dim,), np.float32)
+    place = None if mesh is None else sharding.batch_sharding(mesh, over)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place) for name, (shape, dtype) in fields.items()
+    }
+
+
+def on_mesh(state: Any, mesh: Mesh) -> Any:
+    """The shapes of a training state, with shardings on `mesh`."""
+    return sharding.abstract(state, sharding.shardings(state, mesh))
+
+
+def _placed(make: Make, sizes: Sequence[int], blocks: int | None, devices: Sequence[Any]) -> tuple[Planned, Mesh]:
+    mesh = sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)), devices=devices)
+    return make(mesh, blocks), mesh
+
+
+def lower_training(make: Make, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
+    """The training step on `devices`, ready to be compiled."""
+    subject, mesh = _placed(make, sizes, blocks, devices)
+    abstract = on_mesh(subject.state(), mesh)
+    update = train.update_function(
+        subject.model, subject.tx, mesh, abstract,
+        seed=subject.seed, ema_decay=subject.ema_decay, accumulate=subject.accumulate,
+    )  # fmt: skip
+    return update.lower(abstract, batch_shapes(subject, subject.batch_size, mesh))
+
+
+def lower_sampling(make: Make, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
+    """The sampler on `devices`, ready to be compiled."""
+    subject, mesh = _placed(make, sizes, blocks, devices)
+    params = on_mesh(subject.state(), mesh).ema
+    given = batch_shapes(subject, subject.job.batch_size, mesh, sharding.EVERY)
+    del given["video"]
+    return sample.sampler(subject.model, subject.job, mesh).lower(params, given)
+
+
+def counts(subject: Planned, shapes: Any) -> count.Counts:
+    """Of one clip in training."""
+
+    def loss(params: Any, rows: Any) -> Any:
+        return steps.batch_loss(params, rows, model=subject.model, seed=subject.seed)[0]
+
+    return count.training(loss, lambda rows: batch_shapes(subject, rows, None), shapes)

@@ -1,0 +1,82 @@
+"""A plan as tables for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def report(plan: Mapping[str, Any]) -> str:
+    """The plan as tables for a terminal."""
+    chip = f"{plan['devices']} x {plan['chip'] or 'cpu'}"
+    lines = [f"Plan for {plan['target']} ({chip}), train.batch_size {plan['batch_size']}", ""]
+    total = sum(plan["parameters"].values())
+    for name, size in plan["parameters"].items():
+        lines.append(f"  {name:<10} {size / 1e6:10,.1f} M parameters")
+    lines.append(f"  {'together':<10} {total / 1e6:10,.1f} M;  {plan['flops_per_clip'] / 1e12:.2f} useful TFLOP a clip")
+    lines += ["", "Sharding (parameters; moments and average lie alike)"]
+    shown = plan["sharding"][:12]
+    lines += [
+        f"  {r['parameters'] / 1e6:9.1f} M  {r['count']:4d} x [{r['shape']}]  {r['split']:<16} {r['arrays']}"
+        for r in shown
+    ]
+    rest = plan["sharding"][12:]
+    if rest:
+        lines.append(f"  {sum(r['parameters'] for r in rest) / 1e6:9.1f} M  in {len(rest)} further kinds of arrays")
+    lines += ["", "Meshes by arithmetic (data x fsdp x frames x tensor), best first"]
+    lines.append("      mesh              GiB   compute   memory  network   serial   MFU, if serial")
+    for each in plan["meshes"][:8]:
+        mesh = mesh_text(each["mesh"].values())
+        row = f"      {mesh:<14} {each['total_bytes'] / 2**30:6.2f}"
+        if "seconds" in each:
+            s = each["seconds"]
+            row += "".join(f" {1e3 * s[name]:7.0f}ms" for name in ("compute", "memory", "network", "serial"))
+            row += f"  {100 * each['mfu']['serial']:5.1f} %"
+        lines.append(row + ("" if each.get("fits", True) else "   too large"))
+    for made in [*plan["compiled"], *([plan["sampling"]] if "sampling" in plan else [])]:
+        lines += ["", *_program_lines(made, plan)]
+    best = plan["best"]
+    flags = " ".join(f"--config.mesh.{axis}={size}" for axis, size in best["mesh"].items())
+    lines += ["", f"Verdict: {best['verdict']}", f"         {flags}"]
+    return "\n".join(lines)
+
+
+def _program_lines(made: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    what = "Training step" if made["program"] == "train" else "Sampling a batch"
+    lines = [f"{what} on mesh {mesh_text(made['mesh'].values())}: {made['how']}"]
+    parts = dict(made["state_bytes"])
+    if made["program"] == "sample":
+        parts = {"average": parts["average"]}
+    extra = "temporary (activations among them)"
+    if "temporary_bytes" in made:
+        parts[extra if made["finished"] else extra + ", estimated"] = made["temporary_bytes"]
+    elif "memory" in made:
+        parts |= {name: size for name, size in made["memory"].items() if name != "state"}
+    lines += [f"  {name:<45} {size / 2**30:8.3f} GiB a device" for name, size in parts.items()]
+    if "flops" in made:
+        lines.append(f"  {made['flops'] / 1e12:.2f} TFLOP, {made['hbm_bytes'] / 1e9:.0f} GB of HBM traffic a device")
+        for each in made["collectives"][:8]:
+            lines.append(
+                f"  {each['kind']:<18} over {each['axes']:<14} {each['count']:6d} times "
+                f"{each['wire_bytes'] / 1e9:9.3f} GB sent"
+            )
+        end = "" if made["finished"] else " (ended before code generation)"
+        lines.append(f"  compiled in {made['compile_seconds']:.0f} s{end}, at reduced effort where it is a TPU's")
+    if made.get("optimal_seconds"):
+        lines.append(f"  the compiler's optimal_seconds, an upper bound on speed: {made['optimal_seconds']:.3f} s")
+    if "seconds" in made:
+        s = made["seconds"]
+        times = ", ".join(f"{name} {1e3 * s[name]:.0f} ms" for name in ("compute", "memory", "network"))
+        lines.append(f"  roofline: {times}; bound by {made['bound']}")
+        lines.append(f"  a step takes {s['least']:.3f} s if all overlaps, {s['serial']:.3f} s if nothing does")
+        if made["program"] == "train":
+            clips = plan["batch_size"] / plan["devices"]
+            lines.append(
+                f"  MFU {100 * made['mfu']['serial']:.1f} to {100 * made['mfu']['least']:.1f} %, "
+                f"{clips / s['serial']:.2f} to {clips / s['least']:.2f} clips/s a device; network "
+                f"{100 * s['network'] / s['serial']:.1f} % of the serial time"
+            )
+    return [*lines, f"  {made['verdict']}"]
+
+
+def mesh_text(sizes: Sequence[int]) -> str:
+    """As 1x256x1x1."""
+    return "x".join(map(str, sizes))
