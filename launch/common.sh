@@ -26,6 +26,15 @@ quote() {
   done
 }
 
+# What a launcher says of itself at its top, for --help.
+for word in "$@"; do
+  [[ $word != -- ]] || break
+  if [[ $word == @(-h|--help) ]]; then
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    exit 0
+  fi
+done
+
 # Reads --name=value, --switch and, after --, the flags of vf.main. VF_NAME in the environment stands for
 # --name; dashes in names are underscores in `option`.
 parse() {

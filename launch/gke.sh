@@ -80,8 +80,8 @@ case $action in
     need image type
     perform <<E
 # The image holds the working tree, committed or not; name it after the revision.
-docker build --file=launch/Dockerfile --build-arg=ACCELERATOR=$kind $(quote "--tag=${option[image]}") .
-docker push $(quote "${option[image]}")
+docker build --file=launch/Dockerfile --build-arg=ACCELERATOR=$kind $(quote "--tag=${option[image]}") . &&
+  docker push $(quote "${option[image]}")
 E
     ;;
   queues)

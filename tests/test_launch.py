@@ -102,6 +102,16 @@ def test_scripts_are_valid_bash(script):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
 
 
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s.stem not in ("common", "host")], ids=lambda p: p.name)
+@pytest.mark.parametrize("words", [["--help"], ["train", "--name=x", "-h"]])
+def test_help_is_what_the_script_says_of_itself(script, words):
+    done = subprocess.run([script, *words], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert f"  launch/{script.name} " in done.stdout
+    assert "\nset -euo" not in done.stdout
+    assert "#" not in done.stdout.replace("#!", "")
+
+
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 def test_scripts_and_recipes_are_clean(tmp_path):
     files = [str(s) for s in SCRIPTS]
@@ -449,10 +459,15 @@ def test_local_passes_signals_on(python, number):
     env = clean_env(PYTHON=str(python / "bin" / "python"), PATH=path_with(python / "bin"), STORY="hang")
     command = [str(LAUNCH / "local.sh"), "2", "--restarts=5", "--workdir=run"]
     logs = [python / "run" / "logs" / f"process_{i}.log" for i in range(2)]
-    with subprocess.Popen(command, cwd=python, env=env, stdout=subprocess.DEVNULL) as process:
-        wait_for(lambda: all(log.exists() and "process" in log.read_text() for log in logs))
-        process.send_signal(number)
-        assert process.wait(10) == 143
+    # A job in a shell's background is born deaf to Ctrl-C, and so would be what it starts.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=python, env=env, stdout=subprocess.DEVNULL, preexec_fn=hear) as process:
+        try:
+            wait_for(lambda: all(log.exists() and "process" in log.read_text() for log in logs))
+            process.send_signal(number)
+            assert process.wait(10) == 143
+        finally:
+            process.terminate()
     assert all("saved" in log.read_text() for log in logs)
     assert len(got(python)) == 2
 
