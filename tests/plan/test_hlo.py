@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vf import sharding
-from vf.plan import hlo
+from vf.plan import hlo, messages, usage
 
 P = PartitionSpec
 
@@ -39,10 +39,10 @@ def test_fsdp_gathers_the_kernel():
         on(mesh, (4096, 256), ("data", "fsdp")),
         out_shardings=NamedSharding(mesh, P("fsdp")),
     )
-    (found,) = hlo.collectives(text)
+    (found,) = messages.collectives(text)
     assert (found.kind, found.bytes, found.group, found.times) == ("all-gather", 256 * 128 * 4, 8, 1)
     assert found.wire_bytes == 256 * 128 * 4 * 7 / 8
-    assert hlo.axes(found.groups, mesh.shape) == ("fsdp",)
+    assert messages.axes(found.groups, mesh.shape) == ("fsdp",)
     assert "dot_general" in found.op_name
 
 
@@ -60,9 +60,9 @@ def test_data_parallel_reduces_the_gradient():
         on(mesh, (128, 64), "data"),
         out_shardings=NamedSharding(mesh, P()),
     )
-    found = hlo.collectives(text)
+    found = messages.collectives(text)
     assert sums(found) == {"all-reduce": size}
-    assert {hlo.axes(c.groups, mesh.shape) for c in found} == {("data",)}
+    assert {messages.axes(c.groups, mesh.shape) for c in found} == {("data",)}
     assert sum(c.wire_bytes for c in found) == 2 * size * 7 / 8
 
 
@@ -85,10 +85,10 @@ def scanned(trips: int, outer: int = 0):
 def test_loops(trips, outer):
     text, mesh = scanned(trips, outer)
     times = trips * max(outer, 1)
-    found = [c for c in hlo.collectives(text) if c.kind == "all-gather"]
+    found = [c for c in messages.collectives(text) if c.kind == "all-gather"]
     assert [(c.bytes, c.times) for c in found] == [(128 * 128 * 4, times)]
-    assert {hlo.axes(c.groups, mesh.shape) for c in found} == {("fsdp",)}
-    assert hlo.flops(text) == times * 2 * (2048 // 8) * 128 * 128
+    assert {messages.axes(c.groups, mesh.shape) for c in found} == {("fsdp",)}
+    assert usage.flops(text) == times * 2 * (2048 // 8) * 128 * 128
     assert sorted(loop.trips for loop in hlo.loops(text)) == sorted([trips] + [outer] * bool(outer))
 
 
@@ -99,7 +99,7 @@ def test_a_collective_in_a_scan_counts_five_times():
         return jax.lax.scan(lambda c, _: (jax.lax.psum(c, "data") / 8, None), x, None, length=5)[0]
 
     mapped = jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
-    (found,) = hlo.collectives(compiled(mapped, on(mesh, (64, 32), "data")))
+    (found,) = messages.collectives(compiled(mapped, on(mesh, (64, 32), "data")))
     assert (found.kind, found.bytes, found.times) == ("all-reduce", 8 * 32 * 4, 5)
 
 
@@ -114,7 +114,7 @@ def test_trips_are_read_from_the_condition(outer):
 def test_trips_that_nobody_knows():
     text = compiled(lambda x: jax.lax.while_loop(lambda x: x.sum() < 1e3, lambda x: x @ x, x), jnp.ones((4, 4)))
     assert [loop.trips for loop in hlo.loops(text)] == [None]
-    assert hlo.flops(text) == 2 * 4**3
+    assert usage.flops(text) == 2 * 4**3
 
 
 def test_all_kinds():
@@ -133,8 +133,8 @@ def test_all_kinds():
     whole = P(("data", "fsdp", "tensor"))
     mapped = jax.shard_map(f, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
     text = compiled(mapped, on(mesh, (8 * 64, 256), ("data", "fsdp", "tensor")))
-    found = {c.kind: c for c in hlo.collectives(text)}
-    assert len(hlo.collectives(text)) == 5
+    found = {c.kind: c for c in messages.collectives(text)}
+    assert len(messages.collectives(text)) == 5
     expected = {
         "all-to-all": (size, 2, ("fsdp",), size / 2),
         "collective-permute": (size, 2, ("data",), size),
@@ -142,7 +142,9 @@ def test_all_kinds():
         "all-reduce": (size, 8, ("data", "fsdp", "tensor"), 2 * size * 7 / 8),
         "all-gather": (4 * size, 4, ("fsdp", "tensor"), 3 * size),
     }
-    assert {k: (c.bytes, c.group, hlo.axes(c.groups, mesh.shape), c.wire_bytes) for k, c in found.items()} == expected
+    assert {
+        k: (c.bytes, c.group, messages.axes(c.groups, mesh.shape), c.wire_bytes) for k, c in found.items()
+    } == expected
 
 
 def test_the_branch_that_sends_most_counts():
@@ -157,8 +159,8 @@ def test_the_branch_that_sends_most_counts():
 
     whole = P(("data", "tensor"))
     mapped = jax.shard_map(f, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
-    (found,) = hlo.collectives(compiled(mapped, on(mesh, (64, 32), ("data", "tensor"))))
-    assert hlo.axes(found.groups, mesh.shape) == ("data",)
+    (found,) = messages.collectives(compiled(mapped, on(mesh, (64, 32), ("data", "tensor"))))
+    assert messages.axes(found.groups, mesh.shape) == ("data",)
 
 
 # Texts that TPU prints
@@ -243,7 +245,9 @@ ENTRY %main (a: bf16[1,64,8], b: bf16[16,64], c: bf16[64,32], d: f32[8,8], e: bf
 
 def test_tpu_text():
     mesh = {"a": 2, "b": 4, "c": 2}
-    found = [(c.kind, c.bytes, c.group, c.times, hlo.axes(c.groups, mesh), c.op_name) for c in hlo.collectives(TPU)]
+    found = [
+        (c.kind, c.bytes, c.group, c.times, messages.axes(c.groups, mesh), c.op_name) for c in messages.collectives(TPU)
+    ]
     assert found == [
         ("all-gather", 64 * 32 * 2, 4, 1, ("b",), "jit(f)/dot"),  # in two fusions, but once
         ("reduce-scatter", 8 * 8 * 4, 4, 1, ("b",), ""),  # in an asynchronous wrapper
@@ -252,7 +256,7 @@ def test_tpu_text():
         ("reduce-scatter", 64 * 8 * 2, 4, 5, ("b",), "jit(f)/grad"),  # an all-reduce of which a slice is kept
     ]
     assert hlo.loops(TPU) == [hlo.Loop("while", 5, "")]  # from 1 to below 10 by 2
-    assert hlo.flops(TPU) == 2 * 16 * 64 * 32
+    assert usage.flops(TPU) == 2 * 16 * 64 * 32
 
 
 SLICES = """HloModule jit_f, num_partitions=4
@@ -275,8 +279,8 @@ ENTRY %main (a: f32[64,256]) -> f32[64,256] {
 def test_several_slices():
     mesh, size = {"data": 2, "fsdp": 2, "tensor": 2}, 64 * 256 * 4
     ids = [100000, 100001, 100002, 100003, 200000, 200001, 200002, 200003]
-    found = hlo.collectives(SLICES, ids)
-    assert [(c.kind, c.bytes, c.group, hlo.axes(c.groups, mesh)) for c in found] == [
+    found = messages.collectives(SLICES, ids)
+    assert [(c.kind, c.bytes, c.group, messages.axes(c.groups, mesh)) for c in found] == [
         ("all-reduce", size, 2, ("tensor",)),
         ("all-reduce", size, 2, ("data",)),
         ("all-gather", 2 * size, 2, ("data",)),
@@ -285,10 +289,10 @@ def test_several_slices():
     assert found[0].groups == ((0, 1), (2, 3), (4, 5), (6, 7))  # in either slice
     # The slices along the last axis: whose devices are every second of the mesh.
     across = {"data": 2, "fsdp": 2, "slices": 2}
-    found = hlo.collectives(SLICES, np.reshape(ids, (2, 4)).T.ravel().tolist())
-    assert [hlo.axes(c.groups, across) for c in found[:2]] == [("fsdp",), ("slices",)]
+    found = messages.collectives(SLICES, np.reshape(ids, (2, 4)).T.ravel().tolist())
+    assert [messages.axes(c.groups, across) for c in found[:2]] == [("fsdp",), ("slices",)]
     with pytest.raises(ValueError, match="expected the ids of the devices"):
-        hlo.collectives(SLICES)
+        messages.collectives(SLICES)
 
 
 # Groups and axes
@@ -323,12 +327,12 @@ def rows(ids) -> tuple[tuple[int, ...], ...]:
     ],
 )
 def test_replica_groups(text, expected):
-    assert hlo.replica_groups(text, 8) == expected
+    assert messages.replica_groups(text, 8) == expected
 
 
 def test_replica_groups_of_another_form():
     with pytest.raises(ValueError, match="replica groups of a form that is known, got '<weird>'"):
-        hlo.replica_groups("<weird>", 8)
+        messages.replica_groups("<weird>", 8)
 
 
 @pytest.mark.parametrize("names", [("data",), ("fsdp",), ("tensor",), ("data", "tensor"), ("fsdp", "tensor")])
@@ -338,13 +342,13 @@ def test_axes(names):
     outside = [axis for axis in range(3) if axis not in inside]
     count = math.prod(mesh[name] for name in names)
     ids = np.arange(16).reshape(2, 4, 2).transpose(outside + inside).reshape(-1, count)
-    assert hlo.axes(rows(ids), mesh) == names
+    assert messages.axes(rows(ids), mesh) == names
 
 
 def test_axes_outside_the_mesh():
-    assert hlo.axes(((0,), (1,)), {"data": 2}) == ()
+    assert messages.axes(((0,), (1,)), {"data": 2}) == ()
     with pytest.raises(ValueError, match="devices of a mesh of 4, got 5"):
-        hlo.axes(((0, 5),), {"data": 2, "fsdp": 2})
+        messages.axes(((0, 5),), {"data": 2, "fsdp": 2})
 
 
 # FLOPs
@@ -352,9 +356,9 @@ def test_axes_outside_the_mesh():
 
 def test_matmul_flops():
     text = compiled(lambda a, b: a @ b, jnp.ones((24, 32)), jnp.ones((32, 40)))
-    assert hlo.flops(text) == 2 * 24 * 32 * 40
+    assert usage.flops(text) == 2 * 24 * 32 * 40
     text = compiled(lambda a, b: jnp.einsum("bhqd,bhkd->bhqk", a, b), jnp.ones((2, 3, 16, 8)), jnp.ones((2, 3, 24, 8)))
-    assert hlo.flops(text) == 2 * 2 * 3 * 16 * 24 * 8
+    assert usage.flops(text) == 2 * 2 * 3 * 16 * 24 * 8
 
 
 CONVOLUTIONS = [
@@ -382,7 +386,7 @@ def convolution(options):
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
 def test_convolution_flops(options):
     f, k, x, expected = convolution(options)
-    assert hlo.flops(compiled(f, k, x)) == expected
+    assert usage.flops(compiled(f, k, x)) == expected
     if options["padding"] == "VALID":
         assert expected == 2 * f(k, x).size * 3 * 5 * 8  # 2 * out * kernel elements * input channels
 
@@ -392,19 +396,19 @@ def test_convolution_gradient_flops(options):
     f, k, x, expected = convolution(options)
     # To the kernel and to the input: every product of the forward pass once more in each.
     gradients = compiled(lambda k, x, g: jax.vjp(f, k, x)[1](g), k, x, jnp.ones_like(f(k, x)))
-    assert hlo.flops(gradients) == 2 * expected
+    assert usage.flops(gradients) == 2 * expected
 
 
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
 def test_flops_are_xlas(options):
     f, k, x, _ = convolution(options)
     program = jax.jit(f).lower(k, x).compile()
-    assert hlo.flops(program.as_text()) == program.cost_analysis()["flops"]
+    assert usage.flops(program.as_text()) == program.cost_analysis()["flops"]
 
 
 def test_flops_are_xlas_for_products():
     program = jax.jit(lambda a, b: (a @ b) @ b).lower(jnp.ones((16, 16)), jnp.ones((16, 16))).compile()
-    assert hlo.flops(program.as_text()) == program.cost_analysis()["flops"]
+    assert usage.flops(program.as_text()) == program.cost_analysis()["flops"]
 
 
 def test_recomputation_counts():
@@ -416,8 +420,8 @@ def test_recomputation_counts():
 
     ws, x = jnp.ones((5, 32, 32)), jnp.ones((64, 32))
     layers = 5 * 2 * 64 * 32 * 32
-    assert hlo.flops(compiled(gradient(layer), ws, x)) == 3 * layers
-    assert hlo.flops(compiled(gradient(jax.checkpoint(layer)), ws, x)) == 4 * layers
+    assert usage.flops(compiled(gradient(layer), ws, x)) == 3 * layers
+    assert usage.flops(compiled(gradient(jax.checkpoint(layer)), ws, x)) == 4 * layers
 
 
 # Errors
@@ -426,6 +430,6 @@ def test_recomputation_counts():
 def test_other_text():
     for text in ("", "module @jit_f {\n}", "HloModule jit_f\n"):
         with pytest.raises(ValueError, match="expected the text of a compiled program"):
-            hlo.collectives(text)
+            messages.collectives(text)
         with pytest.raises(ValueError, match="expected the text of a compiled program"):
-            hlo.flops(text)
+            usage.flops(text)

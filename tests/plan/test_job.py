@@ -13,7 +13,7 @@ import pytest
 from configs import demo, paper
 from vf import build, main, sharding, train
 from vf.plan import compile as compiling
-from vf.plan import count, hlo, lower, rank
+from vf.plan import count, lower, rank, usage
 from vf.plan.chips import parse_target
 from vf.types import UserError
 
@@ -182,7 +182,7 @@ def test_peak_of_a_program_is_what_lives_at_once():
     x = jax.ShapeDtypeStruct((n,), jnp.float32)
     for function in (chain, fan):
         compiled = jax.jit(function).lower(x).compile()
-        mine, theirs = hlo.peak_bytes(compiled.as_text()), compiled.memory_analysis().temp_size_in_bytes
+        mine, theirs = usage.peak_bytes(compiled.as_text()), compiled.memory_analysis().temp_size_in_bytes
         assert 0.45 <= mine / theirs <= 2.1, (function.__name__, mine, theirs)
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vf import sharding
-from vf.plan import hlo, roofline
+from vf.plan import messages, roofline
 from vf.plan.chips import CHIPS, parse_target
 from vf.plan.roofline import Span, Step, Traffic
 
@@ -19,7 +19,7 @@ V = 2.0**30  # bytes of an array
 
 def seconds(kind, span, chip):
     """Of a collective of an array of V bytes."""
-    return roofline.traffic_seconds(Traffic(("x",), span, hlo.wire_bytes(kind, int(V), span.group), kind), chip)
+    return roofline.traffic_seconds(Traffic(("x",), span, messages.wire_bytes(kind, int(V), span.group), kind), chip)
 
 
 # Times
@@ -181,7 +181,7 @@ def test_traffic_of_a_program():
 
     mapped = jax.shard_map(f, mesh=mesh, in_specs=PartitionSpec("fsdp"), out_specs=PartitionSpec("fsdp"))
     x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
-    found = hlo.collectives(jax.jit(mapped).lower(x).compile().as_text())
+    found = messages.collectives(jax.jit(mapped).lower(x).compile().as_text())
     places = roofline.places_of(mesh.devices.flat, H100)
     got = roofline.traffic_of(found, mesh.shape, H100, (1, 8), places)
     size = 64 * 32 * 4

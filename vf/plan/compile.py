@@ -2,8 +2,8 @@
 
 For TPU slices the compiler is libtpu's, which needs no TPU. Most of its time goes into generating code, of which a plan
 needs nothing: the process is ended as soon as libtpu has written down the optimised, partitioned and scheduled program
-(`libtpu's` flag `--xla_jf_dump_to`), from whose text `vf/plan/hlo.py` reads FLOPs, bytes, messages and the buffers that
-live at once. Programs that are ready sooner come with the compiler's own figures, too.
+(`libtpu's` flag `--xla_jf_dump_to`), from whose text `messages` and `usage` read what it sends, computes and
+keeps. Programs that are ready sooner come with the compiler's own figures, too.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from vf.plan.chips import Target
 from vf.types import UserError
 
 EFFORT = {"exec_time_optimization_effort": -1.0}  # of libtpu: compiles several times faster, programs a little slower
-PACKING = 1.25  # the compiler's own assignment over `hlo.peak_bytes`: 1.23 for a U-Net pair of 1.5 B on v5e:8x8
+PACKING = 1.25  # the compiler's own assignment over `usage.peak_bytes`: 1.23 for a U-Net pair of 1.5 B on v5e:8x8
 _DONE, _FAILED, _TEXT = "done.json", "error.txt", "compiled.txt"
 
 

@@ -3,7 +3,7 @@
     count      parameters, FLOPs and kept activations, from traces (`count`)
     rank       every mesh that fits the machine and the batch, by an analytic step time (`rank`)
     compile    the training step for the best meshes, and the sampler for the best, ahead of time (`lower`, `compile`)
-    read       the compiled program: FLOPs, bytes, messages, memory (`hlo`), and the roofline under them (`roofline`)
+    read       the compiled program: FLOPs, bytes, messages, memory (`messages`, `usage`), and the roofline under them (`roofline`)
 
 What was compiled and what was only counted is told apart everywhere.
 """
@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from vf import record, sharding
 from vf.build import Planned
 from vf.plan import compile as compiling
-from vf.plan import count, hlo, roofline
+from vf.plan import count, messages, roofline, usage
 from vf.plan.chips import Chip, Target
 from vf.plan.lower import Make, counts, lower_sampling, lower_training, on_mesh
 from vf.plan.rank import guess, ranking
@@ -233,19 +233,19 @@ class _Lower:
 
 def _read(made: compiling.Compiled, mesh: Mesh, target: Target) -> dict[str, Any]:
     """The figures of a program's text."""
-    found = hlo.collectives(made.text, [device.id for device in mesh.devices.flat])
+    found = messages.collectives(made.text, [device.id for device in mesh.devices.flat])
     by_kind: dict[tuple[str, str], list[float]] = {}
     for each in found:
-        axes = " x ".join(hlo.axes(each.groups, mesh.shape)) or "none"
+        axes = " x ".join(messages.axes(each.groups, mesh.shape)) or "none"
         entry = by_kind.setdefault((each.kind, axes), [0, 0.0])
         entry[0] += each.times
         entry[1] += each.times * each.wire_bytes
     figures: dict[str, Any] = {
         "compile_seconds": made.seconds,
         "finished": made.temporary_bytes is not None,
-        "flops": hlo.flops(made.text),
-        "hbm_bytes": hlo.hbm_bytes(made.text),
-        "temporary_bytes": made.temporary_bytes or compiling.PACKING * hlo.peak_bytes(made.text),
+        "flops": usage.flops(made.text),
+        "hbm_bytes": usage.hbm_bytes(made.text),
+        "temporary_bytes": made.temporary_bytes or compiling.PACKING * usage.peak_bytes(made.text),
         "optimal_seconds": made.optimal_seconds,
         "collectives": [
             {"kind": kind, "axes": axes, "count": n, "wire_bytes": size}

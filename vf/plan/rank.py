@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from vf import sharding
 from vf.build import Planned
-from vf.plan import count, hlo, roofline
+from vf.plan import count, messages, roofline
 from vf.plan.chips import Target
 from vf.plan.lower import on_mesh
 from vf.types import UserError
@@ -87,7 +87,7 @@ def guess(subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, targ
     }
     gathers = subject.accumulate * (3 if subject.remat else 2)
     each = split / tensor / fsdp
-    sent: dict[tuple[str, hlo.Kind], float] = {
+    sent: dict[tuple[str, messages.Kind], float] = {
         ("fsdp", "all-gather"): gathers * split / tensor,
         ("fsdp", "reduce-scatter"): subject.accumulate * split / tensor,
         ("data", "all-reduce"): each + whole,
@@ -102,7 +102,7 @@ def guess(subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, targ
     made["fits"] = total < chip.hbm_bytes
     places = roofline.places_of(list(mesh.devices.flat), chip)
     found = [
-        hlo.Collective(f"{axis}-{kind}", kind, int(size), _groups(mesh, axis), 1, "")
+        messages.Collective(f"{axis}-{kind}", kind, int(size), _groups(mesh, axis), 1, "")
         for (axis, kind), size in sent.items()
         if mesh.shape[axis] > 1
     ]

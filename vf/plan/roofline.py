@@ -3,7 +3,7 @@
     compute = FLOPs / peak        memory = bytes / HBM bandwidth        network = sum of each collective's time
 
 Each is a lower bound of its own. If all three overlap perfectly, the step takes their maximum, and if nothing
-overlaps, their sum; a good program lies between. A collective's time is what a device sends (`hlo.wire_bytes`, the
+overlaps, their sum; a good program lies between. A collective's time is what a device sends (`messages.wire_bytes`, the
 ring algorithms) over the bandwidth that its group has, without latency. Two collectives never overlap here.
 
 The bandwidth of a group (after How to Scale Your Model, jax-ml.github.io/scaling-book/sharding and .../gpus)
@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vf.plan import hlo
+from vf.plan import messages
 from vf.plan.chips import Chip, wraps
 
 Bound = Literal["compute", "memory", "network"]
@@ -65,7 +65,7 @@ class Traffic:
     span: Span
     wire_bytes: float
     """Sent by each device, in all executions."""
-    kind: hlo.Kind = "all-reduce"
+    kind: messages.Kind = "all-reduce"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def inner_bandwidth(span: Span, chip: Chip) -> float:
     return chip.ici_bandwidth * (sum(links for _, links in span.along) if chip.dims else 1)
 
 
-def span(groups: hlo.Groups, chip: Chip, shape: Sequence[int], places: np.ndarray) -> Span:
+def span(groups: messages.Groups, chip: Chip, shape: Sequence[int], places: np.ndarray) -> Span:
     """How the groups of a collective lie on slices of extents `shape` (`Target.shape`).
 
     groups: positions in the flattened mesh. places: [devices, 1 + dims] of ints in the order of the flattened mesh:
@@ -191,15 +191,15 @@ def places_of(devices: Sequence[Any], chip: Chip) -> np.ndarray:
 
 
 def traffic_of(
-    found: Sequence[hlo.Collective], mesh: Mapping[str, int], chip: Chip, shape: Sequence[int], places: np.ndarray
+    found: Sequence[messages.Collective], mesh: Mapping[str, int], chip: Chip, shape: Sequence[int], places: np.ndarray
 ) -> list[Traffic]:
-    """A program's collectives (`hlo.collectives`) by mesh axes and kind, most bytes first.
+    """A program's collectives (`messages.collectives`) by mesh axes and kind, most bytes first.
 
     mesh: sizes by name, as `Mesh.shape`; the others as in `span`.
     """
-    parts: dict[tuple[tuple[str, ...], Span, hlo.Kind], float] = {}
+    parts: dict[tuple[tuple[str, ...], Span, messages.Kind], float] = {}
     for c in found:
-        key = hlo.axes(c.groups, mesh), span(c.groups, chip, shape, places), c.kind
+        key = messages.axes(c.groups, mesh), span(c.groups, chip, shape, places), c.kind
         parts[key] = parts.get(key, 0.0) + c.wire_bytes * c.times
     traffic = [Traffic(axes, where, size, kind) for (axes, where, kind), size in parts.items()]
     return sorted(traffic, key=lambda part: -part.wire_bytes)

@@ -1,0 +1,186 @@
+"""What a compiled program computes, keeps and moves: FLOPs, memory at its fullest, HBM traffic; per device."""
+
+import functools
+import math
+import re
+
+import numpy as np
+
+from vf.plan import hlo
+
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)((?::[^{}]*)?)\})?")
+_TILE = re.compile(r"T\(([\d,]+)\)")
+
+
+def flops(text: str) -> int:
+    """FLOPs of a compiled program's dots and convolutions on one device, a multiply and an add as two.
+
+    Those of recomputation (`jax.checkpoint`) are in it, elementwise work and custom calls (kernels, cuBLAS) are not.
+    A tap of a convolution counts where it meets an element of the input, not padding and not the zeros of a dilated
+    input, as in XLA's cost analysis: TPU writes dots with batch axes and gradients as convolutions with windows
+    that lie mostly outside. TPU may also cut a convolution into overlapping pieces, which compute more than the
+    program asks: the CPU's text of the same program has what is asked. A loop of unknown length counts once. Raises
+    ValueError for text that is no compiled program.
+    """
+
+    def own(line: hlo.Line) -> int:
+        if line.op == "dot":
+            return _dot_flops(line)
+        return _convolution_flops(line) if line.op == "convolution" else 0
+
+    return hlo.walk(hlo.parse(text), own, lambda parts: sum(times * n for times, n in parts), float)
+
+
+def _dot_flops(line: hlo.Line) -> int:
+    left = hlo.dims(line.of[line.operands[0]].shape)
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
+    kept = math.prod(left[int(axis)] for axis in contracted[1].split(",") if axis) if contracted else 1
+    return 2 * math.prod(hlo.dims(line.shape)) * kept
+
+
+def _convolution_flops(line: hlo.Line) -> int:
+    left, right = (hlo.dims(line.of[operand].shape) for operand in line.operands)
+    out = hlo.dims(line.shape)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.rest)
+    if labels is None:
+        raise ValueError(f"expected dim_labels in the convolution {line.name}")
+    of_left, of_right, of_out = labels[1], labels[2], labels[3]
+    window = re.search(r"window=\{([^}]*)\}", line.rest)
+    fields = dict(field.split("=") for field in window[1].split()) if window else {}
+    spatial = sum(label.isdigit() for label in of_left)
+
+    def field(name: str, default: str) -> list[str]:
+        return fields[name].split("x") if name in fields else [default] * spatial
+
+    taps = 1
+    stride, lhs_dilate, rhs_dilate = (list(map(int, field(n, "1"))) for n in ("stride", "lhs_dilate", "rhs_dilate"))
+    low = [int(pad.split("_")[0]) for pad in field("pad", "0_0")]
+    for axis in range(spatial):
+        size, kernel, to = (
+            dims[names.index(str(axis))] for dims, names in ((left, of_left), (right, of_right), (out, of_out))
+        )
+        at = np.arange(to)[:, None] * stride[axis] - low[axis] + np.arange(kernel) * rhs_dilate[axis]
+        taps *= int(((at >= 0) & (at % lhs_dilate[axis] == 0) & (at < (size - 1) * lhs_dilate[axis] + 1)).sum())
+    groups, batch_groups = (
+        int(found[1]) if (found := re.search(rf"{name}_group_count=(\d+)", line.rest)) else 1
+        for name in ("feature", "batch")
+    )
+    channels = left[of_left.index("f")] // groups
+    return 2 * taps * channels * out[of_out.index("f")] * (left[of_left.index("b")] // batch_groups)
+
+
+def peak_bytes(text: str) -> int:
+    """Bytes of HBM that a scheduled program (`is_scheduled=true`) needs at its fullest, beside arguments and results.
+
+    Every buffer lives from the instruction that makes it to the last that reads it, tiles are padded, on-chip memory
+    (`S(1)`) does not count, a loop's state is updated in place, and the packing is perfect: an estimate of what the
+    compiler's own assignment takes, for programs that it was not let to finish.
+    """
+    program = hlo.parse(text)
+
+    @functools.cache
+    def of(name: str) -> int:
+        lines = list(program.computations[name].values())
+        views: dict[str, list[set[str]]] = {}  # name -> for each array of its shape, the buffers that it is a view of
+        sizes: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for i, line in enumerate(lines):
+            seen = [views.get(operand, [set()]) for operand in line.operands]
+            every = set().union(*(buffers for operand in seen for buffers in operand))
+            if line.op == "tuple":
+                views[line.name] = [set().union(*operand) for operand in seen]
+                continue  # names, and reads nothing
+            if line.op == "get-tuple-element":
+                parts, found = seen[0], re.search(r"index=(\d+)", line.rest)
+                k = int(found[1]) if found else 0
+                views[line.name] = [parts[k] if len(parts) > k else every]
+                continue
+            for buffer in every:
+                last[buffer] = i
+            if line.op in ("while", "opt-barrier") and len(seen) == 1:
+                views[line.name] = seen[0]
+            elif line.op in ("bitcast", "parameter") or line.op.endswith("-done") or _in_place(line):
+                views[line.name] = [every]
+            else:
+                own = _padded_bytes(line.shape, line.op)
+                views[line.name] = [{f"{line.name}#{k}"} for k in range(len(own))]
+                sizes |= {f"{line.name}#{k}": size for k, size in enumerate(own)}
+        result = set().union(*views[next(line.name for line in lines if line.root)])
+        live, peak = 0, 0
+        ends: dict[int, int] = {}
+        for i, line in enumerate(lines):
+            for k in range(len(views[line.name])):
+                buffer = f"{line.name}#{k}"
+                if buffer in sizes and buffer not in result:
+                    live += sizes[buffer]
+                    end = last.get(buffer, i)
+                    ends[end] = ends.get(end, 0) + sizes[buffer]
+            inside = hlo.CALLS.findall(line.rest) if line.op in ("while", "conditional", "call") else []
+            peak = max(peak, live + max(map(of, inside), default=0))
+            live -= ends.pop(i, 0)
+        return peak
+
+    return of(program.entry)
+
+
+def _in_place(line: hlo.Line) -> bool:
+    """Whether it writes into its operand: a slice put into a larger array."""
+    if line.op == "dynamic-update-slice":
+        return True
+    if line.op != "fusion":
+        return False
+    return any(
+        hlo.root(line.program.computations[called]).op == "dynamic-update-slice"
+        for called in hlo.CALLS.findall(line.rest)
+    )
+
+
+def _padded_bytes(shape: str, op: str) -> list[int]:
+    """Of each array of a shape, with whole tiles; on-chip ones are none; of a started copy the result alone is new."""
+    found = []
+    parts = list(_SHAPE.finditer(shape))
+    if op.endswith("-start") and len(parts) > 1:
+        parts = parts[1:2]  # (operand, result, ...)
+    for kind, dims, order, memory in (part.groups() for part in parts):
+        sizes = [int(n) for n in dims.split(",") if n]
+        if order and memory and (tile := _TILE.search(memory)):
+            tiles = [int(n) for n in tile[1].split(",")]
+            minor = [int(n) for n in order.split(",")][: len(tiles)]  # minor to major
+            for axis, size in zip(minor, reversed(tiles), strict=False):
+                sizes[axis] = -(-sizes[axis] // size) * size
+        found.append(0 if memory and "S(" in memory else math.ceil(math.prod(sizes) * hlo.bits(kind) / 8))
+    return found
+
+
+def hbm_bytes(text: str) -> int:
+    """Bytes that a program reads from and writes to HBM: operands and results of every instruction, fusions as one."""
+    program = hlo.parse(text)
+    free = {
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "opt-barrier",
+        "call",
+    }
+
+    @functools.cache
+    def of(name: str) -> int:
+        total = 0
+        lines = program.computations[name]
+        for line in lines.values():
+            if line.op in ("while", "conditional", "call"):
+                times = (hlo.trips(line) or 1) if line.op == "while" else 1
+                total += times * max(map(of, hlo.CALLS.findall(line.rest)), default=0)
+            if line.op in free or line.op.endswith("-done"):
+                continue
+            total += sum(_padded_bytes(line.shape, line.op))
+            if not _in_place(line):
+                read = [lines[operand] for operand in line.operands if operand in lines]
+                total += sum(sum(_padded_bytes(part.shape, part.op)) for part in read if not part.shape.startswith("("))
+        return total
+
+    return of(program.entry)
