@@ -2,8 +2,8 @@
 
 For TPU slices the compiler is libtpu's, which needs no TPU. Most of its time goes into generating code, of which a plan
 needs nothing: the process is ended as soon as libtpu has written down the optimised, partitioned and scheduled program
-(`libtpu's` flag `--xla_jf_dump_to`), from whose text `messages` and `usage` read what it sends, computes and
-keeps. Programs that are ready sooner come with the compiler's own figures, too.
+(`libtpu's` flag `--xla_jf_dump_to`), from whose text `messages` and `usage` read what it
+sends, computes and keeps. Programs that are ready sooner come with the compiler's own figures, too.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
     count      parameters, FLOPs and kept activations, from traces (`count`)
     rank       every mesh that fits the machine and the batch, by an analytic step time (`rank`)
     compile    the training step for the best meshes, and the sampler for the best, ahead of time (`lower`, `compile`)
-    read       the compiled program: FLOPs, bytes, messages, memory (`messages`, `usage`), and the roofline under them (`roofline`)
+    read       the compiled program (`messages`, `usage`), and the time that it takes at the least (`roofline`)
 
 What was compiled and what was only counted is told apart everywhere.
 """
