@@ -23,15 +23,20 @@ def train(folder: Path, processes: int, steps: int) -> list[dict]:
     """The reports of a run, one for each step."""
     flags = [
         "--config=configs/demo.py", f"--workdir={folder}", f"--config.train.steps={steps}",
-        "--config.train.log_every=1", "--config.train.checkpoint_every=1000", "--config.train.sample_every=0",
-        "--config.sample.count=4", "--config.sample.batch_size=4", "--config.sample.steps=2", "--config.eval.clips=4",
+        "--config.train.schedule=constant", "--config.train.warmup_steps=10", "--config.train.log_every=1",
+        "--config.train.checkpoint_every=1000", "--config.train.sample_every=0", "--config.sample.count=4",
+        "--config.sample.batch_size=4", "--config.sample.steps=2", "--config.eval.clips=4",
         "--config.eval.batch_size=4",
     ]  # fmt: skip
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES // processes), "PYTHON": sys.executable,
     }  # fmt: skip
     command = ["launch/local.sh", str(processes), *flags]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stdout)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "train/loss" in line]
 

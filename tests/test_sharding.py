@@ -13,6 +13,7 @@ from configs import demo
 from vf import build, optim, rng, sharding, state
 from vf import step as steps
 from vf.data.sprites import Sprites
+from vf.plan import messages
 from vf.types import UserError
 
 TX = optim.make(
@@ -178,6 +179,28 @@ def test_clips_lie_in_parts_of_one_clip_or_more():
     alone = sharding.placing(sharding.make_mesh(devices=jax.devices()[:1]))
     x = jnp.zeros((2, 8, 4, 4, 3))
     assert alone(x) is x
+
+
+def test_between_cpu_processes_gradients_are_one_array():
+    """The means of all rows, in one message of all numbers; other meshes leave it to the compiler."""
+
+    def means(params, batch):
+        def loss(p):
+            hidden = jnp.tanh(batch["x"] @ p["in"]["kernel"] + p["in"]["bias"])
+            return jnp.mean((hidden @ p["out"]["kernel"] - batch["y"]) ** 2)
+
+        return jax.value_and_grad(loss)(params)
+
+    params, mesh = create().params["base"], sharding.make_mesh(8)
+    given = (params, sharding.put_batch(rows(), mesh))
+    compiled = jax.jit(sharding.averaging(mesh)(means)).lower(*given).compile()
+    for got, want in zip(jax.tree.leaves(compiled(*given)), jax.tree.leaves(means(params, rows())), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    (message,) = messages.collectives(compiled.as_text())
+    assert message.kind == "all-reduce"
+    assert re.search(rf"f32\[{message.bytes // 4}\]\S* all-reduce\(", compiled.as_text())
+    assert message.bytes == 4 * (1 + sum(p.size for p in jax.tree.leaves(params)))
+    assert sharding.averaging(sharding.make_mesh(2, 4))(means) is means
 
 
 def test_frames_are_split_for_less_than_a_clip_a_device():

@@ -19,9 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vf.types import Batch, UserError
+
+OfBatch = Callable[[Any, Any], Any]
 
 AXES = ("data", "fsdp", "frames", "tensor")
 ROWS = ("data", "fsdp")  # the axes that a training batch is split over
@@ -175,6 +178,8 @@ def placing(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     features = PartitionSpec.UNCONSTRAINED if mesh.shape["tensor"] > 1 else None
 
     def place(x: jax.Array) -> jax.Array:
+        if jax.sharding.get_abstract_mesh().manual_axes:  # each device does its own rows
+            return x
         rows, count = x.shape[:2]
         over: tuple[Any, ...]
         if frames > 1 and rows == parts and count % frames == 0:
@@ -189,6 +194,27 @@ def placing(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     return place if mesh.size > 1 else lambda x: x
+
+
+def averaging(mesh: Mesh) -> Callable[[OfBatch], OfBatch]:
+    """f(params, batch) -> means over the batch's rows; the same function, for a batch that is spread over `mesh`.
+
+    Mostly this is left to the compiler. But between CPU processes gloo sends array by array, at some milliseconds for
+    each, however small; where every device has whole parameters, it therefore finds the means of its own rows, and
+    those of all devices are averaged as one array.
+    """
+    if mesh.devices.flat[0].platform != "cpu" or mesh.shape["data"] < 2 or mesh.size > mesh.shape["data"]:
+        return lambda function: function
+
+    def spread(function: OfBatch) -> OfBatch:
+        def mine(params: Any, batch: Any) -> Any:
+            flat, unravel = ravel_pytree(function(params, batch))
+            return unravel(jax.lax.pmean(flat, "data"))
+
+        whole, rows = PartitionSpec(), PartitionSpec(ROWS)
+        return jax.shard_map(mine, mesh=mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False)
+
+    return spread
 
 
 def check_rows(

@@ -1,7 +1,7 @@
 """One training step and one validation step, pure: (state, batch) -> (state, numbers)."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,9 @@ from vf import rng, video
 from vf import state as states
 from vf.model import Errors, Model
 from vf.types import Batch
+
+Gradients = Callable[[Any, Batch], tuple[Any, dict[str, Array]]]
+"""(parameters, batch) -> (gradients of its mean loss, numbers)."""
 
 
 def loss(model: Model, errors: Errors) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -45,28 +48,34 @@ def train_step(
     seed: int,
     ema_decay: float,
     accumulate: int = 1,
+    spread: Callable[[Gradients], Gradients] = lambda gradients: gradients,
 ) -> tuple[states.TrainState, dict[str, Array]]:
     """One update. The batch is cut into `accumulate` equal micro-batches, whose gradients are averaged.
 
+    spread: how gradients of a batch that is spread over devices are found; as the compiler sees fit, unless given.
+
     Returns the new state and scalars: loss, its parts, and each network's gradient norm before clipping.
     """
-    gradients = jax.grad(functools.partial(batch_loss, model=model, seed=seed), has_aux=True)
-    if accumulate == 1:
-        grads, numbers = gradients(state.params, batch)
-    else:
-        # Row r goes to micro-batch r % accumulate, so that every device keeps a share of each.
-        micros = {k: jnp.swapaxes(v.reshape(-1, accumulate, *v.shape[1:]), 0, 1) for k, v in batch.items()}
-        summed, numbers = jax.lax.scan(
-            lambda total, rows: _add(total, *gradients(state.params, rows)),
-            jax.tree.map(jnp.zeros_like, state.params),
-            micros,
-        )
-        grads = jax.tree.map(lambda g: g / accumulate, summed)
-        numbers = jax.tree.map(lambda v: v.mean(0), numbers)
+    loss_of = functools.partial(batch_loss, model=model, seed=seed)
+    gradients = functools.partial(_gradients, loss_of=loss_of, parts=accumulate)
+    grads, numbers = spread(gradients)(state.params, batch)
     numbers |= {f"grad_norm_{name}": optax.tree.norm(grads[name]) for name in model.networks}
     decay = functools.partial(states.ema_decay, decay=ema_decay)
     key = jax.random.fold_in(rng.key(seed, rng.Purpose.ROUND), state.step)
     return states.update(state, grads, tx, decay, key), numbers
+
+
+def _gradients(params: Any, batch: Batch, *, loss_of: Callable[..., Any], parts: int) -> tuple[Any, dict[str, Array]]:
+    """Of the mean loss of a batch, and the numbers that come with it."""
+    gradients = jax.grad(loss_of, has_aux=True)
+    if parts == 1:
+        return gradients(params, batch)
+    # Row r goes to micro-batch r % parts, so that every device keeps a share of each.
+    micros = {k: jnp.swapaxes(v.reshape(-1, parts, *v.shape[1:]), 0, 1) for k, v in batch.items()}
+    summed, numbers = jax.lax.scan(
+        lambda total, rows: _add(total, *gradients(params, rows)), jax.tree.map(jnp.zeros_like, params), micros
+    )
+    return jax.tree.map(lambda g: g / parts, summed), jax.tree.map(lambda v: v.mean(0), numbers)
 
 
 def _add(total: Any, grads: Any, numbers: dict[str, Array]) -> tuple[Any, dict[str, Array]]:

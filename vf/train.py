@@ -58,7 +58,10 @@ def update_function(
     accumulate: int,
 ) -> Any:  # fmt: skip
     """The jitted step, (state, batch) -> (state, numbers); the state given is used up."""
-    step_fn = functools.partial(train_step, model=model, tx=tx, seed=seed, ema_decay=ema_decay, accumulate=accumulate)
+    step_fn = functools.partial(
+        train_step, model=model, tx=tx, seed=seed, ema_decay=ema_decay, accumulate=accumulate,
+        spread=sharding.averaging(mesh),
+    )  # fmt: skip
     where = jax.tree.map(lambda a: a.sharding, abstract)
     return jax.jit(step_fn, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
 
