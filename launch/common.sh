@@ -35,6 +35,13 @@ for word in "$@"; do
   fi
 done
 
+# The first word says what to do. $1: what there is, separated by spaces; $2: the word.
+action=""
+choose_action() {
+  action=${2-}
+  [[ $action && " $1 " == *" $action "* ]] || fail "the first word must be one of $1, got '$action'"
+}
+
 # Reads --name=value, --switch and, after --, the flags of vf.main. VF_NAME in the environment stands for
 # --name; dashes in names are underscores in `option`.
 parse() {

@@ -13,9 +13,7 @@ set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-actions="train evaluate sample create setup run logs status stop delete"
-action=${1-}
-[[ $action && " $actions " == *" $action "* ]] || fail "the first word must be one of $actions, got '$action'"
+choose_action "train evaluate sample create setup run logs status stop delete" "$@"
 shift
 option=([name]="" [zone]="" [machine]="" [hosts]="" [topology]="" [provisioning]=spot [accelerator]="" [project]=""
   [image_family]="" [image_project]="" [disk]=200GB [workdir]="" [revision]=HEAD [constraints]="" [restarts]=20

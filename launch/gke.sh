@@ -16,9 +16,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 templates=$(dirname "${BASH_SOURCE[0]}")/gke
 
-actions="image queues train evaluate sample logs status stop"
-action=${1-}
-[[ $action && " $actions " == *" $action "* ]] || fail "the first word must be one of $actions, got '$action'"
+choose_action "image queues train evaluate sample logs status stop" "$@"
 shift
 option=([name]="" [image]="" [workdir]="" [type]="" [topology]="" [hosts]=1 [chips]=4 [slices]=1 [samplers]=1
   [quota]="" [spot]=no [queue]=vf [namespace]=default [service_account]=default [restarts]=20 [dry_run]=no)

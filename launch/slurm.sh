@@ -12,8 +12,7 @@ set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-action=${1-}
-[[ $action == @(train|evaluate|sample) ]] || fail "the first word must be one of train evaluate sample, got '$action'"
+choose_action "train evaluate sample" "$@"
 shift
 option=([name]="" [workdir]="" [nodes]=1 [gpus]=1 [tasks]=node [cpus]=8 [time]=24:00:00 [warning]=300 [restarts]=20
   [partition]="" [account]="" [qos]="" [python]=.venv/bin/python [after]="" [array]="" [dry_run]=no)

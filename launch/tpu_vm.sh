@@ -11,9 +11,7 @@ set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-actions="train evaluate sample create setup run logs status stop delete"
-action=${1-}
-[[ $action && " $actions " == *" $action "* ]] || fail "the first word must be one of $actions, got '$action'"
+choose_action "train evaluate sample create setup run logs status stop delete" "$@"
 shift
 option=([name]="" [zone]="" [type]="" [project]="" [workdir]="" [runtime]="" [revision]=HEAD [constraints]=""
   [spot]=no [direct]=no [autocheckpoint]=no [restarts]=20 [dry_run]=no)

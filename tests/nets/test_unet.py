@@ -345,9 +345,10 @@ def test_mistakes_are_named(change, inputs, message):
 
 
 @pytest.mark.parametrize("remat", ["none", "blocks"])
-def test_a_loop_over_equal_blocks_is_the_blocks_one_by_one(remat):
+@pytest.mark.parametrize("levels", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_loop_over_equal_blocks_is_the_blocks_one_by_one(levels, remat):
     """Values and gradients, from the same parameters; and the program is shorter."""
-    options = {"width": 16, "width_mult": (1, 2), "num_res_blocks": 3, "attention": (2,), "head_dim": 16,
+    options = {"width": 16, "width_mult": (1, 2)[:levels], "num_res_blocks": 3, "attention": (levels,), "head_dim": 16,
                "norm_groups": 8, "temporal": ("conv", "attention"), "remat": remat}  # fmt: skip
     x, t = jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 3)), jnp.array([3, 500])
     plain, looped = UNet(**options), UNet(**options, scan=True, dropout=0.5)

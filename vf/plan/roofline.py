@@ -206,23 +206,23 @@ def traffic_of(
 
 
 def measured_chip(name: str = "cpu", *, size: int = 1024, copy_bytes: int = 2**26, seconds: float = 0.5) -> Chip:
-    """The first of the present devices as a Chip, by measurement: so that an estimate can be held against a clock.
+    """One of this process's devices as a Chip, by measurement: so that an estimate can be held against a clock.
 
     size: of the square matrices that are multiplied, in bfloat16 and in float32. copy_bytes: of the array that is
     copied, to be larger than every cache. seconds: for which each of the three is repeated; the fastest counts.
-    Between CPU devices, which share one memory, a message is taken for a copy; for others, networks are not measured
-    and only `vf.plan.chips.CHIPS` has them. CPU devices that share the machine's cores have their part of it each.
+    All devices work at once: those of a CPU share its cores and its memory. Between them a message is taken for a copy;
+    for others, networks are not measured and only `vf.plan.chips.CHIPS` has them.
     """
-    device = jax.devices()[0]
+    devices = jax.local_devices()
+    device = devices[0]
 
     def rate(work: float, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
-        x = jax.device_put(x, device)
-        run = jax.jit(f).lower(x).compile()
-        run(x).block_until_ready()
+        run, given = jax.jit(f), [jax.device_put(x, each) for each in devices]
+        jax.block_until_ready([run(each) for each in given])
         best, end = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < end:
             begin = time.perf_counter()
-            run(x).block_until_ready()
+            jax.block_until_ready([run(each) for each in given])
             best = min(best, time.perf_counter() - begin)
         return work / best
 

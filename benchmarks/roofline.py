@@ -1,0 +1,99 @@
+"""How far a plan's arithmetic is from the clock, on the machine that is here.
+
+    python -m benchmarks.roofline [CONFIG.py]        (default configs/demo.py)
+
+The training step and the sampler are compiled for the devices that are here, and read as a plan reads them; what each
+device can do while all work is measured before and after. `overlapped` is the least time that a program takes, `serial`
+the time if nothing overlaps, and the clock's is the best of ten.
+"""
+
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from benchmarks.step_time import load
+from vf import build, train
+from vf.data import pipeline
+from vf.plan import compile as compiling
+from vf.plan import lower, messages, roofline, usage
+from vf.plan.chips import Chip
+from vf.sharding import put_batch
+
+ROUNDS = 10
+
+
+def read(compiled: Any, mesh: jax.sharding.Mesh, here: Chip, dtype: Any) -> dict[str, float]:
+    """The figures of a program, per device: FLOPs, bytes, seconds at least and if nothing overlaps."""
+    text = compiled.as_text()
+    found = messages.collectives(text, [device.id for device in mesh.devices.flat])
+    places = roofline.places_of(list(mesh.devices.flat), here)
+    traffic = roofline.traffic_of(found, mesh.shape, here, (mesh.size,), places)
+    flops, size = float(usage.flops(text)), float(usage.hbm_bytes(text))
+    estimate = roofline.estimate(roofline.Step(flops, size, traffic, dtype=dtype), here)
+    kept = compiling.PACKING * usage.peak_bytes(text) / compiled.memory_analysis().temp_size_in_bytes
+    return {"flops": flops, "bytes": size, "overlapped": estimate.step_s, "serial": estimate.serial_s, "kept": kept}
+
+
+def main() -> None:
+    """Prints the table."""
+    path = sys.argv[1] if len(sys.argv) > 1 else "configs/demo.py"
+    config = load(path)
+    build.cpu_devices(config)
+    mesh = build.mesh(config)
+    subject = build.planned(config, mesh, None)
+    make, sizes, devices = functools.partial(build.planned, config), mesh.devices.shape, list(mesh.devices.flat)
+    dtype = "bfloat16" if subject.dtype == jax.numpy.bfloat16 else "float32"
+
+    create, _ = train.place_state(subject.model, subject.tx, mesh, config.seed, subject.param_dtype)
+    clips = pipeline.batches(build.source(config), seed=0, batch_size=subject.batch_size, threads=0)
+    batch = put_batch(next(clips), mesh)
+    given = lower.batch_shapes(subject, subject.job.batch_size, mesh)
+    state = [create()]
+    step = lower.lower_training(make, sizes, None, devices).compile()
+    draw = lower.lower_sampling(make, sizes, None, devices).compile()
+    conditions = {
+        name: jax.device_put(jax.numpy.zeros(shape.shape, shape.dtype), shape.sharding)
+        for name, shape in given.items()
+        if name != "video"
+    }
+
+    def update() -> Any:
+        state[0], numbers = step(state[0], batch)  # the state given is used up
+        return numbers
+
+    programs: dict[str, tuple[Any, Callable[[], Any]]] = {
+        "training step": (step, update),
+        "sampling a batch": (draw, lambda: draw(state[0].ema, conditions)),
+    }
+    before = roofline.measured_chip("here", seconds=2.0)
+    seconds = dict.fromkeys(programs, float("inf"))
+    for _, name in itertools.product(range(ROUNDS), programs):
+        start = time.perf_counter()
+        jax.block_until_ready(programs[name][1]())
+        seconds[name] = min(seconds[name], time.perf_counter() - start)
+    after = roofline.measured_chip("here", seconds=2.0)
+    peak = "flops_bf16" if dtype == "bfloat16" else "flops_f32"
+    here = max(before, after, key=lambda c: getattr(c, peak))
+    print(
+        f"{path}, {mesh.size} x {jax.devices()[0].device_kind}, {dtype}: each does "
+        f"{getattr(here, peak) / 1e9:.0f} GFLOP/s and moves {here.hbm_bandwidth / 1e9:.1f} GB/s "
+        f"({min(getattr(c, peak) for c in (before, after)) / 1e9:.0f} at the worse time)"
+    )
+    print("| program | GFLOP | GB | overlapped | serial | clock, ms | clock / overlapped | memory, estimated / real |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, (compiled, _) in programs.items():
+        made = read(compiled, mesh, here, dtype)
+        print(
+            f"| {name} | {made['flops'] / 1e9:.2f} | {made['bytes'] / 1e9:.2f} | {1e3 * made['overlapped']:.1f} | "
+            f"{1e3 * made['serial']:.1f} | {1e3 * seconds[name]:.1f} | {seconds[name] / made['overlapped']:.2f} | "
+            f"{made['kept']:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
