@@ -51,7 +51,8 @@ def main() -> None:
 
     create, _ = train.place_state(subject.model, subject.tx, mesh, config.seed, subject.param_dtype)
     clips = pipeline.batches(build.source(config), seed=0, batch_size=subject.batch_size, threads=0)
-    batch = put_batch(next(clips), mesh)
+    wanted = lower.batch_shapes(subject, subject.batch_size, mesh)
+    batch = put_batch({name: rows for name, rows in next(clips).items() if name in wanted}, mesh)
     given = lower.batch_shapes(subject, subject.job.batch_size, mesh)
     state = [create()]
     step = lower.lower_training(make, sizes, None, devices).compile()
