@@ -460,8 +460,12 @@ def test_local_passes_signals_on(python, number):
     command = [str(LAUNCH / "local.sh"), "2", "--restarts=5", "--workdir=run"]
     logs = [python / "run" / "logs" / f"process_{i}.log" for i in range(2)]
     # A job in a shell's background is born deaf to Ctrl-C, and so would be what it starts.
-    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, cwd=python, env=env, stdout=subprocess.DEVNULL, preexec_fn=hear) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, cwd=python, env=env, stdout=subprocess.DEVNULL)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         try:
             wait_for(lambda: all(log.exists() and "process" in log.read_text() for log in logs))
             process.send_signal(number)

@@ -344,8 +344,13 @@ def test_mistakes_are_named(change, inputs, message):
         shapes_of(UNet(**{**TINY, **change}), **{"z": Z, "t": T, **inputs})
 
 
-@pytest.mark.parametrize("remat", ["none", "blocks"])
-@pytest.mark.parametrize("levels", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("levels", "remat"),
+    [
+        (1, "blocks"),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in ((1, "none"), (2, "none"), (2, "blocks"))),
+    ],
+)
 def test_a_loop_over_equal_blocks_is_the_blocks_one_by_one(levels, remat):
     """Values and gradients, from the same parameters; and the program is shorter."""
     options = {"width": 16, "width_mult": (1, 2)[:levels], "num_res_blocks": 3, "attention": (levels,), "head_dim": 16,
