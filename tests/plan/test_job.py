@@ -92,7 +92,8 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
     made = plan(config, "v5e:8x8", tmp_path)
     assert not made["best"]["fits"]
     assert "does not fit" in made["best"]["verdict"]
-    assert "train.accumulate" in made["best"]["verdict"]
+    assert "try --config.model.remat=blocks" in made["best"]["verdict"]
+    assert "or --config.train.accumulate=2, which halves" in made["best"]["verdict"]
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config.plan.compile = "train"

@@ -137,7 +137,7 @@ def _planned(
         label = f"counted; the compiler says: {figures['failure']}" if figures else "counted, not compiled"
         refused = figures is not None
         made |= {"how": label, "fits": not refused and made.get("fits", True)}
-        return made | _verdict(made, chip, refused)
+        return made | _verdict(made, chip, refused, subject)
     made |= {"how": label, "compile_seconds": figures["compile_seconds"], "finished": figures["finished"]}
     made |= {name: figures[name] * scale for name in ("flops", "hbm_bytes", "temporary_bytes")}
     made["optimal_seconds"] = figures["optimal_seconds"] and figures["optimal_seconds"] * scale
@@ -169,10 +169,10 @@ def _planned(
         made["fits"] = made["total_bytes"] < chip.hbm_bytes
     else:
         made["fits"] = True
-    return made | _verdict(made, chip, False)
+    return made | _verdict(made, chip, False, subject)
 
 
-def _verdict(made: Mapping[str, Any], chip: Chip | None, refused: bool) -> dict[str, Any]:
+def _verdict(made: Mapping[str, Any], chip: Chip | None, refused: bool, subject: Planned) -> dict[str, Any]:
     """In words: fits or not, and what to change."""
     if chip is None:
         return {"verdict": "the memory of this machine is not planned for"}
@@ -181,11 +181,13 @@ def _verdict(made: Mapping[str, Any], chip: Chip | None, refused: bool) -> dict[
     if made["fits"]:
         return {"verdict": f"fits: {size} of {room} on each {chip.name}"}
     state = sum(made["state_bytes"].values())
-    advice = (
-        "more devices on --config.mesh.fsdp, which splits parameters and optimizer"
-        if state > made.get("total_bytes", 0) / 2
-        else "--config.train.accumulate twice as large, or --config.model.remat=blocks, which need less for activations"
-    )
+    if state > made.get("total_bytes", 0) / 2:
+        advice = "more devices on --config.mesh.fsdp, which splits parameters and optimizer"
+    elif made["program"] == "sample":
+        advice = "a smaller --config.sample.batch_size"
+    else:
+        advice = f"--config.train.accumulate={2 * subject.accumulate}, which halves what activations need"
+        advice = advice if subject.remat else f"--config.model.remat=blocks, which keeps fewer activations, or {advice}"
     why = "the compiler ran out of memory" if refused else f"{size} on each {chip.name}, which has {room}"
     return {"verdict": f"does not fit: {why}; try {advice}"}
 
