@@ -89,7 +89,8 @@ def ended(process, seconds) -> tuple[int, str]:
 
 def wait_for_steps(workdir, process, seconds=240):
     end = time.monotonic() + seconds
-    while not (workdir / "metrics.jsonl").exists():
+    metrics = workdir / "metrics.jsonl"
+    while not (metrics.exists() and "train/loss" in metrics.read_text()):  # of a step that all processes came to
         if process.poll() is not None or time.monotonic() > end:
             pytest.fail(f"no step:\n{process.log.read_text()}")
         time.sleep(0.2)
