@@ -37,9 +37,7 @@ def get_config():
         "data": {"size": 8, "frames": 4},
         "noise": {"base_frame": 1},
         "train": {"steps": 4, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 0,
-                  "warmup_steps": 2, "schedule": "constant",
-                  # At the demo's rates the loss doubles in four steps, and rounding with it: Adam starts with signs.
-                  "lr_base": 3e-4, "lr_residual": 3e-4},
+                  "warmup_steps": 2, "schedule": "constant"},
         "mesh": {"cpu_devices": 0},
         "sample": {"count": 4, "batch_size": 4, "steps": 1},
         "eval": {"clips": 4, "batch_size": 4, "levels": (500,)},

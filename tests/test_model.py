@@ -60,7 +60,9 @@ def awake(params, seed=1):
     """Parameters with nothing at zero: at initialisation the networks say nothing."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+    given = [0 if isinstance(p, jax.ShapeDtypeStruct) else p for p in leaves]  # of shapes, noise alone
+    noise = [0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return tree.unflatten([p + e for p, e in zip(given, noise, strict=True)])
 
 
 def keys(n, seed=0):
@@ -141,6 +143,23 @@ def test_more_images_train_the_base_alone():
     np.testing.assert_allclose(exact.loss[:, BASE], 0, atol=1e-9)
     with pytest.raises(ValueError, match="base_images"):
         fusion(base_images=0)
+
+
+@pytest.mark.parametrize("kind", ["two networks", "one"])
+def test_training_draws_of_a_clip_do_not_know_its_batch(kind):
+    """Times, noise, images and dropout: a batch that is cut, over devices or in micro-batches, has the same errors."""
+    small = unet(num_res_blocks=0, dropout=0.5)
+    if kind == "one":
+        model = one_network(net=small)
+    else:
+        model = fusion(base=small, residual=small, context="base_frame", base_images=2)
+    params, x = awake(jax.eval_shape(model.init, jax.random.key(0))), clips(2)
+    errors = jax.jit(lambda x, keys: model.errors(params, x, {}, keys, train=True).loss)
+    whole, other = errors(x, keys(2)), errors(x, keys(2, seed=1))
+    np.testing.assert_allclose(
+        whole, jnp.concatenate([errors(x[i, None], keys(2)[i, None]) for i in (0, 1)]), rtol=1e-4
+    )
+    assert np.all(np.abs(whole / other - 1) > 1e-3)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

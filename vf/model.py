@@ -116,10 +116,6 @@ class _Model:
             kwargs["cond"] = jnp.zeros((1, self.embedding_dim))
         return net.init(key, jnp.zeros((1, frames, h, w, channels)), jnp.zeros(1, jnp.int32), **kwargs)["params"]
 
-    def _rngs(self, keys: Key[Array, " b"], train: bool) -> dict[str, Any]:
-        # Dropout masks are drawn for the whole batch at once; its first example's key stands for the batch.
-        return {"train": True, "rngs": {"dropout": jax.random.fold_in(keys[0], 99)}} if train else {}
-
 
 def _draws(keys: Key[Array, " b"], number: int) -> list[Key[Array, " b"]]:
     """`number` independent sets of per-example keys."""
@@ -197,7 +193,7 @@ class VideoFusion(_Model):
     ) -> Errors:
         """Errors (7) of clips `x` in [-1, 1] at times `t` (drawn where None); every draw comes from `keys`."""
         c = self.base_frame
-        t_keys, noise_keys, drop_keys, context_keys, image_keys = _draws(keys, 5)
+        t_keys, noise_keys, drop_keys, context_keys, image_keys, *dropout_keys = _draws(keys, 7)
         t = self._draw_t(t_keys) if t is None else t
         null = self._drop(drop_keys) if train else jnp.zeros(len(x), bool)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
@@ -205,11 +201,11 @@ class VideoFusion(_Model):
         eps = decompose.combine(b, r, self.lam)  # (1)
         z = gaussian.corrupt(x, eps, spread(alpha, x), spread(sigma, x))  # (2)
 
-        rngs = self._rngs(keys, train)
+        base_dropout, residual_dropout = dropout_keys if train else (None, None)
         images = _Images(x[:, c : c + 1], b[:, None], t[:, None])
         if train and self.base_images > 1:
             images = jax.tree.map(lambda *v: jnp.concatenate(v, 1), images, self._more_images(x, image_keys))
-        base_loss, b_hat = self._base_errors(params["base"], images, condition, null, rngs)  # (4)
+        base_loss, b_hat = self._base_errors(params["base"], images, condition, null, base_dropout)  # (4)
 
         if self.context == "base_frame":
             # Base first: by the time the residual frames are sampled the base frame is clean, so b is known exactly.
@@ -219,7 +215,7 @@ class VideoFusion(_Model):
             known, beside = b_hat, None
         z_prime = decompose.residual_input(z, known, self.lam, sigma)  # (5)
         inputs = self._residual_inputs(z_prime, alpha, beside)
-        value = self._call(self.residual, params["residual"], inputs, t, condition, null, **rngs)
+        value = self._call(self.residual, params["residual"], inputs, t, condition, null, dropout_keys=residual_dropout)
         kind = self.residual_prediction
         residual_loss = decompose.residual_error(kind, value, x, eps, known, self.lam, alpha, sigma)  # (7)
         own = decompose.residual_sigma(self.lam, sigma)[..., 0, 0, 0]
@@ -240,16 +236,20 @@ class VideoFusion(_Model):
         return jax.vmap(draw)(x, keys)
 
     def _base_errors(
-        self, params: Params, images: "_Images", condition: Condition, null: Array, rngs: Mapping[str, Any]
+        self, params: Params, images: "_Images", condition: Condition, null: Array, keys: Key[Array, " b"] | None
     ) -> tuple[Float[Array, " b"], Float[Array, "b h w c"]]:
-        """Mean loss over each clip's images, and b_hat (4) of the first, from one pass over all of them."""
+        """Mean loss over each clip's images, and b_hat (4) of the first, from one pass over all of them.
+
+        keys: for dropout.
+        """
         n = images.t.shape[1]
         x, noise, t = (v.reshape(-1, *v.shape[2:]) for v in images)  # every image is an example
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         scales = (spread(alpha, x), spread(sigma, x))
         z = gaussian.corrupt(x, noise, *scales)
         condition = {name: jnp.repeat(given, n, axis=0) for name, given in condition.items()}
-        value = self._call(self.base, params, z[:, None], t, condition, jnp.repeat(null, n), **rngs)[:, 0]
+        keys = None if keys is None else jax.vmap(lambda key: jax.random.split(key, n))(keys).reshape(-1)
+        value = self._call(self.base, params, z[:, None], t, condition, jnp.repeat(null, n), dropout_keys=keys)[:, 0]
         kind = self.base_prediction
         loss = _mse(value - gaussian.target(kind, x, noise, *scales))
         loss *= gaussian.loss_weight(kind, self.base_loss, alpha, sigma, self.loss_weight)
@@ -371,13 +371,14 @@ class OneNetwork(_Model):
         train: bool = False,
     ) -> Errors:
         """As `VideoFusion.errors`."""
-        t_keys, noise_keys, drop_keys = _draws(keys, 3)
+        t_keys, noise_keys, drop_keys, dropout_keys = _draws(keys, 4)
         t = self._draw_t(t_keys) if t is None else t
         null = self._drop(drop_keys) if train else jnp.zeros(len(x), bool)
         alpha, sigma = spread(self.schedule.alpha(t), x), spread(self.schedule.sigma(t), x)
         eps = jax.vmap(lambda k: self.prior.draw(k, self.shape))(noise_keys)
         z = gaussian.corrupt(x, eps, alpha, sigma)
-        value = self._call(self.net, params["base"], z, t, condition, null, **self._rngs(keys, train))
+        kept = dropout_keys if train else None
+        value = self._call(self.net, params["base"], z, t, condition, null, dropout_keys=kept)
         eps_hat = gaussian.to_eps(self.prediction, value, z, alpha, sigma)
         loss = _mse(value - gaussian.target(self.prediction, x, eps, alpha, sigma))
         loss *= gaussian.loss_weight(self.prediction, self.loss, alpha, sigma, self.loss_weight)[..., 0, 0, 0]

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 Dtype = Any
 Resample = Literal["up", "down"] | None
@@ -76,7 +76,7 @@ class ResBlock(nn.Module):
     Attributes:
         features: output channels.
         resample: 'up', 'down' or None.
-        dropout: rate in [0, 1); the caller sets 0 outside training.
+        dropout: rate in [0, 1), where keys are given.
     """
 
     features: int
@@ -87,7 +87,9 @@ class ResBlock(nn.Module):
     place: Place = anywhere
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w c"], emb: Float[Array, "b #f e"]) -> Float[Array, "b f i j features"]:
+    def __call__(
+        self, x: Float[Array, "b f h w c"], emb: Float[Array, "b #f e"], dropout_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b f i j features"]:
         c = self.features
         h = nn.silu(GroupNorm(self.norm_groups, name="norm_in")(x))
         h, x = self.place(resize(h, self.resample)), resize(x, self.resample)
@@ -95,11 +97,22 @@ class ResBlock(nn.Module):
         h = self.place(h)
         scale, shift = jnp.split(nn.Dense(2 * c, dtype=self.dtype, name="emb")(nn.silu(emb)), 2, axis=-1)
         h = nn.silu(GroupNorm(self.norm_groups, name="norm_out")(h, scale, shift))
-        h = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(h)
+        h = drop(h, self.dropout, dropout_keys)
         h = nn.Conv(c, (3, 3), dtype=self.dtype, kernel_init=ZEROS, name="conv_out")(h)
         if x.shape[-1] != c:
             x = nn.Dense(c, dtype=self.dtype, name="skip")(x)  # a 1x1 convolution
         return self.place(x + h)
+
+
+def drop(x: Float[Array, "b *d"], rate: float, keys: Key[Array, " b"] | None) -> Float[Array, "b *d"]:
+    """Dropout: zero with probability `rate`, else x / (1 - rate), by a key for each clip; x itself without keys.
+
+    A clip's draws are its own, whatever batch it is in and however that is spread (Flax's layer draws for a batch).
+    """
+    if keys is None or rate == 0:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 class SelfAttention(nn.Module):

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from vf.nets.embed import expect
 from vf.nets.unet import UNet
@@ -72,12 +72,12 @@ class Decoder(nn.Module):
         label: Int[Array, " b"] | None = None,
         cond: Float[Array, "b d"] | None = None,
         null: Bool[Array, " b"] | None = None,
-        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b f h w out"]:
         """Predict from noised images.
 
         Args:
-            z, t, train: as `UNet` has them.
+            z, t, dropout_keys: as `UNet` has them.
             label: row of the texts; None for the empty prompt.
             cond: CLIP's embedding of each image, as it comes from CLIP; needed exactly where `embedding`.
             null: images whose embedding is replaced by the learned vector; their text is chosen by `label` alone.
@@ -113,4 +113,4 @@ class Decoder(nn.Module):
         words = nn.LayerNorm(epsilon=1e-5, name="text_norm")(words)
         context = jnp.concatenate([tokens, words], axis=1)
         mask = jnp.pad(mask, ((0, 0), (self.image_tokens, 0)), constant_values=True)
-        return self.unet(z, t, cond=cond, context=context, context_mask=mask, train=train)
+        return self.unet(z, t, cond=cond, context=context, context_mask=mask, dropout_keys=dropout_keys)

@@ -8,6 +8,7 @@ norms and residual blocks that resample; Karlo's decoder (Lee et al., 2022) adds
 """
 
 import itertools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from vf.nets.embed import Conditioning, expect
 from vf.nets.layers import (
@@ -60,9 +61,11 @@ class Block(nn.Module):
         emb: Float[Array, "b #f e"],
         context: Float[Array, "b n d"] | None,
         context_mask: Bool[Array, "b n"] | None,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b f h w features"]:
         shared = {"norm_groups": self.norm_groups, "dtype": self.dtype}
-        x = ResBlock(self.features, dropout=self.dropout, **shared, place=self.place, name="res")(x, emb)
+        res = ResBlock(self.features, dropout=self.dropout, **shared, place=self.place, name="res")
+        x = res(x, emb, dropout_keys)
         if "conv" in self.temporal:
             x = TemporalConv(**shared, name="temporal_conv")(x)
         if self.attention:
@@ -110,8 +113,8 @@ class UNet(nn.Module):
         dtype: of the computation; parameters, embedding, norm statistics, softmax and output stay float32.
         remat: what the backward pass computes again, to save memory: 'none', 'blocks' (all but the input of
             each block) or 'dots' (likewise, but products with Dense and temporal kernels are kept).
-        scan: compile each run of equal blocks of a level once, as a loop; parameters stay the same, and values, too,
-            but for dropout's draws. Worth it from three residual blocks a level on.
+        scan: compile each run of equal blocks of a level once, as a loop; parameters, values and draws stay the same.
+            Worth it from three residual blocks a level on.
         attention_kernel: 'xla' or 'cudnn', see `vf.nets.layers.attend`.
         place: called on the clips between layers; tells the compiler on which devices they lie. Without it parameters
             that are split over devices tempt the compiler to split, and send about, the far larger activations.
@@ -154,7 +157,7 @@ class UNet(nn.Module):
         context: Float[Array, "b n e"] | None = None,
         context_mask: Bool[Array, "b n"] | None = None,
         frame: Int[Array, "*clip f"] | None = None,
-        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b f h w out"]:
         """Predict from a noised clip.
 
@@ -169,7 +172,7 @@ class UNet(nn.Module):
             context_mask: which tokens may be read; None for all.
             frame: index of each frame within its clip, shared or per clip; None for 0..f-1. Unused without
                 `frame_embed`.
-            train: apply dropout, from the random stream 'dropout'.
+            dropout_keys: what each clip's dropout is drawn from; None for no dropout.
 
         Returns:
             Float32 prediction, exactly zero at initialisation; `out_channels` channels, twice that with
@@ -192,7 +195,7 @@ class UNet(nn.Module):
         )(t, label, cond, jnp.arange(z.shape[1]) if frame is None else frame)
 
         shared = {
-            "dropout": self.dropout if train else 0.0,
+            "dropout": self.dropout,
             "norm_groups": self.norm_groups,
             "dtype": self.dtype,
             "place": self.place,
@@ -211,20 +214,25 @@ class UNet(nn.Module):
                 "attention_order": self.attention_order, "kernel": self.attention_kernel,
             }  # fmt: skip
 
+        def drawn(name: str) -> Array | None:
+            """The keys of one block."""
+            if dropout_keys is None or self.dropout == 0:
+                return None
+            return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(dropout_keys)
+
         def block(x: Array, features: int, factor: int | None, name: str) -> Array:
-            return make_block(**options(features, factor), name=name)(x, emb, context, context_mask)
+            return make_block(**options(features, factor), name=name)(x, emb, context, context_mask, drawn(name))
 
         def loop(x: Array, features: int, factor: int, names: list[str], skips: list[Array]) -> list[Array]:
             """What blocks of equal shapes give, one after the other, as one loop."""
             alike = Block(**options(features, factor), parent=None)
             params = jax.tree.map(lambda *p: jnp.stack(p), *(self.variables["params"][name] for name in names))
-            keys = jax.random.split(self.make_rng("dropout"), len(names)) if shared["dropout"] else None
+            keys = jax.tree.map(lambda *k: jnp.stack(k), *(drawn(name) for name in names))
 
             def body(x: Array, each: tuple[Any, Array | None, Array | None]) -> tuple[Array, Array]:
                 own, skip, key = each
                 x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-                rngs = None if key is None else {"dropout": key}
-                made: Any = alike.apply({"params": own}, x, emb, context, context_mask, rngs=rngs)
+                made: Any = alike.apply({"params": own}, x, emb, context, context_mask, key)
                 return made, made
 
             if self.remat != "none":
@@ -250,7 +258,7 @@ class UNet(nn.Module):
             return made
 
         def resample(x: Array, how: str, name: str) -> Array:
-            return make_resample(x.shape[-1], how, **shared, name=name)(x, emb)
+            return make_resample(x.shape[-1], how, **shared, name=name)(x, emb, drawn(name))
 
         channels = [int(self.width * m) for m in self.width_mult]
         last = len(channels) - 1
