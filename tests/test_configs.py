@@ -125,7 +125,7 @@ def test_smoke_starts_on_prepared_data(name, tmp_path):
     manifest = prepare.prepare(parameters, tmp_path / "data", workers=1)
     assert not manifest["rejected"]
     for part in (config.base, config.residual):  # the same for all, so that it is compiled once
-        part.net.update({"width": 8, "width_mult": (1,), "head_dim": 8, "norm_groups": 4})
+        part.net.update({"width": 8, "width_mult": (1,), "num_res_blocks": 0, "head_dim": 8, "norm_groups": 4})
     config.residual.net.temporal = ("conv",)
     config.update_from_flattened_dict(
         {

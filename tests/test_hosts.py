@@ -30,7 +30,7 @@ from configs import demo
 def get_config():
     config = demo.get_config()
     for part in (config.base, config.residual):
-        part.net.update({"width": 8, "width_mult": (1,), "num_res_blocks": 1, "attention": (), "head_dim": 8,
+        part.net.update({"width": 8, "width_mult": (1,), "num_res_blocks": 0, "attention": (), "head_dim": 8,
                          "norm_groups": 4, "patch": 4, "dropout": 0.1})
     config.residual.net.temporal = ()
     config.update({

@@ -27,7 +27,7 @@ def tiny(**changes) -> ConfigDict:
     """The demo at a size that compiles in seconds."""
     config = demo.get_config()
     for part in (config.base, config.residual):
-        part.net.update({"width": 8, "width_mult": (1,), "num_res_blocks": 1, "attention": (), "head_dim": 8,
+        part.net.update({"width": 8, "width_mult": (1,), "num_res_blocks": 0, "attention": (), "head_dim": 8,
                          "norm_groups": 4, "patch": 4, "dropout": 0.1})  # fmt: skip
     config.residual.net.temporal = ("conv",)
     config.update(

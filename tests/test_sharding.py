@@ -1,5 +1,6 @@
 """Eight devices are one device, in any mesh shape, and everything lies as its parameter does."""
 
+import functools
 import re
 from types import SimpleNamespace
 
@@ -104,8 +105,8 @@ def both_networks(mesh):
     config = demo.get_config()
     config.data.size = 16
     for part in (config.base, config.residual):
-        part.net.update({"width": 16, "width_mult": (1, 2), "num_res_blocks": 1, "attention": (2,), "head_dim": 16,
-                         "norm_groups": 8, "patch": 2, "temporal_attention_at": ()})  # fmt: skip
+        part.net.update({"width": 16, "width_mult": (1, 2), "num_res_blocks": 0, "attention": (2,), "head_dim": 16,
+                         "norm_groups": 8, "patch": 2, "temporal_attention_at": (), "dropout": 0.1})  # fmt: skip
     config.base.net.update({"width_mult": (1,), "attention": ()})  # of one level: half of the time goes into compiling
     config.base.images = 1
     source = Sprites(frames=8, size=16, base=3, split="train")
@@ -116,11 +117,10 @@ def losses_and_gradients(mesh, rows):
     """Of `rows` clips, with parameters spread as training spreads them; and the compiled program's text."""
     model = both_networks(mesh)
 
-    def create():
-        made = model.init(jax.random.key(0))  # much of it is zero, which would hide what comes before
-        return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), made)
-
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     random = np.random.default_rng(0)
+    # Nothing is zero, as much is at initialisation: that would hide what comes before.
+    params = jax.tree.map(lambda p: 0.15 * random.normal(size=p.shape).astype(np.float32), shapes)
     batch = {
         "video": random.integers(0, 256, (rows, 8, 16, 16, 3), np.uint8),
         "label": np.zeros(rows, np.int32),
@@ -132,17 +132,16 @@ def losses_and_gradients(mesh, rows):
         errors = model.errors(params, batch["video"] / 127.5 - 1, model.condition(batch), keys, train=True)
         return steps.loss(model, errors)[0]
 
-    where = sharding.shardings(jax.eval_shape(create), mesh, min_size=1, min_features=1)
-    params = jax.jit(create, out_shardings=where)()
+    where = sharding.shardings(shapes, mesh, min_size=1, min_features=1)
+    params = jax.device_put(params, where)
     update = jax.jit(jax.value_and_grad(loss), out_shardings=(None, where))
     compiled = update.lower(params, sharding.put_batch(batch, mesh)).compile()
     return jax.device_get(compiled(params, sharding.put_batch(batch, mesh))), compiled.as_text()
 
 
-@pytest.fixture(scope="module")
-def references():
-    alone = sharding.make_mesh(devices=jax.devices()[:1])
-    return {rows: losses_and_gradients(alone, rows)[0] for rows in (2, 8)}
+@functools.cache
+def reference(rows):
+    return losses_and_gradients(sharding.make_mesh(devices=jax.devices()[:1]), rows)[0]
 
 
 @pytest.mark.parametrize(
@@ -150,14 +149,15 @@ def references():
     [
         pytest.param((8, 1, 1, 1), 8, marks=pytest.mark.slow),
         pytest.param((2, 4, 1, 1), 8, marks=pytest.mark.slow),
-        ((2, 2, 1, 2), 8),
-        ((1, 2, 4, 1), 2),
+        ((2, 2, 1, 2), 4),
+        ((2, 2, 2, 1), 4),
+        pytest.param((1, 2, 4, 1), 2, marks=pytest.mark.slow),
     ],
-    ids=["data", "data-fsdp", "tensor", "frames"],
+    ids=["data", "data-fsdp", "tensor", "frames", "more-frames"],
 )
-def test_any_mesh_gives_the_losses_and_gradients_of_one_device(shape, rows, references):
+def test_any_mesh_gives_the_losses_and_gradients_of_one_device(shape, rows):
     (loss, grads), text = losses_and_gradients(sharding.make_mesh(*shape), rows)
-    want_loss, want = references[rows]
+    want_loss, want = reference(rows)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
     for (name, got), expected in zip(sharding.named(grads).items(), jax.tree.leaves(want), strict=True):
         off = np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-6)
