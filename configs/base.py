@@ -168,9 +168,11 @@ def get_config() -> ConfigDict:
     plan.compile = "train,sample"  # what is compiled: train,sample | train | none (count only)
     plan.meshes = 2  # of the best ranked, how many are compiled
     plan.blocks = 0  # residual blocks a level that are compiled; 0 = all, and fewer where the limits end that
+    plan.finish = False  # also generate code for a TPU: twice the time or more, and its compiler's own figures
     plan.minutes = 20.0  # limit of one compilation; its memory:
     plan.gigabytes = 20.0
-    plan.classes = 0  # of data that is not here, for model.condition=label
+    plan.classes = 0  # of data that is not here, for model.condition=label; and for model.context=embedding:
+    plan.embedding_dim = 0
     plan.cache = ""  # what was compiled before; "" = ~/.cache/vf/plans
     return config
 

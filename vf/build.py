@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from vf import export, files, optim, sharding
 from vf import state as states
+from vf.data import remote
 from vf.data.clips import STARTS, Windows
 from vf.data.folder import VideoFolder
 from vf.data.pipeline import NoClips, Source
@@ -86,10 +87,11 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> Source:
         from vf.data.tfds_video import TfdsVideos  # needs TensorFlow
 
         return TfdsVideos(data.source.removeprefix(TFDS), windows=windows, size=data.size, split=split)
-    if (Path(data.source) / "manifest.json").exists():
+    where = str(remote.at_hand(data.source)) if files.is_remote(data.source) else data.source
+    if (Path(where) / "manifest.json").exists():
         from vf.data.prepared import Prepared  # TFDS takes a second to import
 
-        made = Prepared(data.source, windows=windows, split=split)
+        made = Prepared(where, windows=windows, split=split)
         if made.size != data.size:
             raise UserError(
                 f"{data.source} was prepared at {made.size} pixels, and data.size is {data.size}: set "
@@ -97,7 +99,7 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> Source:
             )
         return made
     split_file = (evaluation and data.eval_split_file) or data.split_file or None
-    return VideoFolder(data.source, windows=windows, size=data.size, split_file=split_file)
+    return VideoFolder(where, windows=windows, size=data.size, split_file=split_file)
 
 
 def network(config: ConfigDict, net: ConfigDict, source: Source, mesh: Mesh | None = None, **changes: Any) -> UNet:
@@ -654,6 +656,7 @@ class Planned:
     job: SampleJob
     seed: int
     batch_size: int
+    eval_batch_size: int
     accumulate: int
     ema_decay: float
     param_dtype: Any
@@ -677,7 +680,8 @@ def planned(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> Planne
         net.num_res_blocks = min(net.num_res_blocks, blocks or net.num_res_blocks)
     return Planned(
         model=model(config, plan_source(config), mesh), tx=optimizer(config)[0], job=sample_job(config),
-        seed=config.seed, batch_size=config.train.batch_size, accumulate=config.train.accumulate,
+        seed=config.seed, batch_size=config.train.batch_size,
+        eval_batch_size=config.eval.batch_size, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, param_dtype=param_dtype(config), dtype=DTYPES[config.model.dtype],
         remat=config.model.remat != "none", blocks=most,
     )  # fmt: skip
@@ -686,9 +690,20 @@ def planned(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> Planne
 def plan_source(config: ConfigDict) -> Source:
     """The clips of `config`, or what a plan must know of them where they are not here."""
     try:
+        if files.is_remote(config.data.source):
+            raise UserError(f"{config.data.source} is not fetched to plan")
         return source(config)
-    except UserError:
-        return NoClips(tuple(f"class {k}" for k in range(config.plan.classes)))
+    except UserError as error:
+        made = NoClips(tuple(f"class {k}" for k in range(config.plan.classes)), config.plan.embedding_dim)
+        asked = (
+            ("model.condition", "label", made.num_classes, "classes"),
+            ("model.context", "embedding", made.embedding_dim, "embedding_dim"),
+        )
+        for field, value, given, name in asked:
+            group, key = field.split(".")
+            if config[group][key] == value and not given:
+                raise UserError(f"{field} is {value}, and the data is not here: set --config.plan.{name}=N") from error
+        return made
 
 
 def levels(config: ConfigDict) -> np.ndarray:
@@ -726,8 +741,9 @@ def plan_settings(config: ConfigDict) -> dict[str, Any]:
             raise UserError(f"plan.{name} must be positive, got {plan[name]}")
     return {
         "mesh": tuple(config.mesh[axis] for axis in sharding.AXES) if own else None,
-        "compile": plan.compile, "meshes": plan.meshes, "blocks": plan.blocks, "minutes": plan.minutes,
-        "gigabytes": plan.gigabytes, "cache": Path(plan.cache) if plan.cache else Path.home() / ".cache/vf/plans",
+        "compile": plan.compile, "meshes": plan.meshes, "blocks": plan.blocks, "finish": plan.finish,
+        "minutes": plan.minutes, "gigabytes": plan.gigabytes,
+        "cache": Path(plan.cache) if plan.cache else Path.home() / ".cache/vf/plans",
     }  # fmt: skip
 
 
@@ -737,4 +753,5 @@ def plan_mark(config: ConfigDict) -> str:
     kept = {name: fields[name] for name in ("data", "noise", "model", "base", "residual", "train", "sample")}
     for name in ("steps", "log_every", "checkpoint_every", "keep", "sample_every"):
         del kept["train"][name]
+    kept["plan"] = {name: fields["plan"][name] for name in ("classes", "embedding_dim")}
     return protocol_hash(kept)

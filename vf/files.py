@@ -156,6 +156,13 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         temporary.write_bytes(data)
 
 
+def copy_tree(source: Path, target: AnyPath) -> None:
+    """Copies the files of a local folder, and of the folders in it, to `target`."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            write_whole(target / path.relative_to(source).as_posix(), path.read_bytes())
+
+
 def open_bytes(path: str | os.PathLike[str]) -> BinaryIO:
     """A file to read and seek in; one in a store is fetched whole, since small reads are slow there."""
     return io.BytesIO(_as_path(path).read_bytes()) if is_remote(path) else open(path, "rb")

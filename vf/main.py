@@ -132,7 +132,7 @@ def _run(
     if mode == "plan":
         settings = planning.Settings(**build.plan_settings(config))
         target = parse_target(config.plan.target)
-        planning.run(functools.partial(build.planned, config), target, settings, build.plan_mark(config), Path(workdir))
+        planning.run(functools.partial(build.planned, config), target, settings, build.plan_mark(config), workdir)
         return {}
     images = config.sample.what == "base"
     if images and mode != "sample":

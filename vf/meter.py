@@ -4,6 +4,8 @@ FLOPs are counted from the traced step (`vf/plan/count.py`): three times the for
 The peak that MFU relates them to is the chip's published one (`vf/plan/chips.py`), for chips that are known there.
 """
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from vf import files
 from vf.plan.chips import CHIPS, Chip
 
 STARTED = time.time() - time.process_time()  # about when the process began: importing is nearly all it has done
@@ -66,6 +69,10 @@ class Meter:
         self._local = list(mesh.local_devices)
         self._clock, self._since = clock, clock()
 
+    def skip(self, seconds: float) -> None:
+        """Leaves out of the next reading so many seconds, in which no step was made."""
+        self._since += seconds
+
     def read(self, steps: int) -> dict[str, float]:
         """Rates of the `steps` since the last reading: steps/s; clips/s and TFLOP/s of each device; MFU where the
         chip's peak is known; GiB of device memory, now and at most, where the platform tells."""
@@ -90,14 +97,16 @@ class Meter:
 class Trace:
     """Records `steps` steps for xprof, from the tenth after the start on, when all is compiled and warm."""
 
-    def __init__(self, folder: Path, first: int, steps: int) -> None:
+    def __init__(self, folder: files.AnyPath, first: int, steps: int) -> None:
         self.folder, self.begin, self.steps = folder, first + 10, steps
         self._running = False
+        self._here = folder  # the profiler knows disks only
 
     def before(self, step: int) -> None:
         """Call before each step."""
         if self.steps and step == self.begin:
-            jax.profiler.start_trace(str(self.folder))
+            self._here = Path(tempfile.mkdtemp(prefix="vf-")) if files.is_remote(self.folder) else self.folder
+            jax.profiler.start_trace(str(self._here))
             self._running = True
 
     def after(self, step: int, numbers: Mapping[str, Any]) -> None:
@@ -111,4 +120,7 @@ class Trace:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
+            if self._here != self.folder:
+                files.copy_tree(Path(self._here), self.folder)
+                shutil.rmtree(self._here, ignore_errors=True)
             logging.info("trace of %d steps: xprof --logdir=%s", self.steps, self.folder)

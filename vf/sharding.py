@@ -229,8 +229,8 @@ def check_rows(
     blocks, frames = math.prod(mesh.shape[axis] for axis in over), mesh.shape["frames"]
     shown = f"{' x '.join(over)} = {' x '.join(str(mesh.shape[axis]) for axis in over)} devices"
     each = f" in {parts} micro-batches" if parts > 1 else ""
-    if rows % blocks:
-        raise UserError(f"{name} {rows} cannot be split over {shown}: make it a multiple of {blocks}")
+    if rows % (blocks * parts):
+        raise UserError(f"{name} {rows}{each} cannot be split over {shown}: make it a multiple of {blocks * parts}")
     if clips and frames > 1 and rows != blocks * parts:
         raise UserError(
             f"mesh.frames={frames} is for less than one clip a device, but {name} {rows}{each} gives "

@@ -72,9 +72,9 @@ def _gradients(params: Any, batch: Batch, *, loss_of: Callable[..., Any], parts:
         return gradients(params, batch)
     # Row r goes to micro-batch r % parts, so that every device keeps a share of each.
     micros = {k: jnp.swapaxes(v.reshape(-1, parts, *v.shape[1:]), 0, 1) for k, v in batch.items()}
-    summed, numbers = jax.lax.scan(
-        lambda total, rows: _add(total, *gradients(params, rows)), jax.tree.map(jnp.zeros_like, params), micros
-    )
+    # In float32, whatever parameters are: a sum of many in bfloat16 loses the small ones.
+    nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    summed, numbers = jax.lax.scan(lambda total, rows: _add(total, *gradients(params, rows)), nothing, micros)
     return jax.tree.map(lambda g: g / parts, summed), jax.tree.map(lambda v: v.mean(0), numbers)
 
 

@@ -9,7 +9,6 @@ checkpoint, so that a failure there loses nothing.
 import functools
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -123,7 +122,7 @@ def run(
         judge.show_real()
 
         progress = record.Progress(steps, first)
-        trace = meter.Trace(Path(workdir) / "profile", first, profile if recorder.is_writer else 0)
+        trace = meter.Trace(workdir / "profile", first, profile if recorder.is_writer else 0)
         pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # numbers still on their way from the device
         with pipeline.batches(
             source,
@@ -175,11 +174,16 @@ def run(
                 if stop:
                     raise Stopped(f"told to stop; step {step} is saved, and the same command goes on from there")
                 if sample_every and step % sample_every == 0 and not last:
+                    began = time.perf_counter()
                     hosts.pause()
                     judge.evaluate(step, state.ema, judge.sample(step, state.ema))
                     if recorder.is_writer:
                         recorder.flush()  # the page shows what is in the folder
                         gallery.write(workdir)
+                    paused = time.perf_counter() - began
+                    since += paused  # no training: it counts in no rate
+                    if rates:
+                        rates.skip(paused)
             trace.close()
             hosts.pause()
             _report_bad(source, batches.bad, recorder, steps)

@@ -12,6 +12,7 @@ import pytest
 
 from configs import demo, paper
 from vf import build, main, sharding, train
+from vf.nets.layers import attend
 from vf.plan import compile as compiling
 from vf.plan import count, lower, rank, usage
 from vf.plan.chips import parse_target
@@ -117,6 +118,17 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
             r"mesh\.frames=1, or train\.batch_size",
         ),
         ({"train__batch_size": 9}, "cpu:8", "make the batch a multiple of 8"),
+        ({"sample__batch_size": 9}, "cpu:8", r"sample\.batch_size 9 cannot be split"),
+        (
+            {"data__source": "nowhere", "model__condition": "label"},
+            "cpu:8",
+            r"data is not here: set --config\.plan\.classes=N",
+        ),
+        (
+            {"data__source": "nowhere", "model__context": "embedding", "model__condition": "none"},
+            "cpu:8",
+            r"set --config\.plan\.embedding_dim=N",
+        ),
     ],
 )
 def test_bad_plans_are_told(changes, target, message, tmp_path):
@@ -185,6 +197,46 @@ def test_peak_of_a_program_is_what_lives_at_once():
         compiled = jax.jit(function).lower(x).compile()
         mine, theirs = usage.peak_bytes(compiled.as_text()), compiled.memory_analysis().temp_size_in_bytes
         assert 0.45 <= mine / theirs <= 2.1, (function.__name__, mine, theirs)
+
+
+def test_a_loop_moves_the_slices_that_it_reads_and_writes():
+    """Not the whole stack in every trip: twice the trips is twice the traffic."""
+
+    def moved(trips):
+        def loop(stack, x):
+            return jax.lax.scan(lambda c, row: (jnp.tanh(c + row), c * row), x, stack)
+
+        given = jax.ShapeDtypeStruct((trips, 4096), jnp.float32), jax.ShapeDtypeStruct((4096,), jnp.float32)
+        return usage.hbm_bytes(jax.jit(loop).lower(*given).compile().as_text())
+
+    row = 4 * 4096
+    assert 4 * row <= moved(64) / 64 <= 12 * row  # carry, input and output, and copies
+    np.testing.assert_allclose(moved(128) / moved(64), 2, rtol=0.05)
+
+
+def test_a_branch_among_many_is_counted():
+    def switch(k, x):
+        return jax.lax.switch(k, [lambda x: x, lambda x: jnp.sort(x), lambda x: jnp.sort(x)[::-1] + jnp.sort(2 * x)], x)
+
+    given = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((2**16,), jnp.float32)
+    text = jax.jit(switch).lower(*given).compile().as_text()
+    assert "branch_computations" in text
+    assert usage.hbm_bytes(text) > 4 * 4 * 2**16
+    assert usage.peak_bytes(text) >= 4 * 2**16
+
+
+def test_fused_attention_counts_as_the_other_does(monkeypatch):
+    """The kernel is traced on any machine once nothing asks for cuDNN's version."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
+    shape = jax.ShapeDtypeStruct((2, 3, 64, 4, 64), jnp.bfloat16)
+    found = [
+        count.flops(jax.make_jaxpr(lambda q, k, v, how=how: attend(q, k, v, None, how))(shape, shape, shape).jaxpr)
+        for how in ("xla", "cudnn")
+    ]
+    assert found == [2 * 2 * 6 * 4 * 64 * 64 * 64] * 2
 
 
 def test_stand_ins_lie_as_the_slice(tmp_path):

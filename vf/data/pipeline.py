@@ -56,6 +56,7 @@ class NoClips:
     """A source without clips, for a job that samples and looks at none, or plans."""
 
     class_names: tuple[str, ...] = ()
+    embedding_dim: int = 0
 
     @property
     def num_classes(self) -> int:

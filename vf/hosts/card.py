@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from vf import build, record
 
 ROOT = Path(__file__).resolve().parents[2]
+# What compiles, where it is there: programs that differ wait for one another for ever.
+COMPILERS = ("libtpu", "jax-cuda12-pjrt", "jax-cuda12-plugin", "jax-cuda13-pjrt", "jax-cuda13-plugin")
 
 
 def card(config: Any, mode: str, workdir: str) -> dict[str, str]:
@@ -17,7 +20,8 @@ def card(config: Any, mode: str, workdir: str) -> dict[str, str]:
     found = {"mode": mode, "workdir": workdir, "config": build.fingerprint(config), "code": _code()}
     found |= {f"config.{name}": json.dumps(value) for name, value in _flat(build.plain(config)).items()}
     found |= {"Python": platform.python_version()}
-    return found | {name: str(record.version(name)) for name in record.PACKAGES}
+    found |= {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")}
+    return found | {name: str(record.version(name)) for name in (*record.PACKAGES, *COMPILERS)}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Compiling in a process of its own, for a machine that is not here: with limits of time and memory, and an early end.
 
 For TPU slices the compiler is libtpu's, which needs no TPU. Most of its time goes into generating code, of which a plan
-needs nothing: the process is ended as soon as libtpu has written down the optimised, partitioned and scheduled program
-(`libtpu's` flag `--xla_jf_dump_to`), from whose text `messages` and `usage` read what it
-sends, computes and keeps. Programs that are ready sooner come with the compiler's own figures, too.
+needs little: unless told to finish, the process is ended as soon as libtpu has written down the optimised, partitioned
+and scheduled program (libtpu's flag `--xla_jf_dump_to`), from whose text `messages` and `usage` read what it sends,
+computes and keeps. Programs that are ready sooner come with the compiler's own figures, too.
 """
 
 import contextlib
@@ -100,9 +100,11 @@ def stand_ins(target: Target) -> Sequence[Any]:
 
 
 def compile_apart(
-    lower: Callable[[Sequence[Any]], Any], target: Target, minutes: float, gigabytes: float
+    lower: Callable[[Sequence[Any]], Any], target: Target, minutes: float, gigabytes: float, finish: bool = False
 ) -> Compiled | None:
-    """Compiles what `lower` (picklable) makes of the target's devices; None where it took too long or too much."""
+    """Compiles what `lower` (picklable) makes of the target's devices; None where it took too long or too much.
+
+    finish: go on once the optimised program is there; what a limit then ends is the code's generation alone."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="vf-plan-") as name:
         folder = Path(name)
@@ -110,18 +112,20 @@ def compile_apart(
         began = time.monotonic()
         child.start()
         try:
-            seen = 0
+            seen, early, ready = 0, None, 0.0
             while child.is_alive():
                 child.join(2)
-                early, seen = _dumped(folder, seen)
-                if early:
-                    return Compiled(early, time.monotonic() - began)
+                if not early:
+                    early, seen = _dumped(folder, seen)
+                    ready = time.monotonic() - began
+                if early and not finish:
+                    return Compiled(early, ready)
                 over_time = time.monotonic() - began > 60 * minutes
                 over_memory = _resident_bytes(child.pid) > 1e9 * gigabytes
                 if over_time or over_memory:
                     reason = f"{minutes:g} minutes" if over_time else f"{gigabytes:g} GB"
                     logging.warning("compiling was ended after %s", reason)
-                    return None
+                    return Compiled(early, ready) if early else None
         finally:
             child.kill()
             child.join()

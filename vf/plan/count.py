@@ -56,6 +56,9 @@ def flops(jaxpr: Any) -> int:
         elif eqn.primitive.name == "conv_general_dilated":
             kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
             total += 2 * eqn.outvars[0].aval.size * math.prod(kernel[axis] for axis in spec[1:])
+        elif eqn.primitive.name.startswith("dot_product_attention_fwd"):  # cuDNN's: q k^T, and its softmax times v
+            q, k = (given.aval.shape for given in eqn.invars[:2])  # b t n d
+            total += 4 * math.prod(q) * k[1]
         elif eqn.primitive.name == "cond":
             total += max(inner)
         else:

@@ -107,6 +107,12 @@ def _mark(fusion: Line) -> None:
             line.scattered = line.op == "all-reduce" and last.op == "dynamic-slice" and last.operands[0] == line.name
 
 
+def callees(line: Line) -> list[str]:
+    """Names of the computations that an instruction calls: body, branches, what is fused."""
+    branches = [_NAME.findall(found) for found in _BRANCHES.findall(line.rest)]
+    return [*CALLS.findall(line.rest), *itertools.chain(*branches)]
+
+
 def root(lines: Mapping[str, Line]) -> Line:
     return next(line for line in lines.values() if line.root)
 
@@ -129,14 +135,11 @@ def walk(
                 body = re.search(r"body=%([\w.\-]+)", line.rest)
                 parts += [(1 if times is None else times, of(body[1]))] if body else []
             elif line.op == "conditional":
-                branches = [_NAME.findall(found) for found in _BRANCHES.findall(line.rest)]
-                named = list(itertools.chain(*branches)) or CALLS.findall(line.rest)
-                parts.append((1, max((of(branch) for branch in named), key=cost)))
+                parts.append((1, max((of(branch) for branch in callees(line)), key=cost)))
             elif line.op in ("fusion", "call", "async-start"):
                 parts += [(1, of(called)) for called in CALLS.findall(line.rest)]
             elif line.op == "custom-call":
-                called = itertools.chain(*(_NAME.findall(found) for found in _BRANCHES.findall(line.rest)))
-                parts += [(1, of(name)) for name in called]
+                parts += [(1, of(called)) for called in callees(line)]
         return total(parts)
 
     return of(program.entry)

@@ -19,7 +19,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from vf import record, sharding
+from vf import files, record, sharding
 from vf.build import Planned
 from vf.plan import compile as compiling
 from vf.plan import count, messages, roofline, usage
@@ -29,6 +29,7 @@ from vf.plan.rank import guess, ranking
 from vf.plan.report import mesh_text, report
 
 ROOT = Path(__file__).resolve().parents[2]
+UPPER = "an upper bound: the CPU's program sends and keeps bfloat16 as float32, and keeps attention's logits"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Settings:
         compile: 'train,sample', 'train' or 'none'.
         meshes: how many of the best ranked are compiled.
         blocks: residual blocks a level that are compiled; 0 for all, and fewer where the limits end that.
+        finish: let a TPU's compiler generate code, too, if it can within the limits: then it says itself what it needs.
         minutes, gigabytes: limits of one compilation.
         cache: folder of what was compiled before.
     """
@@ -48,12 +50,13 @@ class Settings:
     compile: str
     meshes: int
     blocks: int
+    finish: bool
     minutes: float
     gigabytes: float
     cache: Path
 
 
-def run(make: Make, target: Target, settings: Settings, mark: str, workdir: Path) -> dict[str, Any]:
+def run(make: Make, target: Target, settings: Settings, mark: str, workdir: files.AnyPath) -> dict[str, Any]:
     """Plans, prints the tables and writes `WORKDIR/plan.json`; returns what it holds.
 
     mark: of the config, for the cache. Raises UserError for a mesh that fits neither machine nor batch.
@@ -92,9 +95,8 @@ def run(make: Make, target: Target, settings: Settings, mark: str, workdir: Path
     return plan
 
 
-def _save(plan: Mapping[str, Any], workdir: Path) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "plan.json").write_text(json.dumps(plan, indent=2) + "\n")
+def _save(plan: Mapping[str, Any], workdir: files.AnyPath) -> None:
+    files.write_whole(workdir / "plan.json", json.dumps(plan, indent=2) + "\n")
 
 
 def _planned(
@@ -137,7 +139,7 @@ def _planned(
         label = f"counted; the compiler says: {figures['failure']}" if figures else "counted, not compiled"
         refused = figures is not None
         made |= {"how": label, "fits": not refused and made.get("fits", True)}
-        return made | _verdict(made, chip, refused, subject)
+        return made | _verdict(made, chip, subject, figures["failure"] if figures else "")
     made |= {"how": label, "compile_seconds": figures["compile_seconds"], "finished": figures["finished"]}
     made |= {name: figures[name] * scale for name in ("flops", "hbm_bytes", "temporary_bytes")}
     made["optimal_seconds"] = figures["optimal_seconds"] and figures["optimal_seconds"] * scale
@@ -169,17 +171,19 @@ def _planned(
         made["fits"] = made["total_bytes"] < chip.hbm_bytes
     else:
         made["fits"] = True
-    return made | _verdict(made, chip, False, subject)
+    return made | _verdict(made, chip, subject)
 
 
-def _verdict(made: Mapping[str, Any], chip: Chip | None, refused: bool, subject: Planned) -> dict[str, Any]:
-    """In words: fits or not, and what to change."""
+def _verdict(made: Mapping[str, Any], chip: Chip | None, subject: Planned, failure: str = "") -> dict[str, Any]:
+    """In words: fits or not, and what to change; `failure` is what a compiler said that refused."""
+    refused = bool(failure)
     if chip is None:
         return {"verdict": "the memory of this machine is not planned for"}
+    aside = f" ({UPPER})" if "fake" in made["how"] else ""
     size = f"{made.get('total_bytes', made['argument_bytes']) / 2**30:.2f} GiB"
     room = f"{chip.hbm_bytes / 2**30:.2f} GiB"
     if made["fits"]:
-        return {"verdict": f"fits: {size} of {room} on each {chip.name}"}
+        return {"verdict": f"fits: {size} of {room} on each {chip.name}{aside}"}
     state = sum(made["state_bytes"].values())
     if state > made.get("total_bytes", 0) / 2:
         advice = "more devices on --config.mesh.fsdp, which splits parameters and optimizer"
@@ -188,8 +192,10 @@ def _verdict(made: Mapping[str, Any], chip: Chip | None, refused: bool, subject:
     else:
         advice = f"--config.train.accumulate={2 * subject.accumulate}, which halves what activations need"
         advice = advice if subject.remat else f"--config.model.remat=blocks, which keeps fewer activations, or {advice}"
+    if refused and "RESOURCE_EXHAUSTED" not in failure:
+        return {"verdict": f"the compiler refused the program, though not for want of memory: {failure:.300}"}
     why = "the compiler ran out of memory" if refused else f"{size} on each {chip.name}, which has {room}"
-    return {"verdict": f"does not fit: {why}; try {advice}"}
+    return {"verdict": f"does not fit: {why}{aside}; try {advice}"}
 
 
 def compiled(
@@ -201,14 +207,17 @@ def compiled(
     """
     sizes = mesh.devices.shape
     versions = [jax.__version__, jax.lib.__version__, record.version("libtpu"), record.sources(ROOT, ("vf",))]
-    name = hashlib.sha256(json.dumps([mark, target.text, program, sizes, blocks, versions]).encode()).hexdigest()[:16]
+    asked = [mark, target.text, program, sizes, blocks, settings.finish, versions]
+    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     kept = settings.cache / f"{name}.json"
     if kept.exists():
         logging.info("%s on mesh %s was compiled before: %s", program, mesh_text(sizes), kept)
         return json.loads(kept.read_text())
     logging.info("compiling the %s step on mesh %s for %s ...", program, mesh_text(sizes), target.text)
     lower = lower_training if program == "train" else lower_sampling
-    made = compiling.compile_apart(_Lower(lower, make, sizes, blocks), target, settings.minutes, settings.gigabytes)
+    made = compiling.compile_apart(
+        _Lower(lower, make, sizes, blocks), target, settings.minutes, settings.gigabytes, settings.finish
+    )
     if made is None:
         return None
     if made.failure:

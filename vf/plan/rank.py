@@ -38,11 +38,19 @@ def ranking(
             f"no mesh of {target.devices} devices takes train.batch_size {subject.batch_size} in {subject.accumulate} "
             f"micro-batches: make the batch a multiple of {target.devices * subject.accumulate}"
         )
-    made = []
+    made, refused = [], None
     for sizes in found:
         mesh = sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)), devices=devices)
-        sharding.check_rows(mesh, "train.batch_size", subject.batch_size, subject.accumulate, clips=True)
+        try:
+            sharding.check_rows(mesh, "train.batch_size", subject.batch_size, subject.accumulate, clips=True)
+            sharding.check_rows(mesh, "sample.batch_size", subject.job.batch_size, over=sharding.EVERY)
+            sharding.check_rows(mesh, "eval.batch_size", subject.eval_batch_size, over=sharding.EVERY)
+        except UserError as error:
+            refused = refused or error
+            continue
         made.append((sizes, guess(subject, shapes, counted, mesh, target)))
+    if refused and not made:
+        raise refused
 
     def order(item: tuple[tuple[int, ...], dict[str, Any]]) -> tuple[Any, ...]:
         fits = item[1].get("fits", True)

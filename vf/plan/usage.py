@@ -115,7 +115,7 @@ def peak_bytes(text: str) -> int:
                     live += sizes[buffer]
                     end = last.get(buffer, i)
                     ends[end] = ends.get(end, 0) + sizes[buffer]
-            inside = hlo.CALLS.findall(line.rest) if line.op in ("while", "conditional", "call") else []
+            inside = hlo.callees(line) if line.op in ("while", "conditional", "call") else []
             peak = max(peak, live + max(map(of, inside), default=0))
             live -= ends.pop(i, 0)
         return peak
@@ -153,7 +153,11 @@ def _padded_bytes(shape: str, op: str) -> list[int]:
 
 
 def hbm_bytes(text: str) -> int:
-    """Bytes that a program reads from and writes to HBM: operands and results of every instruction, fusions as one."""
+    """Bytes that a program reads from and writes to HBM: operands and results of every instruction, fusions as one.
+
+    Of an array that is only sliced, or only written into, what is touched counts: a loop would otherwise read its
+    stacked inputs as often as it runs.
+    """
     program = hlo.parse(text)
     free = {
         "parameter",
@@ -174,13 +178,66 @@ def hbm_bytes(text: str) -> int:
         for line in lines.values():
             if line.op in ("while", "conditional", "call"):
                 times = (hlo.trips(line) or 1) if line.op == "while" else 1
-                total += times * max(map(of, hlo.CALLS.findall(line.rest)), default=0)
+                total += times * max(map(of, hlo.callees(line)), default=0)
             if line.op in free or line.op.endswith("-done"):
                 continue
-            total += sum(_padded_bytes(line.shape, line.op))
-            if not _in_place(line):
-                read = [lines[operand] for operand in line.operands if operand in lines]
-                total += sum(sum(_padded_bytes(part.shape, part.op)) for part in read if not part.shape.startswith("("))
+            total += _written(line)
+            total += sum(
+                min(_bytes(lines[operand]), _read(line, k))
+                for k, operand in enumerate(line.operands)
+                if operand in lines and not lines[operand].shape.startswith("(")
+            )
         return total
 
     return of(program.entry)
+
+
+_SLICES = ("slice", "dynamic-slice", "gather")
+_VIEWS = ("bitcast", "reshape", "copy", "convert")  # within a fusion: of each element, no more than is used of it
+
+
+def _bytes(line: hlo.Line) -> int:
+    return sum(_padded_bytes(line.shape, line.op))
+
+
+def _fused(line: hlo.Line) -> dict[str, hlo.Line]:
+    """What a fusion does."""
+    return line.program.computations[hlo.callees(line)[0]]
+
+
+def _read(line: hlo.Line, k: int) -> int:
+    """Bytes that an instruction reads of its operand k."""
+    if line.op in _SLICES and k == 0:
+        return _bytes(line)
+    if line.op == "dynamic-update-slice" and k == 0:
+        return 0
+    if line.op == "fusion" and hlo.callees(line):
+        inside = _fused(line)
+        given = next((each for each in inside.values() if each.op == "parameter" and each.inner == str(k)), None)
+        if given is not None:
+            return _used(given)
+    return _bytes(line.of[line.operands[k]])
+
+
+def _used(source: hlo.Line) -> int:
+    """Bytes of an array within a fusion that are used there."""
+    total = 0
+    for user in source.of.values():
+        for k, operand in enumerate(user.operands):
+            if operand == source.name:
+                total += _used(user) if user.op in _VIEWS and not user.root else _read(user, k)
+    return min(total, _bytes(source))
+
+
+def _written(line: hlo.Line) -> int:
+    """Bytes that an instruction writes."""
+    if line.op == "dynamic-update-slice":
+        return _bytes(line.of[line.operands[1]])
+    if line.op == "fusion" and hlo.callees(line):
+        last = hlo.root(_fused(line))
+        while last.op in ("bitcast", "reshape") and last.operands[0] in last.of:
+            last = last.of[last.operands[0]]
+        parts = [last.of[operand] for operand in last.operands] if last.op == "tuple" else [last]
+        if any(part.op == "dynamic-update-slice" for part in parts):
+            return sum(_written(part) for part in parts)
+    return _bytes(line)

@@ -1,0 +1,90 @@
+"""Data in an object store is fetched once, and again where it has changed."""
+
+import pytest
+
+from configs import base
+from vf import build
+from vf.data import remote
+from vf.types import UserError
+
+ADDRESS = "gs://bucket/data/set"
+
+
+@pytest.fixture
+def store(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("VF_DATA_CACHE", str(tmp_path / "cache"))
+    bucket |= {
+        "bucket/data/set/manifest.json": b"{}",
+        "bucket/data/set/train/0.array_record": b"abc",
+        "bucket/data/set/train/1.array_record": b"defg",
+        "bucket/data/settings": b"a neighbour",
+    }
+    return bucket
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def kept(store):
+    prefix = "bucket/data/set/"
+    return {name.removeprefix(prefix): data for name, data in store.items() if name.startswith(prefix)}
+
+
+def test_a_folder_is_fetched_once_and_what_changes_again(store, monkeypatch):
+    folder = remote.at_hand(ADDRESS)
+    assert content(folder) == kept(store)
+    before = (folder / "train/0.array_record").stat().st_mtime_ns
+    store["bucket/data/set/train/1.array_record"] = b"longer than it was"
+    store["bucket/data/set/train/2.array_record"] = b"new"
+    del store["bucket/data/set/train/0.array_record"]
+    assert remote.at_hand(f"{ADDRESS}/") == folder
+    assert content(folder) == kept(store)
+    store["bucket/data/set/train/0.array_record"] = b"abc"
+    remote.at_hand(ADDRESS)
+    after = (folder / "train/0.array_record").stat().st_mtime_ns
+    assert after > before
+    remote.at_hand(ADDRESS)
+    assert (folder / "train/0.array_record").stat().st_mtime_ns == after  # nothing to fetch
+
+
+def test_data_that_was_prepared_anew_is_fetched_whole(store):
+    remote.at_hand(ADDRESS)
+    store["bucket/data/set/manifest.json"] = b'{"size": 64}'
+    store["bucket/data/set/train/0.array_record"] = b"ABC"  # as long as before
+    assert content(remote.at_hand(ADDRESS)) == kept(store)
+
+
+def test_a_fetch_that_broke_off_goes_on(store, monkeypatch):
+    from fsspec.spec import AbstractFileSystem
+
+    whole = AbstractFileSystem.get_file
+
+    def broken(self, name, *args, **kwargs):
+        if name.endswith("1.array_record"):
+            raise OSError("no network")
+        return whole(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(AbstractFileSystem, "get_file", broken)
+    with pytest.raises(UserError, match=r"stopped \(OSError: no network\): the same command goes on"):
+        remote.at_hand(ADDRESS)
+    monkeypatch.setattr(AbstractFileSystem, "get_file", whole)
+    assert content(remote.at_hand(ADDRESS)) == kept(store)
+
+
+def test_nothing_there_is_told(store):
+    with pytest.raises(UserError, match=r"found nothing there|cannot be read"):
+        remote.at_hand("gs://bucket/data/other")
+
+
+def test_videos_in_a_store_are_a_source(bucket, real_clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("VF_DATA_CACHE", str(tmp_path))
+    for path in sorted((real_clips / "UCF-101").glob("*/v_*.avi"))[:2]:
+        bucket[f"bucket/{path.relative_to(real_clips).as_posix()}"] = path.read_bytes()
+    config = base.get_config()
+    config.data.source = "gs://bucket/UCF-101"
+    assert len(build.source(config)) == 2
+    # A plan fetches nothing.
+    config.plan.classes = 3
+    monkeypatch.setattr(remote, "at_hand", lambda _: pytest.fail("fetched"))
+    assert build.plan_source(config).num_classes == 3

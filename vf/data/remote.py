@@ -1,0 +1,96 @@
+"""Data in an object store: fetched once to each machine, then read as any folder.
+
+Clips are read at random and again in each epoch, which stores are slow and costly at. What is fetched lies in
+`~/.cache/vf/data/STORE/BUCKET/...` (or `VF_DATA_CACHE`), for every job on the machine; a mount (gcsfuse, NFS) is a
+local folder and is read where it is.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from absl import logging
+
+from vf import files
+from vf.types import UserError
+
+MANIFEST = "manifest.json"
+THREADS = 16
+
+
+def at_hand(address: str) -> Path:
+    """The local copy of the folder at `address` (gs://bucket/data), made or brought up to date.
+
+    What is missing or has another size is fetched, what the store no longer has is removed; all of it where prepared
+    data was prepared anew. Processes of one machine wait for one another. Raises UserError where there is nothing, or
+    the store cannot be read.
+    """
+    files.path(address)  # is its client here?
+    import fsspec
+
+    scheme = address.split("://")[0]
+    try:
+        store, root = fsspec.core.url_to_fs(address)
+        listed = {name.removeprefix(root).lstrip("/"): info["size"] for name, info in _find(store, root)}
+    except Exception as error:  # every store's client has errors of its own
+        raise UserError(
+            f"expected a data set at {address}, which cannot be read ({type(error).__name__}: {error}): check the "
+            "address and these credentials"
+        ) from error
+    if not listed:
+        raise UserError(f"expected a data set at {address} and found nothing there: check the address")
+    target = Path(os.environ.get("VF_DATA_CACHE") or Path.home() / ".cache/vf/data") / scheme / root
+    with _alone(target):
+        if MANIFEST in listed and (target / MANIFEST).exists():
+            with store.open(f"{root}/{MANIFEST}", "rb") as file:
+                if file.read() != (target / MANIFEST).read_bytes():
+                    shutil.rmtree(target)
+        for path in [path for path in target.rglob("*") if path.is_file()]:
+            if path.relative_to(target).as_posix() not in listed:
+                path.unlink()
+        wanted = [name for name, size in listed.items() if _size(target / name) != size]
+        if wanted:
+            size = sum(listed[name] for name in wanted) / 1e9
+            logging.info("fetching %d of %d files, %.2f GB, of %s", len(wanted), len(listed), size, address)
+
+        def fetch(name: str) -> None:
+            with files.replacing(target / name) as temporary:
+                store.get_file(f"{root}/{name}", str(temporary))
+
+        try:
+            with ThreadPoolExecutor(THREADS) as threads:
+                list(threads.map(fetch, [name for name in wanted if name != MANIFEST]))
+            if MANIFEST in wanted:  # last: without it the rest is no data set
+                fetch(MANIFEST)
+        except Exception as error:  # as above, and a full disk
+            raise UserError(
+                f"fetching {address} to {target} stopped ({type(error).__name__}: {error}): the same command goes on "
+                "from there; VF_DATA_CACHE names another folder"
+            ) from error
+    return target
+
+
+def _find(store: object, root: str) -> Iterator[tuple[str, dict]]:
+    found: dict[str, dict] = store.find(root, detail=True)  # type: ignore[attr-defined]
+    # Some stores list an object that stands for the folder itself.
+    return ((name, info) for name, info in found.items() if not name.endswith("/") and name != root)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
