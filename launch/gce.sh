@@ -208,7 +208,9 @@ while true; do
     crashes=0
     continue
   elif ((\${#hosts[@]} < $hosts)); then
-    if [[ \$complete == yes ]]; then $(delete) || true; fi
+    # Gone since it was whole; or, if this loop was started again, stopped (a preempted machine is) and not on its way.
+    stopped=\$($group list-instances $name $in_zone --filter='instanceStatus:(STOPPING STOPPED TERMINATED)' --format='value(name)' 2>/dev/null || true)
+    if [[ \$complete == yes || \$stopped ]]; then $(delete) || true; fi
     sleep 30
     continue
   fi

@@ -30,6 +30,7 @@ setup() {
   # on another day too.
   [[ ! -f constraints.txt ]] || export PIP_CONSTRAINT=$PWD/constraints.txt
   make install "ACCELERATOR=$1" "PYTHON=$python"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-cloud.txt
 }
 
 running() { systemctl is-active --quiet vf; }

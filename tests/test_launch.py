@@ -212,6 +212,7 @@ case "$*" in
     state=$(next {folder}/states)
     [[ $state == NONE ]] && exit 1
     echo "$state" ;;
+  *list-instances*STOPPED*) cat {folder}/stopped 2>/dev/null ;;
   *list-instances*) for host in $(next {folder}/states); do echo "$host"; done ;;
   *managed*" describe "*) [[ -f {folder}/group ]] ;;
   *instance-templates*" describe "* | *resource-policies*" describe "*) exit 1 ;;
@@ -297,6 +298,16 @@ def test_gpu_group_is_made_again_when_a_machine_has_gone(tmp_path):
         (f"--coordinator={first}:8476", "--processes=2", f"--process={i}") for first in ("h0", "h2") for i in (0, 1)
     ]
     assert all(f.read_text().splitlines()[3:-3] == FLAGS for f in tmp_path.glob("arguments.*"))
+
+
+def test_a_loop_that_is_started_again_does_not_wait_for_stopped_machines(tmp_path):
+    """A preempted machine is stopped and stays so: the group is made anew, though this loop never saw it whole."""
+    calls = cloud(tmp_path, ["h1", "", "h2 h3"], [0, 0])
+    (tmp_path / "group").touch()
+    (tmp_path / "stopped").write_text("h0\n")
+    done = launch(["gce.sh", "train", *GPUS, "--hosts=2", "--", *FLAGS], cwd=tmp_path, PATH=path_with(tmp_path / "bin"))
+    assert done.returncode == 0, done.stderr
+    assert [each for each in story(calls) if each in ("create", "delete", "run")] == ["delete", "create", "run", "run"]
 
 
 def test_slice_of_several_hosts_has_a_topology():
@@ -738,5 +749,7 @@ def test_image_has_the_accelerator_and_the_requirements():
     text = (LAUNCH / "Dockerfile").read_text()
     assert "ARG ACCELERATOR=cpu" in text
     assert "make install ACCELERATOR=${ACCELERATOR}" in text
+    assert "-r requirements-cloud.txt" in text
+    assert "-r requirements-cloud.txt" in (LAUNCH / "host.sh").read_text()
     assert "--build-arg=ACCELERATOR=tpu" in recipe("gke image")
     assert json.loads(text.split("ENTRYPOINT ")[1]) == ["/vf/.venv/bin/python", "-m", "vf.main"]

@@ -99,7 +99,7 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config.plan.compile = "train"
     config.train.batch_size = 64
-    with pytest.raises(UserError, match="libtpu, which is not installed: pip install libtpu"):
+    with pytest.raises(UserError, match=r"libtpu, which is not installed: pip install 'jax\[tpu\]'"):
         plan(config, "v5e:8x8", tmp_path)
 
 

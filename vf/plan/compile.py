@@ -64,8 +64,8 @@ def devices_of(target: Target) -> Sequence[Any]:
         return found[: target.devices]
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"target {target.text} is compiled by libtpu, which is not installed: pip install libtpu, or count without "
-            "compiling by --config.plan.compile=none"
+            f"target {target.text} is compiled by libtpu, which is not installed: pip install 'jax[tpu]', or count "
+            "without compiling by --config.plan.compile=none"
         )
     from jax.experimental import topologies
 
