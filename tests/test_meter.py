@@ -1,10 +1,11 @@
 """Rates are counts over time; chips are known by the names that drivers give them."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from vf import meter, sharding
+from vf import files, meter, sharding
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,9 @@ def test_rates(monkeypatch):
     rates._peak = 4e12
     now[0] += 1
     assert rates.read(1)["mfu"] == pytest.approx(0.25)
+    now[0] += 100  # of sampling, and one of training
+    rates.skip(99)
+    assert rates.read(1)["steps_per_s"] == pytest.approx(1)
 
 
 def test_phases_add_up(monkeypatch):
@@ -62,3 +66,19 @@ def test_a_trace_is_of_the_steps_after_the_tenth(tmp_path, monkeypatch):
     none.before(10)
     none.close()
     assert calls.count(("stop",)) == 1
+
+
+def test_a_trace_reaches_an_object_store(bucket, monkeypatch):
+    """The profiler writes to disks only."""
+
+    def start(folder):
+        (Path(folder) / "plugins").mkdir()
+        (Path(folder) / "plugins" / "host.xplane.pb").write_bytes(b"trace")
+
+    monkeypatch.setattr(meter.jax.profiler, "start_trace", start)
+    monkeypatch.setattr(meter.jax.profiler, "stop_trace", lambda: None)
+    trace = meter.Trace(files.path("gs://bucket/run") / "profile", first=0, steps=1)
+    for step in range(1, 12):
+        trace.before(step)
+        trace.after(step, {})
+    assert bucket == {"bucket/run/profile/plugins/host.xplane.pb": b"trace"}
