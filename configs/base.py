@@ -42,8 +42,8 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     # "sprites" (embedded), a prepared data set (python -m vf.data.prepare), a folder of videos that are decoded on the
-    # fly (DIR/<Class>/*.avi, or DIR/*.mp4), tfds:ucf101/ucf101_1_256 (as TFDS itself prepares it; needs TensorFlow), or
-    # none (--mode=sample with init_from).
+    # fly (DIR/<Class>/*.avi, or DIR/*.mp4), either also at gs://bucket/..., tfds:ucf101/ucf101_1_256 (as TFDS itself
+    # prepares it; needs TensorFlow), or none (--mode=sample with init_from).
     data.source = "sprites"
     data.frames = 16
     data.size = 64
