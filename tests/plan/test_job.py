@@ -89,7 +89,7 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
     assert "2,097.6 M parameters" in said
     assert "--config.mesh.fsdp=" in said
 
-    config = tiny(plan__compile="none", train__batch_size=2**24)
+    config = tiny(plan__compile="none", train__batch_size=2**24, sample__batch_size=64, eval__batch_size=64)
     made = plan(config, "v5e:8x8", tmp_path)
     assert not made["best"]["fits"]
     assert "does not fit" in made["best"]["verdict"]
