@@ -14,7 +14,7 @@ from configs import demo, paper
 from vf import build, main, sharding, train
 from vf.nets.layers import attend
 from vf.plan import compile as compiling
-from vf.plan import count, lower, rank, usage
+from vf.plan import count, job, lower, rank, usage
 from vf.plan.chips import parse_target
 from vf.types import UserError
 
@@ -71,6 +71,24 @@ def test_a_compiled_plan_has_the_compiler_s_memory(tmp_path, capsys):
     again = plan(config, "cpu:8", tmp_path)["best"]
     assert again == made
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_what_was_compiled_is_found_again_unless_the_compiler_s_flags_differ(tmp_path, monkeypatch):
+    """The compiler is not asked here: it refuses each program at once."""
+    asked = []
+
+    def refuse(*args):
+        asked.append(args)
+        return compiling.Compiled("", 0.0, failure="no")
+
+    monkeypatch.setattr(compiling, "compile_apart", refuse)
+    target, mesh = parse_target("cpu:8"), sharding.make_mesh(8)
+    settings = job.Settings(None, "train", 1, 0, False, 1.0, 1.0, tmp_path)
+    for flags in ("", "", "--xla_other", "--xla_other", ""):
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
+        made = job.compiled(None, "train", mesh, target, settings, "mark", None)
+        assert made == {"failure": "no", "compile_seconds": 0.0}
+    assert len(asked) == 2
 
 
 def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, monkeypatch):

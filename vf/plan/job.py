@@ -11,6 +11,7 @@ What was compiled and what was only counted is told apart everywhere.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,11 +204,12 @@ def compiled(
 ) -> dict[str, Any] | None:
     """What the compiler's program says of one step (or one batch of samples) on one device; None past the limits.
 
-    `mark`: of the config; what was compiled before with the same mark, target, code and versions is in the cache.
+    `mark`: of the config; what was compiled with the same mark, target, code, versions and flags is in the cache.
     """
     sizes = mesh.devices.shape
     versions = [jax.__version__, jax.lib.__version__, record.version("libtpu"), record.sources(ROOT, ("vf",))]
-    asked = [mark, target.text, program, sizes, blocks, settings.finish, versions]
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")  # change the program
+    asked = [mark, target.text, program, sizes, blocks, settings.finish, versions, flags]
     name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     kept = settings.cache / f"{name}.json"
     if kept.exists():
