@@ -24,7 +24,7 @@ import torch
 from diffusers import UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.unet import SIDE, Work, products, runnable, seconds, synchronise
+from benchmarks.unet import SIDE, Work, both_start, products, runnable, seconds, synchronise
 from configs import base, ucf101
 from vf import build, sharding, train
 from vf.plan import lower
@@ -181,12 +181,7 @@ def main() -> None:
     parser.add_argument("--remat", choices=("none", "dots", "blocks"), default="none")
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="without PyTorch's compiler")
     args = parser.parse_args()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the GPU; read when jax starts
-    kind = jax.devices()[0]
-    device = "cuda" if kind.platform == "gpu" and torch.cuda.is_available() else "cpu"
-    precision = args.precision or ("bfloat16" if device == "cuda" else "float32")
-    torch.set_num_threads(os.cpu_count() or 1)
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, jax's default too
+    kind, device, precision = both_start(args.precision)
 
     shape = (args.batch, args.frames, args.size, args.size, 3)
     clips = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -197,6 +197,17 @@ def memory(name: str, mine: float, works: dict[str, Work], one: int) -> None:
     print(f"{name}, GiB: " + "; ".join(cells))
 
 
+def both_start(precision: str | None) -> tuple[jax.Device, str, str]:
+    """(jax's device, PyTorch's name of it, the precision: as given, or the platform's), both libraries on all cores."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the GPU; read when jax starts
+    kind = jax.devices()[0]
+    device = "cuda" if kind.platform == "gpu" and torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(os.cpu_count() or 1)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, jax's default too
+    return kind, device, precision or ("bfloat16" if device == "cuda" else "float32")
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser()
@@ -207,13 +218,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="without PyTorch's compiler")
     args = parser.parse_args()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the GPU; read when jax starts
-    kind = jax.devices()[0]
-    device = "cuda" if kind.platform == "gpu" and torch.cuda.is_available() else "cpu"
-    precision = args.precision or ("bfloat16" if device == "cuda" else "float32")
-    torch.set_num_threads(os.cpu_count() or 1)
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, jax's default too
+    kind, device, precision = both_start(args.precision)
 
     data = inputs(args.batch, args.size)
     parameters, mine, plans = ours(args.width, data, precision)
