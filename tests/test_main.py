@@ -388,7 +388,8 @@ def test_one_and_eight_devices_train_alike(finished, tmp_path):
 
 @pytest.mark.slow
 def test_accumulated_micro_batches_are_one_batch(tmp_path):
-    whole, parts = tiny(train__steps=1), tiny(train__steps=1, train__accumulate=2)
+    whole = tiny(train__steps=1, train__batch_size=16)
+    parts = tiny(train__steps=1, train__batch_size=16, train__accumulate=2)
     assert whole.base.net.dropout > 0 < whole.residual.net.dropout
     main.run(whole, tmp_path / "whole", "train")
     main.run(parts, tmp_path / "parts", "train")

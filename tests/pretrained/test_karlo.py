@@ -234,10 +234,10 @@ def _original(unet, beside):
 
 
 def _peak(source, out, *flags):
-    """Bytes of memory that a conversion by the command holds at most."""
+    """Bytes of memory that a conversion by the command holds at most; `ru_maxrss` would be its parent's, if larger."""
     code = (
-        "import resource, sys\nfrom vf.pretrained import convert\nconvert.main(sys.argv[1:])\n"
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "import re, sys\nfrom vf.pretrained import convert\nconvert.main(sys.argv[1:])\n"
+        "print('peak', re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
     command = [sys.executable, "-c", code, "karlo-decoder", f"--source={source}", f"--out={out}", *flags]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
