@@ -27,13 +27,14 @@ from vf.sharding import put_batch
 ROUNDS = 10
 
 
-def read(compiled: Any, mesh: jax.sharding.Mesh, here: Chip, dtype: Any) -> dict[str, float]:
-    """The figures of a program, per device: FLOPs, bytes, seconds at least and if nothing overlaps."""
+def read(compiled: Any, mesh: jax.sharding.Mesh, here: Chip, dtype: Any, padding: float) -> dict[str, float]:
+    """The figures of a program, per device: FLOPs (`padding` as in `count.Counts`), bytes, seconds at least and if
+    nothing overlaps."""
     text = compiled.as_text()
     found = messages.collectives(text, [device.id for device in mesh.devices.flat])
     places = roofline.places_of(list(mesh.devices.flat), here)
     traffic = roofline.traffic_of(found, mesh.shape, here, (mesh.size,), places)
-    flops, size = float(usage.flops(text)), float(usage.hbm_bytes(text))
+    flops, size = padding * usage.flops(text), float(usage.hbm_bytes(text))
     estimate = roofline.estimate(roofline.Step(flops, size, traffic, dtype=dtype), here)
     kept = compiling.PACKING * usage.peak_bytes(text) / compiled.memory_analysis().temp_size_in_bytes
     return {"flops": flops, "bytes": size, "overlapped": estimate.step_s, "serial": estimate.serial_s, "kept": kept}
@@ -49,6 +50,7 @@ def main() -> None:
     make, sizes, devices = functools.partial(build.planned, config), mesh.devices.shape, list(mesh.devices.flat)
     dtype = "bfloat16" if subject.dtype == jax.numpy.bfloat16 else "float32"
 
+    padding = lower.counts(subject, subject.state().params).padding
     create, _ = train.place_state(subject.model, subject.tx, mesh, config.seed, subject.param_dtype)
     clips = pipeline.batches(build.source(config), seed=0, batch_size=subject.batch_size, threads=0)
     wanted = lower.batch_shapes(subject, subject.batch_size, mesh)
@@ -88,7 +90,7 @@ def main() -> None:
     print("| program | GFLOP | GB | overlapped | serial | clock, ms | clock / overlapped | memory, estimated / real |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, (compiled, _) in programs.items():
-        made = read(compiled, mesh, here, dtype)
+        made = read(compiled, mesh, here, dtype, padding)
         print(
             f"| {name} | {made['flops'] / 1e9:.2f} | {made['bytes'] / 1e9:.2f} | {1e3 * made['overlapped']:.1f} | "
             f"{1e3 * made['serial']:.1f} | {1e3 * seconds[name]:.1f} | {seconds[name] / made['overlapped']:.2f} | "

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vf import sharding
-from vf.plan import hlo, messages, usage
+from vf.plan import count, hlo, messages, usage
 
 P = PartitionSpec
 
@@ -387,6 +387,9 @@ def convolution(options):
 def test_convolution_flops(options):
     f, k, x, expected = convolution(options)
     assert usage.flops(compiled(f, k, x)) == expected
+    traced = jax.make_jaxpr(f)(k, x).jaxpr
+    assert count.flops(traced, padding=False) == expected
+    assert count.flops(traced) == 2 * f(k, x).size * 3 * 5 * k.shape[2]
     if options["padding"] == "VALID":
         assert expected == 2 * f(k, x).size * 3 * 5 * 8  # 2 * out * kernel elements * input channels
 

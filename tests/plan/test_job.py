@@ -15,7 +15,7 @@ from vf import build, main, sharding, train
 from vf.nets.layers import attend
 from vf.plan import compile as compiling
 from vf.plan import count, job, lower, rank, usage
-from vf.plan.chips import parse_target
+from vf.plan.chips import CHIPS, parse_target
 from vf.types import UserError
 
 
@@ -53,7 +53,16 @@ def test_counts_of_the_demo_are_the_real_ones(tmp_path, capsys):
         held = [s.data.nbytes for a in jax.tree.leaves(tree) for s in a.addressable_shards if s.device == first]
         assert made["best"]["state_bytes"][part] == sum(held), part
     assert made["best"]["mesh"] == {"data": 2, "fsdp": 4, "frames": 1, "tensor": 1}
-    assert "counted, not compiled" in capsys.readouterr().out
+    best, here = made["best"], made["chip"]
+    assert set(here["sources"].values()) == {"measured"}
+    seconds = best["useful_flops"] / here["flops_f32"]
+    assert best["seconds"]["compute"] == pytest.approx(seconds)
+    assert seconds <= best["seconds"]["least"] <= best["seconds"]["serial"]
+    assert best["mfu"]["least"] == pytest.approx(seconds / best["seconds"]["least"])
+    said = capsys.readouterr().out
+    assert "counted, not compiled" in said
+    assert "Each cpu, measured here" in said
+    assert "fits: " in best["verdict"]
 
 
 @pytest.mark.slow
@@ -68,8 +77,13 @@ def test_a_compiled_plan_has_the_compiler_s_memory(tmp_path, capsys):
     assert made["temporary_bytes"] == memory.temp_size_in_bytes
     assert {each["axes"] for each in made["collectives"]} == {"fsdp"}
     assert "compiled in" in capsys.readouterr().out
+    assert made["fits"]
+    assert made["seconds"]["network"] > 0
+    assert 0.9 <= made["useful_flops"] / made["flops"] <= 1.1
+    assert made["mfu"]["least"] <= 1.1
     again = plan(config, "cpu:8", tmp_path)["best"]
-    assert again == made
+    timed = "seconds", "network_by_axes", "mfu", "bound"  # with what the machine can do, measured anew
+    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in made.items() if k not in timed}
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
@@ -86,7 +100,7 @@ def test_what_was_compiled_is_found_again_unless_the_compiler_s_flags_differ(tmp
     settings = job.Settings(None, "train", 1, 0, False, 1.0, 1.0, tmp_path)
     for flags in ("", "", "--xla_other", "--xla_other", ""):
         monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
-        made = job.compiled(None, "train", mesh, target, settings, "mark", None)
+        made = job.compiled(None, "train", mesh, target, CHIPS["H100"], settings, "mark", None)
         assert made == {"failure": "no", "compile_seconds": 0.0}
     assert len(asked) == 2
 
@@ -230,6 +244,28 @@ def test_a_loop_moves_the_slices_that_it_reads_and_writes():
     row = 4 * 4096
     assert 4 * row <= moved(64) / 64 <= 12 * row  # carry, input and output, and copies
     np.testing.assert_allclose(moved(128) / moved(64), 2, rtol=0.05)
+
+
+def test_slices_of_what_is_scaled_move_no_more_than_themselves():
+    """As the parts of a gradient that was exchanged as one vector, and divided by the number of devices."""
+    n, parts = 2**16, 16
+
+    def split(x, given):
+        return [jnp.tanh(each + given) for each in jnp.split(x * 0.5, parts)]
+
+    shapes = jax.ShapeDtypeStruct((n * parts,), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.float32)
+    moved = usage.hbm_bytes(jax.jit(split).lower(*shapes).compile().as_text())
+    assert 3 * 4 * n * parts <= moved <= 5 * 4 * n * parts  # a part, `given`, and what is written
+
+
+def test_a_convolution_multiplies_in_the_padding():
+    def loss(params, rows):
+        return jax.lax.conv_general_dilated(rows["x"], params["w"], (1,), "SAME").sum()
+
+    shapes = {"w": jax.ShapeDtypeStruct((7, 5, 3), jnp.float32)}
+    found = count.training(loss, lambda n: {"x": jax.ShapeDtypeStruct((n, 5, 8), jnp.float32)}, shapes)
+    assert found.forward_flops == 2 * 8 * 3 * 5 * 7
+    assert found.padding == pytest.approx(8 * 3 / (8 * 3 - 2))
 
 
 def test_a_branch_among_many_is_counted():

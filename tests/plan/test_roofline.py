@@ -1,6 +1,10 @@
 """Estimates are their closed forms; groups lie on tori as their coordinates say; the present machine is measured."""
 
+import dataclasses
+import itertools
+import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +199,10 @@ def test_traffic_of_a_program():
     times = roofline.estimate(Step(0, 0, got), H100)
     assert times.network_s == pytest.approx((10 * size * 3 / 4 + size / 4) / 450e9)
     assert times.bound == "network"
+    kept = json.loads(json.dumps([dataclasses.asdict(part) for part in got]))
+    assert [roofline.traffic_read(part) for part in kept] == got
+    twice = [roofline.traffic_read(part, 2.0) for part in kept]
+    assert roofline.estimate(Step(0, 0, twice), H100).network_s == pytest.approx(2 * times.network_s)
 
 
 def test_measured_chip():
@@ -203,3 +211,17 @@ def test_measured_chip():
     for figure in chip.sources:
         assert 0 < getattr(chip, figure) < math.inf
     assert roofline.estimate(Step(1e9, 1e6, dtype="float32"), chip).step_s > 0
+    assert chip.host == 8
+
+
+def test_a_cpu_is_divided_among_its_devices(monkeypatch):
+    """Each has its part of the memory, and its turn on the cores."""
+    clock = itertools.count()
+    ticking = types.SimpleNamespace(perf_counter=lambda: float(next(clock)))  # every call takes a second
+    monkeypatch.setattr(roofline, "time", ticking)
+    monkeypatch.setattr(roofline.os, "cpu_count", lambda: 2)
+    one, two, many = (roofline.measured_chip(devices=n, size=64, copy_bytes=2**16, seconds=3.0) for n in (1, 2, 64))
+    for figure in ("flops_bf16", "flops_f32", "hbm_bandwidth"):
+        assert getattr(one, figure) == getattr(two, figure) == 32 * getattr(many, figure), figure
+    assert one.hbm_bytes == 2 * two.hbm_bytes == 64 * many.hbm_bytes
+    assert one.flops_f32 == 2 * 64**3

@@ -288,7 +288,7 @@ class Target:
     text: str
     kind: Kind
     chip: Chip | None
-    """None for cpu, whose figures must be measured."""
+    """None for cpu: `vf.plan.roofline.measured_chip` is."""
     shape: tuple[int, ...]
     """TPU: extents of a slice's torus; GPU: (nodes, GPUs of a node); CPU: (devices,)."""
     slices: int

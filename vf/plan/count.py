@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
 from vf.sharding import named
@@ -27,35 +28,39 @@ class Counts:
         forward_flops: of the forward pass.
         kept_bytes: what the forward pass keeps for the backward pass.
         largest_bytes: of the largest array of that.
+        padding: how many times the forward FLOPs that convolutions have without their taps in the padding.
     """
 
     forward_flops: float
     kept_bytes: float
     largest_bytes: float
+    padding: float = 1.0
 
 
 def training(loss: Callable[[Params, Any], Any], batch: Callable[[int], Any], shapes: Params) -> Counts:
     """`loss`: (params, batch) -> number; `batch`: rows -> shapes of a batch of so many clips; `shapes`: of params."""
     rows = batch(_ROWS)
-    forward = flops(jax.make_jaxpr(loss)(shapes, rows).jaxpr)
+    traced = jax.make_jaxpr(loss)(shapes, rows).jaxpr
+    forward, inside = flops(traced), flops(traced, padding=False)
     kept = jax.eval_shape(lambda params, given: jax.vjp(lambda p: loss(p, given), params)[1], shapes, rows)
     clips = [leaf for leaf in jax.tree.leaves(kept) if leaf.ndim > 1 and leaf.shape[0] % _ROWS == 0]
     sizes = [leaf.size * leaf.dtype.itemsize / _ROWS for leaf in clips]
-    return Counts(forward / _ROWS, sum(sizes), max(sizes, default=0))
+    return Counts(forward / _ROWS, sum(sizes), max(sizes, default=0), forward / inside if inside else 1.0)
 
 
-def flops(jaxpr: Any) -> int:
-    """Of a traced function, over all devices. A branch counts as the costliest; a loop of unknown length once."""
+def flops(jaxpr: Any, *, padding: bool = True) -> int:
+    """Of a traced function, over all devices. A branch counts as the costliest; a loop of unknown length once.
+
+    padding: with the taps of convolutions that meet no element of the input."""
     total = 0
     for eqn in jaxpr.eqns:
-        inner = [flops(part) for part in _called(eqn.params)]
+        inner = [flops(part, padding=padding) for part in _called(eqn.params)]
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             left = eqn.invars[0].aval.shape
             total += 2 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
         elif eqn.primitive.name == "conv_general_dilated":
-            kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
-            total += 2 * eqn.outvars[0].aval.size * math.prod(kernel[axis] for axis in spec[1:])
+            total += _convolution_flops(eqn, padding)
         elif eqn.primitive.name.startswith("dot_product_attention_fwd"):  # cuDNN's: q k^T, and its softmax times v
             q, k = (given.aval.shape for given in eqn.invars[:2])  # b t n d
             total += 4 * math.prod(q) * k[1]
@@ -64,6 +69,27 @@ def flops(jaxpr: Any) -> int:
         else:
             total += eqn.params["length"] * sum(inner) if eqn.primitive.name == "scan" else sum(inner)
     return total
+
+
+def _convolution_flops(eqn: Any, padding: bool) -> int:
+    given, kernel, out = (part.aval.shape for part in (*eqn.invars, *eqn.outvars))
+    of_given, of_kernel, of_out = eqn.params["dimension_numbers"]
+    pairs = [  # of an output and a tap, along each axis
+        out[to] * kernel[over] if padding else taps(given[at], kernel[over], out[to], *window)
+        for at, over, to, *window in zip(
+            of_given[2:], of_kernel[2:], of_out[2:], eqn.params["window_strides"],
+            [low for low, _ in eqn.params["padding"]], eqn.params["lhs_dilation"], eqn.params["rhs_dilation"],
+            strict=True,
+        )
+    ]  # fmt: skip
+    return 2 * out[of_out[0]] * out[of_out[1]] * kernel[of_kernel[1]] * math.prod(pairs)
+
+
+def taps(size: int, kernel: int, out: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int) -> int:
+    """Of one axis of a convolution: pairs of an output and a tap that meet an element of the input, neither padding
+    (`low` before the first) nor a zero between the elements of an input that is dilated."""
+    at = np.arange(out)[:, None] * stride - low + np.arange(kernel) * rhs_dilate
+    return int(((at >= 0) & (at % lhs_dilate == 0) & (at < (size - 1) * lhs_dilate + 1)).sum())
 
 
 def _called(params: Mapping[str, Any]) -> list[Any]:

@@ -26,7 +26,7 @@ from vf.plan import compile as compiling
 from vf.plan import count, messages, roofline, usage
 from vf.plan.chips import Chip, Target
 from vf.plan.lower import Make, counts, lower_sampling, lower_training, on_mesh
-from vf.plan.rank import guess, ranking
+from vf.plan.rank import guess, ranking, times
 from vf.plan.report import mesh_text, report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,10 +66,12 @@ def run(make: Make, target: Target, settings: Settings, mark: str, workdir: file
     shapes = subject.state()
     counted = counts(subject, shapes.params)
     devices = compiling.stand_ins(target) if settings.compile == "none" else compiling.devices_of(target)
-    ranked = ranking(subject, shapes, counted, devices, target, settings.mesh)
+    chip = target.chip or roofline.measured_chip(devices=target.devices)
+    ranked = ranking(subject, shapes, counted, devices, target, chip, settings.mesh)
+    ask = _Ask(make, subject, shapes, counted, devices, target, chip, settings, mark)
     plan: dict[str, Any] = {
         "target": target.text,
-        "chip": target.chip.name if target.chip else None,
+        "chip": dataclasses.asdict(chip),
         "devices": target.devices,
         "batch_size": subject.batch_size,
         "parameters": count.parameters(shapes.params),
@@ -80,15 +82,13 @@ def run(make: Make, target: Target, settings: Settings, mark: str, workdir: file
     }
     chosen = ranked[: 1 if settings.compile == "none" else settings.meshes]
     for sizes, _ in chosen:
-        plan["compiled"].append(
-            _planned(make, subject, shapes, counted, sizes, devices, target, settings, mark, "train")
-        )
+        plan["compiled"].append(_planned(ask, sizes, "train"))
         _save(plan, workdir)
     best = min(plan["compiled"], key=lambda made: (not made["fits"], made.get("seconds", {}).get("serial", 0.0)))
     plan["best"] = best
     sizes = tuple(best["mesh"].values())
     if "sample" in settings.compile:
-        plan["sampling"] = _planned(make, subject, shapes, counted, sizes, devices, target, settings, mark, "sample")
+        plan["sampling"] = _planned(ask, sizes, "sample")
     mesh = sharding.make_mesh(**best["mesh"], devices=devices)
     plan["sharding"] = count.table(on_mesh(shapes, mesh).params)
     _save(plan, workdir)
@@ -100,13 +100,26 @@ def _save(plan: Mapping[str, Any], workdir: files.AnyPath) -> None:
     files.write_whole(workdir / "plan.json", json.dumps(plan, indent=2) + "\n")
 
 
-def _planned(
-    make: Make, subject: Planned, shapes: Any, counted: count.Counts, sizes: tuple[int, ...], devices: Sequence[Any],
-    target: Target, settings: Settings, mark: str, program: str,
-) -> dict[str, Any]:  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class _Ask:
+    """What is planned, for what, and how."""
+
+    make: Make
+    subject: Planned
+    shapes: Any
+    counted: count.Counts
+    devices: Sequence[Any]
+    target: Target
+    chip: Chip
+    settings: Settings
+    mark: str
+
+
+def _planned(ask: _Ask, sizes: tuple[int, ...], program: str) -> dict[str, Any]:
     """One program on one mesh: compiled as far as the limits allow, or counted; and whether it fits."""
-    mesh = sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)), devices=devices)
-    state = on_mesh(shapes, mesh)
+    subject, counted, target, chip, settings = ask.subject, ask.counted, ask.target, ask.chip, ask.settings
+    mesh = sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)), devices=ask.devices)
+    state = on_mesh(ask.shapes, mesh)
     arguments = state if program == "train" else state.ema
     useful = 3 * counted.forward_flops * subject.batch_size / target.devices
     made: dict[str, Any] = {
@@ -122,64 +135,48 @@ def _planned(
     }
     figures, scale, label = None, 1.0, "counted, not compiled"
     if program in settings.compile:
-        figures = compiled(make, program, mesh, target, settings, mark, settings.blocks or None)
+        figures = compiled(ask.make, program, mesh, target, chip, settings, ask.mark, settings.blocks or None)
         label = "compiled" if target.topology_name or target.kind == "cpu" else "compiled for fake CPU devices"
         blocks = settings.blocks
         if figures is None:  # past the limits
             blocks = 1
-            figures = compiled(make, program, mesh, target, settings, mark, blocks)
+            figures = compiled(ask.make, program, mesh, target, chip, settings, ask.mark, blocks)
         if blocks and blocks < subject.blocks:
-            small = make(None, blocks)
+            small = ask.make(None, blocks)
             less = counts(small, small.state().params)
             scale = counted.forward_flops / less.forward_flops
             label += f" with {blocks} residual block{'s' if blocks > 1 else ''} a level, and scaled by FLOPs"
-    chip = target.chip
     if figures is None or "failure" in figures:
         if program == "train":
-            made |= guess(subject, shapes, counted, mesh, target)
+            made |= guess(subject, ask.shapes, counted, mesh, target, chip)
         label = f"counted; the compiler says: {figures['failure']}" if figures else "counted, not compiled"
         refused = figures is not None
         made |= {"how": label, "fits": not refused and made.get("fits", True)}
         return made | _verdict(made, chip, subject, figures["failure"] if figures else "")
     made |= {"how": label, "compile_seconds": figures["compile_seconds"], "finished": figures["finished"]}
     made |= {name: figures[name] * scale for name in ("flops", "hbm_bytes", "temporary_bytes")}
+    made["flops"] *= counted.padding  # which useful FLOPs have, and the program's text has not
     made["optimal_seconds"] = figures["optimal_seconds"] and figures["optimal_seconds"] * scale
     made["collectives"] = [
         {**each, "wire_bytes": each["wire_bytes"] * scale, "count": round(each["count"] * scale)}
         for each in figures["collectives"]
     ]
     made["total_bytes"] = made["argument_bytes"] + made["temporary_bytes"]
-    if chip is not None:
-        width = jax.numpy.dtype(subject.dtype).itemsize
-        step = roofline.Step(
-            flops=made["flops"],
-            hbm_bytes=made["hbm_bytes"],
-            useful_flops=useful if program == "train" else made["flops"],
-            dtype="bfloat16" if width == 2 else "float32",
-        )
-        estimate = roofline.estimate(step, chip)
-        network = {axes: s * scale for axes, s in figures["network_seconds"].items()}
-        peak = chip.flops_bf16 if width == 2 else chip.flops_f32
-        times = {"compute": estimate.compute_s, "memory": estimate.memory_s, "network": sum(network.values())}
-        least, serial = max(times.values()), sum(times.values())
-        ideal = (step.useful_flops or 0.0) / peak
-        made |= {
-            "seconds": times | {"least": least, "serial": serial},
-            "network_by_axes": network,
-            "mfu": {"least": ideal / least, "serial": ideal / serial},
-            "bound": max(times, key=lambda name: times[name]),
-        }
-        made["fits"] = made["total_bytes"] < chip.hbm_bytes
-    else:
-        made["fits"] = True
+    step = roofline.Step(
+        flops=made["flops"],
+        hbm_bytes=made["hbm_bytes"],
+        traffic=[roofline.traffic_read(part, scale) for part in figures["traffic"]],
+        useful_flops=made["useful_flops"],
+        dtype="bfloat16" if jax.numpy.dtype(subject.dtype).itemsize == 2 else "float32",
+    )
+    made |= times(roofline.estimate(step, chip))
+    made["fits"] = made["total_bytes"] < chip.hbm_bytes
     return made | _verdict(made, chip, subject)
 
 
-def _verdict(made: Mapping[str, Any], chip: Chip | None, subject: Planned, failure: str = "") -> dict[str, Any]:
+def _verdict(made: Mapping[str, Any], chip: Chip, subject: Planned, failure: str = "") -> dict[str, Any]:
     """In words: fits or not, and what to change; `failure` is what a compiler said that refused."""
     refused = bool(failure)
-    if chip is None:
-        return {"verdict": "the memory of this machine is not planned for"}
     aside = f" ({UPPER})" if "fake" in made["how"] else ""
     size = f"{made.get('total_bytes', made['argument_bytes']) / 2**30:.2f} GiB"
     room = f"{chip.hbm_bytes / 2**30:.2f} GiB"
@@ -200,7 +197,7 @@ def _verdict(made: Mapping[str, Any], chip: Chip | None, subject: Planned, failu
 
 
 def compiled(
-    make: Make, program: str, mesh: Mesh, target: Target, settings: Settings, mark: str, blocks: int | None
+    make: Make, program: str, mesh: Mesh, target: Target, chip: Chip, settings: Settings, mark: str, blocks: int | None
 ) -> dict[str, Any] | None:
     """What the compiler's program says of one step (or one batch of samples) on one device; None past the limits.
 
@@ -225,7 +222,7 @@ def compiled(
     if made.failure:
         figures: dict[str, Any] = {"failure": made.failure, "compile_seconds": made.seconds}
     else:
-        figures = _read(made, mesh, target)
+        figures = _read(made, mesh, target, chip)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(figures))
     return figures
@@ -244,7 +241,7 @@ class _Lower:
         return self.function(self.make, self.sizes, self.blocks, devices)
 
 
-def _read(made: compiling.Compiled, mesh: Mesh, target: Target) -> dict[str, Any]:
+def _read(made: compiling.Compiled, mesh: Mesh, target: Target, chip: Chip) -> dict[str, Any]:
     """The figures of a program's text."""
     found = messages.collectives(made.text, [device.id for device in mesh.devices.flat])
     by_kind: dict[tuple[str, str], list[float]] = {}
@@ -253,7 +250,8 @@ def _read(made: compiling.Compiled, mesh: Mesh, target: Target) -> dict[str, Any
         entry = by_kind.setdefault((each.kind, axes), [0, 0.0])
         entry[0] += each.times
         entry[1] += each.times * each.wire_bytes
-    figures: dict[str, Any] = {
+    places = roofline.places_of(list(mesh.devices.flat), chip)
+    return {
         "compile_seconds": made.seconds,
         "finished": made.temporary_bytes is not None,
         "flops": usage.flops(made.text),
@@ -264,13 +262,7 @@ def _read(made: compiling.Compiled, mesh: Mesh, target: Target) -> dict[str, Any
             {"kind": kind, "axes": axes, "count": n, "wire_bytes": size}
             for (kind, axes), (n, size) in sorted(by_kind.items(), key=lambda item: -item[1][1])
         ],
+        "traffic": [
+            dataclasses.asdict(part) for part in roofline.traffic_of(found, mesh.shape, chip, target.shape, places)
+        ],
     }
-    if target.chip is not None:
-        places = roofline.places_of(list(mesh.devices.flat), target.chip)
-        traffic = roofline.traffic_of(found, mesh.shape, target.chip, target.shape, places)
-        network: dict[str, float] = {}
-        for part in traffic:
-            axes = " x ".join(part.axes) or "none"
-            network[axes] = network.get(axes, 0.0) + roofline.traffic_seconds(part, target.chip)
-        figures["network_seconds"] = network
-    return figures

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from vf import sharding
 from vf.build import Planned
 from vf.plan import count, messages, roofline
-from vf.plan.chips import Target
+from vf.plan.chips import Chip, Target
 from vf.plan.lower import on_mesh
 from vf.types import UserError
 
@@ -22,6 +22,7 @@ def ranking(
     counted: count.Counts,
     devices: Sequence[Any],
     target: Target,
+    chip: Chip,
     wanted: tuple[int, ...] | None,
 ) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
     """(sizes, guess) of every mesh, or of the `wanted` one, best first: those that fit by serial time; then by memory.
@@ -48,13 +49,13 @@ def ranking(
         except UserError as error:
             refused = refused or error
             continue
-        made.append((sizes, guess(subject, shapes, counted, mesh, target)))
+        made.append((sizes, guess(subject, shapes, counted, mesh, target, chip)))
     if refused and not made:
         raise refused
 
     def order(item: tuple[tuple[int, ...], dict[str, Any]]) -> tuple[Any, ...]:
-        fits = item[1].get("fits", True)
-        return (not fits, item[1]["seconds"]["serial"] if fits and "seconds" in item[1] else item[1]["total_bytes"])
+        fits = item[1]["fits"]
+        return (not fits, item[1]["seconds"]["serial"] if fits else item[1]["total_bytes"])
 
     return sorted(made, key=order)
 
@@ -72,7 +73,9 @@ def meshes(devices: int, slices: int, batch: int, accumulate: int, frames: int) 
         yield data, fsdp, split, tensor
 
 
-def guess(subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, target: Target) -> dict[str, Any]:
+def guess(
+    subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, target: Target, chip: Chip
+) -> dict[str, Any]:
     """Memory and time of a training step on `mesh`, by arithmetic alone: to rank meshes, and where nothing compiles.
 
     Activations are what the trace keeps for the backward pass, working space four times its largest array. Parameters
@@ -80,7 +83,6 @@ def guess(subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, targ
     activations are computed again), gradients scattered once; copies exchange gradients over `data`. Frame mixing sends
     about a tenth of the kept activations, a split of features all of them, twice.
     """
-    chip = target.chip
     data, fsdp, frames, tensor = mesh.devices.shape
     width = jax.numpy.dtype(subject.dtype).itemsize
     state = on_mesh(shapes, mesh)
@@ -104,10 +106,11 @@ def guess(subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, targ
     }
     useful = 3 * counted.forward_flops * subject.batch_size / target.devices
     total = sum(memory.values())
-    made: dict[str, Any] = {"memory": {name: float(size) for name, size in memory.items()}, "total_bytes": total}
-    if chip is None:
-        return made
-    made["fits"] = total < chip.hbm_bytes
+    made = {
+        "memory": {name: float(size) for name, size in memory.items()},
+        "total_bytes": total,
+        "fits": total < chip.hbm_bytes,
+    }
     places = roofline.places_of(list(mesh.devices.flat), chip)
     found = [
         messages.Collective(f"{axis}-{kind}", kind, int(size), _groups(mesh, axis), 1, "")
@@ -123,7 +126,7 @@ def guess(subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, targ
         useful_flops=useful,
         dtype="bfloat16" if width == 2 else "float32",
     )
-    return made | _times(roofline.estimate(step, chip))
+    return made | times(roofline.estimate(step, chip))
 
 
 def _groups(mesh: Mesh, axis: str) -> tuple[tuple[int, ...], ...]:
@@ -133,7 +136,7 @@ def _groups(mesh: Mesh, axis: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(map(int, line)) for line in lines)
 
 
-def _times(estimate: roofline.Estimate) -> dict[str, Any]:
+def times(estimate: roofline.Estimate) -> dict[str, Any]:
     """An estimate ready for JSON, in seconds."""
     return {
         "seconds": {

@@ -6,8 +6,16 @@ from typing import Any
 
 def report(plan: Mapping[str, Any]) -> str:
     """The plan as tables for a terminal."""
-    chip = f"{plan['devices']} x {plan['chip'] or 'cpu'}"
-    lines = [f"Plan for {plan['target']} ({chip}), train.batch_size {plan['batch_size']}", ""]
+    chip = plan["chip"]
+    machine = f"{plan['devices']} x {chip['name']}"
+    source = "measured here" if "measured" in chip["sources"].values() else "published"
+    lines = [
+        f"Plan for {plan['target']} ({machine}), train.batch_size {plan['batch_size']}",
+        f"Each {chip['name']}, {source}: {chip['flops_bf16'] / 1e12:.4g} TFLOP/s in bfloat16, "
+        f"{chip['flops_f32'] / 1e12:.4g} in float32, {chip['hbm_bandwidth'] / 1e9:,.4g} GB/s, "
+        f"{chip['hbm_bytes'] / 2**30:.2f} GiB",
+        "",
+    ]
     total = sum(plan["parameters"].values())
     for name, size in plan["parameters"].items():
         lines.append(f"  {name:<10} {size / 1e6:10,.1f} M parameters")
@@ -25,12 +33,11 @@ def report(plan: Mapping[str, Any]) -> str:
     lines.append("      mesh              GiB   compute   memory  network   serial   MFU, if serial")
     for each in plan["meshes"][:8]:
         mesh = mesh_text(each["mesh"].values())
+        s = each["seconds"]
         row = f"      {mesh:<14} {each['total_bytes'] / 2**30:6.2f}"
-        if "seconds" in each:
-            s = each["seconds"]
-            row += "".join(f" {1e3 * s[name]:7.0f}ms" for name in ("compute", "memory", "network", "serial"))
-            row += f"  {100 * each['mfu']['serial']:5.1f} %"
-        lines.append(row + ("" if each.get("fits", True) else "   too large"))
+        row += "".join(f" {1e3 * s[name]:7.0f}ms" for name in ("compute", "memory", "network", "serial"))
+        row += f"  {100 * each['mfu']['serial']:5.1f} %"
+        lines.append(row + ("" if each["fits"] else "   too large"))
     for made in [*plan["compiled"], *([plan["sampling"]] if "sampling" in plan else [])]:
         lines += ["", *_program_lines(made, plan)]
     best = plan["best"]

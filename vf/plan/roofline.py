@@ -23,10 +23,12 @@ The bandwidth of a group (after How to Scale Your Model, jax-ml.github.io/scalin
 Mesh axes are laid on the torus as devices lie in the mesh: `span` reads it from their coordinates.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -205,52 +207,70 @@ def traffic_of(
     return sorted(traffic, key=lambda part: -part.wire_bytes)
 
 
-def measured_chip(name: str = "cpu", *, size: int = 1024, copy_bytes: int = 2**26, seconds: float = 0.5) -> Chip:
+def traffic_read(fields: Mapping[str, Any], scale: float = 1.0) -> Traffic:
+    """The Traffic of `dataclasses.asdict` or of JSON, its bytes times `scale`."""
+    where = fields["span"]
+    along = tuple((int(count), float(links)) for count, links in where["along"])
+    placed = Span(where["group"], where["inside"], along)
+    return Traffic(tuple(fields["axes"]), placed, fields["wire_bytes"] * scale, fields["kind"])
+
+
+def measured_chip(
+    name: str = "cpu", *, devices: int | None = None, size: int = 1024, copy_bytes: int = 2**26, seconds: float = 0.5
+) -> Chip:
     """One of this process's devices as a Chip, by measurement: so that an estimate can be held against a clock.
 
-    size: of the square matrices that are multiplied, in bfloat16 and in float32. copy_bytes: of the array that is
-    copied, to be larger than every cache. seconds: for which each of the three is repeated; the fastest counts.
-    All devices work at once: those of a CPU share its cores and its memory. Between them a message is taken for a copy;
-    for others, networks are not measured and only `vf.plan.chips.CHIPS` has them.
+    devices: into how many a CPU is taken to be divided; default those that jax has. size: of the square matrices that
+    are multiplied, in bfloat16 and in float32. copy_bytes: of the array that is copied, to be larger than every cache.
+    seconds: for which each of the three is repeated; the fastest counts.
+    All devices work at once: those of a CPU share its cores and its memory, so that no more than cores are put to work.
+    Between them a message is taken for a copy; for others, networks are not measured and only `vf.plan.chips.CHIPS` has
+    them.
     """
-    devices = jax.local_devices()
-    device = devices[0]
+    working = jax.local_devices()
+    device = working[0]
+    count = devices or len(working)
+    if device.platform == "cpu":
+        working = working[: min(count, os.cpu_count() or 1)]
+    share = len(working) / count  # of what a device at work does, where more of them take turns
 
     def rate(work: float, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
         run = jax.jit(f, donate_argnums=0)  # new memory would have to be found first, page by page
-        state = jax.block_until_ready([run(jax.device_put(np.asarray(x), each)) for each in devices])
+        state = jax.block_until_ready([run(jax.device_put(np.asarray(x), each)) for each in working])
         best, end = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < end:
             begin = time.perf_counter()
             state = jax.block_until_ready([run(each) for each in state])
             best = min(best, time.perf_counter() - begin)
-        return work / best
+        return share * work / best
 
     flops = [
         rate(2.0 * size**3, lambda a: a @ a, jnp.full((size, size), 1 / size, dtype))
         for dtype in (jnp.bfloat16, jnp.float32)
     ]
-    count = copy_bytes // 4
-    copied = rate(2.0 * 4 * count, lambda a: a + 1, jnp.zeros(count, jnp.float32))  # read and written
+    copied = rate(2.0 * copy_bytes, lambda a: a + 1, jnp.zeros(copy_bytes // 4, jnp.float32))  # read and written
     stats = device.memory_stats() or {}
     return Chip(
         name=name,
         kind=device.platform if device.platform in ("tpu", "gpu") else "cpu",
         flops_bf16=flops[0],
         flops_f32=flops[1],
-        hbm_bytes=float(stats.get("bytes_limit", 0)) or _host_memory(),
+        hbm_bytes=float(stats.get("bytes_limit", 0)) or _host_memory() / count,
         hbm_bandwidth=copied,
         lanes=16,
         ici_bandwidth=copied / 2,
         dcn_bandwidth=copied / 2,
-        host=jax.local_device_count(),
+        host=count,
         sources=dict.fromkeys(("flops_bf16", "flops_f32", "hbm_bytes", "hbm_bandwidth", "ici_bandwidth"), "measured"),
     )
 
 
 def _host_memory() -> float:
-    """Bytes of this machine's memory; 0 where the system does not tell."""
+    """Bytes of memory that this machine, or this container of it, may use; 0 where the system does not tell."""
     try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, OSError, ValueError):
         return 0.0
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        memory = min(memory, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory

@@ -4,9 +4,7 @@ import functools
 import math
 import re
 
-import numpy as np
-
-from vf.plan import hlo
+from vf.plan import count, hlo
 
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)((?::[^{}]*)?)\})?")
 _TILE = re.compile(r"T\(([\d,]+)\)")
@@ -18,9 +16,10 @@ def flops(text: str) -> int:
     Those of recomputation (`jax.checkpoint`) are in it, elementwise work and custom calls (kernels, cuBLAS) are not.
     A tap of a convolution counts where it meets an element of the input, not padding and not the zeros of a dilated
     input, as in XLA's cost analysis: TPU writes dots with batch axes and gradients as convolutions with windows
-    that lie mostly outside. TPU may also cut a convolution into overlapping pieces, which compute more than the
-    program asks: the CPU's text of the same program has what is asked. A loop of unknown length counts once. Raises
-    ValueError for text that is no compiled program.
+    that lie mostly outside. (A machine multiplies in the padding, too: `count.Counts.padding` says how much that is.)
+    TPU may also cut a convolution into overlapping pieces, which compute more than the program asks: the CPU's text of
+    the same program has what is asked. A loop of unknown length counts once. Raises ValueError for text that is no
+    compiled program.
     """
 
     def own(line: hlo.Line) -> int:
@@ -52,21 +51,20 @@ def _convolution_flops(line: hlo.Line) -> int:
     def field(name: str, default: str) -> list[str]:
         return fields[name].split("x") if name in fields else [default] * spatial
 
-    taps = 1
+    pairs = 1
     stride, lhs_dilate, rhs_dilate = (list(map(int, field(n, "1"))) for n in ("stride", "lhs_dilate", "rhs_dilate"))
     low = [int(pad.split("_")[0]) for pad in field("pad", "0_0")]
     for axis in range(spatial):
         size, kernel, to = (
             dims[names.index(str(axis))] for dims, names in ((left, of_left), (right, of_right), (out, of_out))
         )
-        at = np.arange(to)[:, None] * stride[axis] - low[axis] + np.arange(kernel) * rhs_dilate[axis]
-        taps *= int(((at >= 0) & (at % lhs_dilate[axis] == 0) & (at < (size - 1) * lhs_dilate[axis] + 1)).sum())
+        pairs *= count.taps(size, kernel, to, stride[axis], low[axis], lhs_dilate[axis], rhs_dilate[axis])
     groups, batch_groups = (
         int(found[1]) if (found := re.search(rf"{name}_group_count=(\d+)", line.rest)) else 1
         for name in ("feature", "batch")
     )
     channels = left[of_left.index("f")] // groups
-    return 2 * taps * channels * out[of_out.index("f")] * (left[of_left.index("b")] // batch_groups)
+    return 2 * pairs * channels * out[of_out.index("f")] * (left[of_left.index("b")] // batch_groups)
 
 
 def peak_bytes(text: str) -> int:
@@ -193,7 +191,8 @@ def hbm_bytes(text: str) -> int:
 
 
 _SLICES = ("slice", "dynamic-slice", "gather")
-_VIEWS = ("bitcast", "reshape", "copy", "convert")  # within a fusion: of each element, no more than is used of it
+_VIEWS = ("bitcast", "reshape", "copy", "convert")
+_WHOLE = ("dot", "convolution", "reduce-window", "select-and-scatter", "scatter", "sort", "fft", "custom-call")
 
 
 def _bytes(line: hlo.Line) -> int:
@@ -220,12 +219,20 @@ def _read(line: hlo.Line, k: int) -> int:
 
 
 def _used(source: hlo.Line) -> int:
-    """Bytes of an array within a fusion that are used there."""
+    """Bytes of an array within a fusion that are used there: of what is computed element by element, no more of each
+    operand than is used of the result."""
     total = 0
     for user in source.of.values():
+        by_element = user.op in _VIEWS or (
+            user.op not in (*_SLICES, *_WHOLE) and hlo.dims(user.shape) == hlo.dims(source.shape)
+        )
         for k, operand in enumerate(user.operands):
-            if operand == source.name:
-                total += _used(user) if user.op in _VIEWS and not user.root else _read(user, k)
+            if operand != source.name:
+                continue
+            if by_element and not user.root and user.op != "dynamic-update-slice":
+                total += _used(user) * _bytes(source) // max(1, _bytes(user))
+            else:
+                total += _read(user, k)
     return min(total, _bytes(source))
 
 
