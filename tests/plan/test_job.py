@@ -105,6 +105,16 @@ def test_what_was_compiled_is_found_again_unless_the_compiler_s_flags_differ(tmp
     assert len(asked) == 2
 
 
+def test_what_was_ended_is_tried_again_with_other_limits_only(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compiling, "compile_apart", lambda *args: asked.append(args[2:4]))
+    target, mesh = parse_target("cpu:8"), sharding.make_mesh(8)
+    for minutes in (1.0, 1.0, 2.0, 2.0, 1.0):
+        settings = job.Settings(None, "train", 1, 0, False, minutes, 1.0, tmp_path)
+        assert job.compiled(None, "train", mesh, target, CHIPS["H100"], settings, "mark", None) is None
+    assert asked == [(1.0, 1.0), (2.0, 1.0)]
+
+
 def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, monkeypatch):
     config = paper.get_config()
     config.plan.compile = "none"

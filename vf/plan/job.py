@@ -212,18 +212,25 @@ def compiled(
     if kept.exists():
         logging.info("%s on mesh %s was compiled before: %s", program, mesh_text(sizes), kept)
         return json.loads(kept.read_text())
+    ended = settings.cache / f"{name}-ended-at-{settings.minutes:g}-minutes-{settings.gigabytes:g}-GB"
+    if ended.exists():
+        logging.warning(
+            "compiling was ended before at these limits: raise plan.minutes or .gigabytes, or remove %s", ended
+        )
+        return None
     logging.info("compiling the %s step on mesh %s for %s ...", program, mesh_text(sizes), target.text)
     lower = lower_training if program == "train" else lower_sampling
     made = compiling.compile_apart(
         _Lower(lower, make, sizes, blocks), target, settings.minutes, settings.gigabytes, settings.finish
     )
+    kept.parent.mkdir(parents=True, exist_ok=True)
     if made is None:
+        ended.touch()
         return None
     if made.failure:
         figures: dict[str, Any] = {"failure": made.failure, "compile_seconds": made.seconds}
     else:
         figures = _read(made, mesh, target, chip)
-    kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(figures))
     return figures
 
