@@ -14,7 +14,7 @@ from configs import demo, paper
 from vf import build, main, sharding, train
 from vf.nets.layers import attend
 from vf.plan import compile as compiling
-from vf.plan import count, job, lower, rank, usage
+from vf.plan import count, hlo, job, lower, rank, usage
 from vf.plan.chips import CHIPS, parse_target
 from vf.types import UserError
 
@@ -266,6 +266,21 @@ def test_slices_of_what_is_scaled_move_no_more_than_themselves():
     shapes = jax.ShapeDtypeStruct((n * parts,), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.float32)
     moved = usage.hbm_bytes(jax.jit(split).lower(*shapes).compile().as_text())
     assert 3 * 4 * n * parts <= moved <= 5 * 4 * n * parts  # a part, `given`, and what is written
+
+
+def test_a_long_fusion_is_read_in_one_pass():
+    """2^64 ways lead from its input to its result: what followed each would not end."""
+    n = 2**12
+
+    def powers(x):
+        for _ in range(64):
+            x = x * x
+        return x
+
+    text = jax.jit(powers).lower(jax.ShapeDtypeStruct((n,), jnp.float32)).compile().as_text()
+    parts = hlo.parse(text).computations.values()
+    assert max([line.op for line in part.values()].count("multiply") for part in parts) == 64
+    assert usage.hbm_bytes(text) == 2 * 4 * n
 
 
 def test_a_convolution_multiplies_in_the_padding():

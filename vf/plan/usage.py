@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from collections.abc import Callable
 
 from vf.plan import count, hlo
 
@@ -157,6 +158,11 @@ def hbm_bytes(text: str) -> int:
     stacked inputs as often as it runs.
     """
     program = hlo.parse(text)
+
+    @functools.cache
+    def used(name: str) -> dict[str, int]:
+        return _used(program.computations[name], used)
+
     free = {
         "parameter",
         "constant",
@@ -181,7 +187,7 @@ def hbm_bytes(text: str) -> int:
                 continue
             total += _written(line)
             total += sum(
-                min(_bytes(lines[operand]), _read(line, k))
+                min(_bytes(lines[operand]), _read(line, k, used))
                 for k, operand in enumerate(line.operands)
                 if operand in lines and not lines[operand].shape.startswith("(")
             )
@@ -204,8 +210,8 @@ def _fused(line: hlo.Line) -> dict[str, hlo.Line]:
     return line.program.computations[hlo.callees(line)[0]]
 
 
-def _read(line: hlo.Line, k: int) -> int:
-    """Bytes that an instruction reads of its operand k."""
+def _read(line: hlo.Line, k: int, used: Callable[[str], dict[str, int]]) -> int:
+    """Bytes that an instruction reads of its operand k; `used`: `_used` of a computation by name."""
     if line.op in _SLICES and k == 0:
         return _bytes(line)
     if line.op == "dynamic-update-slice" and k == 0:
@@ -214,26 +220,32 @@ def _read(line: hlo.Line, k: int) -> int:
         inside = _fused(line)
         given = next((each for each in inside.values() if each.op == "parameter" and each.inner == str(k)), None)
         if given is not None:
-            return _used(given)
+            return used(hlo.callees(line)[0])[given.name]
     return _bytes(line.of[line.operands[k]])
 
 
-def _used(source: hlo.Line) -> int:
-    """Bytes of an array within a fusion that are used there: of what is computed element by element, no more of each
-    operand than is used of the result."""
-    total = 0
-    for user in source.of.values():
-        by_element = user.op in _VIEWS or (
-            user.op not in (*_SLICES, *_WHOLE) and hlo.dims(user.shape) == hlo.dims(source.shape)
-        )
+def _used(inside: dict[str, hlo.Line], used: Callable[[str], dict[str, int]]) -> dict[str, int]:
+    """Of every array within a fusion, the bytes that are used there: of what is computed element by element, no more of
+    each operand than is used of the result.
+
+    One pass from the last instruction to the first, so that each array's users are known before it: following every
+    way from a parameter to the result would double with each value that is used twice.
+    """
+    found = dict.fromkeys(inside, 0)
+    for user in reversed(inside.values()):
+        found[user.name] = min(found[user.name], _bytes(user))
         for k, operand in enumerate(user.operands):
-            if operand != source.name:
+            if operand not in inside:
                 continue
+            source = inside[operand]
+            by_element = user.op in _VIEWS or (
+                user.op not in (*_SLICES, *_WHOLE) and hlo.dims(user.shape) == hlo.dims(source.shape)
+            )
             if by_element and not user.root and user.op != "dynamic-update-slice":
-                total += _used(user) * _bytes(source) // max(1, _bytes(user))
+                found[operand] += found[user.name] * _bytes(source) // max(1, _bytes(user))
             else:
-                total += _read(user, k)
-    return min(total, _bytes(source))
+                found[operand] += _read(user, k, used)
+    return found
 
 
 def _written(line: hlo.Line) -> int:
