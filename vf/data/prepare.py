@@ -2,9 +2,9 @@
 
     python -m vf.data.prepare {ucf101,sky_timelapse,taichi_hd,weizmann,webvid,folder} --source=DIR --out=DIR
 
-A pool of processes decodes, crops and resizes each clip once and *stages* it as a file of its own; a TFDS builder
-packs staged clips in order (`vf/data/builders.py`). The manifest is written last: a folder without it is no data set.
-The same command goes on where it was stopped, and does nothing where it has finished.
+A pool of processes decodes, crops and resizes each clip once and *stages* it as a file of its own; staged clips are
+packed in order as a TFDS data set (`vf/data/builders.py`). The manifest is written last: a folder without it is no data
+set. The same command goes on where it was stopped, and does nothing where it has finished.
 
 Exit status: 0 all clips are in; 3 done, but clips were lost (each is named in the manifest, with the reason); 2 failed.
 """
@@ -146,7 +146,7 @@ class Preparation:
         clips = {split: self._clips(split, in_order, len(own)) for split, own in kept.items()}
         dim = len(next(iter(self.embeddings.values()))) if self.embeddings else 0
         about = {name: getattr(self.parameters, name) for name in ("size", "encoding", "quality", "crop", "resize")}
-        return pack(self.out, self.parameters.dataset, clips, self.found.classes, dim, about, self.folder / "tfds")
+        return pack(self.out, self.parameters.dataset, clips, self.found.classes, dim, about)
 
     def _clips(self, split: str, in_order: Iterator[tuple[Item, Path | None]], count: int) -> Iterator[Any]:
         from vf.data.builders import StagedClip
