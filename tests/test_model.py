@@ -25,6 +25,9 @@ class Stub:
     def __init__(self, function):
         self.function, self.seen = function, []
 
+    def init(self, *_, **__):
+        return {"params": {}}
+
     def apply(self, variables, z, t, **kwargs):
         self.seen.append(z.shape)
         return self.function(z, t, **kwargs)
@@ -304,6 +307,7 @@ def test_a_missing_condition_is_named():
         fusion(embedding_dim=4).condition({"label": jnp.zeros(1)})
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_impossible_models_are_refused():
     with pytest.raises(ValueError, match="lambda < 1"):
         fusion(1.0, context="base_frame")
