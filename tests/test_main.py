@@ -455,6 +455,7 @@ def test_nothing_to_sample_from(tmp_path):
         ("noise__prior", "mixed", "one_network"),
         ("noise__prior", "mixd", "mixed"),
         ("noise__schedule", "cos", "cosine"),
+        ("noise__steps", 0, "noise.steps must be at least 1"),
         ("model__context", "embeding", "embedding"),
         ("base__prediction", "x0", "x_0"),
         ("data__size", 15, "divide"),
@@ -469,6 +470,11 @@ def test_nothing_to_sample_from(tmp_path):
 def test_bad_values_are_told_in_a_sentence(tmp_path, field, value, message):
     with pytest.raises(UserError, match=message):
         main.run(tiny(**{field: value}), tmp_path / "run", "train")
+
+
+def test_a_linear_schedule_of_few_steps_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="more than 20 steps, got 20"):
+        main.run(tiny(noise__schedule="linear", noise__steps=20, eval__levels=(10,)), tmp_path / "run", "train")
 
 
 def test_embedding_needs_records_that_have_one(real_clips, tmp_path):

@@ -326,7 +326,7 @@ def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
     """The part of it that no clips decide."""
     size, noise = config.data.size, config.noise
     return {
-        "schedule": choose("noise.schedule", noise.schedule, schedules.SCHEDULES)(noise.steps),
+        "schedule": said(lambda: choose("noise.schedule", noise.schedule, schedules.SCHEDULES)(noise.steps)),
         "shape": (frames, size, size, 3),
         "base_frame": base,
         "condition_dropout": config.model.condition_dropout,
@@ -582,6 +582,7 @@ def check(config: ConfigDict) -> None:
         ("sample.count", sample.count, 1),
         ("sample.batch_size", sample.batch_size, 1),
         ("eval.clips", config.eval.clips, 4),
+        ("noise.steps", config.noise.steps, 1),
         ("data.frames", config.data.frames, 2),
         ("data.stride", config.data.stride, 1),
         ("data.threads", config.data.threads, 0),
