@@ -91,7 +91,8 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> Source:
     if (Path(where) / "manifest.json").exists():
         from vf.data.prepared import Prepared  # TFDS takes a second to import
 
-        made = Prepared(where, windows=windows, split=split)
+        base = base_frame(config) if config.model.context == "embedding" else None
+        made = Prepared(where, windows=windows, split=split, base_frame=base)
         if made.size != data.size:
             raise UserError(
                 f"{data.source} was prepared at {made.size} pixels, and data.size is {data.size}: set "
