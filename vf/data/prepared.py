@@ -12,6 +12,7 @@ from vf.data.builders import SEGMENT, Segment, read_manifest
 from vf.data.clips import Windows
 from vf.data.encoding import decode
 from vf.data.pipeline import BadRecord
+from vf.data.share import Share
 from vf.types import UserError
 
 
@@ -22,6 +23,7 @@ class Prepared:
         root: the folder that holds `manifest.json`.
         windows: which frames make a clip.
         split: name of a split, or several joined by `+`, such as `train+test`.
+        share: keep the clips of this part only; None keeps all.
 
     Raises:
         UserError: no prepared data set, no such split, or no clip that is long enough.
@@ -30,8 +32,8 @@ class Prepared:
     rejected: dict[str, str]
     """Clips that are too short, by name, and by how much."""
 
-    def __init__(self, root: str | Path, *, windows: Windows, split: str = "train") -> None:
-        self.root, self.windows, self.split = Path(root), windows, split
+    def __init__(self, root: str | Path, *, windows: Windows, split: str = "train", share: Share | None = None) -> None:
+        self.root, self.windows, self.split, self.share = Path(root), windows, split, share
         manifest = read_manifest(self.root)
         self.parameters = manifest["parameters"]
         self.size, self._encoding = self.parameters["size"], self.parameters["encoding"]
@@ -55,9 +57,10 @@ class Prepared:
             parts.append(np.full(len(lengths), part))
             numbers.append(np.arange(len(lengths)))
             firsts.append(np.cumsum(segments) - segments)
-        self.names = names
+        kept = np.arange(len(names)) if share is None else np.flatnonzero(share.keep(names))
+        self.names = names = [names[k] for k in kept]
         self._frames, self._rates, self._labels, self._part, self._number, self._first = (
-            np.concatenate(column) for column in (frames, rates, labels, parts, numbers, firsts)
+            np.concatenate(column)[kept] for column in (frames, rates, labels, parts, numbers, firsts)
         )
         records = self._count()
         self._ends = np.cumsum(records)  # of each clip's records
@@ -100,6 +103,7 @@ class Prepared:
             "root": str(self.root),
             "fingerprint": self._fingerprint,
             "split": self.split,
+            **(self.share.describe() if self.share else {}),
             "videos": len(self.names),
             "records": len(self),
             "rejected": len(self.rejected),
