@@ -74,10 +74,12 @@ def test_a_run_is_a_folder_that_explains_itself(finished):
     assert facts["mesh"] == {"data": 8, "fsdp": 1, "frames": 1, "tensor": 1}
     rows = record.read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]  # means up to each checkpoint
+    losses = {key for row in rows for key in row if key.startswith("validation/")}
+    assert losses == {f"validation/{net}{kind}/t500" for net in ("base", "residual") for kind in ("", "_eps")}
     named = {row["score"]: row for row in rows if "score" in row}
     assert set(named) == set(scores)
     assert "fd_random_conv3d" in named
-    assert all(row["protocol"] for row in named.values())
+    assert all(row["protocol"]["reference_set"]["split"] == "test" for row in named.values())
     clips = video.load_npz(workdir / "samples" / "step_00000004" / "clips.npz")["clips"]
     assert clips.shape == (4, 8, 16, 16, 3)
     assert (workdir / "index.html").exists()

@@ -82,12 +82,23 @@ def _add(total: Any, grads: Any, numbers: dict[str, Array]) -> tuple[Any, dict[s
 def validation_step(
     params: Any, batch: Batch, t: Int[Array, ""], *, model: Model, seed: int
 ) -> dict[str, Float[Array, " b"]]:
-    """The share of the noise that was not found in each clip at one noise level, `eps_base` and `eps_others`, [b].
+    """Errors of each network, of each clip [b], at one noise level `t`, without dropout.
 
-    See `vf.model.Errors` for what it compares; the noise of clip `index` at `t` is always the same.
+    `base` and `residual` are the network's part of the training loss, `base_eps` and `residual_eps` the share of the
+    noise that it did not find, whatever it predicts (`vf.model.Errors`). Each is a mean over pixels and over the frames
+    that the network answers for: the base frame and the others; one network answers for all frames, and is `base`. The
+    noise of clip `index` at `t` is a function of `seed` and these two: always the same.
     """
     keys = jax.vmap(jax.random.fold_in, (0, None))(rng.example_keys(seed, rng.Purpose.EVALUATE, batch["index"]), t)
     x = video.from_uint8(batch["video"])
     errors = model.errors(params, x, model.condition(batch), keys, t=jnp.full(len(x), t))
-    others = jnp.delete(errors.eps, model.base_frame, axis=1, assume_unique_indices=True).mean(1)
-    return {"eps_base": errors.eps[:, model.base_frame], "eps_others": others}
+    kinds = {"": errors.loss, "_eps": errors.eps}
+    return {f"{net}{kind}": mean for kind, found in kinds.items() for net, mean in _by_network(model, found).items()}
+
+
+def _by_network(model: Model, errors: Float[Array, "b f"]) -> dict[str, Float[Array, " b"]]:
+    """The mean over the frames that each network answers for."""
+    if model.networks != ("base", "residual"):
+        return {"base": errors.mean(1)}
+    others = jnp.delete(errors, model.base_frame, axis=1, assume_unique_indices=True)
+    return {"base": errors[:, model.base_frame], "residual": others.mean(1)}

@@ -13,6 +13,7 @@ from vf.data.clips import Windows
 from vf.data.embeddings import Layout
 from vf.data.encoding import decode
 from vf.data.pipeline import BadRecord
+from vf.data.share import Share
 from vf.types import UserError
 
 
@@ -25,6 +26,7 @@ class Prepared:
         split: name of a split, or several joined by `+`, such as `train+test`.
         base_frame: place in the clip, 0 ... windows.frames - 1, of the frame whose embedding comes with it; None reads
             clips without their embeddings.
+        share: keep the clips of this part only; None keeps all.
 
     Raises:
         UserError: no prepared data set, no such split, no clip that is long enough, a base frame outside the clip, or
@@ -35,9 +37,15 @@ class Prepared:
     """Clips that are too short, by name, and by how much."""
 
     def __init__(
-        self, root: str | Path, *, windows: Windows, split: str = "train", base_frame: int | None = None
+        self,
+        root: str | Path,
+        *,
+        windows: Windows,
+        split: str = "train",
+        base_frame: int | None = None,
+        share: Share | None = None,
     ) -> None:
-        self.root, self.windows, self.split = Path(root), windows, split
+        self.root, self.windows, self.split, self.share = Path(root), windows, split, share
         manifest = read_manifest(self.root)
         self.parameters = manifest["parameters"]
         self.size, self._encoding = self.parameters["size"], self.parameters["encoding"]
@@ -71,9 +79,10 @@ class Prepared:
             parts.append(np.full(len(lengths), part))
             numbers.append(np.arange(len(lengths)))
             firsts.append(np.cumsum(segments) - segments)
-        self.names = names
+        kept = np.arange(len(names)) if share is None else np.flatnonzero(share.keep(names))
+        self.names = names = [names[k] for k in kept]
         self._frames, self._rates, self._labels, self._part, self._number, self._first = (
-            np.concatenate(column) for column in (frames, rates, labels, parts, numbers, firsts)
+            np.concatenate(column)[kept] for column in (frames, rates, labels, parts, numbers, firsts)
         )
         records = self._count()
         self._ends = np.cumsum(records)  # of each clip's records
@@ -116,6 +125,7 @@ class Prepared:
             "root": str(self.root),
             "fingerprint": self._fingerprint,
             "split": self.split,
+            **(self.share.describe() if self.share else {}),
             "videos": len(self.names),
             "records": len(self),
             "rejected": len(self.rejected),
