@@ -6,6 +6,7 @@ the order of the manifest (`manifest.json`), which says how many frames each has
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -22,11 +23,12 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import file_adapters, shuffle
 from tensorflow_datasets.proto import tf_example_pb2
 
+from vf.data.embeddings import Layout
 from vf.types import UserError
 
 SEGMENT = 16  # frames
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the manifest; a reader refuses others
+FORMAT = 2  # of the manifest; 1 had one embedding a video at most, and is read too
 
 
 class StagedClip(NamedTuple):
@@ -37,7 +39,7 @@ class StagedClip(NamedTuple):
     caption: str
     fps: float
     frames: list[bytes]
-    embedding: np.ndarray | None
+    embeddings: Mapping[str, np.ndarray]  # of the video, [m d] by field; see vf/data/embeddings.py
 
 
 class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -46,7 +48,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     Args:
         clips: clips of each split, in order; read once.
         classes: names, in the order of their numbers; () for data without classes (every label is then 0).
-        embedding_dim: channels of a precomputed embedding; 0 for none.
+        embeddings: which ones clips have.
         about: how the frames were made; kept as the data set's metadata.
     """
 
@@ -57,11 +59,11 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         *,
         clips: Mapping[str, Iterable[StagedClip]],
         classes: tuple[str, ...],
-        embedding_dim: int,
+        embeddings: Layout,
         about: Mapping[str, Any],
         **kwargs: Any,
     ) -> None:
-        self._clips, self._classes, self._embedding_dim, self._about = clips, classes, embedding_dim, about
+        self._clips, self._classes, self._embeddings, self._about = clips, classes, embeddings, about
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -75,8 +77,9 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             "label": tfds.features.ClassLabel(names=self._classes) if self._classes else np.int64,
             "caption": tfds.features.Text(),
         }
-        if self._embedding_dim:
-            features["embedding"] = tfds.features.Tensor(shape=(self._embedding_dim,), dtype=np.float32)
+        shape, about = (None, self._embeddings.dim), "of the frames that stand for the segment's frames, in order"
+        for name in self._embeddings.fields:
+            features[name] = tfds.features.Tensor(shape=shape, dtype=np.float32, doc=about)
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"Video clips in segments of {SEGMENT} frames, prepared by vf.data.prepare; see {MANIFEST}.",
@@ -103,8 +106,11 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
                     "label": clip.label if self._classes else 0,
                     "caption": clip.caption,
                 }
-                if self._embedding_dim:
-                    record["embedding"] = clip.embedding
+                # A frame and its embedding are in one record, so that neighbouring records may have one in common.
+                start, end = (
+                    self._embeddings.nearest(frame, len(clip.frames)) for frame in (first, first + len(frames) - 1)
+                )
+                record |= {name: rows[start : end + 1].astype(np.float32) for name, rows in clip.embeddings.items()}
                 yield f"{number:09d}_{segment:06d}", record
 
 
@@ -190,7 +196,7 @@ def pack(
     dataset: str,
     clips: Mapping[str, Iterable[StagedClip]],
     classes: tuple[str, ...],
-    embedding_dim: int,
+    embeddings: Layout,
     about: Mapping[str, Any],
     scratch: Path,
 ) -> Path:
@@ -202,7 +208,7 @@ def pack(
     builder = BUILDERS[dataset](
         clips=clips,
         classes=classes,
-        embedding_dim=embedding_dim,
+        embeddings=embeddings,
         about=about,
         data_dir=out,
         file_format="array_record",
@@ -239,6 +245,13 @@ class Segment:
         """Bytes of frame k of the segment, not decoded yet. Raises IndexError beyond its end."""
         return self._data[self._ends[k] : self._ends[k + 1]]
 
+    def embeddings(self, layout: Layout, k: int, frames: int) -> dict[str, np.ndarray]:
+        """f32 [d] by field: those that stand for frame k of the segment, of a video of `frames` frames."""
+        first = SEGMENT * self.number
+        row = layout.nearest(first + k, frames) - layout.nearest(first, frames)
+        numbers = slice(row * layout.dim, (row + 1) * layout.dim)
+        return {name: np.array(self.fields[name].float_list.value[numbers], np.float32) for name in layout.fields}
+
 
 def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of a prepared data set. Raises UserError where there is none or it is another version's."""
@@ -251,8 +264,10 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
+    if manifest.get("format") == 1:
+        return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
     if manifest.get("format") != FORMAT:
         raise UserError(
-            f"{root / MANIFEST} has format {manifest.get('format')}, expected {FORMAT}: prepare the data again"
+            f"{root / MANIFEST} has format {manifest.get('format')}, expected 1 or {FORMAT}: prepare the data again"
         )
     return manifest
