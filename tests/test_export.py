@@ -164,3 +164,28 @@ def test_the_config_of_a_run_is_read_by_the_configs_here(tmp_path):
             base.resolved(path)
     with pytest.raises(UserError, match="is not the resolved config"):
         base.resolved(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("earlier", "validation", "reference"),
+    [
+        ({"eval_split": "", "eval_split_file": ""}, ("", ""), ("", "")),
+        ({"eval_split": "test", "eval_split_file": ""}, ("test", ""), ("test", "")),
+        ({"eval_split": "train+test", "eval_split_file": ""}, ("", ""), ("train+test", "")),
+        ({"eval_split": "", "eval_split_file": "t.txt", "split_file": "l.txt"}, ("", "t.txt"), ("", "t.txt")),
+        ({"eval_split": "", "eval_split_file": "t.txt"}, ("", ""), ("", "t.txt")),  # every file was trained on
+    ],
+)
+def test_a_config_of_when_one_field_named_both_sets_keeps_its_meaning(tmp_path, earlier, validation, reference):
+    """All of the training split is trained on; losses are of the clips that scores compared with, unless trained on."""
+    config = build.plain(base.get_config())
+    for name in ("validation_split", "validation_split_file", "validation_share"):
+        del config["data"][name]
+    for name in ("reference_split", "reference_split_file"):
+        del config["eval"][name]
+    config["data"] |= earlier
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = base.resolved(tmp_path / "config.json")
+    assert found.data.validation_share == 0
+    assert (found.data.validation_split, found.data.validation_split_file) == validation
+    assert (found.eval.reference_split, found.eval.reference_split_file) == reference

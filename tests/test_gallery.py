@@ -77,7 +77,7 @@ def run(tmp_path_factory) -> Path:
         recorder.describe({"data": EVIL, "lr": 1e-3}, seed=0, resumed=resumed, note=EVIL)
     for step in range(1, 61):
         recorder.scalars(step, {"train/loss": 1 / step, "train/loss_base": 0.3, "train/lr": 1e-4})
-    recorder.scalars(60, {"eval/loss": 0.75})
+    recorder.scalars(60, {"validation/base/t500": 0.75, "validation/base/t900": 0.5})
     for step, value in ((30, 80.25), (60, 41.5)):
         recorder.score(step, f"fvd {EVIL}", value, {"note": EVIL, "clips": 256}, reference=12.5, target=40)
     recorder.text(60, "stopped", EVIL)
@@ -86,6 +86,18 @@ def run(tmp_path_factory) -> Path:
         folder = gallery.step_folder(workdir, step)
         assert gallery.write_samples(folder, clips_of(step), centre=2, meta={"sampler": EVIL}) == folder
     return workdir
+
+
+def test_noise_levels_share_a_chart(tmp_path):
+    """One for each error of each network."""
+    with Recorder(tmp_path) as recorder:
+        recorder.scalars(
+            1, {f"validation/{net}/t{t}": 0.5 for net in ("base", "base_eps", "residual") for t in (5, 50)}
+        )
+        recorder.scalars(1, {"seen/base/t5": 0.5, "train/lr_base": 1e-3})
+    page = gallery.write(tmp_path).read_text()
+    assert page.count("<svg") == 5
+    assert all(f"validation/{net}/t{t}" in page for net in ("base", "base_eps", "residual") for t in (5, 50))
 
 
 def test_the_page_of_a_run_in_an_object_store(bucket):

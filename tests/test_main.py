@@ -74,10 +74,12 @@ def test_a_run_is_a_folder_that_explains_itself(finished):
     assert facts["mesh"] == {"data": 8, "fsdp": 1, "frames": 1, "tensor": 1}
     rows = record.read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]  # means up to each checkpoint
+    losses = {key for row in rows for key in row if key.startswith("validation/")}
+    assert losses == {f"validation/{net}{kind}/t500" for net in ("base", "residual") for kind in ("", "_eps")}
     named = {row["score"]: row for row in rows if "score" in row}
     assert set(named) == set(scores)
     assert "fd_random_conv3d" in named
-    assert all(row["protocol"] for row in named.values())
+    assert all(row["protocol"]["reference_set"]["split"] == "test" for row in named.values())
     clips = video.load_npz(workdir / "samples" / "step_00000004" / "clips.npz")["clips"]
     assert clips.shape == (4, 8, 16, 16, 3)
     assert (workdir / "index.html").exists()
@@ -455,6 +457,7 @@ def test_nothing_to_sample_from(tmp_path):
         ("noise__prior", "mixed", "one_network"),
         ("noise__prior", "mixd", "mixed"),
         ("noise__schedule", "cos", "cosine"),
+        ("noise__steps", 0, "noise.steps must be at least 1"),
         ("model__context", "embeding", "embedding"),
         ("base__prediction", "x0", "x_0"),
         ("data__size", 15, "divide"),
@@ -469,6 +472,11 @@ def test_nothing_to_sample_from(tmp_path):
 def test_bad_values_are_told_in_a_sentence(tmp_path, field, value, message):
     with pytest.raises(UserError, match=message):
         main.run(tiny(**{field: value}), tmp_path / "run", "train")
+
+
+def test_a_linear_schedule_of_few_steps_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="more than 20 steps, got 20"):
+        main.run(tiny(noise__schedule="linear", noise__steps=20, eval__levels=(10,)), tmp_path / "run", "train")
 
 
 def test_embedding_needs_records_that_have_one(real_clips, tmp_path):

@@ -25,6 +25,9 @@ class Stub:
     def __init__(self, function):
         self.function, self.seen = function, []
 
+    def init(self, *_, **__):
+        return {"params": {}}
+
     def apply(self, variables, z, t, **kwargs):
         self.seen.append(z.shape)
         return self.function(z, t, **kwargs)
@@ -94,6 +97,38 @@ def test_oracles_have_no_loss(kind, context):
     errors = model.errors({"base": {}, "residual": {}}, x, {}, keys(3), t)
     np.testing.assert_allclose(errors.loss, 0, atol=1e-7)
     np.testing.assert_allclose(errors.eps, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.5, 0.9])
+@pytest.mark.parametrize("kind", gaussian.PREDICTIONS)
+def test_equation_7_measures_every_kind_of_prediction(kind, value):
+    """One r_hat, told as any kind and judged as eps: (1 - lambda) |r - r_hat|^2; where lambda = 1 it costs nothing."""
+    lam = decompose.make_lambda((value, 1, value, 1), FRAMES, BASE)
+    x, t = clips(), jnp.array([300, 500, 700])
+    b, r = jax.vmap(lambda k: priors.Decomposed(lam).parts(jax.random.fold_in(k, 1), SHAPE))(keys(3))
+    r_hat = r + 0.1 * jnp.tanh(x)
+    alpha, sigma = (s(t)[:, None, None, None, None] for s in (SCHEDULE.alpha, SCHEDULE.sigma))
+    own = sigma * jnp.sqrt(1 - lam)[:, None, None, None]
+    x_hat = (alpha * x + own * (r - r_hat)) / alpha
+    told = Stub(lambda z, t, **_: gaussian.target(kind, x_hat, r_hat, alpha, own))
+    truth = Stub(lambda z, t, **_: b[:, None])
+    model = fusion(base=truth, residual=told, lam=lam, residual_prediction=kind, residual_loss="eps", loss_weight=1e9)
+    loss = model.errors({"base": {}, "residual": {}}, x, {}, keys(3), t).loss
+    expected = (1 - lam) * np.mean(np.square(np.float64(r - r_hat)), (2, 3, 4))
+    expected[:, BASE] = 0
+    np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("context", ["none", "base_frame", "one network"])
+def test_silence_finds_no_noise_in_any_model(context):
+    """The share of noise not found is 1 for networks that say nothing, whatever is known of the noise by then."""
+    silent = Stub(lambda z, t, **_: jnp.zeros_like(z[..., :3]))
+    if context == "one network":
+        model = one_network(priors.Mixed(), net=silent)
+    else:
+        model = fusion(0.8, base=silent, residual=silent, context=context)
+    eps = model.errors({"base": {}, "residual": {}}, clips(64), {}, keys(64)).eps
+    np.testing.assert_allclose(eps.mean(0), 1, atol=0.05)  # 12,288 draws a frame, of variance 2
 
 
 @pytest.mark.parametrize("context", ["none", "base_frame"])
@@ -304,6 +339,7 @@ def test_a_missing_condition_is_named():
         fusion(embedding_dim=4).condition({"label": jnp.zeros(1)})
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_impossible_models_are_refused():
     with pytest.raises(ValueError, match="lambda < 1"):
         fusion(1.0, context="base_frame")

@@ -13,6 +13,7 @@ them the last step is shown.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -191,15 +192,20 @@ def _pictures(workdir: AnyPath, folder: AnyPath, heading: str) -> str:
 
 
 def _training(scalars: list[dict]) -> str:
-    """All losses in one chart, every other number of training and evaluation in a small one of its own."""
+    """All training losses in one chart; each error of a network, at all noise levels, in a small one, and every other
+    number in one of its own."""
     series: dict[str, list[tuple[float, float]]] = {}
     for line in scalars:
         for key, value in line.items():
-            if key.startswith(("train/", "eval/")) and isinstance(value, int | float):
+            if key.startswith(("train/", "validation/", "seen/")) and isinstance(value, int | float):
                 series.setdefault(key, []).append((line["step"], value))
     losses = {key: points for key, points in series.items() if key.startswith("train/") and "loss" in key}
     charts = [f'<div class="wide">{chart(losses, width=1280, height=340)}</div>'] if losses else []
-    charts += [chart({key: points}) for key, points in series.items() if key not in losses]
+    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for key, points in series.items():
+        if key not in losses:
+            groups.setdefault(re.sub(r"/t\d+$", "", key), {})[key] = points
+    charts += [chart(group) for group in groups.values()]
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 

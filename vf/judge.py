@@ -1,4 +1,9 @@
-"""The judge of a run: samples, how well the networks denoise, scores; every number with its protocol."""
+"""The judge of a run: samples, how well the networks denoise, scores; every number with its protocol.
+
+It knows two sets of real clips: the *reference set*, which scores compare samples with (by many protocols clips of the
+training split), and the *validation set*, which no step sees, for the losses and for the embeddings that condition
+samples.
+"""
 
 import dataclasses
 import functools
@@ -15,6 +20,7 @@ from jax.sharding import Mesh
 from vf import files, gallery, record, sample, sharding
 from vf.build import SampleJob
 from vf.checkpoint import BEST
+from vf.data import pipeline
 from vf.files import AnyPath
 from vf.metrics.consistency import centre_frame_gap
 from vf.metrics.protocol import Evaluator, Score
@@ -23,6 +29,24 @@ from vf.step import validation_step
 from vf.types import UserError
 
 EVALUATIONS = "evaluations.jsonl"  # one line for each step that was judged: mark, step, scores
+
+
+@dataclasses.dataclass(frozen=True)
+class RealClips:
+    """Fixed clips, the same at every step.
+
+    Attributes:
+        clips: `video` u8 [n f h w 3], `label` i32 [n], `index` u32 [n], ...; nothing where the job needs no clips.
+        about: what they are, ready for JSON.
+    """
+
+    clips: Mapping[str, np.ndarray]
+    about: Mapping[str, Any]
+
+
+def real_clips(source: pipeline.Source, n: int, seed: int) -> RealClips:
+    """`n` fixed clips of `source`. Raises UserError as `pipeline.fixed_clips`."""
+    return RealClips(pipeline.fixed_clips(source, n, seed=seed), source.describe())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +59,13 @@ class Judge:
     mesh: Mesh
     job: SampleJob
     evaluators: Mapping[str, Evaluator]
-    held: Mapping[str, np.ndarray]  # fixed clips that were not trained on; none where samples alone are asked for
+    reference: RealClips
+    validation: RealClips
+    conditions: Mapping[str, np.ndarray]  # of the samples, as `sample.conditions` gives them
+    seen: bool  # whether steps see the validation clips: then numbers on them are called `seen`, not `validation`
     levels: np.ndarray
     batch_size: int
     class_names: tuple[str, ...]
-    data: Mapping[str, Any]  # what the real clips are
     seed: int
     mark: str  # of this kind of evaluation: what was judged under another one is judged again
     best: str  # score by which checkpoints are compared
@@ -55,21 +81,23 @@ class Judge:
 
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples of `params`, written into the run's folder."""
-        given = sample.conditions(self.model, self.job, self.held, len(self.class_names))
-        made = sample.clips(self._sample, params, given, self.job.batch_size, self.mesh)
+        made = sample.clips(self._sample, params, self.conditions, self.job.batch_size, self.mesh)
         if self.recorder.is_writer:
-            sample.write(self.workdir, step, made, given, self.model, self.job, self.class_names)
+            sample.write(
+                self.workdir, step, made, self.conditions, self.model, self.job, self.class_names, self._sampling
+            )
             name = "samples" if self.job.what == "clips" else "base samples"
             self.recorder.video(step, name, made[:16], fps=self.job.fps)
         return made
 
     def evaluate(self, step: int, params: Any, made: np.ndarray) -> dict[str, float]:
         """Validation losses of `params` and scores of the samples `made`, recorded."""
-        losses = validation(self._validate, params, self.held, self.levels, self.batch_size, self.mesh)
-        self.recorder.scalars(step, losses)
-        protocol = {"real": dict(self.data), "n_real": len(self.held["video"]), "n_generated": len(made)}
-        protocol |= {"sampling": self.job.protocol()}
-        found = scores(self.evaluators, self.held["video"], made, self.model.base_frame, protocol)
+        losses = validation(self._validate, params, self.validation.clips, self.levels, self.batch_size, self.mesh)
+        self.recorder.scalars(step, {f"{self._part}/{name}": loss for name, loss in losses.items()})
+        real = self.reference.clips["video"]
+        protocol = {"reference_set": dict(self.reference.about), "n_real": len(real), "n_generated": len(made)}
+        protocol |= {"sampling": self._sampling}
+        found = scores(self.evaluators, real, made, self.model.base_frame, protocol)
         for score in found:
             self.recorder.score(
                 step, score.name, score.value, score.protocol, reference=score.reference, details=score.details
@@ -83,6 +111,17 @@ class Judge:
             files.append_line(self.workdir / EVALUATIONS, line)
             self._mark_best()
         return values
+
+    @property
+    def _part(self) -> str:
+        """What numbers on the validation clips are called."""
+        return "seen" if self.seen else "validation"
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        """What changes the samples, beside the weights."""
+        lent = {"embeddings_of": {"clips": self._part, **self.validation.about}} if self.model.embedding_dim else {}
+        return self.job.protocol() | lent
 
     def judged(self) -> dict[int, dict[str, float]]:
         """{step: scores} of every step that was judged like this, by this job or another."""
@@ -99,11 +138,11 @@ class Judge:
         self.recorder.file(BEST, json.dumps(found))
 
     def show_real(self) -> None:
-        """Real clips for the gallery, beside which samples are seen: where there are any, and clips are sampled."""
-        if self.recorder.is_writer and self.held and self.job.what == "clips":
+        """Writes the reference set for the gallery, beside which samples are seen; where clips are sampled."""
+        if self.recorder.is_writer and self.reference.clips and self.job.what == "clips":
             gallery.write_samples(
-                self.workdir / "samples" / "real", self.held["video"][: self.job.count],
-                centre=self.model.base_frame, fps=self.job.fps, meta=dict(self.data),
+                self.workdir / "samples" / "real", self.reference.clips["video"][: self.job.count],
+                centre=self.model.base_frame, fps=self.job.fps, meta=dict(self.reference.about),
             )  # fmt: skip
 
 
@@ -151,26 +190,26 @@ def validator(model: Model, seed: int, mesh: Mesh) -> Any:
 def validation(
     validate: Any,
     params: Any,
-    held: Mapping[str, np.ndarray],
+    clips: Mapping[str, np.ndarray],
     levels: np.ndarray,
     batch_size: int,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Mean error in eps at each noise level over the same clips with the same noise: `eval/eps_base/t500`, ....
+    """Means over all clips of `validation_step`'s errors, by network and noise level: `base/t500`, `base_eps/t500`.
 
     Clips that fill up the last batch do not count.
     """
-    count = len(held["index"])
+    count = len(clips["index"])
     rows = sharding.my_rows(mesh, batch_size, sharding.EVERY)
     sums: dict[str, float] = {}
     for first in range(0, count, batch_size):
         mine = np.minimum(first + rows, count - 1)
         batch = sharding.put_batch(
-            {name: value[mine] for name, value in held.items()}, mesh, batch_size, sharding.EVERY
+            {name: value[mine] for name, value in clips.items()}, mesh, batch_size, sharding.EVERY
         )
         for t in levels:
             errors = multihost_utils.process_allgather(validate(params, batch, t), tiled=True)
             for name, error in errors.items():
                 total = np.asarray(error, np.float64)[: count - first].sum()
-                sums[f"eval/{name}/t{t}"] = sums.get(f"eval/{name}/t{t}", 0.0) + total / count
+                sums[f"{name}/t{t}"] = sums.get(f"{name}/t{t}", 0.0) + total / count
     return sums

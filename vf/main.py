@@ -23,14 +23,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from vf import build, evaluate, files, gallery, record, sharding, train
+from vf import build, evaluate, files, gallery, record, sample, sharding, train
 from vf.checkpoint import JUDGING, Checkpoints
 from vf.data import pipeline
 from vf.hosts.card import card
 from vf.hosts.ends import HostsError, Stopped, outcome
 from vf.hosts.place import place
 from vf.hosts.run import Hosts
-from vf.judge import Judge
+from vf.judge import Judge, RealClips, real_clips
 from vf.model import Model
 from vf.plan import job as planning
 from vf.plan.chips import parse_target
@@ -163,10 +163,14 @@ def _run(
     recorder = closing.enter_context(record.Recorder(workdir, is_writer=jax.process_index() == 0, events=events))
     hosts.before_exit.append(recorder.flush)
     origin = {"start": start.origin} if start else {}
-    judged = source if own else build.source(config, evaluation=True)
-    # Samples alone can do without clips, and images of the base without reading them.
-    needed = mode != "sample" or (len(judged) and (not images or model.embedding_dim))
-    held = pipeline.fixed_clips(judged, config.eval.clips, seed=config.seed) if needed else {}
+    # Samples alone can do without real clips: beside them they are shown where there are any, and lend embeddings.
+    reference = validation = RealClips({}, {})
+    if mode != "sample" or not (images or config.data.source == "none"):
+        reference = real_clips(build.source(config, "reference"), config.eval.clips, config.seed)
+    if mode != "sample" or model.embedding_dim:
+        held_out = build.source(config, "validation")
+        validation = real_clips(held_out, min(config.eval.clips, len(held_out)), config.seed)
+        build.check_validation(config, workdir, fresh)
     job, evaluation = build.sample_job(config), build.evaluation_job(config)
     judge = Judge(
         workdir=workdir,
@@ -175,11 +179,13 @@ def _run(
         mesh=mesh,
         job=job,
         evaluators={} if mode == "sample" else build.evaluators(config),
-        held=held,
+        reference=reference,
+        validation=validation,
+        conditions=sample.conditions(model, job, validation.clips, len(source.class_names)),
+        seen=build.validation_is_seen(config),
         levels=build.levels(config),
         batch_size=config.eval.batch_size,
         class_names=source.class_names,
-        data=judged.describe(),
         seed=config.seed,
         mark=evaluation.mark,
         best=evaluation.best,
@@ -187,7 +193,8 @@ def _run(
     )
     tx, learning_rates = build.optimizer(config)
     if mode == "train":
-        recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, data=source.describe(), **origin)
+        facts = {"data": source.describe(), "validation": validation.about, **origin}
+        recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, **facts)
         if file := build.pretrained_base(config):
             recorder.file(pretrained.HEADER, pretrained.remembered(file))
         table = overview(model)

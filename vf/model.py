@@ -6,7 +6,7 @@ The decomposition itself is in `vf/diffusion/decompose.py`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ Condition = Mapping[str, Array]
 """What a clip is conditioned on: `label` i32 [b], `embedding` f32 [b d], as far as the model uses them."""
 
 
+@runtime_checkable
 class Network(Protocol):
     """What a model asks of `vf.nets.unet.UNet`; tests hand in closed forms."""
 
@@ -31,7 +32,13 @@ class Network(Protocol):
 
 
 class Errors(NamedTuple):
-    """Mean squared errors over pixels, [b f]: the training loss, and that of eps_hat (comparable across models)."""
+    """Of each clip's frames: the training loss, and the share of the noise that was not found.
+
+    `eps` is the mean squared error of eps_hat over the variance of what is unknown of eps: 0 for a network that knows
+    all and 1 for one that says nothing, in every model and context. Unknown is all of eps^i, or with context
+    `base_frame`, where b is known by then, r^i alone (variance 1 - lambda). One scale, but not one task: less noise
+    hides the clip there, and the clean base frame is seen.
+    """
 
     loss: Float[Array, "b f"]
     eps: Float[Array, "b f"]
@@ -221,7 +228,9 @@ class VideoFusion(_Model):
         own = decompose.residual_sigma(self.lam, sigma)[..., 0, 0, 0]
         residual_loss *= gaussian.loss_weight(kind, self.residual_loss, alpha[:, None], own, self.loss_weight)
         eps_hat = decompose.eps_hat(kind, value, z_prime, known, self.lam, alpha, sigma)  # (6)
-        return Errors(residual_loss.at[:, c].set(base_loss), _mse(eps_hat - eps).at[:, c].set(_mse(b_hat - b)))
+        unknown = 1 - np.where(np.arange(self.shape[0]) == c, 0, self.lam) if self.context == "base_frame" else 1
+        share = _mse(eps_hat - eps) / unknown
+        return Errors(residual_loss.at[:, c].set(base_loss), share.at[:, c].set(_mse(b_hat - b)))
 
     def _more_images(self, x: Float[Array, "b f h w c"], keys: Key[Array, " b"]) -> "_Images":
         """base_images - 1 frames of each clip, drawn at random, each with its own noise and time."""

@@ -26,19 +26,46 @@ def sampler(model: Model, job: SampleJob, mesh: Mesh) -> Any:
 
 
 def conditions(model: Model, job: SampleJob, records: Mapping[str, np.ndarray], classes: int) -> dict[str, np.ndarray]:
-    """What `job.count` samples are conditioned on: labels in turn or as asked, embeddings of held-out clips.
+    """What `job.count` samples are conditioned on: `index` u32 [n], `label` i32 [n] and, where the model uses one,
+    `embedding` f32 [n d].
 
-    The paper draws the embedding from a prior network; until there is one, clips that were not trained on lend theirs,
-    so a score with context `embedding` is that of a perfect prior. Raises UserError for a class that is none.
+    Labels are as asked, or all in turn. The paper draws the embedding from a prior network; until there is one, the
+    clips of the validation set lend theirs, so a score with context `embedding` is that of a perfect prior. Sample k
+    gets the embedding of the next clip of its own class, so that its label and embedding are those of one clip; a model
+    that knows no classes gets clips of all of them, unless a class is asked for.
+
+    Args:
+        records: `label` [m] and `embedding` [m d] of the validation clips; read only for the embedding.
+        classes: how many there are.
+
+    Raises UserError for a class that is none, or that no clip in `records` is of.
     """
     if model.null_label is not None and job.label >= classes:
         raise UserError(f"sample.label must be a class, 0 to {classes - 1}, or -1 for all in turn; got {job.label}")
     index = np.arange(job.count, dtype=np.uint32)
     label = index % max(classes, 1) if job.label < 0 else np.full(job.count, job.label)
-    made = {"index": index, "label": label.astype(np.int32)}
-    if model.embedding_dim:
-        made["embedding"] = records["embedding"][index % len(records["embedding"])]
-    return made
+    if not model.embedding_dim:
+        return {"index": index, "label": label.astype(np.int32)}
+    if model.null_label is None and job.label < 0:
+        donor = index % len(records["label"])
+    else:
+        donor = _donors(label, records["label"])
+    return {"index": index, **{name: records[name][donor] for name in ("label", "embedding")}}
+
+
+def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """For each label of `wanted` [n] the row of `labels` [m] that is next in turn among those equal to it, int [n]."""
+    donor = np.zeros(len(wanted), int)
+    for label in np.unique(wanted):
+        rows, mine = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
+        if not len(rows):
+            raise UserError(
+                f"samples of class {label} need the embedding of a validation clip of that class, and none of the "
+                f"{len(labels)} is: read more by --config.eval.clips=N, or ask for another class by "
+                "--config.sample.label=K"
+            )
+        donor[mine] = rows[np.arange(len(mine)) % len(rows)]
+    return donor
 
 
 def clips(sample: Any, params: Any, given: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> np.ndarray:
@@ -63,12 +90,13 @@ def write(
     model: Model,
     job: SampleJob,
     class_names: Sequence[str],
+    protocol: Mapping[str, Any],
 ) -> AnyPath:
     """`WORKDIR/samples/step_00001000`: clips.npz (lossless), a wall as GIF and MP4, a film strip, meta.json; for images
     of the base generator `base_step_00001000`, with a wall alone."""
     labels = given["label"].tolist() if model.null_label is not None else None
     folder = gallery.step_folder(workdir, step, images=job.what == "base")
-    meta = {"step": step, **job.protocol()}
+    meta = {"step": step, **protocol}
     return gallery.write_samples(
         folder, generated, centre=model.base_frame, fps=job.fps, labels=labels, class_names=class_names, meta=meta
     )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from vf import rng, video
 from vf import state as states
+from vf.diffusion import decompose
 from vf.model import Errors, Model
 from vf.types import Batch
 
@@ -19,15 +20,10 @@ Gradients = Callable[[Any, Batch], tuple[Any, dict[str, Array]]]
 
 
 def loss(model: Model, errors: Errors) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The training loss and its parts.
-
-    Base and residual networks share no gradient, so each is trained on the mean over its own frames and the loss is
-    their sum; how the paper weighs the frames of its equation is not known. One network: the mean over all frames.
-    """
-    centre = errors.loss[:, model.base_frame].mean()
-    rest = jnp.delete(errors.loss, model.base_frame, axis=1, assume_unique_indices=True).mean()
-    total = centre + rest if model.networks == ("base", "residual") else errors.loss.mean()
-    return total, {"loss": total, "loss_base": centre, "loss_residual": rest}
+    """The training loss and its parts: the sum of both generators' (`decompose.losses`), or the mean of all frames."""
+    base, residual = decompose.losses(errors.loss, model.base_frame)
+    total = base + residual if model.networks == ("base", "residual") else errors.loss.mean()
+    return total, {"loss": total, "loss_base": base, "loss_residual": residual}
 
 
 def batch_loss(
@@ -59,7 +55,8 @@ def train_step(
     loss_of = functools.partial(batch_loss, model=model, seed=seed)
     gradients = functools.partial(_gradients, loss_of=loss_of, parts=accumulate)
     grads, numbers = spread(gradients)(state.params, batch)
-    numbers |= {f"grad_norm_{name}": optax.tree.norm(grads[name]) for name in model.networks}
+    # In float32, whatever gradients are: a sum of squares in bfloat16 loses the small ones.
+    numbers |= {f"grad_norm_{name}": optax.tree.norm(jax.tree.map(jnp.float32, grads[name])) for name in model.networks}
     decay = functools.partial(states.ema_decay, decay=ema_decay)
     key = jax.random.fold_in(rng.key(seed, rng.Purpose.ROUND), state.step)
     return states.update(state, grads, tx, decay, key), numbers
@@ -85,12 +82,23 @@ def _add(total: Any, grads: Any, numbers: dict[str, Array]) -> tuple[Any, dict[s
 def validation_step(
     params: Any, batch: Batch, t: Int[Array, ""], *, model: Model, seed: int
 ) -> dict[str, Float[Array, " b"]]:
-    """Errors of each clip at one noise level, without dropout: `eps_base` and `eps_others`, [b], in units of eps.
+    """Errors of each network, of each clip [b], at one noise level `t`, without dropout.
 
-    eps errors can be compared across models and predictions; the noise of clip `index` at `t` is always the same.
+    `base` and `residual` are the network's part of the training loss, `base_eps` and `residual_eps` the share of the
+    noise that it did not find, whatever it predicts (`vf.model.Errors`). Each is a mean over pixels and over the frames
+    that the network answers for: the base frame and the others; one network answers for all frames, and is `base`. The
+    noise of clip `index` at `t` is a function of `seed` and these two: always the same.
     """
     keys = jax.vmap(jax.random.fold_in, (0, None))(rng.example_keys(seed, rng.Purpose.EVALUATE, batch["index"]), t)
     x = video.from_uint8(batch["video"])
     errors = model.errors(params, x, model.condition(batch), keys, t=jnp.full(len(x), t))
-    others = jnp.delete(errors.eps, model.base_frame, axis=1, assume_unique_indices=True).mean(1)
-    return {"eps_base": errors.eps[:, model.base_frame], "eps_others": others}
+    kinds = {"": errors.loss, "_eps": errors.eps}
+    return {f"{net}{kind}": mean for kind, found in kinds.items() for net, mean in _by_network(model, found).items()}
+
+
+def _by_network(model: Model, errors: Float[Array, "b f"]) -> dict[str, Float[Array, " b"]]:
+    """The mean over the frames that each network answers for."""
+    if model.networks != ("base", "residual"):
+        return {"base": errors.mean(1)}
+    others = jnp.delete(errors, model.base_frame, axis=1, assume_unique_indices=True)
+    return {"base": errors[:, model.base_frame], "residual": others.mean(1)}

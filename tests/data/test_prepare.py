@@ -534,7 +534,7 @@ def test_captions_labels_and_embeddings_travel_in_records(ucf, tmp_path):
     np.savez(tmp_path / "vectors.npz", name=[f"{name}.avi" for name in names], embedding=vectors)
     given = parameters(ucf, table=str(tmp_path / "table.csv"), embeddings=str(tmp_path / "vectors.npz"))
     made = prepare.prepare(given, tmp_path / "out", workers=1)
-    source = Prepared(tmp_path / "out", windows=Windows(4))
+    source = Prepared(tmp_path / "out", windows=Windows(4, start="centre"), base_frame=1)
     assert source.class_names == ("kind 0", "kind 1")
     assert source.embedding_dim == 5
     for k in range(6):
@@ -550,7 +550,7 @@ def test_an_embedding_that_is_missing_is_told(ucf, tmp_path):
     np.savez(tmp_path / "vectors.npz", name=["other.avi"], embedding=np.zeros((1, 5), np.float32))
     for bad in (np.zeros(9, np.float32), np.zeros((2, 3), np.float32)):
         np.savez(tmp_path / "bad.npz", name=["a"], embedding=bad)
-        with pytest.raises(UserError, match=r"should hold `name` .n. and `embedding` .n d."):
+        with pytest.raises(UserError, match=r"should hold `name` .* or `name` .n. and `embedding` .n d. alone"):
             prepare.prepare(parameters(ucf, embeddings=str(tmp_path / "bad.npz")), tmp_path / "out", workers=1)
     np.save(tmp_path / "bad.npy", np.zeros(3))
     with pytest.raises(UserError, match="should hold"):
@@ -578,7 +578,7 @@ def test_a_damaged_record_is_bad_and_no_crash(prepared, tmp_path):
 
 def test_what_is_no_prepared_data_set_is_told(prepared, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 0}))
-    with pytest.raises(UserError, match="has format 0, expected 1"):
+    with pytest.raises(UserError, match="has format 0, expected 1 or 2"):
         Prepared(tmp_path, windows=Windows(4))
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):

@@ -234,7 +234,7 @@ def test_rows_are_frames_clip_by_clip(monkeypatch: pytest.MonkeyPatch, at_once: 
     monkeypatch.setattr(inception, "AT_ONCE", at_once)
     Pixels.seen = []
     clips = np.random.default_rng(4).integers(0, 256, (b, f, 5, 4, 3), np.uint8)
-    made = inception.network({}, "abc", mode="legacy_pytorch").apply({}, clips)
+    made = inception.network({}, "abc", mode="legacy_pytorch").apply({}, jnp.asarray(clips))
     expected = by_public_code(clips.reshape(-1, 5, 4, 3), "legacy_pytorch")[:, ::100, ::100].reshape(b * f, 27)
     np.testing.assert_allclose(made, expected, atol=1e-5)
     assert max(Pixels.seen) <= max(b, at_once)
@@ -251,7 +251,9 @@ def test_parameters_are_those_of_the_public_file() -> None:
 
 
 def test_the_protocol_tells_modes_apart() -> None:
-    networks = [inception.network({}, "abc", mode=mode, exact=exact) for mode in inception.MODES for exact in (0, 1)]
+    networks = [
+        inception.network({}, "abc", mode=mode, exact=exact) for mode in inception.MODES for exact in (False, True)
+    ]
     protocols = [json.dumps(dict(network.protocol), sort_keys=True) for network in networks]
     assert len(set(protocols)) == 6
     for network in networks:
@@ -265,12 +267,14 @@ def test_the_protocol_tells_modes_apart() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (1, 2, 64, 64, 1), (0, 2, 64, 64, 3), (1, 0, 64, 64, 3)])
+@pytest.mark.usefixtures("unchecked")
 def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
     network = inception.network({}, "abc")
     with pytest.raises(ValueError, match="expected clips"):
         network.apply({}, jnp.zeros(shape, jnp.uint8))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_mode() -> None:
     for call in (lambda: inception.network({}, "abc", mode="pil"), lambda: inception.preprocess(jnp.zeros(3), "pil")):
         with pytest.raises(ValueError, match="expected a mode of clean, legacy_tensorflow, legacy_pytorch, got pil"):

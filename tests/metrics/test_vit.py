@@ -137,6 +137,7 @@ def test_what_the_scores_need_is_there_at_full_size():
         assert count == true == {1408: 1_011_667_072, 1280: 653_333_760}[config.width]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_frames_and_sizes_that_do_not_fit_are_refused():
     _, params, config = masked()
     network = vit.videomae(params, "", config=config)

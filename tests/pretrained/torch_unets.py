@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -120,7 +121,9 @@ def compare(module, params, theirs, z, t, options, their_options, unet, prefix="
 
     @jax.jit
     def run(params):
-        out, seen = module.apply({"params": params}, z, t, **options, capture_intermediates=True)
+        out, seen = module.apply(
+            {"params": params}, jnp.asarray(z), jnp.asarray(t), **options, capture_intermediates=True
+        )
         return out, seen["intermediates"]
 
     out, seen = run(params)

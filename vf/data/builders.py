@@ -5,6 +5,7 @@ costs two records and 16 frame decodes, however long the clip is. Segments of a 
 the order of the manifest (`manifest.json`), which says how many frames each has: the number of every record follows.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -18,13 +19,14 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
+from vf.data.embeddings import Layout
 from vf.types import UserError
 
 SEGMENT = 16  # frames
 MANIFEST = "manifest.json"
 VERSION = "1.0.0"  # of the TFDS data set
 SHARD = 2**28  # bytes, after which a split goes on in another file
-FORMAT = 1  # of the manifest; a reader refuses others
+FORMAT = 2  # of the manifest; 1 had one embedding a video at most, and is read too
 
 
 class StagedClip(NamedTuple):
@@ -35,7 +37,7 @@ class StagedClip(NamedTuple):
     caption: str
     fps: float
     frames: list[bytes]
-    embedding: np.ndarray | None
+    embeddings: Mapping[str, np.ndarray]  # of the video, [m d] by field; see vf/data/embeddings.py
 
 
 def pack(
@@ -43,7 +45,7 @@ def pack(
     dataset: str,
     clips: Mapping[str, Iterable[StagedClip]],
     classes: tuple[str, ...],
-    embedding_dim: int,
+    embeddings: Layout,
     about: Mapping[str, Any],
 ) -> Path:
     """Writes clips as a TFDS data set below `out`; returns its folder relative to `out`.
@@ -56,7 +58,7 @@ def pack(
         dataset: such as `ucf101`; the TFDS data set is called `ucf101_clips`.
         clips: clips of each split, in order; read once.
         classes: names, in the order of their numbers; () for data without classes (every label is then 0).
-        embedding_dim: channels of a precomputed embedding; 0 for none.
+        embeddings: which ones clips have.
         about: how the frames were made; kept as the data set's metadata.
 
     Raises:
@@ -66,12 +68,12 @@ def pack(
     shutil.rmtree(folder.parent, ignore_errors=True)  # what lies there is finished only where a manifest says so
     aside = folder.with_name(f"incomplete.{VERSION}")
     aside.mkdir(parents=True)
-    features = tfds.features.FeaturesDict(_features(classes, embedding_dim))
+    features = tfds.features.FeaturesDict(_features(classes, embeddings))
     files = tfds.core.ShardedFileTemplate(
         data_dir=aside, dataset_name=folder.parent.name, filetype_suffix="array_record"
     )
     splits = [
-        _write_split(files.replace(split=split), _records(found, features, bool(classes)))
+        _write_split(files.replace(split=split), _records(found, features, embeddings, bool(classes)))
         for split, found in clips.items()
     ]
     tfds.folder_dataset.write_metadata(
@@ -87,7 +89,7 @@ def pack(
     return aside.rename(folder).relative_to(out)
 
 
-def _features(classes: tuple[str, ...], embedding_dim: int) -> dict[str, Any]:
+def _features(classes: tuple[str, ...], embeddings: Layout) -> dict[str, Any]:
     """What a record holds, by name."""
     features: dict[str, Any] = {
         "frames": tfds.features.Text(doc="frames, each encoded as the metadata says, one after another"),
@@ -99,12 +101,15 @@ def _features(classes: tuple[str, ...], embedding_dim: int) -> dict[str, Any]:
         "label": tfds.features.ClassLabel(names=classes) if classes else np.int64,
         "caption": tfds.features.Text(),
     }
-    if embedding_dim:
-        features["embedding"] = tfds.features.Tensor(shape=(embedding_dim,), dtype=np.float32)
+    shape, about = (None, embeddings.dim), "of the frames that stand for the segment's frames, in order"
+    for name in embeddings.fields:
+        features[name] = tfds.features.Tensor(shape=shape, dtype=np.float32, doc=about)
     return features
 
 
-def _records(clips: Iterable[StagedClip], features: tfds.features.FeaturesDict, has_classes: bool) -> Iterator[bytes]:
+def _records(
+    clips: Iterable[StagedClip], features: tfds.features.FeaturesDict, embeddings: Layout, has_classes: bool
+) -> Iterator[bytes]:
     """Serialized segments of all clips, in order."""
     for number, clip in enumerate(clips):
         for segment, first in enumerate(range(0, len(clip.frames), SEGMENT)):
@@ -120,8 +125,9 @@ def _records(clips: Iterable[StagedClip], features: tfds.features.FeaturesDict, 
                 "label": clip.label if has_classes else 0,
                 "caption": clip.caption,
             }
-            if "embedding" in features:
-                record["embedding"] = clip.embedding
+            # A frame and its embedding are in one record, so that neighbouring records may have one in common.
+            start, end = (embeddings.nearest(frame, len(clip.frames)) for frame in (first, first + len(frames) - 1))
+            record |= {name: rows[start : end + 1].astype(np.float32) for name, rows in clip.embeddings.items()}
             yield features.serialize_example(features.encode_example(record))
 
 
@@ -177,6 +183,13 @@ class Segment:
         """Bytes of frame k of the segment, not decoded yet. Raises IndexError beyond its end."""
         return self._data[self._ends[k] : self._ends[k + 1]]
 
+    def embeddings(self, layout: Layout, k: int, frames: int) -> dict[str, np.ndarray]:
+        """f32 [d] by field: those that stand for frame k of the segment, of a video of `frames` frames."""
+        first = SEGMENT * self.number
+        row = layout.nearest(first + k, frames) - layout.nearest(first, frames)
+        numbers = slice(row * layout.dim, (row + 1) * layout.dim)
+        return {name: np.array(self.fields[name].float_list.value[numbers], np.float32) for name in layout.fields}
+
 
 def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of a prepared data set. Raises UserError where there is none or it is another version's."""
@@ -189,8 +202,10 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
+    if manifest.get("format") == 1:
+        return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
     if manifest.get("format") != FORMAT:
         raise UserError(
-            f"{root / MANIFEST} has format {manifest.get('format')}, expected {FORMAT}: prepare the data again"
+            f"{root / MANIFEST} has format {manifest.get('format')}, expected 1 or {FORMAT}: prepare the data again"
         )
     return manifest

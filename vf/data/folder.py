@@ -16,6 +16,7 @@ import numpy as np
 from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, RESAMPLER, VIDEOS, Pixels, Video, natural, read_header, words
 from vf.data.pipeline import BadRecord
+from vf.data.share import Share
 from vf.types import UserError
 
 _PROBES = 16  # threads; a probe waits for the disk more than it computes
@@ -30,20 +31,45 @@ class VideoFolder:
         size: height and width of the clip in pixels.
         split_file: keep only the files named here, one `<Class>/<clip>.avi` a line as in UCF101's own
             lists. A label after the name is not read: the folder is the class, in train and test files alike.
+        without: leave out the files named here, likewise.
+        share: keep the videos of this part only; None keeps all.
 
     Raises:
-        UserError: no such folder, no video in it, or none that can be used.
+        UserError: no such folder, no video in it, none that can be used, or a video that both files name.
     """
 
     rejected: dict[str, str]
     """Files left out, by name relative to `root`, and why."""
 
-    def __init__(self, root: str | Path, *, windows: Windows, size: int, split_file: str | Path | None = None):
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        windows: Windows,
+        size: int,
+        split_file: str | Path | None = None,
+        without: str | Path | None = None,
+        share: Share | None = None,
+    ):
         self.root, self.windows, self.size = Path(root), windows, size
         self.split_file = None if split_file is None else Path(split_file)
+        self.without, self.share = None if without is None else Path(without), share
         found, self.class_names = _list(self.root)
         self.num_classes = len(self.class_names)
         wanted = found if self.split_file is None else _read_split(self.split_file)
+        if self.without is not None:
+            others = set(_read_split(self.without))
+            both = [name for name in wanted if name in others]
+            if self.split_file is not None and both:
+                raise UserError(
+                    f"{self.split_file} and {self.without} both name {both[0]} (and {len(both) - 1} more): a video "
+                    "either trains or validates; take it out of one of them"
+                )
+            wanted = [name for name in wanted if name not in others]
+            if not wanted:
+                raise UserError(f"{self.without} names every video of {self.root}, and leaves none to train on")
+        if share is not None:
+            wanted = [name for name, kept in zip(wanted, share.keep(wanted), strict=True) if kept]
         present = set(found)
 
         def probe(name: str) -> tuple[Video, float, int] | str:
@@ -74,6 +100,8 @@ class VideoFolder:
             "source": "folder",
             "root": str(self.root),
             "split": self.split_file and self.split_file.name,
+            **({"without": self.without.name} if self.without else {}),
+            **(self.share.describe() if self.share else {}),
             "videos": len(self.names),
             "records": len(self),
             "rejected": len(self.rejected),

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, Pixels, printable, words
+from vf.data.embeddings import Layout
 from vf.data.folder import VideoFolder
 from vf.data.pipeline import BadRecord
 from vf.types import UserError
@@ -105,6 +106,8 @@ def _prepared(root: Path, split: str) -> Collection:
     about = manifest["parameters"]
     how = f"{about['dataset']}, prepared at {source.size} x {source.size}, {about['encoding']}"
     title = f"{root}: {how}, fingerprint {manifest['fingerprint']}"
+    if manifest["embeddings"]["dim"]:
+        title += f"\n  embeddings: {Layout(**manifest['embeddings'])}"
     return Collection(title, clips, read, splits, source.class_names, remarks)
 
 

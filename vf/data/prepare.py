@@ -23,20 +23,19 @@ import shutil
 import signal
 import sys
 import time
-import zipfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 from tqdm import tqdm
 
 from vf.data import listing
 from vf.data.decode import printable, words
+from vf.data.embeddings import Embeddings, Layout
 from vf.data.encoding import ENCODINGS
 from vf.data.listing import Item, Listing
 from vf.data.processes import follow_parent
@@ -98,7 +97,7 @@ class Preparation:
         found: the clips of the source.
         out: the data set's folder.
         workers: processes that decode.
-        embeddings: a vector for each clip's name, or None.
+        embeddings: those of all clips of `found`, or None.
     """
 
     def __init__(
@@ -107,10 +106,11 @@ class Preparation:
         found: Listing,
         out: Path,
         workers: int,
-        embeddings: dict[str, np.ndarray] | None,
+        embeddings: Embeddings | None,
     ) -> None:
         self.parameters, self.found, self.out, self.workers = parameters, found, out, workers
         self.embeddings = embeddings
+        self.layout = embeddings.layout if embeddings else Layout()
         self.folder = out / ".staging"
         self.facts: dict[str, dict[str, Any]] = {}  # by name; with "rejected" where a clip was lost
         self.spent: Counter[str] = Counter()  # seconds of each stage
@@ -144,9 +144,8 @@ class Preparation:
         items = [item for split in kept.values() for item in split]
         in_order = self._stage_all(crew, items)
         clips = {split: self._clips(split, in_order, len(own)) for split, own in kept.items()}
-        dim = len(next(iter(self.embeddings.values()))) if self.embeddings else 0
         about = {name: getattr(self.parameters, name) for name in ("size", "encoding", "quality", "crop", "resize")}
-        return pack(self.out, self.parameters.dataset, clips, self.found.classes, dim, about)
+        return pack(self.out, self.parameters.dataset, clips, self.found.classes, self.layout, about)
 
     def _clips(self, split: str, in_order: Iterator[tuple[Item, Path | None]], count: int) -> Iterator[Any]:
         from vf.data.builders import StagedClip
@@ -157,9 +156,10 @@ class Preparation:
                 continue
             empty = False
             facts, frames = read_staged(path)
-            vector = self.embeddings[item.name] if self.embeddings else None
+            name = printable(item.name)
+            embeddings = self.embeddings.of(name) if self.embeddings else {}
             started = time.perf_counter()
-            yield StagedClip(printable(item.name), item.label, item.caption, facts["fps"], frames, vector)
+            yield StagedClip(name, item.label, item.caption, facts["fps"], frames, embeddings)
             self.spent["pack"] += time.perf_counter() - started  # type: ignore[assignment]
         if empty:
             raise _EmptySplit(split)
@@ -182,9 +182,18 @@ class Preparation:
                 seconds = facts.pop("seconds", {})
                 if job is not facts:  # else it was done by an earlier run
                     self.spent.update(seconds)
-                self.facts[item.name] = facts
+                self.facts[item.name] = facts = self._checked(item, facts)
                 bar.update()
                 yield item, None if "rejected" in facts else target
+
+    def _checked(self, item: Item, facts: dict[str, Any]) -> dict[str, Any]:
+        """The facts of a clip; rejected where its embeddings are those of a video of another length."""
+        if self.embeddings is None or "rejected" in facts:
+            return facts
+        frames, expected = facts["frames"], self.embeddings.frames(printable(item.name))
+        if expected in (None, frames):
+            return facts
+        return {"rejected": f"has {frames} frames, and --embeddings says {expected}"}
 
     def _manifest(self, packed: Path, splits: list[str], seconds: float) -> dict[str, Any]:
         from vf.data.builders import FORMAT
@@ -216,7 +225,7 @@ class Preparation:
             "builder": packed.as_posix(),
             "parameters": dataclasses.asdict(self.parameters),
             "classes": list(classes),
-            "embedding_dim": len(next(iter(self.embeddings.values()))) if self.embeddings else 0,
+            "embeddings": dataclasses.asdict(self.layout),
             "splits": made,
             "rejected": dict(sorted((self.found_lost() | rejected).items())),
             "notes": notes,
@@ -253,7 +262,7 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
     if not found.items:
         reason = "; ".join(f"{printable(name)}: {why}" for name, why in itertools.islice(found.lost.items(), 3))
         raise UserError(f"no clip of {parameters.source} can be used: {reason}")
-    embeddings = _embeddings(parameters.embeddings, found.items)
+    embeddings = _embeddings(parameters.embeddings, found.items) if parameters.embeddings else None
     with _folder_of_our_own(out, parameters) as folder:
         if manifest.exists():  # another run has finished since
             return _finished(out, parameters, strict)
@@ -316,21 +325,12 @@ def _folder_of_our_own(out: Path, parameters: Parameters) -> Iterator[Path]:
         ) from error
 
 
-def _embeddings(file: str, items: Iterable[Item]) -> dict[str, np.ndarray] | None:
-    """Vectors by clip from an .npz of `name` [n] and `embedding` f32 [n d]."""
-    if not file:
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            names, rows = data["name"], data["embedding"].astype(np.float32)
-            if (names.ndim, rows.ndim) != (1, 2):
-                raise ValueError(f"they have shapes {list(names.shape)} and {list(rows.shape)}")
-            vectors = dict(zip(names.tolist(), rows, strict=True))
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"--embeddings={file} should hold `name` [n] and `embedding` [n d]: {error}") from error
-    if missing := [printable(item.name) for item in items if printable(item.name) not in vectors]:
+def _embeddings(file: str, items: list[Item]) -> Embeddings:
+    """Those of all `items`. Raises UserError where the file is not as it should be, or one is missing."""
+    found = Embeddings(file)
+    if missing := found.missing([printable(item.name) for item in items]):
         raise UserError(f"--embeddings={file} has no vector for {len(missing)} clips, the first is {missing[0]}")
-    return {item.name: vectors[printable(item.name)] for item in items}
+    return found
 
 
 def table(manifest: dict[str, Any], out: Path) -> str:
@@ -344,6 +344,8 @@ def table(manifest: dict[str, Any], out: Path) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     size, how = manifest["parameters"]["size"], manifest["parameters"]["encoding"]
     lines.append(f"{out}: {size} x {size}, {how}, fingerprint {manifest['fingerprint']}")
+    if manifest["embeddings"]["dim"]:
+        lines.append(f"embeddings: {Layout(**manifest['embeddings'])}")
     seconds = manifest["seconds"]
     if manifest.get("already"):
         lines.append("it was prepared already, with the same parameters: nothing to do")
@@ -378,9 +380,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     parser.add_argument("--splits", default="", help="ucf101: folder of the official split files")
     parser.add_argument("--fold", type=int, default=1, choices=(1, 2, 3), help="ucf101: which of the official splits")
     parser.add_argument("--table", default="", help="webvid, folder: CSV of path and label, caption, split")
-    parser.add_argument(
-        "--embeddings", default="", help=".npz of `name` [n] and `embedding` [n d], kept in the records"
-    )
+    parser.add_argument("--embeddings", default="", help=".npz of embeddings of frames (vf/data/embeddings.py)")
     parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="of frames; raw and png are lossless")
     parser.add_argument("--quality", type=int, default=95, help="of jpeg, 1 to 100")
     parser.add_argument("--fps", type=float, default=0.0, help="of folders of frames, which do not say")

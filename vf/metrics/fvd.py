@@ -2,7 +2,8 @@
 
 All of them compare logits of I3D with the same weights. What differs is how frames are resized to 224 x 224, the eps of
 the batch norms, and how the distance is computed; numbers of two lineages do not compare. Those that compute in float32
-are reproducible to about 1e-3 between linear algebra libraries, less well with fewer clips than features.
+carry its rounding of the features' variance: between linear algebra libraries they differ by thousandths of a distance
+at best, and by as much as the distance itself where it is small (`benchmarks/float32_fvd.py`).
 
     FVD = |mu_r - mu_g|^2 + Tr(S_r + S_g - 2 (S_r S_g)^(1/2))       Unterthiner et al. 2018
     KVD = unbiased MMD^2 under (x.y / 400 + 1)^3, whole sets        DIGAN's, TATS's and LVDM's code; not clipped at 0

@@ -124,7 +124,7 @@ MIXED: dict[str, tuple[Branch, ...]] = {
 }
 
 
-def pool(x: Float[jax.Array, "n h w c"], kind: Pool) -> Float[jax.Array, "n h' w' c"]:
+def pool(x: Float[jax.Array, "n h w c"], kind: Pool) -> Float[jax.Array, "n i j c"]:
     """3 x 3; `average` counts the pixels that are inside only."""
     if kind == "average":
         return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
