@@ -33,7 +33,7 @@ from typing import Any
 import av
 from tqdm import tqdm
 
-from vf.data import listing
+from vf.data import datasets
 from vf.data.decode import printable, words
 from vf.data.embeddings import Embeddings, Layout
 from vf.data.encoding import ENCODINGS
@@ -258,7 +258,7 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
         shutil.rmtree(out / ".staging", ignore_errors=True)  # where a run was killed at its very end
         return _finished(out, parameters, strict)
     splits, table = (Path(p) if p else None for p in (parameters.splits, parameters.table))
-    found = listing.DATASETS[parameters.dataset](Path(parameters.source), splits, parameters.fold, table)
+    found = datasets.DATASETS[parameters.dataset](Path(parameters.source), splits, parameters.fold, table)
     if not found.items:
         reason = "; ".join(f"{printable(name)}: {why}" for name, why in itertools.islice(found.lost.items(), 3))
         raise UserError(f"no clip of {parameters.source} can be used: {reason}")
@@ -373,7 +373,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     """Typed parameters and the rest of the flags."""
     about = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m vf.data.prepare", description=about)
-    parser.add_argument("dataset", choices=tuple(listing.DATASETS))
+    parser.add_argument("dataset", choices=tuple(datasets.DATASETS))
     parser.add_argument("--source", required=True, help="folder, .zip or .tar that holds the data")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared data set")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
