@@ -33,7 +33,7 @@ from vf.hosts.run import Hosts
 from vf.judge import Judge, RealClips, real_clips
 from vf.model import Model
 from vf.plan import job as planning
-from vf.plan.chips import parse_target
+from vf.plan.targets import parse_target
 from vf.pretrained import base as pretrained
 from vf.types import Params, UserError
 

@@ -15,7 +15,8 @@ from vf import build, main, sharding, train
 from vf.nets.layers import attend
 from vf.plan import compile as compiling
 from vf.plan import count, hlo, job, lower, rank, usage
-from vf.plan.chips import CHIPS, parse_target
+from vf.plan.chips import CHIPS
+from vf.plan.targets import parse_target
 from vf.types import UserError
 
 

@@ -24,10 +24,11 @@ from vf import files, record, sharding
 from vf.build import Planned
 from vf.plan import compile as compiling
 from vf.plan import count, messages, roofline, usage
-from vf.plan.chips import Chip, Target
+from vf.plan.chips import Chip
 from vf.plan.lower import Make, counts, lower_sampling, lower_training, on_mesh
 from vf.plan.rank import guess, ranking, times
 from vf.plan.report import mesh_text, report
+from vf.plan.targets import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 UPPER = "an upper bound: the CPU's program sends and keeps bfloat16 as float32, and keeps attention's logits"

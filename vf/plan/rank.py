@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from vf import sharding
 from vf.build import Planned
 from vf.plan import count, messages, roofline
-from vf.plan.chips import Chip, Target
+from vf.plan.chips import Chip
 from vf.plan.lower import on_mesh
+from vf.plan.targets import Target
 from vf.types import UserError
 
 
