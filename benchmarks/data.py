@@ -22,12 +22,12 @@ import numpy as np
 from PIL import Image
 
 from vf.data import datasets
-from vf.data.builders import read_manifest
 from vf.data.clips import Windows, centre_crop_box
 from vf.data.encoding import ENCODINGS
 from vf.data.folder import VideoFolder
+from vf.data.manifest import read_manifest
 from vf.data.pipeline import Source, batches
-from vf.data.prepare import prepare
+from vf.data.preparation import prepare
 from vf.data.prepared import Prepared
 from vf.data.staging import STAGES, Parameters
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.made import write, write_frames
 from vf import build, main, record, train
-from vf.data import prepare
+from vf.data.preparation import prepare
 from vf.data.staging import Parameters
 from vf.types import UserError
 
@@ -134,11 +134,18 @@ def prepared(tmp_path_factory):
                 dataset=name, source=str(root / "source"), size=64, encoding="raw", quality=0, splits="", fold=1,
                 table="", embeddings="", fps=0.0, min_frames=2,
             )  # fmt: skip
-            assert not prepare.prepare(parameters, root / "data", workers=1)["rejected"]
+            assert not prepare(parameters, root / "data", workers=1)["rejected"]
             made[name] = root / "data"
         return made[name]
 
     return prepare_one
+
+
+def test_metrics_without_weights_name_the_flag():
+    config = base.get_config()
+    config.eval.metrics = "fvd,is_tgan"
+    with pytest.raises(UserError, match=r"no weights of i3d were named: .* \(--config\.eval\.i3d\)$"):
+        build.evaluators(config)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -209,7 +216,7 @@ def test_a_size_other_than_the_prepared_one_is_told(tmp_path):
         dataset="sky_timelapse", source=str(tmp_path / "source"), size=16, encoding="raw", quality=0, splits="",
         fold=1, table="", embeddings="", fps=0.0, min_frames=2,
     )  # fmt: skip
-    prepare.prepare(parameters, tmp_path / "data", workers=1)
+    prepare(parameters, tmp_path / "data", workers=1)
     config = get("sky_timelapse")
     config.data.source = str(tmp_path / "data")
     with pytest.raises(UserError, match=r"prepared at 16 pixels, and data.size is 64: set --config.data.size=16"):

@@ -187,7 +187,9 @@ def test_another_real_set_is_another_protocol(place):
 
 def test_other_weights_need_to_be_asked_for(place, capsys):
     save_weights(Path("i3d.safetensors"), whose="rgb_imagenet")
-    assert "these are the rgb_imagenet weights" in refused(capsys, *GOOD)
+    told = refused(capsys, *GOOD)
+    assert "these are the rgb_imagenet weights" in told
+    assert told.strip().endswith("(--other-weights)")
     assert list(run(*GOOD, "--other-weights")["scores"]) == ["fd_i3d"]
 
 
@@ -257,11 +259,11 @@ def test_the_subset_of_a_protocol_is_of_both_sides(place):
     [
         ((), "--generated is missing"),
         (("--generated=generated.npz",), "--real is missing, and fvd compares with real clips"),
-        (SIDES, "no weights of i3d were named: make a file of kinetics-i3d's .* --source=FILE"),
+        (SIDES, r"no weights of i3d were named: make a file of kinetics-i3d's .* --source=FILE.* \(--i3d\)$"),
         ((*SIDES, "--i3d=no.safetensors"), "no weights at no.safetensors"),
         ((*SIDES, "--i3d=real.npz"), "real.npz is no whole file of i3d weights"),
-        ((*GOOD, "--real=nowhere"), "--real=nowhere does not exist"),
-        ((*GOOD, "--generated=nowhere"), "--generated=nowhere does not exist"),
+        ((*GOOD, "--real=nowhere"), r"nowhere does not exist: .* \(--real\)$"),
+        ((*GOOD, "--generated=nowhere"), r"nowhere does not exist: .* \(--generated\)$"),
         ((*GOOD, "--generated=nowhere.npz"), "no clips at nowhere.npz"),
         ((*GOOD, "--generated=i3d.safetensors"), "is neither a folder nor one of .zip, .tar"),
         ((*GOOD, "--metrics=fdv"), "--metrics must be of fvd, .* got fdv"),
@@ -273,7 +275,7 @@ def test_the_subset_of_a_protocol_is_of_both_sides(place):
         ((*GOOD, "--frames=17"), "real.npz holds clips of 16 frames, too few for 17 frames"),
         ((*GOOD, "--stride=2"), "real.npz holds clips of 16 frames, too few for 16 frames with stride 2"),
         ((*GOOD, "--frames=8"), "these clips cannot be scored: fvd: I3D needs 9 frames or more, got 8"),
-        ((*GOOD, "--fps=8"), "has no rate, go by stride|go by stride"),
+        ((*GOOD, "--fps=8"), r"has no rate, set fps to 0 to go by stride \(--fps\)$"),
         ((*GOOD, "--fps=nan"), "--fps must be 0 to"),
         ((*GOOD, "--fps=inf"), "--fps must be 0 to"),
         ((*GOOD, "--frames=1000000000000"), "--frames must be 1 to 1000000"),
@@ -281,7 +283,7 @@ def test_the_subset_of_a_protocol_is_of_both_sides(place):
         ((*GOOD, "--n-real=1"), "2 clips or more on each side, got 1 real"),
         ((*GOOD, "--metrics=fvd_infinity", "--n-generated=7"), "8 clips or more on each side, got 7"),
         ((*GOOD, "--metrics=fvd_segments"), "clips need 32 or more, got 16"),
-        ((*GOOD, "--metrics=clipsim"), "no weights of clip were named"),
+        ((*GOOD, "--metrics=clipsim"), r"no weights of clip were named: .* \(--clip\)$"),
         ((*GOOD, "--frames=0"), "--frames must be 1 to 1000000, got 0"),
         ((*GOOD, "--seed=-1"), "--seed must be 0 to"),
         ((*GOOD, "--batch-size=0"), "--batch-size must be at least 1"),
@@ -331,7 +333,7 @@ def test_folders_that_hold_something_else(place, capsys):
     assert "1 of the clips of folder cannot be read (the first, b.mp4: " in refused(capsys, *GOOD, "--real=folder")
     Path("folder/b.mp4").unlink()
     write_frames(Path("folder/c"), range(20), size=(32, 32))
-    assert "choose one size for all with --size=N" in refused(capsys, *GOOD, "--generated=folder")
+    assert "choose one size for all (--size)" in refused(capsys, *GOOD, "--generated=folder")
     Path("folder/c/frame_4.png").write_bytes(b"no picture")
     assert "its frame frame_4.png cannot be read" in refused(capsys, *GOOD, "--generated=folder", "--size=8")
 
@@ -384,7 +386,7 @@ def test_the_command_itself(tmp_path):
     wrong = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == (
-        "vf: --generated=/nowhere does not exist: name the folder (or .zip, .tar) that holds the data\n"
+        "vf: /nowhere does not exist: name the folder (or .zip, .tar) that holds the data (--generated)\n"
     )
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,11 +36,11 @@ from vf.metrics.sprites import SpriteScores
 from vf.metrics.suite import SEGMENTS, Suite, metrics
 from vf.model import CONTEXTS, Model, OneNetwork, SampleOptions, VideoFusion
 from vf.nets.unet import UNet
-from vf.plan.chips import parse_target
+from vf.plan.targets import parse_target
 from vf.pretrained import base as pretrained
 from vf.pretrained import i3d
 from vf.pretrained.networks import FAMILIES, networks
-from vf.types import Params, UserError
+from vf.types import Params, UserError, naming_flags
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 KINDS: dict[str, gaussian.Prediction] = {kind: kind for kind in gaussian.PREDICTIONS}
@@ -113,7 +112,7 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
                 "--config.data.validation_split=test"
             )
         return TfdsVideos(data.source.removeprefix(TFDS), windows=windows, size=data.size, split=chosen)
-    from vf.data.builders import read_manifest  # TFDS takes a second to import
+    from vf.data.manifest import read_manifest
     from vf.data.prepared import Prepared
 
     known = read_manifest(Path(where))["splits"]
@@ -603,13 +602,10 @@ def _suite(config: ConfigDict) -> Suite:
     names = tuple(name.strip() for name in evaluation.metrics.split(",") if name.strip())
     wanted = [choose("eval.metrics", name, known).network for name in names]
     files = {name: Path(evaluation[name]) for name in FAMILIES if evaluation.get(name)}
-    try:
+    with naming_flags({name: f"--config.eval.{name}" for name in (*FAMILIES, "other_weights")}):
         made, others = networks(
             wanted, files, lineage, data.frames, exact=evaluation.exact, other=evaluation.other_weights
         )
-    except UserError as error:
-        told = re.sub(r"(?<!\S)--(" + "|".join(FAMILIES) + r")=", r"--config.eval.\1=", str(error))
-        raise UserError(told.replace("--other-weights", "--config.eval.other_weights")) from error
     protocol = ClipProtocol(
         lineage=evaluation.lineage, split=evaluation.reference_split or data.split, frames=data.frames,
         stride=data.stride, fps=data.fps, size=data.size, seed=config.seed,

@@ -25,10 +25,14 @@ from vf.data.sets import Choice, ClipSet, open_set
 from vf.metrics import features, fvd, suite
 from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, plain, protocol_hash
 from vf.pretrained import i3d, networks
-from vf.types import UserError
+from vf.types import UserError, naming_flags
 from vf.video import replacing
 
 NAMES = (*suite.metrics(fvd.LINEAGES["google"]), suite.SEGMENTS)
+FLAGS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in ("split", "fps", "size", "resampler", "other_weights", *networks.FAMILIES)
+}
 Sides = tuple[ClipSet | None, ClipSet]
 
 
@@ -59,13 +63,8 @@ def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Si
     )  # fmt: skip
 
     def opened(flag: str, path: Path, choice: Choice) -> ClipSet:
-        try:
+        with naming_flags({"source": flag}):
             return open_set(path, choice)
-        except UserError as error:  # the data readers name flags of other commands
-            told = str(error).replace("--source", flag)
-            raise UserError(
-                told.replace("--config.data.split", "--split").replace("--config.data.fps", "--fps")
-            ) from error
 
     sides = None if real is None else opened("--real", real, wanted), opened("--generated", generated, given)
     for side, least in zip(sides, (0 if protocol.fewer_real else protocol.n_real, protocol.n_generated), strict=True):
@@ -291,10 +290,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="vf: %(message)s", force=True)  # orbax sets up its own
     try:
         args = arguments(argv)
-        if args.selfcheck:
-            print(i3d.selfcheck(args.i3d, fvd.LINEAGES[protocol_of(args).lineage]))
-        else:
-            run(args)
+        with naming_flags(FLAGS):
+            if args.selfcheck:
+                print(i3d.selfcheck(args.i3d, fvd.LINEAGES[protocol_of(args).lineage]))
+            else:
+                run(args)
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)

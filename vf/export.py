@@ -52,7 +52,7 @@ def export(run: Path, out: Path, step: int | None = None) -> None:
     The folder is there whole or not at all. Raises UserError where `out` exists or cannot be written, or `run` is no
     run's folder with such a checkpoint."""
     if out.exists():
-        raise UserError(f"{out} exists: remove it, or choose another --out")
+        raise UserError(f"{out} exists: remove it, or choose another place", "out")
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} is not the folder of a training run: it has no checkpoints/")
     config = _config(run)
@@ -72,7 +72,7 @@ def export(run: Path, out: Path, step: int | None = None) -> None:
         (temporary / "config.py").write_text(CONFIG.format(name=out.name))
         temporary.rename(out)
     except OSError as error:
-        raise UserError(f"cannot write {out} ({error}): choose another --out") from error
+        raise UserError(f"cannot write {out} ({error}): choose another place", "out") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -234,7 +234,7 @@ def check_rows(
     if clips and frames > 1 and rows != blocks * parts:
         raise UserError(
             f"mesh.frames={frames} is for less than one clip a device, but {name} {rows}{each} gives "
-            f"{rows // (blocks * parts)} clips to each of {shown}: set --config.mesh.frames=1, or {name} to "
+            f"{rows // (blocks * parts)} clips to each of {shown}: set mesh.frames to 1, or {name} to "
             f"{blocks * parts}"
         )
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.data.made import number, write, write_frames
-from vf.data import prepare
 from vf.data.clips import Windows
 from vf.data.decode import FrameFolder, Pixels
+from vf.data.preparation import prepare
 from vf.data.sets import Choice, open_set
 from vf.data.staging import Parameters
 from vf.types import UserError
@@ -50,7 +50,7 @@ def write_prepared(out: Path, source: Path, size: int = SIDE) -> None:
         dataset="folder", source=str(source), size=size, encoding="raw", quality=0, splits="", fold=1, table="",
         embeddings="", fps=0.0, min_frames=2,
     )  # fmt: skip
-    prepare.prepare(given, out, workers=1)
+    prepare(given, out, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_what_a_prepared_data_set_cannot_give(forms, asked, told):
     [
         (Choice(Windows(4, start="first"), size=8), "holds clips of 16 x 16 pixels and the protocol asks for 8"),
         (Choice(Windows(13, start="first")), "clips of 12 frames, too few for 13 frames"),
-        (Choice(Windows(4, fps=8, start="first")), "an .npz has no rate, go by stride"),
+        (Choice(Windows(4, fps=8, start="first")), "an .npz has no rate, set fps to 0 to go by stride"),
     ],
 )
 def test_what_an_array_cannot_give(forms, asked, told):

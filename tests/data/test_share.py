@@ -8,9 +8,9 @@ import pytest
 from configs import base
 from tests.data.made import colour, number, write
 from vf import build
-from vf.data import prepare
 from vf.data.clips import STARTS
 from vf.data.pipeline import batches, fixed_clips
+from vf.data.preparation import prepare
 from vf.data.share import Share, place
 from vf.data.staging import Parameters
 from vf.types import UserError
@@ -36,9 +36,9 @@ def test_a_video_s_part_depends_on_its_name_alone():
 def test_a_part_without_videos_is_told_with_the_share_that_would_do(validation):
     names = sorted(NAMES[:20], key=place)
     share = Share(place(names[0]) if validation else place(names[-1]) * 1.001, validation)
-    with pytest.raises(UserError, match=r"leaves none to (the validation set|training): set") as told:
+    with pytest.raises(UserError, match=r"leaves none to (the validation set|training): take") as told:
         share.keep(names)
-    better = float(str(told.value).split("validation_share=")[1].split()[0])
+    better = float(str(told.value).split("take a share of ")[1].split()[0])
     assert Share(better, validation).keep(names).sum() == 1
     with pytest.raises(UserError, match="bring more videos"):
         Share(0.0 if validation else 1.0, validation).keep(names[:1])
@@ -54,7 +54,7 @@ def made(tmp_path_factory):
         dataset="folder", source=str(root / "videos"), size=16, encoding="raw", quality=0, splits="", fold=1, table="",
         embeddings="", fps=0.0, min_frames=2,
     )  # fmt: skip
-    prepare.prepare(parameters, root / "data", workers=1)
+    prepare(parameters, root / "data", workers=1)
     (root / "list.txt").write_text(f"{VIDEOS[3]}\n{VIDEOS[8]} 2\n")
     return {"decoded": root / "videos", "prepared": root / "data", "list": root / "list.txt"}
 

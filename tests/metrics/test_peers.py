@@ -18,9 +18,10 @@ from scipy.linalg import sqrtm
 
 from tests.data import made
 from vf import evaluate
-from vf.data import prepare
 from vf.data.clips import Windows
 from vf.data.decode import Pixels
+from vf.data.preparation import prepare
+from vf.data.prepare import arguments
 from vf.data.sets import Choice, open_set
 from vf.metrics import features, fvd, vit
 from vf.metrics.protocol import PROTOCOLS
@@ -367,8 +368,8 @@ def test_one_number_from_every_source(converted, tmp_path):
             for j, frame in enumerate(clip):
                 Image.fromarray(frame).save(place / f"{j}.png")
         out = tmp_path / f"prepared_{side}"
-        parameters, _ = prepare.arguments(["folder", f"--source={folder}", f"--out={out}", "--size=48"])
-        prepare.prepare(parameters, out, workers=1)
+        parameters, _ = arguments(["folder", f"--source={folder}", f"--out={out}", "--size=48"])
+        prepare(parameters, out, workers=1)
         pixels.append(decoded)
         pairs["videos"].append(folder)
         pairs["frames"].append(place.parent)

@@ -82,9 +82,10 @@ class Embeddings:
             self._read(arrays)
         except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"--embeddings={file} should hold `name` [n], `every` [], `frames` [n] and `embedding` [m d], m being "
+                f"{file} should hold `name` [n], `every` [], `frames` [n] and `embedding` [m d], m being "
                 f"the sum of ceil(frames / every), or `name` [n] and `embedding` [n d] alone; either with `mirrored` "
-                f"like `embedding` or without: {error}"
+                f"like `embedding` or without: {error}",
+                "embeddings",
             ) from error
 
     def _read(self, arrays: dict[str, Any]) -> None:

@@ -84,7 +84,8 @@ class VideoFolder:
             raise UserError(
                 f"None of the {len(wanted)} videos of {self.split_file or self.root} serves for clips of "
                 f"{windows.frames} frames with stride {windows.stride} ({count} of them: {why}); choose another "
-                "folder with --config.data.source=DIR or shorter clips."
+                "folder, or shorter clips",
+                "source",
             )
         for name, why in self.rejected.items():
             logging.warning("left out %s: %s", name, why)
@@ -134,8 +135,9 @@ def _list(root: Path) -> tuple[list[str], tuple[str, ...]]:
     sought = f"videos ({' '.join(VIDEOS)}) as {root}/CLASS/VIDEO or {root}/VIDEO"
     if not root.is_dir():
         raise UserError(
-            f"Looked for {sought}, but there is no such folder; name one, or a data set that python -m "
-            "vf.data.prepare made, with --config.data.source=DIR."
+            f"Looked for {sought}, but there is no such folder: name one, or a data set that python -m "
+            "vf.data.prepare made",
+            "source",
         )
 
     def videos(folder: Path) -> list[str]:
@@ -149,13 +151,14 @@ def _list(root: Path) -> tuple[list[str], tuple[str, ...]]:
         if found:
             raise UserError(
                 f"{root} holds videos ({flat[0]}) and folders of videos ({found[0]}): keep one layout, or "
-                "name another folder with --config.data.source=DIR."
+                "name another folder",
+                "source",
             )
         return flat, ()
     if not found:
         deeper = next((p for p in root.rglob("*") if p.suffix.lower() in VIDEOS), None)
         entries = f"the first of its videos is {deeper}" if deeper else f"it has {len(folders)} folders and no video"
-        raise UserError(f"Looked for {sought}, but {entries}; name the right folder with --config.data.source=DIR.")
+        raise UserError(f"Looked for {sought}, but {entries}: name the right folder", "source")
     return found, tuple(per_class)
 
 

@@ -117,7 +117,7 @@ def batches(
             more records, or all of fewer, cannot be read, and when clips to be mirrored have no mirrored embedding.
     """
     if not len(source):
-        raise UserError("The data source has no records; point --config.data.source at one that has.")
+        raise UserError("The data source has no records: name one that has", "source")
     chosen = range(batch_size) if rows is None else [int(row) for row in rows]
     if not chosen or min(chosen) < 0 or max(chosen) >= batch_size:
         raise UserError(f"A batch needs rows, of 0 to batch_size - 1 = {batch_size - 1}, but these are {list(chosen)}.")
@@ -187,7 +187,7 @@ def fixed_clips(source: Source, n: int, seed: int = 0, threads: int = 8) -> dict
     records, further passes give random windows. `index` is 0 ... n - 1. Raises UserError as `batches` does.
     """
     if not len(source):
-        raise UserError("The data source has no records; point --config.data.source at one that has.")
+        raise UserError("The data source has no records: name one that has", "source")
 
     def example(g: int) -> _Example:
         return _read(source, seed, g, shuffle=True, flip=False, middle=g < len(source))
@@ -254,8 +254,9 @@ def _read(source: Source, seed: int, g: int, shuffle: bool, flip: bool, middle: 
             mirrored = clip.pop("mirrored_embedding", None)
             if flip and "embedding" in clip and mirrored is None:
                 raise UserError(
-                    "Clips are to be mirrored, and the data has no embeddings of mirrored frames: set "
-                    "--config.data.flip=False, or prepare it into another folder with `mirrored` in --embeddings."
+                    "Clips are to be mirrored, and the data has no embeddings of mirrored frames: set flip to False, "
+                    "or prepare it into another folder with `mirrored` in the file of embeddings",
+                    "flip",
                 )
             if flip and _generator(seed, _FLIP, g).random() < 0.5:
                 clip["video"] = clip["video"][:, :, ::-1]

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vf.data.builders import SEGMENT, Segment, read_manifest
 from vf.data.clips import Windows
 from vf.data.embeddings import Layout
 from vf.data.encoding import decode
+from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
+from vf.data.records import SEGMENT, Segment
 from vf.data.share import Share
 from vf.types import UserError
 
@@ -59,8 +60,9 @@ class Prepared:
         if self.embedding_dim and not self._embeddings.every and windows.start != "centre":
             raise UserError(
                 f"{self.root} has one embedding for each video, which is that of its middle window, and windows start "
-                f"at {windows.start}: set --config.data.windows=centre, or prepare the videos into another folder with "
-                "--embeddings of every frame, or of every k-th"
+                f"at {windows.start}: take windows at the centre, or prepare the videos into another folder with "
+                "embeddings of every frame, or of every k-th",
+                "windows",
             )
         self._folder, self._fingerprint = self.root / manifest["builder"], manifest["fingerprint"]
         names, frames, rates, labels, parts, numbers, firsts = [], [], [], [], [], [], []
@@ -68,7 +70,7 @@ class Prepared:
         for part, name in enumerate(self._parts):
             if name not in manifest["splits"]:
                 known = ", ".join(manifest["splits"])
-                raise UserError(f"{self.root} has no split {name!r}: known are {known}; set --config.data.split")
+                raise UserError(f"{self.root} has no split {name!r}: known are {known}", "split")
             index = manifest["splits"][name]["index"]
             lengths = np.array(index["frames"], np.int64)
             segments = -(-lengths // SEGMENT)
@@ -103,7 +105,7 @@ class Prepared:
         try:
             counts = [self.windows.records(int(length), float(rate)) for length, rate in kinds]
         except ValueError as error:
-            raise UserError(f"{self.root}: {error}; set --config.data.fps=0 to go by stride") from error
+            raise UserError(f"{self.root}: {error}; set fps to 0 to go by stride", "fps") from error
         return np.array(counts, np.int64)[kind.reshape(-1)]
 
     @cached_property

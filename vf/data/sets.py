@@ -19,6 +19,7 @@ import numpy as np
 from vf.data import archives, datasets, listing
 from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, RESAMPLER, FrameFolder, Pixels, Video, printable, read_header, words
+from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
 from vf.metrics import resize
 from vf.types import UserError
@@ -83,7 +84,8 @@ class ClipSet:
         if clip.shape != self.shape[1:]:
             raise UserError(
                 f"the clips of {self.name} differ in size: the first is {_size(self._first)}, another {_size(clip)}; "
-                "choose one size for all with --size=N"
+                "choose one size for all",
+                "size",
             )
         return clip
 
@@ -166,7 +168,7 @@ def _array(path: Path, choice: Choice) -> _Found:
     try:
         each = windows.records(clips.shape[1], 0.0)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; an .npz has no rate, go by stride") from error
+        raise UserError(f"{path}: {error}; an .npz has no rate, set fps to 0 to go by stride", "fps") from error
     if not each:
         raise UserError(f"{path} holds clips of {clips.shape[1]} frames, too few for {_asked(windows)}")
 
@@ -179,7 +181,6 @@ def _array(path: Path, choice: Choice) -> _Found:
 
 
 def _prepared(path: Path, choice: Choice) -> _Found:
-    from vf.data.builders import read_manifest
     from vf.data.prepared import Prepared  # TFDS takes a second to import
 
     manifest = read_manifest(path)
@@ -187,12 +188,14 @@ def _prepared(path: Path, choice: Choice) -> _Found:
     if choice.size and source.size != choice.size:
         raise UserError(
             f"{path} was prepared at {source.size} pixels and the protocol asks for {choice.size}: prepare it again "
-            f"with --size={choice.size}"
+            "at that size",
+            "size",
         )
     if choice.size and choice.resampler != "swscale":
         raise UserError(
             f"{path} was prepared with FFmpeg's scaler and the protocol asks for the resampler {choice.resampler}: "
-            "score the videos themselves, or set --resampler=swscale"
+            "score the videos themselves, or take the resampler swscale",
+            "resampler",
         )
     if source.rejected and choice.strict:
         _too_short(path, choice, [f"{name} {why}" for name, why in source.rejected.items()])
@@ -234,7 +237,7 @@ def _folder(path: Path, choice: Choice) -> _Found:
     items = [item for item in found.items if not splits or item.split in splits]
     if not items:
         there = sorted({item.split for item in found.items})
-        raise UserError(f"{path} has no clips of split {choice.split}: its folders name {', '.join(there)}")
+        raise UserError(f"{path} has no clips of split {choice.split}: its folders name {', '.join(there)}", "split")
 
     def probe(item: listing.Item) -> _Probed | str:
         try:
@@ -258,7 +261,7 @@ def _folder(path: Path, choice: Choice) -> _Found:
         try:
             count = choice.windows.records(facts.frames, facts.fps)
         except ValueError as error:
-            raise UserError(f"{path}: {printable(item.name)}: {error}; go by stride") from error
+            raise UserError(f"{path}: {printable(item.name)}: {error}; set fps to 0 to go by stride", "fps") from error
         if not count:
             short.append(f"{printable(item.name)} has {facts.frames} frames")
         for record in range(count):

@@ -35,8 +35,9 @@ class Share:
         if not kept.any():
             part = "the validation set" if self.validation else "training"
             raise UserError(
-                f"data.validation_share is {self.share:g} of {len(names)} videos, chosen by the hash of their names, "
-                f"and leaves none to {part}: {_advice(places, self.validation)}"
+                f"a share of {self.share:g} of {len(names)} videos, chosen by the hash of their names, leaves none to "
+                f"{part}: {_advice(places, self.validation)}",
+                "share",
             )
         return kept
 
@@ -52,9 +53,9 @@ def place(name: str) -> float:
 
 
 def _advice(places: np.ndarray, validation: bool) -> str:
-    """The flag by which one video falls to the part that has none, and the others to the other."""
+    """The share by which one video falls to the part that has none, and the others to the other."""
     if len(places) < 2:
-        return "bring more videos, or set --config.data.validation_share=0 to train on all"
+        return "bring more videos, or take a share of 0 to train on all"
     low, high = np.sort(places)[:2] if validation else np.sort(places)[-2:]
     digits = next(d for d in range(1, 18) if math.floor(low * 10**d + 1) / 10**d <= high)
-    return f"set --config.data.validation_share={math.floor(low * 10**digits + 1) / 10**digits:.{digits}f} for one"
+    return f"take a share of {math.floor(low * 10**digits + 1) / 10**digits:.{digits}f} for one"

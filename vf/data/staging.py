@@ -110,8 +110,9 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
         aside.replace(target)
     except OSError as error:
         raise UserError(
-            f"cannot write to {target.parent}: {error.strerror}; make room or choose another --out, then give the same "
-            "command again: finished clips are kept"
+            f"cannot write to {target.parent}: {error.strerror}; make room, then give the same command again: finished "
+            "clips are kept; or choose another folder",
+            "out",
         ) from error
     laps.end("write")
     return facts

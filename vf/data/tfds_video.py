@@ -15,10 +15,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vf.data.builders import fields
 from vf.data.clips import Windows
 from vf.data.decode import RESAMPLER, Pixels
 from vf.data.pipeline import BadRecord
+from vf.data.records import fields
 from vf.types import UserError
 
 

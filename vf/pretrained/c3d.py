@@ -76,8 +76,8 @@ def _mean(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     if not fitting:
         told = f" (its `mean` is {list(arrays['mean'].shape)})" if "mean" in arrays else ""
         raise ValueError(
-            f"the mean volume {list(MEAN)} is missing{told}: it is `mean` in mean2.npz of TGANv2's release; name that "
-            "file as well, with --also=mean2.npz"
+            f"the mean volume {list(MEAN)} is missing{told}: it is `mean` in mean2.npz of TGANv2's release; give that "
+            "file also"
         )
     mean = fitting.get("mean", next(iter(fitting.values())))
     if not (np.isfinite(mean).all() and mean.min() >= 0 and mean.max() <= 255):

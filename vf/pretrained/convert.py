@@ -43,7 +43,7 @@ from vf.pretrained import (
     vjepa,
     weights,
 )
-from vf.types import UserError
+from vf.types import UserError, naming_flags
 from vf.video import replacing
 
 Canonical = Callable[[Mapping[str, np.ndarray]], tuple[dict[str, np.ndarray], dict[str, Any]]]
@@ -105,7 +105,7 @@ def convert_base(
     """
     _refuse_existing(out)
     if text_encoder is not None and family != "karlo-decoder":
-        raise UserError(f"--text-encoder is for karlo-decoder; a network of the family {family} reads no texts")
+        raise UserError(f"a text encoder is for karlo-decoder; a network of the family {family} reads no texts")
     found = {path: files.read(path) for path in _parts(family, source, also)}
     first, *rest = found.values()
     arrays = dict(first.arrays)
@@ -135,7 +135,7 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     if target not in TARGETS[family]:
         raise UserError(f"{family} is written as {' or '.join(TARGETS[family])}, not as {target}")
     if target != "diffusers" and out.suffix != ".safetensors":
-        raise UserError(f"tensors by the names of {target} are written to a file *.safetensors, and --out is {out}")
+        raise UserError(f"tensors by the names of {target} are written to a file *.safetensors, not to {out}", "out")
     if source.is_dir() and (source / "base.safetensors").is_file():
         source = source / "base.safetensors"
     found = weights.load(source, family)
@@ -150,7 +150,7 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     except ValueError as error:
         raise UserError(f"{source} cannot be written as {target}: {error}") from error
     except OSError as error:
-        raise UserError(f"cannot write {out} ({error}): choose another --out") from error
+        raise UserError(f"cannot write {out} ({error}): choose another place", "out") from error
 
 
 def _write_folder(out: Path, parts: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
@@ -172,7 +172,7 @@ def _write_folder(out: Path, parts: Mapping[str, tuple[Mapping[str, Any], Mappin
 
 def _refuse_existing(out: Path) -> None:
     if out.exists():
-        raise UserError(f"{out} exists: remove it, or choose another --out")
+        raise UserError(f"{out} exists: remove it, or choose another place", "out")
 
 
 def _origin(found: Mapping[Path, files.Source]) -> dict[str, Any]:
@@ -246,7 +246,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--step", type=int, help="for vf: which checkpoint, instead of the latest")
     args = parser.parse_args(argv)
     try:
-        told = _run(args)
+        with naming_flags({name: f"--{name}" for name in ("source", "out")}):
+            told = _run(args)
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)

@@ -37,7 +37,7 @@ def read(path: Path) -> Source:
     try:
         return _read(path)
     except FileNotFoundError as error:
-        raise UserError(f"no weights at {error.filename or path}: name the file or folder as --source") from error
+        raise UserError(f"no weights at {error.filename or path}: name the file or folder", "source") from error
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path} cannot be read as weights ({error}): is it whole, and the right file?") from error
 

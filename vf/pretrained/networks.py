@@ -70,7 +70,10 @@ def networks(
     doubts = {family: doubt for family, found in loaded.items() if (doubt := _doubt(family, found))}
     for family, doubt in doubts.items():
         if not other:
-            raise UserError(f"{files[family]}: {doubt}; --other-weights computes a distance under another name")
+            raise UserError(
+                f"{files[family]}: {doubt}; other weights, if allowed, give a distance under another name",
+                "other_weights",
+            )
     return made, frozenset(doubts)
 
 
@@ -88,8 +91,8 @@ def open_weights(family: str, files: Mapping[str, Path]) -> Weights:
     if family not in files:
         raise UserError(
             f"no weights of {family} were named: make a file of {weights.OFFICIAL[family]} with python -m "
-            f"vf.pretrained.convert {family} --source=FILE --out={family}.safetensors, and give it as "
-            f"--{family}={family}.safetensors"
+            f"vf.pretrained.convert {family} --source=FILE --out={family}.safetensors, and name that",
+            family,
         )
     return weights.load(files[family], family)
 

@@ -63,8 +63,8 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         raise ValueError(f"no {_ROOT} of a target_encoder, so it is no V-JEPA encoder, such as vith16.pth.tar")
     if not probe:
         raise ValueError(
-            f"no {_QUERY}: the attentive probe is missing, and JEDi's features are what it gives; "
-            "add --also=ssv2-probe.pth.tar"
+            f"no {_QUERY}: the attentive probe is missing, and JEDi's features are what it gives; give its file also, "
+            "ssv2-probe.pth.tar"
         )
     classes = classifier["linear.bias"].size if "linear.bias" in classifier else None
     if classes not in (None, CLASSES):

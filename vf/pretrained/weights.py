@@ -96,7 +96,7 @@ def save(
             safetensors_file.write(temporary, ordered, header("?" * 12))  # known when all arrays have been seen
             safetensors_file.rewrite_metadata(temporary, header(mark := digest.hexdigest()[:12]))
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): choose another --out") from error
+        raise UserError(f"cannot write {path} ({error}): choose another place", "out") from error
     return mark
 
 

@@ -5,9 +5,7 @@ costs two records and 16 frame decodes, however long the clip is. Segments of a 
 the order of the manifest (`manifest.json`), which says how many frames each has: the number of every record follows.
 """
 
-import dataclasses
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,13 +18,11 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vf.data.embeddings import Layout
-from vf.types import UserError
+from vf.data.manifest import MANIFEST
 
 SEGMENT = 16  # frames
-MANIFEST = "manifest.json"
 VERSION = "1.0.0"  # of the TFDS data set
 SHARD = 2**28  # bytes, after which a split goes on in another file
-FORMAT = 2  # of the manifest; 1 had one embedding a video at most, and is read too
 
 
 class StagedClip(NamedTuple):
@@ -189,23 +185,3 @@ class Segment:
         row = layout.nearest(first + k, frames) - layout.nearest(first, frames)
         numbers = slice(row * layout.dim, (row + 1) * layout.dim)
         return {name: np.array(self.fields[name].float_list.value[numbers], np.float32) for name in layout.fields}
-
-
-def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a prepared data set. Raises UserError where there is none or it is another version's."""
-    try:
-        manifest = json.loads((root / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"no {MANIFEST} in {root}: it is no prepared data set, or its preparation did not end; "
-            f"run python -m vf.data.prepare with --out={root} (again)"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
-    if manifest.get("format") == 1:
-        return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{root / MANIFEST} has format {manifest.get('format')}, expected 1 or {FORMAT}: prepare the data again"
-        )
-    return manifest
