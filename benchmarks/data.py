@@ -21,7 +21,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from vf.data import listing
+from vf.data import datasets
 from vf.data.builders import read_manifest
 from vf.data.clips import Windows, centre_crop_box
 from vf.data.encoding import ENCODINGS
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--encodings", nargs="+", choices=ENCODINGS, default=ENCODINGS)
     args = parser.parse_args()
-    files = [item.path for item in listing.folder(args.source, None, 1, None).items]
+    files = [item.path for item in datasets.folder(args.source, None, 1, None).items]
     with tempfile.TemporaryDirectory(prefix="vf-benchmark-") as scratch:
         many = Path(scratch, "many", "all")
         many.mkdir(parents=True)

@@ -399,15 +399,16 @@ def test_help(capsys):
 @pytest.mark.slow
 def test_the_whole_command_with_i3d(tmp_path, monkeypatch, capsys):
     """Random weights in place of the public ones: the number is |f - g|^2 of two features, and not called FVD."""
+    from flax.traverse_util import flatten_dict
+
     from vf.metrics.i3d import I3D
-    from vf.pretrained.names import paths
 
     monkeypatch.chdir(tmp_path)
     shapes = jax.eval_shape(I3D().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 9, 224, 224, 3), float))
     rng = np.random.default_rng(0)
     arrays = {
         name: (np.ones(leaf.shape) if name.endswith("var") else rng.normal(size=leaf.shape) * 0.05).astype(np.float32)
-        for name, leaf in paths(shapes["params"]).items()
+        for name, leaf in flatten_dict(shapes["params"], sep="/").items()
     }
     weights.save("i3d.safetensors", "i3d", arrays, {"weights": "", "black_white_16": 3.0})
     for name, seed in (("real", 0), ("generated", 1)):

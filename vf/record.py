@@ -18,8 +18,10 @@ A line of `metrics.jsonl` is one of
 JSON has no NaN and no infinity: they are written as the strings "nan", "inf" and "-inf", and read back as
 floats.
 
-The event files are written with tensorboardX's record writer. clu's metric_writers would import TensorFlow,
-which takes device memory for itself and is needed for nothing else here.
+The event files are written with tensorboardX's record writer. Its SummaryWriter, whose `purge_step` writes the event
+that `_tensorboard` writes at a start, leaves events to a thread, and tells neither when they are in the file nor which
+file it is, so that nothing could be copied to a store. clu's metric_writers would import TensorFlow, which takes device
+memory for itself and is needed for nothing else here.
 """
 
 import hashlib

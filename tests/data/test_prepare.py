@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import av
@@ -224,10 +225,12 @@ def test_a_killed_preparation_goes_on_where_it_was(many, tmp_path):
     with pytest.raises(UserError, match="unfinished preparation with other parameters"):
         prepare.prepare(parameters(many, size=8), out, workers=1)
 
-    def keep(path, *args, **kwargs):  # instead of clearing away
+    def keep(path, *args, **kwargs):  # what is cleared away
         kept.update({p.name: p.stat().st_mtime_ns for p in Path(path).glob("*.clip")})
+        remove(path, *args, **kwargs)
 
     kept: dict[str, int] = {}
+    remove = shutil.rmtree
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare.shutil, "rmtree", keep)
         made = prepare.prepare(parameters(many), out, workers=1)
@@ -239,16 +242,16 @@ def test_a_killed_preparation_goes_on_where_it_was(many, tmp_path):
 def staged_only(source: Path, out: Path) -> list[Path]:
     """Staged clips of a preparation that fails when it comes to packing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builders, "_Uncompressed", Refusing)
+        patch.setattr(builders, "_write_file", refusing)
         with pytest.raises(UserError, match="cannot write"):
             prepare.prepare(parameters(source), out, workers=1)
     return sorted(out.glob(".staging/*.clip"))
 
 
-class Refusing(builders._Uncompressed):
-    @classmethod
-    def write_examples(cls, path, iterator):
-        raise OSError("no room")
+def refusing(path: Path, records: Iterable[bytes]) -> int:
+    """A file that has no room, found out at its end."""
+    list(records)
+    raise OSError("no room")
 
 
 def test_a_source_that_has_changed_is_staged_again(tmp_path):
@@ -292,14 +295,15 @@ def test_numbers_of_frames_of_any_size(tmp_path, numbers):
     assert facts.get("frames") == len(numbers) or "has no frame between" in facts["rejected"]
 
 
-def test_large_splits_need_neither_memory_nor_tensorflow(ucf, tmp_path, prepared):
-    """TFDS's own shuffler would spill to TensorFlow's files."""
+def test_a_large_split_is_several_files(ucf, tmp_path, prepared):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 20_000)
+        patch.setattr(builders, "SHARD", 20_000)  # two records and a bit
         made = prepare.prepare(parameters(ucf, "ucf101"), tmp_path, workers=1)
     assert made["fingerprint"] == prepared[1]["fingerprint"]
-    assert len(single(tmp_path)) == 6 * LENGTH
-    assert not list(tmp_path.rglob("spool"))
+    assert len(list(tmp_path.rglob("ucf101_clips-train.array_record-*"))) == 17  # of 6 clips of 54 kB
+    one, other = single(tmp_path), single(prepared[0])
+    for record in range(len(other)):
+        np.testing.assert_array_equal(one.clip(record, None)["video"], other.clip(record, None)["video"])
 
 
 def test_two_preparations_do_not_mix(ucf, tmp_path):
@@ -453,6 +457,16 @@ def test_a_full_disk_is_told_and_finished_clips_are_kept(ucf, tmp_path, largest)
     assert "finished clips are kept" in done.stderr
     assert "Traceback" not in done.stderr
     assert run(ucf, tmp_path / "out").returncode == 0
+
+
+def test_a_disk_that_fills_while_records_are_written_is_told(tmp_path):
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            builders._write_file(tmp_path / "file", itertools.repeat(bytes(10**6), 100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 def test_an_output_that_cannot_be_written_is_told(ucf, tmp_path):

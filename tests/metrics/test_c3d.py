@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from vf.metrics import c3d
-from vf.pretrained.names import paths
 
 WIDTH, CLASSES = 2, 11
 
@@ -107,7 +107,7 @@ def far(found: np.ndarray, expected: np.ndarray) -> float:
 def test_full_size_has_the_published_number_of_parameters():
     x = jax.ShapeDtypeStruct((1, 16, 112, 112, 3), jnp.float32)
     params = jax.eval_shape(c3d.C3D().init, jax.random.key(0), x)["params"]
-    assert sum(leaf.size for leaf in paths(params).values()) == 78_409_573
+    assert sum(leaf.size for leaf in flatten_dict(params, sep="/").values()) == 78_409_573
     assert params["fc6"]["kernel"].shape == (512 * 4 * 4, 4096)
     made = c3d.network(params | {"mean": jax.ShapeDtypeStruct(c3d.MEAN, jnp.float32)}, "f")
     clip = jax.ShapeDtypeStruct((2, 16, 240, 320, 3), jnp.uint8)

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from flax.traverse_util import flatten_dict
 
 from vf.metrics import clip
 from vf.metrics.clip import clip_image, clip_text, clipsim, frame_consistency
 from vf.metrics.tokenizer import Tokenizer
 from vf.metrics.vit import CLIP_B32, Config
 from vf.pretrained.clip import canonical
-from vf.pretrained.names import paths
 from vf.pretrained.weights import Weights
 from vf.types import UserError
 
@@ -130,7 +130,7 @@ def test_full_size_is_vit_b32():
         jax.ShapeDtypeStruct((1, 77), np.int32),
     )  # fmt: skip
     assert [x.shape for x in made] == [(1, 512), (1, 512)]
-    ours = paths(shapes["params"])
+    ours = flatten_dict(shapes["params"], sep="/")
     assert sum(int(np.prod(leaf.shape)) for leaf in ours.values()) == 151_277_313  # OpenAI's ViT-B/32
     assert ours["image/embed/positions"].shape == (50, 768)
     assert ours["text/blocks/qkv/kernel"].shape == (12, 512, 1536)

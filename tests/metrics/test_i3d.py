@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from vf.metrics import i3d, resize
 from vf.pretrained.i3d import canonical
-from vf.pretrained.names import paths
 from vf.pretrained.weights import Weights
 
 torch = pytest.importorskip("torch")
@@ -62,7 +62,7 @@ def test_eps_is_seen(eps):
 def test_parameters_are_those_of_the_public_checkpoints():
     """230 variables, 12,704,544 numbers."""
     shapes = jax.eval_shape(i3d.I3D().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 16, 224, 224, 3), float))
-    leaves = paths(shapes["params"])
+    leaves = flatten_dict(shapes["params"], sep="/")
     assert len(leaves) == 57 * 4 + 2
     assert sum(leaf.size for leaf in leaves.values()) == 12_704_544
 

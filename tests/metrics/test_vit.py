@@ -5,10 +5,10 @@ import functools
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from vf.metrics import vit
 from vf.pretrained import videomae, vjepa
-from vf.pretrained.names import paths
 from vf.pretrained.weights import Weights
 
 torch = pytest.importorskip("torch")
@@ -117,7 +117,7 @@ def test_what_the_scores_need_is_there_at_full_size():
         clip = jax.ShapeDtypeStruct((1, config.frames, config.size, config.size, 3), np.float32)
         found, shapes = jax.eval_shape(module.init_with_output, jax.random.key(0), clip)
         assert found.shape == (1, config.width)
-        ours = {name: leaf.shape for name, leaf in paths(shapes["params"]).items()}
+        ours = {name: leaf.shape for name, leaf in flatten_dict(shapes["params"], sep="/").items()}
         theirs = {name: size for net in nets for name, size in torch_vit.sizes(net).items()}
         biases = [name for name in theirs if name.endswith(".q_bias")]
         theirs |= {name.replace("q_bias", "qkv.bias"): (3 * theirs[name][0],) for name in biases}

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from vf.pretrained.names import paths
 from vf.pretrained.unet import links
 
 torch = pytest.importorskip("torch")
@@ -127,6 +127,6 @@ def compare(module, params, theirs, z, t, options, their_options, unet, prefix="
         return out, seen["intermediates"]
 
     out, seen = run(params)
-    seen = paths(seen)
+    seen = flatten_dict(seen, sep="/")
     errors = {scope: relative(seen[f"{scope}/__call__"][0][:, 0], inside[name]) for scope, name in names.items()}
     return errors | {"all": relative(out[:, 0], true)}

@@ -5,9 +5,7 @@ costs two records and 16 frame decodes, however long the clip is. Segments of a 
 the order of the manifest (`manifest.json`), which says how many frames each has: the number of every record follows.
 """
 
-import contextlib
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -15,12 +13,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from tensorflow_datasets.core import file_adapters, shuffle
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vf.data.embeddings import Layout
@@ -28,6 +24,8 @@ from vf.types import UserError
 
 SEGMENT = 16  # frames
 MANIFEST = "manifest.json"
+VERSION = "1.0.0"  # of the TFDS data set
+SHARD = 2**28  # bytes, after which a split goes on in another file
 FORMAT = 2  # of the manifest; 1 had one embedding a video at most, and is read too
 
 
@@ -42,155 +40,6 @@ class StagedClip(NamedTuple):
     embeddings: Mapping[str, np.ndarray]  # of the video, [m d] by field; see vf/data/embeddings.py
 
 
-class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Packs finished clips; `vf.data.prepare` makes them, in parallel and resumably, which TFDS's builders do not.
-
-    Args:
-        clips: clips of each split, in order; read once.
-        classes: names, in the order of their numbers; () for data without classes (every label is then 0).
-        embeddings: which ones clips have.
-        about: how the frames were made; kept as the data set's metadata.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(
-        self,
-        *,
-        clips: Mapping[str, Iterable[StagedClip]],
-        classes: tuple[str, ...],
-        embeddings: Layout,
-        about: Mapping[str, Any],
-        **kwargs: Any,
-    ) -> None:
-        self._clips, self._classes, self._embeddings, self._about = clips, classes, embeddings, about
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features: dict[str, Any] = {
-            "frames": tfds.features.Text(doc="frames, each encoded as the metadata says, one after another"),
-            "bytes": tfds.features.Tensor(shape=(None,), dtype=np.int64, doc="of each frame"),
-            "name": tfds.features.Text(doc="of the clip, relative to the source"),
-            "clip": tfds.features.Scalar(np.int64, doc="number of the clip within its split"),
-            "segment": tfds.features.Scalar(np.int64, doc=f"which {SEGMENT} frames of the clip"),
-            "fps": tfds.features.Scalar(np.float32, doc="frames per second, 0 where unknown"),
-            "label": tfds.features.ClassLabel(names=self._classes) if self._classes else np.int64,
-            "caption": tfds.features.Text(),
-        }
-        shape, about = (None, self._embeddings.dim), "of the frames that stand for the segment's frames, in order"
-        for name in self._embeddings.fields:
-            features[name] = tfds.features.Tensor(shape=shape, dtype=np.float32, doc=about)
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"Video clips in segments of {SEGMENT} frames, prepared by vf.data.prepare; see {MANIFEST}.",
-            features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(self._about),
-            disable_shuffling=True,  # the manifest's order is the order on disk
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {split: self._generate_examples(clips) for split, clips in self._clips.items()}
-
-    def _generate_examples(self, clips: Iterable[StagedClip]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for number, clip in enumerate(clips):
-            for segment, first in enumerate(range(0, len(clip.frames), SEGMENT)):
-                frames = clip.frames[first : first + SEGMENT]
-                record = {
-                    # One string: TFDS spends more on a list of them than ArrayRecord does on writing.
-                    "frames": b"".join(frames),
-                    "bytes": np.array([len(frame) for frame in frames]),
-                    "name": clip.name,
-                    "clip": number,
-                    "segment": segment,
-                    "fps": clip.fps,
-                    "label": clip.label if self._classes else 0,
-                    "caption": clip.caption,
-                }
-                # A frame and its embedding are in one record, so that neighbouring records may have one in common.
-                start, end = (
-                    self._embeddings.nearest(frame, len(clip.frames)) for frame in (first, first + len(frames) - 1)
-                )
-                record |= {name: rows[start : end + 1].astype(np.float32) for name, rows in clip.embeddings.items()}
-                yield f"{number:09d}_{segment:06d}", record
-
-
-class Ucf101Clips(ClipBuilder):
-    """UCF101, prepared."""
-
-
-class SkyTimelapseClips(ClipBuilder):
-    """Sky Time-lapse, prepared."""
-
-
-class TaichiHdClips(ClipBuilder):
-    """TaiChi-HD, prepared."""
-
-
-class WeizmannClips(ClipBuilder):
-    """Weizmann Action, prepared."""
-
-
-class WebvidClips(ClipBuilder):
-    """Captioned videos by a table, prepared."""
-
-
-class FolderClips(ClipBuilder):
-    """Any folder of videos, prepared."""
-
-
-class _Uncompressed(file_adapters.ArrayRecordFileAdapter):
-    """ArrayRecord files without compression, which TFDS has no option for.
-
-    Its zstd takes longer to pack a raw frame of 64 x 64 than FFmpeg takes to decode its video, and makes reading four
-    times as slow, for files of half the size; PNG and JPEG it cannot make smaller at all."""
-
-    @classmethod
-    def write_examples(cls, path: Any, iterator: Iterable[tuple[Any, bytes]]) -> None:
-        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
-        for _, record in iterator:
-            writer.write(record)
-        try:
-            writer.close()  # tells of anything that went wrong before, too
-        except RuntimeError as error:
-            raise OSError(str(error).split(";")[0]) from error
-
-
-class _InOrder:
-    """In place of TFDS's shuffler: records in the order in which they came, spooled to one file.
-
-    Its own keeps 1000 MiB in memory, beyond that it needs TensorFlow, and then it sorts a whole split in memory."""
-
-    def __init__(self, dirpath: Any, **_: Any) -> None:
-        self._path = Path(os.fspath(dirpath)) / "spool"
-        self.size = self.num_examples = 0
-
-    @property
-    def bucket_lengths(self) -> list[int]:
-        return [self.num_examples]
-
-    def add(self, key: Any, data: bytes) -> None:
-        with self._path.open("ab") as file:  # opened each time: nobody says when a writer is given up
-            file.write(len(data).to_bytes(8, "little") + data)
-        self.size += len(data)
-        self.num_examples += 1
-
-    def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        with self._path.open("rb") as file:
-            for number in range(self.num_examples):
-                yield number, file.read(int.from_bytes(file.read(8), "little"))
-        self._path.unlink()
-
-
-BUILDERS: dict[str, type[ClipBuilder]] = {
-    "ucf101": Ucf101Clips,
-    "sky_timelapse": SkyTimelapseClips,
-    "taichi_hd": TaichiHdClips,
-    "weizmann": WeizmannClips,
-    "webvid": WebvidClips,
-    "folder": FolderClips,
-}
-
-
 def pack(
     out: Path,
     dataset: str,
@@ -198,31 +47,120 @@ def pack(
     classes: tuple[str, ...],
     embeddings: Layout,
     about: Mapping[str, Any],
-    scratch: Path,
 ) -> Path:
-    """Writes the clips as TFDS data set below `out`; returns its folder relative to `out`. `scratch` is TFDS's.
+    """Writes clips as a TFDS data set below `out`; returns its folder relative to `out`.
 
-    It appears whole or not at all: TFDS writes aside and renames."""
-    # TFDS takes whatever lies there for finished, but only a manifest says so.
-    shutil.rmtree(out / BUILDERS[dataset].name, ignore_errors=True)
-    builder = BUILDERS[dataset](
-        clips=clips,
-        classes=classes,
-        embeddings=embeddings,
-        about=about,
-        data_dir=out,
-        file_format="array_record",
+    The folder appears whole or not at all. TFDS's own builders are not used: they compress ArrayRecord files, which
+    takes longer than decoding a video and makes reading four times as slow, and they keep a split in memory to sort it.
+
+    Args:
+        out: the prepared data set's folder.
+        dataset: such as `ucf101`; the TFDS data set is called `ucf101_clips`.
+        clips: clips of each split, in order; read once.
+        classes: names, in the order of their numbers; () for data without classes (every label is then 0).
+        embeddings: which ones clips have.
+        about: how the frames were made; kept as the data set's metadata.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder = out / f"{dataset}_clips" / VERSION
+    shutil.rmtree(folder.parent, ignore_errors=True)  # what lies there is finished only where a manifest says so
+    aside = folder.with_name(f"incomplete.{VERSION}")
+    aside.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(_features(classes, embeddings))
+    files = tfds.core.ShardedFileTemplate(
+        data_dir=aside, dataset_name=folder.parent.name, filetype_suffix="array_record"
     )
-    tfds.disable_progress_bar()
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    adapters = {file_adapters.FileFormat.ARRAY_RECORD: _Uncompressed}
-    with (
-        mock.patch.dict(file_adapters.ADAPTER_FOR_FORMAT, adapters),
-        mock.patch.object(shuffle, "Shuffler", _InOrder),
-        contextlib.redirect_stdout(io.StringIO()),  # it praises itself in print
-    ):
-        builder.download_and_prepare(download_dir=scratch, download_config=config)
-    return Path(builder.data_dir).relative_to(out)
+    splits = [
+        _write_split(files.replace(split=split), _records(found, features, embeddings, bool(classes)))
+        for split, found in clips.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=aside,
+        features=features,
+        split_infos=splits,
+        version=VERSION,
+        check_data=False,  # it would take TensorFlow
+        description=f"Video clips in segments of {SEGMENT} frames, prepared by vf.data.prepare; see {MANIFEST}.",
+        metadata=tfds.core.MetadataDict(about),
+        disable_shuffling=True,  # the manifest's order is the order on disk
+    )
+    return aside.rename(folder).relative_to(out)
+
+
+def _features(classes: tuple[str, ...], embeddings: Layout) -> dict[str, Any]:
+    """What a record holds, by name."""
+    features: dict[str, Any] = {
+        "frames": tfds.features.Text(doc="frames, each encoded as the metadata says, one after another"),
+        "bytes": tfds.features.Tensor(shape=(None,), dtype=np.int64, doc="of each frame"),
+        "name": tfds.features.Text(doc="of the clip, relative to the source"),
+        "clip": tfds.features.Scalar(np.int64, doc="number of the clip within its split"),
+        "segment": tfds.features.Scalar(np.int64, doc=f"which {SEGMENT} frames of the clip"),
+        "fps": tfds.features.Scalar(np.float32, doc="frames per second, 0 where unknown"),
+        "label": tfds.features.ClassLabel(names=classes) if classes else np.int64,
+        "caption": tfds.features.Text(),
+    }
+    shape, about = (None, embeddings.dim), "of the frames that stand for the segment's frames, in order"
+    for name in embeddings.fields:
+        features[name] = tfds.features.Tensor(shape=shape, dtype=np.float32, doc=about)
+    return features
+
+
+def _records(
+    clips: Iterable[StagedClip], features: tfds.features.FeaturesDict, embeddings: Layout, has_classes: bool
+) -> Iterator[bytes]:
+    """Serialized segments of all clips, in order."""
+    for number, clip in enumerate(clips):
+        for segment, first in enumerate(range(0, len(clip.frames), SEGMENT)):
+            frames = clip.frames[first : first + SEGMENT]
+            record = {
+                # One string: TFDS spends more on a list of them than ArrayRecord does on writing.
+                "frames": b"".join(frames),
+                "bytes": np.array([len(frame) for frame in frames]),
+                "name": clip.name,
+                "clip": number,
+                "segment": segment,
+                "fps": clip.fps,
+                "label": clip.label if has_classes else 0,
+                "caption": clip.caption,
+            }
+            # A frame and its embedding are in one record, so that neighbouring records may have one in common.
+            start, end = (embeddings.nearest(frame, len(clip.frames)) for frame in (first, first + len(frames) - 1))
+            record |= {name: rows[start : end + 1].astype(np.float32) for name, rows in clip.embeddings.items()}
+            yield features.serialize_example(features.encode_example(record))
+
+
+def _write_split(files: tfds.core.ShardedFileTemplate, records: Iterable[bytes]) -> tfds.core.SplitInfo:
+    """Writes records in their order, to a file until it holds SHARD bytes and then to the next."""
+    written = 0
+
+    def shard(record: bytes) -> int:
+        nonlocal written
+        written += len(record)
+        return (written - len(record)) // SHARD
+
+    folder = Path(files.data_dir)
+    lengths = [_write_file(folder / f"{k}", part) for k, (_, part) in enumerate(itertools.groupby(records, shard))]
+    for k in range(len(lengths)):  # a file's name says how many there are
+        (folder / f"{k}").rename(files.sharded_filepath(shard_index=k, num_shards=len(lengths)))
+    return tfds.core.SplitInfo(name=files.split, shard_lengths=lengths, num_bytes=written, filename_template=files)
+
+
+def _write_file(path: Path, records: Iterable[bytes]) -> int:
+    """Writes an ArrayRecord file without compression; returns how many records it has. Raises OSError."""
+    writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+    count = 0
+    try:
+        for record in records:
+            writer.write(record)
+            count += 1
+    finally:
+        try:
+            writer.close()
+        except RuntimeError as error:  # of this or of an earlier write, such as a full disk
+            raise OSError(str(error).split(";")[0]) from error
+    return count
 
 
 def fields(record: bytes) -> Any:

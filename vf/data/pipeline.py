@@ -3,6 +3,10 @@
 Row j of global batch n is example g = n * B + j of the run. It shows record permutation(seed, g // N)[g % N]
 of the N records, and its random choices come from a generator keyed by (seed, g). So a run that restarts at
 step n, or on another number of hosts, meets the same examples, and a checkpoint needs no loader state.
+
+grain reads ahead, by threads or processes; order and batches are made here. The rows of a process may lie anywhere in a
+batch, which is no slice that grain takes; with its own shuffle and generators every run would see other examples; and
+batches of single elements are read at half the speed of the blocks of rows below (2 cores, 128 clips of 16 x 64 x 64).
 """
 
 import logging

@@ -2,9 +2,9 @@
 
     python -m vf.data.prepare {ucf101,sky_timelapse,taichi_hd,weizmann,webvid,folder} --source=DIR --out=DIR
 
-A pool of processes decodes, crops and resizes each clip once and *stages* it as a file of its own; a TFDS builder
-packs staged clips in order (`vf/data/builders.py`). The manifest is written last: a folder without it is no data set.
-The same command goes on where it was stopped, and does nothing where it has finished.
+A pool of processes decodes, crops and resizes each clip once and *stages* it as a file of its own; staged clips are
+packed in order as a TFDS data set (`vf/data/builders.py`). The manifest is written last: a folder without it is no data
+set. The same command goes on where it was stopped, and does nothing where it has finished.
 
 Exit status: 0 all clips are in; 3 done, but clips were lost (each is named in the manifest, with the reason); 2 failed.
 """
@@ -33,7 +33,7 @@ from typing import Any
 import av
 from tqdm import tqdm
 
-from vf.data import listing
+from vf.data import datasets
 from vf.data.decode import printable, words
 from vf.data.embeddings import Embeddings, Layout
 from vf.data.encoding import ENCODINGS
@@ -145,8 +145,7 @@ class Preparation:
         in_order = self._stage_all(crew, items)
         clips = {split: self._clips(split, in_order, len(own)) for split, own in kept.items()}
         about = {name: getattr(self.parameters, name) for name in ("size", "encoding", "quality", "crop", "resize")}
-        scratch = self.folder / "tfds"
-        return pack(self.out, self.parameters.dataset, clips, self.found.classes, self.layout, about, scratch)
+        return pack(self.out, self.parameters.dataset, clips, self.found.classes, self.layout, about)
 
     def _clips(self, split: str, in_order: Iterator[tuple[Item, Path | None]], count: int) -> Iterator[Any]:
         from vf.data.builders import StagedClip
@@ -259,7 +258,7 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
         shutil.rmtree(out / ".staging", ignore_errors=True)  # where a run was killed at its very end
         return _finished(out, parameters, strict)
     splits, table = (Path(p) if p else None for p in (parameters.splits, parameters.table))
-    found = listing.DATASETS[parameters.dataset](Path(parameters.source), splits, parameters.fold, table)
+    found = datasets.DATASETS[parameters.dataset](Path(parameters.source), splits, parameters.fold, table)
     if not found.items:
         reason = "; ".join(f"{printable(name)}: {why}" for name, why in itertools.islice(found.lost.items(), 3))
         raise UserError(f"no clip of {parameters.source} can be used: {reason}")
@@ -374,7 +373,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     """Typed parameters and the rest of the flags."""
     about = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m vf.data.prepare", description=about)
-    parser.add_argument("dataset", choices=tuple(listing.DATASETS))
+    parser.add_argument("dataset", choices=tuple(datasets.DATASETS))
     parser.add_argument("--source", required=True, help="folder, .zip or .tar that holds the data")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared data set")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")

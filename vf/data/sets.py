@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
-from vf.data import listing
+from vf.data import archives, datasets, listing
 from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, RESAMPLER, FrameFolder, Pixels, Video, printable, read_header, words
 from vf.data.pipeline import BadRecord
@@ -225,7 +225,7 @@ class _Probed(NamedTuple):
 
 
 def _folder(path: Path, choice: Choice) -> _Found:
-    found = listing.folder(path, None, 1, None)
+    found = datasets.folder(path, None, 1, None)
     lost = dict(found.lost)
     splits = set(filter(None, choice.split.split("+")))
     if splits and not listing.names_splits(found.items):
@@ -274,7 +274,7 @@ def _folder(path: Path, choice: Choice) -> _Found:
 
 def _open(item: listing.Item) -> Video | FrameFolder:
     if item.member:
-        return Video(listing.read_member(item.path, item.member))
+        return Video(archives.read_member(item.path, item.member))
     return FrameFolder(item.path) if item.path.is_dir() else Video(item.path)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vf.data import listing
+from vf.data import archives
 from vf.data.decode import (
     DAMAGE,
     RESAMPLER,
@@ -66,7 +66,7 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
     """
     laps = _Laps()
     try:
-        file = listing.read_member(item.path, item.member) if item.member else item.path
+        file = archives.read_member(item.path, item.member) if item.member else item.path
         digest = _digest(file)
         laps.end("hash")
         pictures, fps, notes = _open(file, parameters)

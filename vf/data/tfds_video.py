@@ -60,7 +60,7 @@ class TfdsVideos:
             )
         try:
             return tfds.builder(self.name, data_dir=self.data_dir)
-        except tfds.core.registered.DatasetNotFoundError as error:
+        except tfds.core.DatasetNotFoundError as error:
             raise UserError(f"TFDS knows no data set {self.name}: {str(error).splitlines()[0]}") from error
 
     @cached_property

@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from vf.metrics.c3d import C3D, CLASSES, CONVOLUTIONS, FRAMES, MEAN, PREPARATIONS, SIZE, WIDTH
-from vf.pretrained.names import From, paths, renamed
+from vf.pretrained.names import From, renamed
 
 CONVOLUTION = (2, 3, 4, 1, 0)  # O I D H W -> D H W I O
 DENSE = (1, 0)  # O I -> I O
@@ -55,7 +56,7 @@ def canonical(arrays: Mapping[str, np.ndarray], *, width: int = WIDTH) -> tuple[
     )
     # What a port may have beside the layers: its own window of the mean, and a turn of R G B to B G R.
     made = renamed(
-        layers | rest, table(), {name: leaf.shape for name, leaf in paths(shapes["params"]).items()},
+        layers | rest, table(), {name: leaf.shape for name, leaf in flatten_dict(shapes["params"], sep="/").items()},
         ignored=lambda name: name in rest and (rest[name].size <= 9 or _is_window(rest[name])),
     )  # fmt: skip
     about: dict[str, Any] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from vf.pretrained import safetensors_file
 from vf.pretrained.safetensors_file import Lazy
@@ -53,14 +54,7 @@ class Weights:
 
     def tree(self) -> dict[str, Any]:
         """The arrays as a nested dict, as Flax takes them."""
-        nested: dict[str, Any] = {}
-        for path, array in self.arrays.items():
-            *folders, name = path.split("/")
-            place = nested
-            for folder in folders:
-                place = place.setdefault(folder, {})
-            place[name] = array
-        return nested
+        return unflatten_dict(dict(self.arrays), sep="/")
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
