@@ -1,4 +1,4 @@
-"""The two models around their networks: oracles, stop-gradients, counted passes, and closed-form samplers."""
+"""The two models around their networks: oracles, stop-gradients, counted passes, batches."""
 
 import functools
 
@@ -7,67 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gaussian_video as closed
-from vf import rng, sharding
-from vf.diffusion import decompose, gaussian, priors, solvers
-from vf.diffusion.schedule import cosine, time_grid
-from vf.model import CONTEXTS, OneNetwork, SampleOptions, VideoFusion
-from vf.nets.unet import UNet
-
-SCHEDULE = cosine()
-FRAMES, BASE = 4, 1
-SHAPE = (FRAMES, 8, 8, 3)
-
-
-class Stub:
-    """A network that is a function (z, t, **kwargs) -> prediction; counts its passes and the frames they saw."""
-
-    def __init__(self, function):
-        self.function, self.seen = function, []
-
-    def init(self, *_, **__):
-        return {"params": {}}
-
-    def apply(self, variables, z, t, **kwargs):
-        self.seen.append(z.shape)
-        return self.function(z, t, **kwargs)
-
-
-def unet(**changes):
-    return UNet(**{"width": 8, "width_mult": (1,), "num_res_blocks": 1, "attention": (), "head_dim": 8,
-                   "norm_groups": 4} | changes)  # fmt: skip
-
-
-def fusion(value=0.5, shape=SHAPE, **changes):
-    fields = {
-        "schedule": SCHEDULE, "shape": shape, "base_frame": BASE, "base": unet(),
-        "residual": unet(temporal=("conv", "attention"), frame_embed=True),
-        "lam": decompose.make_lambda(value, FRAMES, BASE),
-    }  # fmt: skip
-    return VideoFusion(**fields | changes)
-
-
-def one_network(prior=None, **changes):
-    net = unet(temporal=("conv", "attention"), frame_embed=True)
-    fields = {
-        "schedule": SCHEDULE,
-        "shape": SHAPE,
-        "base_frame": BASE,
-        "net": net,
-        "prior": prior or priors.Independent(),
-    }
-    return OneNetwork(**fields | changes)
-
-
-def awake(model, seed=1):
-    """Parameters with nothing at zero: at initialisation the networks say nothing."""
-    random = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda p: jnp.float32(0.1 * random.normal(size=p.shape)), shapes)
-
-
-def keys(n, seed=0):
-    return rng.example_keys(seed, rng.Purpose.TRAIN, jnp.arange(n, dtype=jnp.uint32))
+from tests.small_models import BASE, FRAMES, SCHEDULE, SHAPE, Stub, awake, fusion, keys, one_network, unet
+from vf import sharding
+from vf.diffusion import decompose, gaussian, priors
+from vf.diffusion.schedule import time_grid
+from vf.model import CONTEXTS, SampleOptions
 
 
 def clips(n=3):
@@ -230,72 +174,6 @@ def test_lambda_zero_ties_nothing():
     eps_hat = jax.jit(model.denoiser(params, {}))
     one, two = (eps_hat(z.at[:, BASE].add(d), jnp.asarray(400)) for d in (0.0, 1.0))
     np.testing.assert_array_equal(np.delete(one, BASE, 1), np.delete(two, BASE, 1))
-
-
-def gaussian_options(steps=400):
-    return SampleOptions(time_grid(steps, 1000), clip_x_0=None)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.3, 0.8])
-def test_base_first_sampling_is_exact(value):
-    """With closed-form networks the clips have the data's covariance, for any lambda."""
-    S = closed.covariance(FRAMES).astype(np.float32)
-    lam = decompose.make_lambda(value, FRAMES, BASE)
-    others = np.array([i for i in range(FRAMES) if i != BASE])
-    slope = S[others, BASE] / S[BASE, BASE]
-    inner = S[np.ix_(others, others)] - np.outer(slope, S[BASE, others])
-
-    def base(z, t, **_):  # E[b | z^c]
-        alpha, sigma = SCHEDULE.alpha(t[0]), SCHEDULE.sigma(t[0])
-        return sigma * z / (alpha**2 * S[BASE, BASE] + sigma**2)
-
-    def residual(z, t, **_):  # E[r | z', x^c]
-        alpha, sigma = SCHEDULE.alpha(t[0]), SCHEDULE.sigma(t[0])
-        own = sigma * jnp.sqrt(1 - lam[others])
-        gain = own[:, None] * jnp.linalg.inv(alpha**2 * inner + jnp.diag(own**2))
-        context = z[:, BASE, ..., 1:]
-        rest = z[:, others, ..., :1] - alpha * slope[:, None, None, None] * context[:, None]
-        return jnp.zeros_like(z[..., :1]).at[:, others].set(jnp.einsum("ij,bjhwc->bihwc", gain, rest))
-
-    model = fusion(value, (FRAMES, 16, 16, 1), base=Stub(base), residual=Stub(residual), context="base_frame")
-    x = jax.jit(lambda k: model.sample({"base": {}, "residual": {}}, k, {}, gaussian_options()))(keys(100))
-    draws = np.moveaxis(np.asarray(x, np.float64), 1, -1).reshape(-1, FRAMES)
-    np.testing.assert_allclose(np.cov(draws.T), S, atol=0.04)  # 25,600 draws: standard error 0.009
-
-
-@pytest.mark.parametrize("value", [0.3, 0.8])
-def test_the_joint_predictor_follows_its_matrix_recursion(value):
-    """Without a context the base sees its own frame only: the covariance is that of the recursion, not the data's."""
-    S = closed.covariance(FRAMES)
-    lam = decompose.make_lambda(value, FRAMES, BASE)
-    others = np.array([i for i in range(FRAMES) if i != BASE])
-    K = closed.noise_covariance(lam)
-
-    def base(z, t, **_):
-        alpha, sigma = SCHEDULE.alpha(t[0]), SCHEDULE.sigma(t[0])
-        return sigma * z / (alpha**2 * S[BASE, BASE] + sigma**2)
-
-    # The residual's regression at each step of the table, from the closed form.
-    table = []
-    for alpha_bar in SCHEDULE.alpha_bar:
-        alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
-        P = closed.joint_predictor(S, lam, BASE, alpha, sigma)[others][:, others]
-        table.append(P / np.sqrt(1 - lam[others])[:, None])
-    table = jnp.asarray(np.stack(table), jnp.float32)
-
-    def residual(z, t, **_):
-        return jnp.zeros_like(z).at[:, others].set(jnp.einsum("ij,bjhwc->bihwc", table[t[0]], z[:, others]))
-
-    model = fusion(value, (FRAMES, 1, 1, 1), base=Stub(base), residual=Stub(residual))
-    options = gaussian_options()
-    root = np.linalg.cholesky(K).T[:, :, None, None, None].astype(np.float32)
-    A = solvers.ddim(model.denoiser({"base": {}, "residual": {}}, {}), root, options.grid, SCHEDULE)
-    A = np.asarray(A, np.float64).reshape(FRAMES, FRAMES)
-    expected = closed.sampled_covariance(
-        lambda a, s: closed.joint_predictor(S, lam, BASE, a, s), K, SCHEDULE, options.grid
-    )
-    np.testing.assert_allclose(A.T @ A, expected, atol=0.01)
-    assert np.abs(expected - S).max() > 0.2  # the price of a base that sees one frame
 
 
 @pytest.mark.parametrize(

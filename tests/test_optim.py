@@ -1,6 +1,4 @@
-"""Each network is updated by itself, however the batch is cut, and averaged in closed form."""
-
-import functools
+"""Each network is updated by itself: AdamW by hand, schedules, clipping, decay and freezing."""
 
 import jax
 import jax.numpy as jnp
@@ -71,11 +69,6 @@ def train(tx, params, batches, decay=0.9):
     for batch in batches:
         now = step(now, batch)
     return now
-
-
-def piece(batch, k, n):
-    size = 12 // n
-    return {name: value[k * size : (k + 1) * size] for name, value in batch.items()}
 
 
 def distance(a, b):
@@ -176,39 +169,6 @@ def test_the_update_follows_the_schedule(params):
             np.testing.assert_allclose(changes[name]["out"], -jnp.broadcast_to(rate, (8, 2)), rtol=1e-4)
 
 
-def test_ema_of_constant_parameters_is_closed_form(params):
-    tx = make(frozen=("base", "residual"))
-    start = state.create(params, tx)
-    start = start.replace(ema=jax.tree.map(lambda p: p + 1, start.ema))
-    zero = jax.tree.map(jnp.zeros_like, params)
-    for decay, rate in ((0.9, [0.9] * 6), (functools.partial(state.ema_decay, decay=0.3), None)):
-        now = start
-        step = jax.jit(lambda now, decay=decay: state.update(now, zero, tx, decay))
-        for _ in range(6):
-            now = step(now)
-        # 0.3 is passed by (1 + n) / (10 + n) from n = 3 on
-        left = np.prod(rate or [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3, 0.3])
-        for name, ema in named(now.ema).items():
-            np.testing.assert_allclose(ema - named(params)[name], left, atol=1e-6)
-        assert int(now.step) == 6
-
-
-def test_ema_is_float32_and_stays_where_it_has_arrived(batch):
-    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), {"base": network(0)})
-    tx = make(frozen=("base",))
-    now = train(tx, params, [batch] * 2, 0.9)
-    for ema, p in zip(jax.tree.leaves(now.ema), jax.tree.leaves(params), strict=True):
-        assert ema.dtype == jnp.float32
-        np.testing.assert_array_equal(ema, p.astype(jnp.float32))
-
-
-def test_state_can_be_donated(params, batch):
-    tx = make()
-    step = jax.jit(lambda now: state.update(now, gradient(now.params, batch), tx, 0.9), donate_argnums=0)
-    for now in (state.create(params, tx), jax.jit(lambda p: state.create(p, tx))(params)):
-        assert int(step(step(now)).step) == 2
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -224,26 +184,3 @@ def test_state_can_be_donated(params, batch):
 def test_errors(params, changes, message):
     with pytest.raises(UserError, match=message):
         make(**changes).init(params)
-
-
-def test_rounding_at_random_is_right_on_average():
-    """Values between two neighbours in bfloat16 become either, with the mean kept; those that are there stay."""
-    x = jnp.float32(1 + 3 / 1024)  # 3/8 of the way from 1 to 1 + 1/128
-    found = np.asarray(state.round_at_random(jnp.full(100_000, x), jax.random.key(0)), np.float64)
-    assert set(found) == {1.0, 1 + 1 / 128}
-    assert abs(found.mean() - float(x)) < 5 * (1 / 128) * 0.5 / np.sqrt(100_000)
-    exact = jnp.array([0.0, 1.5, -2.0, jnp.inf, -jnp.inf, jnp.nan])
-    np.testing.assert_array_equal(state.round_at_random(exact, jax.random.key(1)).astype(jnp.float32), exact)
-
-
-def test_parameters_in_half_precision_take_small_steps(params, batch):
-    """A thousandth of a parameter at a time: lost to rounding to the nearest, kept on average by rounding at random."""
-    tx = optax.sgd(1.0)
-    now = state.create({"base": {"w": jnp.ones(4096)}}, tx, jnp.bfloat16)
-    assert now.params["base"]["w"].dtype == jnp.bfloat16
-    assert now.ema["base"]["w"].dtype == jnp.float32
-    for k in range(20):
-        grads = {"base": {"w": jnp.full(4096, -1e-3, jnp.bfloat16)}}
-        now = state.update(now, grads, tx, 0.0, jax.random.key(k))
-    moved = float(now.params["base"]["w"].astype(jnp.float32).mean()) - 1
-    np.testing.assert_allclose(moved, 20 * 1e-3, rtol=0.05)

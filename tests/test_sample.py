@@ -14,12 +14,12 @@ from vf.types import UserError
 
 
 def conditions(monkeypatch, workdir, **changes):
-    """(conditions, validation clips) of the samples of a job that begins to train."""
+    """(conditions, judge) of the samples of a job that begins to train."""
     begun = {}
     monkeypatch.setattr(train, "run", lambda **job: begun.update(job) or {})
     defaults = {"model__context": "embedding", "sample__count": 72, "eval__clips": 128}
     main.run(tiny(**defaults | changes), workdir, "train")
-    return begun["judge"].conditions, begun["judge"].validation.clips
+    return begun["judge"].conditions, begun["judge"]
 
 
 def classes(embedding: np.ndarray) -> np.ndarray:
@@ -30,12 +30,15 @@ def classes(embedding: np.ndarray) -> np.ndarray:
 
 def test_label_and_embedding_of_a_sample_are_of_one_validation_clip(monkeypatch, tmp_path):
     """All 72 samples of the demo: four of each class, each with the embedding of another clip of its class."""
-    made, clips = conditions(monkeypatch, tmp_path)
+    made, judge = conditions(monkeypatch, tmp_path)
+    clips = judge.validation.clips
     np.testing.assert_array_equal(made["label"], np.arange(72) % Sprites.num_classes)
     np.testing.assert_array_equal(classes(made["embedding"]), made["label"])
     pairs = {(int(label), *row) for label, row in zip(clips["label"], clips["embedding"], strict=True)}
     assert {(int(label), *row) for label, row in zip(made["label"], made["embedding"], strict=True)} <= pairs
     assert len(np.unique(made["embedding"], axis=0)) > 64  # another clip for each, as far as there are
+    lent = judge.sampling["embeddings_of"]  # a score says whose they are
+    assert (lent["set"], lent["split"]) == ("validation", "test")
 
 
 def test_the_class_asked_for_is_the_donor_s(monkeypatch, tmp_path):
@@ -46,8 +49,8 @@ def test_the_class_asked_for_is_the_donor_s(monkeypatch, tmp_path):
 
 
 def test_without_classes_donors_come_as_they_are(monkeypatch, tmp_path):
-    made, clips = conditions(monkeypatch, tmp_path, model__condition="none", eval__clips=50)
-    np.testing.assert_array_equal(made["embedding"], clips["embedding"][np.arange(72) % 50])
+    made, judge = conditions(monkeypatch, tmp_path, model__condition="none", eval__clips=50)
+    np.testing.assert_array_equal(made["embedding"], judge.validation.clips["embedding"][np.arange(72) % 50])
     np.testing.assert_array_equal(made["label"], classes(made["embedding"]))
 
 

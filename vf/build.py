@@ -104,13 +104,13 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
             "another split by --config.data.validation_split, or none for a share of the training videos"
         )
     if data.source.startswith(TFDS):
-        from vf.data.tfds_video import TfdsVideos  # needs TensorFlow
-
         if share is not None:
             raise UserError(
                 f"the clips of {data.source} have no names to choose a validation set by: name one of its splits by "
                 "--config.data.validation_split=test"
             )
+        from vf.data.tfds_video import TfdsVideos  # needs TensorFlow
+
         return TfdsVideos(data.source.removeprefix(TFDS), windows=windows, size=data.size, split=chosen)
     from vf.data.manifest import read_manifest
     from vf.data.prepared import Prepared

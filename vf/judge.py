@@ -84,7 +84,7 @@ class Judge:
         made = sample.clips(self._sample, params, self.conditions, self.job.batch_size, self.mesh)
         if self.recorder.is_writer:
             sample.write(
-                self.workdir, step, made, self.conditions, self.model, self.job, self.class_names, self._sampling
+                self.workdir, step, made, self.conditions, self.model, self.job, self.class_names, self.sampling
             )
             name = "samples" if self.job.what == "clips" else "base samples"
             self.recorder.video(step, name, made[:16], fps=self.job.fps)
@@ -96,7 +96,7 @@ class Judge:
         self.recorder.scalars(step, {f"{self._part}/{name}": loss for name, loss in losses.items()})
         real = self.reference.clips["video"]
         protocol = {"reference_set": dict(self.reference.about), "n_real": len(real), "n_generated": len(made)}
-        protocol |= {"sampling": self._sampling}
+        protocol |= {"sampling": self.sampling}
         found = scores(self.evaluators, real, made, self.model.base_frame, protocol)
         for score in found:
             self.recorder.score(
@@ -118,10 +118,11 @@ class Judge:
         return "seen" if self.seen else "validation"
 
     @property
-    def _sampling(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, Any]:
         """What changes the samples, beside the weights."""
-        lent = {"embeddings_of": {"clips": self._part, **self.validation.about}} if self.model.embedding_dim else {}
-        return self.job.protocol() | lent
+        if not self.model.embedding_dim:
+            return self.job.protocol()
+        return self.job.protocol() | {"embeddings_of": {"set": self._part, **self.validation.about}}
 
     def judged(self) -> dict[int, dict[str, float]]:
         """{step: scores} of every step that was judged like this, by this job or another."""

@@ -141,6 +141,8 @@ def test_splits_that_do_not_fit_are_told(made):
     ):
         with pytest.raises(UserError, match=message):
             build.source(config(made["prepared"], **changes), part)
+    with pytest.raises(UserError, match="the clips of tfds:ucf101 have no names to choose a validation set by"):
+        build.source(config("tfds:ucf101"))
     for share in (-0.1, 1.0):
         with pytest.raises(UserError, match=r"data.validation_share must be at least 0 and less than 1"):
             build.check(config(made["prepared"], data__validation_share=share))
