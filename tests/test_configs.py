@@ -142,7 +142,7 @@ def prepared(tmp_path_factory):
 
 
 def test_metrics_without_weights_name_the_flag():
-    config = base.get_config()
+    config = get("folder")
     config.eval.metrics = "fvd,is_tgan"
     with pytest.raises(UserError, match=r"no weights of i3d were named: .* \(--config\.eval\.i3d\)$"):
         build.evaluators(config)
