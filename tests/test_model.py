@@ -217,7 +217,6 @@ def test_a_missing_condition_is_named():
         fusion(embedding_dim=4).condition({"label": jnp.zeros(1)})
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_impossible_models_are_refused():
     with pytest.raises(ValueError, match="lambda < 1"):
         fusion(1.0, context="base_frame")

@@ -50,7 +50,6 @@ class ManyLeaves:
         return Errors(jnp.full((len(x), 2), total), jnp.zeros((len(x), 2)))
 
 
-@pytest.mark.usefixtures("unchecked")  # the model is none of `vf.model`
 def test_gradient_norms_are_summed_in_float32():
     """Squares of bfloat16 gradients, added in bfloat16, lose 3 % over a hundred parameters."""
     params = {"base": [jnp.ones(4, jnp.bfloat16) for _ in range(100)]}

@@ -6,7 +6,7 @@ The decomposition itself is in `vf/diffusion/decompose.py`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ Condition = Mapping[str, Array]
 """What a clip is conditioned on: `label` i32 [b], `embedding` f32 [b d], as far as the model uses them."""
 
 
-@runtime_checkable
 class Network(Protocol):
     """What a model asks of `vf.nets.unet.UNet`; tests hand in closed forms."""
 

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -48,9 +47,8 @@ def test_eps_is_seen(eps):
     _, params = pair()
     reference = torch_i3d.made(eps=eps).mixed_5c
     x = abs(np.random.default_rng(0).normal(size=(1, 2, 7, 7, 832))).astype(np.float32)  # as after a ReLU
-    y = torch.as_tensor(x).permute(0, 4, 1, 2, 3)
-    x = jnp.asarray(x)
     ours = i3d.Mixed(i3d.MIXED["Mixed_5c"], eps, jax.lax.Precision.HIGHEST).apply({"params": params["Mixed_5c"]}, x)
+    y = torch.as_tensor(x).permute(0, 4, 1, 2, 3)
     with torch.no_grad():
         branches = [reference[f"branch_{k}"](z) for k, z in enumerate((y, y, y, torch_i3d.pool(y, [3] * 3, [1] * 3)))]
     true = torch.cat(branches, 1).permute(0, 2, 3, 4, 1).numpy()
@@ -81,7 +79,7 @@ def test_convolutions_by_frames_are_convolutions(frames, side, kernel, stride):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, frames, side, side + 1, 3)).astype(np.float32)
     w = rng.normal(size=(kernel, kernel, kernel, 3, 5)).astype(np.float32)
-    found = i3d.convolution(jnp.asarray(x), jnp.asarray(w), stride, jax.lax.Precision.HIGHEST)
+    found = i3d.convolution(x, w, stride, jax.lax.Precision.HIGHEST)
     true = jax.lax.conv_general_dilated(
         x, w, (stride,) * 3, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
         precision=jax.lax.Precision.HIGHEST,
@@ -97,7 +95,7 @@ def test_pixels_become_what_the_network_reads(grid, aspect):
     raw = np.random.default_rng(1).integers(0, 256, (2, 3, 40, 52, 3), np.uint8)
     rows, columns = resize.matrices(grid, aspect, 40, 52, 224)
     true = 2 * np.einsum("Hh,bthwc,Ww->btHWc", rows, raw.astype(np.float64), columns, optimize=True) / 255 - 1
-    np.testing.assert_allclose(i3d.pixels(jnp.asarray(raw), grid, aspect), true, atol=2e-6)
+    np.testing.assert_allclose(i3d.pixels(raw, grid, aspect), true, atol=2e-6)
 
 
 def test_the_whole_of_it():
@@ -105,6 +103,6 @@ def test_the_whole_of_it():
     raw = np.random.default_rng(1).integers(0, 256, (1, 9, 40, 52, 3), np.uint8)
     made = i3d.network(params, "abc", grid="tf1")
     found = jax.jit(made.apply)(params, raw)
-    assert relative(found, torch_i3d.logits(net, np.array(i3d.pixels(jnp.asarray(raw), "tf1", "squash")))) < 1e-5
+    assert relative(found, torch_i3d.logits(net, np.array(i3d.pixels(raw, "tf1", "squash")))) < 1e-5
     assert found.shape == (1, made.dim)
     assert made.protocol["weights"] == "abc"

@@ -194,6 +194,7 @@ def test_features_are_pytorchs(clips: np.ndarray) -> None:
         assert relative(row, wanted) < 1e-4
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_edges_of_every_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sides that leave odd and even maps, in a network of a sixteenth of the width."""
 
@@ -227,6 +228,7 @@ class Pixels:
 
 
 @pytest.mark.parametrize(("at_once", "b", "f"), [(64, 1, 1), (64, 1, 70), (6, 2, 5), (4, 7, 3), (1, 2, 2)])
+@pytest.mark.usefixtures("unchecked")
 def test_rows_are_frames_clip_by_clip(monkeypatch: pytest.MonkeyPatch, at_once: int, b: int, f: int) -> None:
     """However many go at once, and without holding much more than that."""
     monkeypatch.setattr(inception, "Inception", Pixels)
@@ -234,7 +236,7 @@ def test_rows_are_frames_clip_by_clip(monkeypatch: pytest.MonkeyPatch, at_once: 
     monkeypatch.setattr(inception, "AT_ONCE", at_once)
     Pixels.seen = []
     clips = np.random.default_rng(4).integers(0, 256, (b, f, 5, 4, 3), np.uint8)
-    made = inception.network({}, "abc", mode="legacy_pytorch").apply({}, jnp.asarray(clips))
+    made = inception.network({}, "abc", mode="legacy_pytorch").apply({}, clips)
     expected = by_public_code(clips.reshape(-1, 5, 4, 3), "legacy_pytorch")[:, ::100, ::100].reshape(b * f, 27)
     np.testing.assert_allclose(made, expected, atol=1e-5)
     assert max(Pixels.seen) <= max(b, at_once)
@@ -251,9 +253,7 @@ def test_parameters_are_those_of_the_public_file() -> None:
 
 
 def test_the_protocol_tells_modes_apart() -> None:
-    networks = [
-        inception.network({}, "abc", mode=mode, exact=exact) for mode in inception.MODES for exact in (False, True)
-    ]
+    networks = [inception.network({}, "abc", mode=mode, exact=exact) for mode in inception.MODES for exact in (0, 1)]
     protocols = [json.dumps(dict(network.protocol), sort_keys=True) for network in networks]
     assert len(set(protocols)) == 6
     for network in networks:

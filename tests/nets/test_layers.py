@@ -18,7 +18,7 @@ def scrambled(params, seed=0, scale=0.3):
 
 def made(module, *args):
     """Apply the module with random parameters; returns the parameters and the output."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args))
     variables = scrambled(shapes)
     return variables["params"], np.asarray(jax.jit(module.apply)(variables, *args))
 

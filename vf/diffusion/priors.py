@@ -9,7 +9,7 @@ Mixed noise is decomposed noise with lambda = a^2 / (1 + a^2) and no base frame.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from vf.diffusion import decompose
 Shape = tuple[int, int, int, int]  # f h w c
 
 
-@runtime_checkable
 class Prior(Protocol):
     """Draws one clip's noise; vmap over keys for a batch, so that no draw depends on the batch it is in."""
 

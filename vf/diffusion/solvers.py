@@ -17,7 +17,7 @@ Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 def ddim(
     denoise: Denoiser,
-    z_T: Float[Array | np.ndarray, "b *s"],
+    z_T: Float[Array, "b *s"],
     grid: Int[np.ndarray, "k"],
     schedule: Schedule,
     *,
@@ -62,6 +62,5 @@ def ddim(
             z = z + scale * injected * noise(t)
         return z, (z if trajectory else None)
 
-    z_T = jnp.asarray(z_T)
     last, path = jax.lax.scan(step, z_T, (jnp.asarray(grid[:-1]), jnp.asarray(grid[1:])))
     return last if path is None else jnp.concatenate([z_T[None], path])

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from safetensors.numpy import save_file
 from vf.video import replacing
 
 
-@runtime_checkable
 class Clips(Protocol):
     """A set of clips: u8 [n f h w 3], decoded as it is sliced. Arrays are such sets."""
 
