@@ -7,11 +7,12 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Tests compile more than they compute: quickly, and a program that several tests share once only.
+# Tests compile more than they compute: quickly, and a program that several tests share once only, unless it is kept
+# from run to run.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 _CACHE = tempfile.TemporaryDirectory(prefix="vf-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vf.diffusion import decompose, gaussian, priors
+from vf.diffusion import decompose, gaussian
+from vf.diffusion import noise as priors
 from vf.diffusion.schedule import cosine, spread
 
 FRAMES, BASE = 6, 2
