@@ -44,9 +44,9 @@ def test_no_noise_means_no_noise():
 
 
 def test_an_unknown_prediction_is_named():
-    for call in (gaussian.target, gaussian.to_x_0, gaussian.to_eps):
-        with pytest.raises(ValueError, match="'x0'"):
-            call("x0", X, EPS, 0.5, 0.5)
+    for call, kind in itertools.product((gaussian.target, gaussian.to_x_0, gaussian.to_eps), ("x0", "epsilon", "V")):
+        with pytest.raises(ValueError, match=repr(kind)):
+            call(kind, X, EPS, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("shrink", [1.0, np.sqrt(0.5)])

@@ -30,6 +30,8 @@ def test_pyoco_formulas():
     mixed, progressive = priors.Mixed(2.0).covariance(3), priors.Progressive(2.0).covariance(3)
     np.testing.assert_allclose(mixed[0], [1, 0.8, 0.8])
     np.testing.assert_allclose(progressive[0], [1, 2 / np.sqrt(5), 0.8])
+    np.testing.assert_allclose(priors.Progressive(3.0).covariance(3)[0], [1, 3 / np.sqrt(10), 0.9])
+    assert (priors.Mixed().a, priors.Progressive().a) == (1, 2)  # the paper's, by our reading
 
 
 def test_mixed_is_decomposed_without_a_base_frame():

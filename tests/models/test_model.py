@@ -124,6 +124,13 @@ def test_two_networks_errors_by_hand(context, base_kinds, residual_kinds):
     np.testing.assert_allclose(loss[:, others], of_others, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("null_label", "embedding_dim"), [(None, 0), (3, 0), (None, 2), (3, 2)])
+def test_a_model_takes_the_conditions_that_it_uses(null_label, embedding_dim):
+    batch = {"label": jnp.zeros(1, jnp.int32), "embedding": jnp.zeros((1, 2)), "video": jnp.zeros(1)}
+    taken = fusion(null_label=null_label, embedding_dim=embedding_dim).condition(batch)
+    assert set(taken) == {name for name, used in (("label", null_label), ("embedding", embedding_dim)) if used}
+
+
 def test_one_networks_errors_by_hand():
     net, prior = Recorder(leaning), priors.Progressive(2.0)
     model = one_network(
@@ -136,6 +143,59 @@ def test_one_networks_errors_by_hand():
     eps = (net["z"] - alpha * MARKED) / sigma
     closed.assert_distributed(closed.pixels(eps), np.zeros(FRAMES), prior.covariance(FRAMES))
     np.testing.assert_allclose(loss, by_hand("x_0", "v", 1.5, net["said"], MARKED, eps, alpha, sigma), rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["two networks", "one"])
+def test_the_share_of_the_noise_that_was_not_found(kind):
+    """A network that says half of the true noise misses a quarter of it, and one that says it twice all of it."""
+    n, found = 64, {}
+    for part in (0.5, 2.0):
+        half = Stub(lambda z, t, part=part, **_: part * z / np.float32(np.sqrt(0.1)))  # of z = sigma eps
+        fields = {"schedule": Schedule(np.array([0.9])), "shape": (FRAMES, 8, 8, 1)}
+        model = one_network(net=half, **fields) if kind == "one" else fusion(0.0, base=half, residual=half, **fields)
+        x, t = jnp.zeros((n, FRAMES, 8, 8, 1)), jnp.zeros(n, jnp.int32)
+        found[part] = model.errors({"base": {}, "residual": {}}, x, {}, keys(n), t).eps.mean(0)
+    np.testing.assert_allclose(found[0.5], 0.25, rtol=0.1)
+    np.testing.assert_allclose(found[2.0], 1, rtol=0.1)
+
+
+def test_further_images_are_frames_of_equal_chance():
+    shown = Recorder(lambda z, t, **_: z)
+    fields = {"schedule": Schedule(np.array([1 - 1e-6])), "shape": (FRAMES, 1, 1, 1), "base_images": 4001}
+    x = jnp.arange(FRAMES, dtype=jnp.float32)[None, :, None, None, None]
+    fusion(base=shown, residual=Stub(lambda z, t, **_: z), **fields).errors(
+        {"base": {}, "residual": {}}, x, {}, keys(1), train=True
+    )
+    frames = np.round(np.ravel(shown.seen[0]["z"])[1:]).astype(int)
+    np.testing.assert_allclose(np.bincount(frames, minlength=FRAMES) / 4000, 1 / FRAMES, atol=0.03)
+
+
+def test_the_context_s_noise_has_an_amplitude_between_nothing_and_the_stated_one():
+    """U(0, 0.3) for each clip, in training."""
+    n = 400
+    residual = Recorder(lambda z, t, **_: z[..., :1])
+    model = fusion(
+        base=Stub(lambda z, t, **_: z), residual=residual, shape=(FRAMES, 8, 8, 1), context="base_frame",
+        context_noise=0.3,
+    )  # fmt: skip
+    model.errors({"base": {}, "residual": {}}, jnp.zeros((n, FRAMES, 8, 8, 1)), {}, keys(n), train=True)
+    amplitudes_seen = np.asarray(residual.seen[0]["z"][:, 0, ..., 1]).std((1, 2))
+    assert amplitudes_seen.max() < 0.3 * 1.4  # of 64 pixels
+    np.testing.assert_allclose(amplitudes_seen.mean(), 0.15, rtol=0.1)
+    np.testing.assert_allclose((amplitudes_seen**2).mean(), 0.03, rtol=0.2)
+
+
+@pytest.mark.parametrize("kind", ["two networks", "one"])
+def test_dropout_belongs_to_training(kind):
+    """Each network gets keys to drop by, one a clip, in training; none in validation."""
+    net = Recorder(lambda z, t, **_: z[..., :1])
+    fields = {"shape": (FRAMES, 1, 1, 1)}
+    model = one_network(net=net, **fields) if kind == "one" else fusion(base=net, residual=net, **fields)
+    for train in (True, False):
+        model.errors({"base": {}, "residual": {}}, jnp.zeros((5, FRAMES, 1, 1, 1)), {}, keys(5), train=train)
+    half = len(net.seen) // 2
+    assert [seen["dropout_keys"].shape for seen in net.seen[:half]] == [(5,)] * half
+    assert [seen["dropout_keys"] for seen in net.seen[half:]] == [None] * half
 
 
 @pytest.mark.parametrize("kind", ["two networks", "one"])

@@ -62,6 +62,20 @@ def test_gradient_norms_are_summed_in_float32():
     np.testing.assert_allclose(numbers["grad_norm_base"], np.sqrt(4 * np.sum(gradients**2)), rtol=1e-3)
 
 
+def test_the_loss_of_a_batch_is_that_of_training():
+    """With all that belongs to training alone: here dropped conditions, as many as are asked for."""
+    seen = []
+
+    class Seen(ManyLeaves):
+        def errors(self, params, x, condition, keys, train):
+            seen.append(train)
+            return super().errors(params, x, condition, keys, train)
+
+    rows = {"video": np.zeros((2, 2, 4, 4, 3), np.uint8), "index": np.arange(2, dtype=np.uint32)}
+    steps.batch_loss({"base": [jnp.ones(4)]}, rows, model=Seen(), seed=0)
+    assert seen == [True]
+
+
 def test_the_loss_is_the_sum_of_both_generators_or_the_mean_over_frames():
     errors = jnp.array([[1.0, 10.0, 2.0, 3.0], [4.0, 20.0, 5.0, 6.0]])  # the base frame is the second
     for model, total in ((fusion(), 15 + 3.5), (one_network(), 51 / 8)):
