@@ -26,9 +26,8 @@ from ml_collections import ConfigDict, config_flags
 from vf import build, evaluate, files, gallery, record, sharding, train
 from vf.checkpoint import JUDGING, Checkpoints
 from vf.data import pipeline
-from vf.hosts.card import card
-from vf.hosts.ends import HostsError, Stopped, outcome
-from vf.hosts.place import place
+from vf.hosts.errors import HostsError, Stopped, exit_status
+from vf.hosts.process import this_process
 from vf.hosts.run import Hosts
 from vf.judge import Judge
 from vf.model import Model
@@ -55,7 +54,7 @@ flags.DEFINE_string(
 flags.DEFINE_bool("compile_only", False, "Compile the training step, so that later starts find it, and end.")
 flags.DEFINE_integer("profile", 0, "Trace so many steps for xprof, into the run's folder.", lower_bound=0)
 flags.DEFINE_float("startup_timeout", 300.0, "Seconds in which all processes must have come.", lower_bound=1)
-flags.DEFINE_float("heartbeat_timeout", 60.0, "Seconds of silence after which a host counts as gone.", lower_bound=10)
+flags.DEFINE_float("heartbeat_timeout", 30.0, "Seconds of silence after which a host counts as dead.", lower_bound=10)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -161,7 +160,6 @@ def _run(
     # An evaluation job may run beside training: it draws its own curves.
     events = "tensorboard/evaluate" if mode == "evaluate" else "tensorboard"
     recorder = closing.enter_context(record.Recorder(workdir, is_writer=jax.process_index() == 0, events=events))
-    hosts.before_exit.append(recorder.flush)
     origin = {"start": start.origin} if start else {}
     judged = source if own else build.source(config, evaluation=True)
     # Samples alone can do without clips, and images of the base without reading them.
@@ -299,13 +297,16 @@ def main(argv: list[str]) -> None:
     plan = FLAGS.mode == "plan"
     build.cpu_devices(FLAGS.config, plan=plan)
     workdir = files.folder(FLAGS.workdir)
-    where = None if plan else place(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.startup_timeout)
-    mine = card(FLAGS.config, FLAGS.mode, FLAGS.workdir) if where else {}
-    hosts = Hosts(where, mine, workdir, timeout=FLAGS.startup_timeout, heartbeat=FLAGS.heartbeat_timeout)
+    keep_programs(FLAGS.compile_cache)
+    process = None if plan else this_process(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    facts = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
+    hosts = Hosts(
+        process, record.fingerprint(build.plain(FLAGS.config), facts) if process else {}, workdir,
+        startup_timeout=FLAGS.startup_timeout, heartbeat_timeout=FLAGS.heartbeat_timeout, trains=FLAGS.mode == "train",
+    )  # fmt: skip
     # SIGTERM unwinds the stack, or saves first: processes and shared memory are given back.
     signal.signal(signal.SIGTERM, hosts.terminate)
     with hosts:
-        keep_programs(FLAGS.compile_cache)  # after the hosts have come together, before anything is compiled
         run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
 
 
@@ -323,7 +324,7 @@ def cli() -> None:
     try:
         app.run(main, flags_parser=parse)
     except (UserError, HostsError, Stopped) as error:
-        status, text = outcome(error)
+        status, text = exit_status(error)
         print(text, file=sys.stderr)
         sys.exit(status)
 

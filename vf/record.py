@@ -26,6 +26,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import re
 import shlex
@@ -43,12 +44,15 @@ from typing import Any, Self, TextIO
 import jax
 import numpy as np
 from absl import logging
+from flax.traverse_util import flatten_dict
 
 from vf import files, video
 from vf.metrics.protocol import plain, protocol_hash
 from vf.types import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# What compiles, where it is installed: hosts that run different programs wait for one another for ever.
+COMPILERS = ("libtpu", "jax-cuda12-pjrt", "jax-cuda12-plugin", "jax-cuda13-pjrt", "jax-cuda13-plugin")
 NOT_FINITE = ("nan", "inf", "-inf")
 METRICS = "metrics.jsonl"
 MOST_BYTES = 8 << 20  # of an event file in a store, which is copied whole each time it has grown
@@ -320,6 +324,17 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def fingerprint(config: Mapping[str, Any], facts: Mapping[str, str]) -> dict[str, str]:
+    """{name: value}, as text, of all that must be the same on every host of a run.
+
+    config: the resolved config, as JSON can say it. facts: what else the caller wants to be the same.
+    """
+    fields = {f"config.{name}": json.dumps(value) for name, value in flatten_dict(config, sep=".").items()}
+    code = {"code": sources(Path(__file__).resolve().parents[1]), "Python": platform.python_version()}
+    flags = {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")}
+    return {**facts, **fields, **code, **flags, **{name: str(version(name)) for name in (*PACKAGES, *COMPILERS)}}
 
 
 def sources(root: Path, folders: Sequence[str] = ("vf", "configs")) -> str:

@@ -24,7 +24,7 @@ from vf.build import Loading
 from vf.checkpoint import Checkpoints
 from vf.data import pipeline
 from vf.files import AnyPath
-from vf.hosts.ends import Stopped
+from vf.hosts.errors import Stopped
 from vf.hosts.run import Hosts
 from vf.judge import Judge
 from vf.model import Model
@@ -156,7 +156,7 @@ def run(
                     batch = sharding.put_batch(next(batches), mesh, batch_size)
                 checkpoints.check()
                 last = step == steps
-                stop = hosts.stopping(step)
+                stop = hosts.stopping()
                 save = step % checkpoint_every == 0 or last or stop
                 if len(pending) > log_every or save:
                     # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
@@ -175,7 +175,7 @@ def run(
                     raise Stopped(f"told to stop; step {step} is saved, and the same command goes on from there")
                 if sample_every and step % sample_every == 0 and not last:
                     began = time.perf_counter()
-                    hosts.pause()
+                    hosts.pause(for_good=False)
                     judge.evaluate(step, state.ema, judge.sample(step, state.ema))
                     if recorder.is_writer:
                         recorder.flush()  # the page shows what is in the folder
@@ -185,7 +185,7 @@ def run(
                     if rates:
                         rates.skip(paused)
             trace.close()
-            hosts.pause()
+            hosts.pause(for_good=True)
             _report_bad(source, batches.bad, recorder, steps)
         scores = judge.evaluate(steps, state.ema, judge.sample(steps, state.ema))
     if recorder.is_writer:
