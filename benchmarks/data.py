@@ -21,13 +21,13 @@ import av
 import numpy as np
 from PIL import Image
 
-from vf.data import listing
-from vf.data.builders import read_manifest
+from vf.data import datasets
 from vf.data.clips import Windows, centre_crop_box
 from vf.data.encoding import ENCODINGS
 from vf.data.folder import VideoFolder
+from vf.data.manifest import read_manifest
 from vf.data.pipeline import Source, batches
-from vf.data.prepare import prepare
+from vf.data.preparation import prepare
 from vf.data.prepared import Prepared
 from vf.data.staging import STAGES, Parameters
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--encodings", nargs="+", choices=ENCODINGS, default=ENCODINGS)
     args = parser.parse_args()
-    files = [item.path for item in listing.folder(args.source, None, 1, None).items]
+    files = [item.path for item in datasets.folder(args.source, None, 1, None).items]
     with tempfile.TemporaryDirectory(prefix="vf-benchmark-") as scratch:
         many = Path(scratch, "many", "all")
         many.mkdir(parents=True)

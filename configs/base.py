@@ -54,10 +54,15 @@ def get_config() -> ConfigDict:
     data.windows = "random"
     data.hop = 1  # source frames from one window to the next, for all
     data.flip = False  # mirror every second clip; classes such as writing do not bear it
-    data.split = "train"  # prepared data; several as train+test
-    data.eval_split = ""  # the clips that scores compare with; "" = the training split
-    data.split_file = ""  # folder of videos: official UCF101 format; "" = every file
-    data.eval_split_file = ""  # likewise for scores; "" = the training clips
+    data.split = "train"  # prepared data: what is trained on; several as train+test
+    data.split_file = ""  # folder of videos: likewise, in the official UCF101 format; "" = every file
+    # The validation set: clips of the losses that are reported beside the training loss, and of the embeddings that
+    # condition samples. No step sees them.
+    data.validation_split = ""  # prepared data; "" = a share of the training videos
+    data.validation_split_file = ""  # folder of videos, likewise; training leaves out what is named here
+    # Of the training videos, chosen by the hash of their names, which training then leaves out (vf/data/share.py). 0 =
+    # train on all: losses are then of training clips, and called `seen`, not `validation`.
+    data.validation_share = 0.05
     data.threads = 8  # that read
     data.workers = 0  # processes that read, instead of threads; 0 = none: threads suffice for prepared data
     data.read_ahead = 2  # batches
@@ -132,7 +137,13 @@ def get_config() -> ConfigDict:
     sample.fps = 8
 
     config.eval = evaluation = ConfigDict()
-    evaluation.clips = 256  # real ones, that every score compares sample.count samples with
+    # Real ones: of the reference set, that every score compares sample.count samples with, and of the validation set,
+    # as far as that reaches.
+    evaluation.clips = 256
+    # The reference set, by many protocols the training split, as train+test; "" = the clips that are trained on. The
+    # first is for prepared data, the second for a folder of videos. Sprites have a fixed set of their own.
+    evaluation.reference_split = ""
+    evaluation.reference_split_file = ""
     evaluation.batch_size = 32
     evaluation.levels = (50, 250, 500, 750, 950)  # steps t of the validation loss
     # Further scores, by name (python -m vf.evaluate --help lists them), and the files that
@@ -155,7 +166,7 @@ def get_config() -> ConfigDict:
     evaluation.selfcheck = False  # --mode=evaluate checks the I3D weights, and does nothing else
 
     config.mesh = mesh = ConfigDict()
-    # vf/sharding.py says what each axis splits, and what it costs. One of them may be -1: what is left.
+    # vf/training/sharding.py says what each axis splits, and what it costs. One of them may be -1: what is left.
     mesh.data = -1
     mesh.fsdp = 1
     mesh.frames = 1  # for less than one clip a device
@@ -180,7 +191,8 @@ def get_config() -> ConfigDict:
 def resolved(path: Path) -> ConfigDict:
     """The config that a run has resolved and kept as JSON; fields that it does not know keep their defaults.
 
-    Raises UserError where the file cannot be read, or has fields that are unknown here or of another type."""
+    `data.eval_split` and `data.eval_split_file` of earlier runs become the fields that replaced them. Raises UserError
+    where the file cannot be read, or has fields that are unknown here or of another type."""
 
     def fill(config: ConfigDict, fields: dict, prefix: str = "") -> None:
         for name, value in fields.items():
@@ -193,10 +205,29 @@ def resolved(path: Path) -> ConfigDict:
 
     config = get_config()
     try:
-        fill(config, json.loads(path.read_text()))
+        fields = json.loads(path.read_text())
+        if isinstance(fields.get("data"), dict):
+            _convert_eval_split(fields)
+        fill(config, fields)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the resolved config of a run: {error}") from error
     return config
+
+
+def _convert_eval_split(fields: dict) -> None:
+    """Changes a config, in place, of the time when one field named both the reference set and the validation set.
+
+    `data.eval_split` (of a folder of videos, `eval_split_file`) was empty for the clips that are trained on, and
+    training left none of these out."""
+    data = fields["data"]
+    for kind, default in (("split", "train"), ("split_file", "")):
+        if f"eval_{kind}" not in data:
+            continue
+        named, trained = data.pop(f"eval_{kind}"), data.get(kind, default)
+        fields.setdefault("eval", {})[f"reference_{kind}"] = named
+        both = set(named.split("+")) & set(trained.split("+")) if kind == "split" else {named} & {trained}
+        data[f"validation_{kind}"] = named if trained and not both else ""
+        data["validation_share"] = 0.0
 
 
 def vary(config: ConfigDict, variant: str, variants: dict) -> ConfigDict:

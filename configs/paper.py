@@ -19,6 +19,7 @@ MIXING = {"temporal": ("conv", "attention")}
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.data.source = "data/ucf101"
+    config.data.validation_split = "test"
     config.model.context = "base_frame"
     config.model.dtype = "bfloat16"
     config.model.remat = "blocks"

@@ -3,9 +3,12 @@
     python -m vf.data.prepare ucf101 --source=UCF-101 --splits=ucfTrainTestlist --out=data/ucf101
     python -m vf.main --config=configs/ucf101.py --workdir=runs/ucf101
 
-The 9,537 training clips of the first official split are what the paper is read to have used. Another place, or the AVI
-files themselves in their own layout, decoded on the fly, are named by `--config.data.source=DIR`
-(`--config.data.split_file=trainlist01.txt` then keeps the training clips). Variants, as `configs/ucf101.py:NAME`:
+The 9,537 training clips of the first official split are what the paper is read to have used; the 3,783 of its test list
+are the validation set, and the training clips are the reference set of scores, as TATS has it. Another place, or the
+AVI files themselves in their own layout, decoded on the fly, are named by `--config.data.source=DIR`
+(`--config.data.split_file=trainlist01.txt --config.data.validation_split_file=testlist01.txt` then says which are
+which; without, a share of the videos is the validation set). Data that was prepared without the official lists has no
+test split: `--config.data.validation_split=` takes a share there. Variants, as `configs/ucf101.py:NAME`:
 
     smoke   the whole road at toy size, minutes on two CPU cores; its samples show nothing yet
     class   class-conditional, for classifier-free guidance
@@ -25,6 +28,7 @@ from configs import base
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.data.source = "data/ucf101"
+    config.data.validation_split = "test"
     config.model.context = "base_frame"
     config.train.batch_size = 64
     config.eval.clips = 2048

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from tests.data.made import write, write_frames
-from vf import build, main, record
-from vf.data import prepare
+from vf import main
+from vf.config import build, check, data, models, networks
+from vf.data.preparation import prepare
 from vf.data.staging import Parameters
+from vf.jobs import train
+from vf.run.metrics_file import read_metrics
 from vf.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -44,10 +47,10 @@ def get(name: str, variant: str = ""):
 def test_every_config_builds(name, variant):
     """Shapes only, so that the paper-sized ones cost nothing."""
     config = get(name, variant)
-    build.check(config)
+    check.check(config, "train")
     config.data.source = "sprites"  # the size and the labels of the data do not change the shapes that matter here
-    model = build.model(config, build.source(config))
-    total = sum(leaf.size for leaf in jax.tree.leaves(build.shapes(model)))
+    model = models.model(config, data.source(config))
+    total = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
     assert total > 100_000
     build.optimizer(config)
     build.sample_options(config)
@@ -61,26 +64,32 @@ def test_recipes_on_public_weights(variant, tmp_path):
     config = get("ucf101", variant)
     config.data.source = "sprites"
     config.base.pretrained = str(tmp_path / "base.json")
-    config = build.resolved(config, tmp_path)
+    config = networks.resolved(config, tmp_path)
     assert (config.base.net.width, config.base.net.learned_variance) == (about["network"]["width"], True)
-    build.check(config)
+    check.check(config, "train")
     sizes = {
         name: sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for name, tree in build.shapes(build.model(config, build.source(config))).items()
+        for name, tree in build.shapes(models.model(config, data.source(config))).items()
     }
     assert sizes["base"] == count
     assert 0.22 < sizes["residual"] / sizes["base"] < 0.28
     config.noise.schedule = "linear"
     with pytest.raises(UserError, match=r"trained with noise\.schedule = cosine, and this run has linear"):
-        build.model(config, build.source(config))
+        models.model(config, data.source(config))
     config.model.predictor = "one_network"
     with pytest.raises(UserError, match=r"base\.pretrained is an image model, and model\.predictor is one_network"):
-        build.check(config)
+        check.check(config, "train")
 
 
 def ucf101(root: Path) -> None:
-    for name in ("Archery", "Bowling"):
-        write(root / name / f"v_{name}_g01_c01.avi", times=range(20))
+    lists = root / "ucfTrainTestlist"
+    lists.mkdir(parents=True)
+    for group, split in (("g08", "train"), ("g01", "test")):
+        names = [f"{name}/v_{name}_{group}_c01.avi" for name in ("Archery", "Bowling")]
+        for name in names:
+            write(root / name, times=range(20))
+        (lists / f"{split}list01.txt").write_text("\n".join(names))
+    (lists / "classInd.txt").write_text("1 Archery\n2 Bowling\n")
 
 
 def sky_timelapse(root: Path) -> None:
@@ -92,6 +101,7 @@ def sky_timelapse(root: Path) -> None:
 def taichi_hd(root: Path) -> None:
     write_frames(root / "train" / "one.mp4", range(61))
     write(root / "train" / "two.mp4", times=range(64))
+    write(root / "test" / "three.mp4", times=range(64))
 
 
 def weizmann(root: Path) -> None:
@@ -114,30 +124,93 @@ def test_every_data_set_has_a_case():
 SLOW = ("sky_timelapse", "taichi_hd", "weizmann")  # as the others from here on
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Name of a data set -> folder of made files of its layout, prepared once."""
+    made: dict[str, Path] = {}
+
+    def prepare_one(name: str) -> Path:
+        if name not in made:
+            root = tmp_path_factory.mktemp(name)
+            MADE[name](root / "source")
+            parameters = Parameters(
+                dataset=name, source=str(root / "source"), size=64, encoding="raw", quality=0, splits="", fold=1,
+                table="", embeddings="", fps=0.0, min_frames=2,
+            )  # fmt: skip
+            assert not prepare(parameters, root / "data", workers=1)["rejected"]
+            made[name] = root / "data"
+        return made[name]
+
+    return prepare_one
+
+
+def test_metrics_without_weights_name_the_flag():
+    config = get("folder")
+    config.eval.metrics = "fvd,is_tgan"
+    with pytest.raises(UserError, match=r"no weights of i3d were named: .* \(--config\.eval\.i3d\)$"):
+        build.evaluators(config)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_recipe_has_a_validation_set_of_its_own(name, prepared):
+    """Videos that training leaves out; scores compare with the training clips, or with a split that is named."""
+    config = get(name)
+    config.data.source = str(prepared(name))
+    config.data.validation_share = {"folder": 0.5}.get(name, config.data.validation_share)  # of two videos
+    training, validation, reference = (data.source(config, part) for part in ("training", "validation", "reference"))
+    assert training.names
+    assert validation.names
+    assert not set(training.names) & set(validation.names)
+    assert reference.names == training.names
+    assert not data.validation_is_seen(config)
+    config.eval.reference_split = "train"
+    everything = set(training.names) | (set() if config.data.validation_split else set(validation.names))
+    assert set(data.source(config, "reference").names) == everything
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MADE])
-def test_smoke_starts_on_prepared_data(name, tmp_path):
-    MADE[name](tmp_path / "source")
+def test_smoke_starts_on_prepared_data(name, prepared, tmp_path, monkeypatch):
     config = get(name, "smoke")
-    parameters = Parameters(
-        dataset=name, source=str(tmp_path / "source"), size=config.data.size, encoding="raw", quality=0, splits="",
-        fold=1, table="", embeddings="", fps=0.0, min_frames=2,
-    )  # fmt: skip
-    manifest = prepare.prepare(parameters, tmp_path / "data", workers=1)
-    assert not manifest["rejected"]
     for part in (config.base, config.residual):  # the same for all, so that it is compiled once
         part.net.update({"width": 8, "width_mult": (1,), "num_res_blocks": 0, "head_dim": 8, "norm_groups": 4})
     config.residual.net.temporal = ("conv",)
     config.update_from_flattened_dict(
         {
-            "data.source": str(tmp_path / "data"), "train.steps": 2, "train.batch_size": 8, "train.log_every": 1,
+            "data.source": str(prepared(name)), "train.steps": 2, "train.batch_size": 8, "train.log_every": 1,
             "sample.count": 8, "sample.steps": 2, "eval.clips": 8, "eval.levels": (500,),
         }
     )  # fmt: skip
+    if name == "folder":
+        config.data.validation_share = 0.0
     scores = main.run(config, tmp_path / "run", "train")
     assert np.isfinite(list(scores.values())).all()
-    waits = [row["train/data_wait"] for row in record.read_metrics(tmp_path / "run") if "train/data_wait" in row]
+    rows = read_metrics(tmp_path / "run")
+    waits = [row["train/data_wait"] for row in rows if "train/data_wait" in row]
     assert waits
     assert all(0 <= wait <= 1 for wait in waits)
+    # A number on clips that steps have seen says so.
+    part = "seen" if name == "folder" else "validation"
+    names = {key for row in rows for key in row if key.startswith(("validation/", "seen/"))}
+    assert names == {f"{part}/{net}{kind}/t500" for net in ("base", "residual") for kind in ("", "_eps")}
+    if name == "folder":
+        check_that_seen_clips_do_not_validate(config, tmp_path, monkeypatch)
+
+
+def check_that_seen_clips_do_not_validate(config, tmp_path, monkeypatch):
+    """Of a run that has trained on all videos: neither when it goes on, is judged, nor where another begins with it."""
+    begun = []
+    monkeypatch.setattr(train, "run", lambda **job: begun.append(job["judge"].seen) or {})
+    later = config.copy_and_resolve_references()
+    later.data.validation_share = 0.5
+    new = later.copy_and_resolve_references()
+    new.init_from = str(tmp_path / "run")
+    for job, workdir, mode in ((later, "run", "train"), (later, "run", "evaluate"), (new, "new", "train")):
+        with pytest.raises(UserError, match=r"run have trained on clips that are the validation set here: set .*=0 as"):
+            main.run(job, tmp_path / workdir, mode)
+    config.init_from = str(tmp_path / "run")
+    for job, workdir in ((config, "run"), (config, "new")):
+        main.run(job, tmp_path / workdir, "train")
+    assert begun == [True, True]
 
 
 def test_a_size_other_than_the_prepared_one_is_told(tmp_path):
@@ -146,23 +219,22 @@ def test_a_size_other_than_the_prepared_one_is_told(tmp_path):
         dataset="sky_timelapse", source=str(tmp_path / "source"), size=16, encoding="raw", quality=0, splits="",
         fold=1, table="", embeddings="", fps=0.0, min_frames=2,
     )  # fmt: skip
-    prepare.prepare(parameters, tmp_path / "data", workers=1)
+    prepare(parameters, tmp_path / "data", workers=1)
     config = get("sky_timelapse")
     config.data.source = str(tmp_path / "data")
     with pytest.raises(UserError, match=r"prepared at 16 pixels, and data.size is 64: set --config.data.size=16"):
-        build.source(config)
+        data.source(config)
     config.data.size = 16
-    assert len(build.source(config)) == 2
-    config.data.eval_split = "test"
-    assert len(build.source(config, evaluation=True)) == 1
+    assert len(data.source(config)) == 2
+    assert len(data.source(config, "validation")) == 1
     config.data.windows = "sometimes"
     with pytest.raises(UserError, match=r"data.windows must be one of random, centre, first, all, blocks"):
-        build.source(config)
+        data.source(config)
 
 
 def test_attention_kernels():
     """The fused kernel is NVIDIA's: `auto` does without elsewhere, and asking for it says what is missing."""
-    assert build.attention_kernel("auto", jax.numpy.bfloat16) == "xla"
-    assert build.attention_kernel("xla", jax.numpy.float32) == "xla"
+    assert networks.attention_kernel("auto", jax.numpy.bfloat16) == "xla"
+    assert networks.attention_kernel("xla", jax.numpy.float32) == "xla"
     with pytest.raises(UserError, match="kernel of NVIDIA GPUs, and this is cpu; or take --config"):
-        build.attention_kernel("cudnn", jax.numpy.bfloat16)
+        networks.attention_kernel("cudnn", jax.numpy.bfloat16)

@@ -1,6 +1,7 @@
 """Names shared by every layer: the shapes of a batch and the error that users see."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -17,7 +18,30 @@ the example is keyed by it, so that no draw depends on the number of devices or 
 
 
 class UserError(Exception):
-    """Bad input, in one sentence: what was expected, what came, what to do. `vf.main` prints it and exits with 2."""
+    """Bad input, in one sentence: what was expected, what came, what to do. `vf.main` prints it and exits with 2.
+
+    Args:
+        message: the sentence. It calls parameters by their own names, since code that commands share knows no flags.
+        parameter: the parameter to be changed, for `naming_flags`; "" where there is no single one.
+    """
+
+    def __init__(self, message: str, parameter: str = "") -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+@contextmanager
+def naming_flags(flags: Mapping[str, str]) -> Iterator[None]:
+    """Ends a UserError from within with the flag by which a command sets the parameter to be changed.
+
+    flags: {parameter: flag}, such as {"split": "--config.data.split"}; an error about any other parameter passes.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.parameter not in flags:
+            raise
+        raise UserError(f"{error} ({flags[error.parameter]})") from error
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,8 @@
-"""Made videos and folders of frames whose frame k has colour k."""
+"""Made videos and folders of frames whose frame k has colour k, and their preparation."""
 
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,6 +10,12 @@ import av
 import numpy as np
 from PIL import Image
 
+from vf.data.clips import Windows
+from vf.data.prepared import Prepared
+from vf.data.staging import Parameters
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ("Archery", "Bowling", "Surfing")
 LENGTH = 70
 H264 = "keyint={}:min-keyint=2:b-adapt=0:scenecut=0"
 MPEG4 = {"qmin": "1", "qmax": "2", "sc_threshold": "1000000000"}
@@ -60,3 +69,27 @@ def write_frames(folder: Path, times: range | list[int] = range(20), size: tuple
     folder.mkdir(parents=True, exist_ok=True)
     for k in times:
         Image.fromarray(np.full((*size, 3), colour(k), np.uint8)).save(folder / f"frame_{k}.png")
+
+
+def parameters(source: Path, dataset: str = "folder", **changes) -> Parameters:
+    given = {
+        "source": str(source), "size": 16, "encoding": "raw", "quality": 0, "splits": "", "fold": 1, "table": "",
+        "embeddings": "", "fps": 0.0, "min_frames": 2,
+    }  # fmt: skip
+    return Parameters(dataset=dataset, **(given | changes))
+
+
+def single(root: Path, split: str = "train") -> Prepared:
+    """Every frame of the data set is a clip."""
+    return Prepared(root, windows=Windows(1, start="all"), split=split)
+
+
+def interrupt(source: Path, out: Path, number: int) -> tuple[int, str]:
+    """(status, what it said) of a preparation that gets a signal after its second clip."""
+    words = [sys.executable, "-m", "vf.data.prepare", "folder", f"--source={source}", f"--out={out}", "--size=16"]
+    process = subprocess.Popen([*words, "--workers=1"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while len(list(out.glob(".staging/*.clip"))) < 2 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said

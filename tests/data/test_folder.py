@@ -259,10 +259,10 @@ def test_folders_that_cannot_serve_are_explained(tmp_path, one_video):
         return str(caught.value)
 
     missing = told(tmp_path / "nowhere")
-    assert all(part in missing for part in ("no such folder", "CLASS/VIDEO", ".webm", "--config.data.source=DIR"))
+    assert all(part in missing for part in ("no such folder", "CLASS/VIDEO", ".webm", "name one"))
     (tmp_path / "empty" / "Class").mkdir(parents=True)
     empty = told(tmp_path / "empty")
-    assert all(part in empty for part in ("1 folders and no video", "CLASS/VIDEO", ".avi", "--config.data.source"))
+    assert all(part in empty for part in ("1 folders and no video", "CLASS/VIDEO", ".avi", "name the right folder"))
     deep = tmp_path / "deep" / "UCF-101"
     deep.mkdir(parents=True)
     (one_video / "Class").rename(deep / "Class")

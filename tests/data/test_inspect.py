@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tests.data.made import MPEG4
 from vf.data import inspect
 from vf.data.clips import Windows
-from vf.data.prepare import prepare
+from vf.data.preparation import prepare
 from vf.data.prepared import Prepared
 from vf.data.staging import Parameters
 from vf.types import UserError
@@ -363,9 +363,9 @@ def test_names_of_any_length_fit_into_the_sheet(written):
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        ("--data=DIR/nowhere --out=DIR/x.png", "there is no such folder; .* --data=DIR"),
-        ("--data=PREPARED --out=DIR/x.png --split=tset", "no split 'tset': known are train, test; set --split"),
-        ("--data=SOURCE --out=DIR/x.png --split=test", "no prepared data set, .* leave out --split"),
+        ("--data=DIR/nowhere --out=DIR/x.png", r"there is no such folder: .* \(--data\)"),
+        ("--data=PREPARED --out=DIR/x.png --split=tset", r"no split 'tset': known are train, test \(--split\)"),
+        ("--data=SOURCE --out=DIR/x.png --split=test", r"no prepared data set, .* name none \(--split\)"),
         ("--data=PREPARED --out=DIR", "cannot write .*: Is a directory; choose another --out"),
         ("--data=PREPARED --out=.", r"cannot write \.: .*; choose another --out"),
         ("--data=PREPARED --out=PREPARED/manifest.json/x.png", "cannot write .*; choose another --out"),

@@ -40,7 +40,8 @@ class Numbers:
         return {
             "video": np.full((2, 4, 4, 3), record % 256, np.uint8),
             "label": np.array(record % 7, np.int32),
-            "embedding": np.array([record, -1 if rng is None else rng.random()], np.float32),
+            "embedding": (said := np.array([record, -1 if rng is None else rng.random()], np.float32)),
+            "mirrored_embedding": -said,
         }
 
 
@@ -290,8 +291,10 @@ class Ramp(Numbers):
 
 def test_every_second_clip_is_mirrored_by_its_number_alone():
     plain = join(take(60, Ramp(20)))["video"]
-    mirrored = join(take(60, Ramp(20), flip=True))["video"]
+    batch = join(take(60, Ramp(20), flip=True))
+    mirrored = batch["video"]
     which = (mirrored[:, 0, 0, 0, 0] == 3).nonzero()[0]
+    np.testing.assert_array_equal((batch["embedding"][:, 1] < 0).nonzero()[0], which)
     np.testing.assert_array_equal(mirrored[which], plain[which][:, :, :, ::-1])
     others = np.setdiff1d(np.arange(480), which)
     np.testing.assert_array_equal(mirrored[others], plain[others])

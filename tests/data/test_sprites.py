@@ -117,6 +117,16 @@ def test_the_embedding_tells_the_base_frame(source: Sprites) -> None:
         assert abs(difference).max() <= 1
 
 
+def test_the_mirrored_embedding_tells_the_mirrored_base_frame(source: Sprites) -> None:
+    for record in range(30):
+        factors, clip = source.factors(record), source.clip(record)
+        mirrored = dataclasses.replace(factors, path=factors.path * (1, -1) + (0, SIZE))
+        assert abs(sprites.render(mirrored, SIZE).astype(int) - clip["video"][:, :, ::-1]).max() <= 1
+        assert clip["mirrored_embedding"].dtype == np.float32
+        np.testing.assert_array_equal(clip["mirrored_embedding"][:12], clip["embedding"][:12])
+        np.testing.assert_allclose((clip["mirrored_embedding"][12:] + 1) / 2 * SIZE, mirrored.path[BASE], atol=1e-5)
+
+
 def test_every_factor_is_met_about_equally_often(source: Sprites) -> None:
     drawn = [source.factors(record) for record in range(900)]
     for name, kinds in (("shape", SHAPES), ("colour", COLOURS), ("background", BACKGROUNDS)):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vf.diffusion import decompose, gaussian, priors
+from vf.diffusion import decompose, gaussian
+from vf.diffusion import noise as priors
 from vf.diffusion.schedule import cosine, spread
 
 FRAMES, BASE = 6, 2
@@ -149,6 +150,13 @@ def test_the_papers_loss_is_the_residual_error_for_eps():
     for i in range(FRAMES):
         difference = eps[:, i] - np.sqrt(lam[i]) * b_hat - np.sqrt(1 - lam[i]) * r_hat[:, i]
         np.testing.assert_allclose(got[:, i], (difference**2).mean((1, 2, 3)), rtol=1e-5)
+
+
+def test_the_losses_are_means_over_each_generators_frames():
+    errors = jnp.array([[1.0, 10.0, 2.0, 3.0], [4.0, 20.0, 5.0, 6.0]])
+    base, residual = decompose.losses(errors, 1)
+    assert float(base) == 15
+    assert float(residual) == 3.5
 
 
 def test_the_base_frame_ignores_the_residual_generator():

@@ -35,6 +35,16 @@ def test_signal_and_noise_make_one(name):
     np.testing.assert_array_equal(made.alpha(t[1:]), np.sqrt(made.alpha_bar).astype(np.float32))
 
 
+def test_a_schedule_of_too_few_steps_is_refused():
+    """The linear one would have a beta of 1 at T = 20."""
+    assert schedule.linear(21).steps == 21
+    with pytest.raises(ValueError, match="more than 20 steps, got 20"):
+        schedule.linear(20)
+    assert schedule.cosine(1).steps == 1
+    with pytest.raises(ValueError, match="at least one step, got 0"):
+        schedule.cosine(0)
+
+
 def test_fewer_steps_end_as_noisy():
     assert schedule.linear(100).alpha_bar[-1] < 1e-3
     assert schedule.cosine(100).alpha_bar[-1] < 1e-3

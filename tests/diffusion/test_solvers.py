@@ -1,12 +1,17 @@
-"""DDIM against closed forms: with the exact E[eps | all noised frames] it gives back the data's mean and covariance."""
+"""DDIM against closed forms: with the exact E[eps | all noised frames] it gives back the data's mean and covariance.
+
+Clips are then affine in the noise, of the start and of every step. Fed with the columns of each noise's root, one at a
+time, and with none, they show their mean and covariance without sampling error.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gaussian_video as closed
-from vf.diffusion import decompose, priors, solvers
+from tests import gaussian_video as closed
+from vf.diffusion import decompose, solvers
+from vf.diffusion import noise as priors
 from vf.diffusion.schedule import cosine, linear, time_grid
 
 FRAMES = 4
@@ -30,45 +35,51 @@ def exact_denoiser(K, schedule):
     return denoise
 
 
+def mean_and_covariance(denoise, start, injected, schedule, grid, eta):
+    """Of the clips whose first noise has covariance `start`, and whose injected noise `injected`, both [f f]."""
+    noisy = len(grid) - 1 if eta else 0  # steps that inject
+    roots = np.zeros((1 + noisy, 1 + (1 + noisy) * FRAMES, FRAMES), np.float32)
+    for k, root in enumerate(roots):  # noise of the start, then of each step: in rows of its own; row 0 has none
+        root[1 + k * FRAMES :][:FRAMES] = np.linalg.cholesky(injected if k else start).T
+    roots = jnp.asarray(roots[..., None, None, None])
+    noise = lambda t: roots[1 + jnp.argmax(jnp.asarray(grid) == t)]  # noqa: E731
+    clips = solvers.solve(denoise, roots[0], grid, schedule, solver=solvers.DDIM(eta), noise=noise)
+    clips = np.asarray(clips, np.float64).reshape(-1, FRAMES)
+    parts = clips[1:] - clips[0]
+    return clips[0], parts.T @ parts
+
+
 @pytest.mark.parametrize("schedule", [cosine(), linear()], ids=["cosine", "linear"])
 @pytest.mark.parametrize("name", list(PRIORS))
 def test_the_exact_denoiser_gives_the_datas_mean_and_covariance(name, schedule):
-    """Deterministic DDIM is affine here, so columns of the noise's root show its covariance without sampling error."""
     K = PRIORS[name].covariance(FRAMES)
-    root = np.linalg.cholesky(K).T
-    starts = np.concatenate([root, np.zeros((1, FRAMES))])[:, :, None, None, None].astype(np.float32)
-    clips = solvers.ddim(exact_denoiser(K, schedule), starts, time_grid(500, 1000), schedule)
-    clips = np.asarray(clips, np.float64).reshape(-1, FRAMES)
-    A = clips[:-1] - clips[-1]
-    np.testing.assert_allclose(clips[-1], MEAN, atol=0.02)
-    np.testing.assert_allclose(A.T @ A, S, atol=0.02)
+    mean, cov = mean_and_covariance(exact_denoiser(K, schedule), K, K, schedule, time_grid(500, 1000), 0.0)
+    np.testing.assert_allclose(mean, MEAN, atol=0.02)
+    np.testing.assert_allclose(cov, S, atol=0.02)
 
 
-@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", list(PRIORS))
-def test_injected_noise_of_the_same_prior_keeps_the_distribution(name, eta):
-    schedule, prior, n = cosine(), PRIORS[name], 10_000
-    keys = jax.random.split(jax.random.key(0), n)
-    draw = jax.vmap(lambda k: prior.draw(k, (FRAMES, 1, 1, 1)))
-    noise = lambda t: draw(jax.vmap(jax.random.fold_in, (0, None))(keys, t + 1))  # noqa: E731
-    clips = solvers.ddim(
-        exact_denoiser(prior.covariance(FRAMES), schedule), draw(keys), time_grid(300, 1000), schedule,
-        eta=eta, noise=noise,
-    )  # fmt: skip
-    clips = np.asarray(clips, np.float64).reshape(n, FRAMES)
-    np.testing.assert_allclose(clips.mean(0), MEAN, atol=0.04)
-    np.testing.assert_allclose(np.cov(clips.T), S, atol=0.05)
+def test_few_steps_follow_the_recursion(name, eta):
+    """Where steps are few, samplers of another eta have another covariance; each has its own."""
+    schedule, K = cosine(), PRIORS[name].covariance(FRAMES)
+    grid = np.array(
+        [900, 700, 550, 400, 250, 100, 20, -1], np.int32
+    )  # not from 999, where rounding errors grow 20,000-fold
+    mean, cov = mean_and_covariance(exact_denoiser(K, schedule), K, K, schedule, grid, eta)
+    predict = lambda *at: closed.one_network(S, K, *at).clean  # noqa: E731
+    expected_mean, expected_cov = closed.sampled(MEAN, K, predict, schedule, grid, eta)
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-4)
+    np.testing.assert_allclose(cov, expected_cov, atol=1e-4)
 
 
-def test_injected_noise_of_another_prior_does_not():
-    """Why eta > 0 must decompose its noise: independent noise loosens the frames' correlation."""
-    schedule, prior, n = cosine(), PRIORS["progressive"], 20_000
-    keys = jax.random.split(jax.random.key(0), n)
-    z_T = jax.vmap(lambda k: prior.draw(k, (FRAMES, 1, 1, 1)))(keys)
-    noise = lambda t: jax.random.normal(jax.random.fold_in(jax.random.key(1), t), z_T.shape)  # noqa: E731
-    denoise = exact_denoiser(prior.covariance(FRAMES), schedule)
-    clips = solvers.ddim(denoise, z_T, time_grid(100, 1000), schedule, eta=1.0, noise=noise)
-    assert np.abs(np.cov(np.asarray(clips).reshape(n, FRAMES).T) - S).max() > 0.1
+def test_injected_noise_of_another_prior_loosens_the_frames():
+    """Why eta > 0 must decompose its noise: independent noise loosens the frames' correlation, the prior's keeps it."""
+    schedule, K = cosine(), PRIORS["progressive"].covariance(FRAMES)
+    denoise, grid = exact_denoiser(K, schedule), time_grid(250, 1000)
+    for injected, low, high in ((K, 0.0, 0.03), (np.eye(FRAMES), 0.1, 1.0)):
+        _, cov = mean_and_covariance(denoise, K, injected, schedule, grid, 1.0)
+        assert low < np.abs(cov - S).max() < high
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -81,7 +92,7 @@ def test_one_point_is_found_in_one_step(eta):
     for steps in (1, 10):
         grid = time_grid(steps, 1000)
         # From t = 999 the signal is 5e-5 of z: bounding x_0 keeps rounding from growing 20,000-fold.
-        given = solvers.ddim(denoise, z_T, grid, schedule, eta=eta, noise=noise, clip_x_0=1.0)
+        given = solvers.solve(denoise, z_T, grid, schedule, solver=solvers.DDIM(eta), noise=noise, clip_x_0=1.0)
         np.testing.assert_allclose(given, jnp.broadcast_to(point, z_T.shape), atol=5e-3)
 
 
@@ -90,7 +101,7 @@ def test_smaller_noise_is_an_ordinary_diffusion():
     schedule, scale = cosine(), 0.6
     denoise = lambda z, t: schedule.sigma(t) * scale * z / (schedule.alpha(t) ** 2 + (scale * schedule.sigma(t)) ** 2)  # noqa: E731
     z_T = scale * jnp.ones((1, 1, 1, 1, 1))
-    end = solvers.ddim(denoise, z_T, time_grid(1000, 1000), schedule, scale=scale)
+    end = solvers.solve(denoise, z_T, time_grid(1000, 1000), schedule, scale=scale)
     np.testing.assert_allclose(end, 1, atol=0.02)  # unit data from noise of any amplitude
 
 
@@ -98,18 +109,18 @@ def test_trajectory_is_kept_only_on_demand():
     schedule, z_T = cosine(), jnp.ones((2, 1, 1, 1, 1))
     denoise = lambda z, t: 0.1 * z  # noqa: E731
     grid = time_grid(7, 1000)
-    path = solvers.ddim(denoise, z_T, grid, schedule, trajectory=True)
+    path = solvers.solve(denoise, z_T, grid, schedule, trajectory=True)
     assert path.shape == (8, *z_T.shape)
     np.testing.assert_array_equal(path[0], z_T)
-    np.testing.assert_array_equal(path[-1], solvers.ddim(denoise, z_T, grid, schedule))
+    np.testing.assert_array_equal(path[-1], solvers.solve(denoise, z_T, grid, schedule))
 
 
 def test_bad_arguments():
     schedule, z = cosine(), jnp.ones((1, 1, 1, 1, 1))
     grid = time_grid(3, 1000)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        solvers.ddim(lambda z, t: z, z, grid, schedule, eta=1.5, noise=lambda t: z)
+        solvers.solve(lambda z, t: z, z, grid, schedule, solver=solvers.DDIM(1.5), noise=lambda t: z)
     with pytest.raises(ValueError, match="give `noise`"):
-        solvers.ddim(lambda z, t: z, z, grid, schedule, eta=0.5)
+        solvers.solve(lambda z, t: z, z, grid, schedule, solver=solvers.DDIM(0.5))
     with pytest.raises(ValueError, match="decrease"):
-        solvers.ddim(lambda z, t: z, z, grid[::-1], schedule)
+        solvers.solve(lambda z, t: z, z, grid[::-1], schedule)

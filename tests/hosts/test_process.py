@@ -25,8 +25,8 @@ def test_flags_say_which_process_it_is():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("a:1", None, 0), "give all three"),
-        ((None, 2, 0), "give all three"),
+        (("a:1", None, 0), "give coordinator, processes and process, or none: got a:1, None, 0"),
+        ((None, 2, 0), "or none: got None, 2, 0"),
         (("a:1", 2, 2), "process must be 0 to 1 for processes=2, got 2"),
         (("a", 2, 1), "coordinator must be HOST:PORT"),
         (("a:b", 2, 1), "coordinator must be HOST:PORT"),

@@ -6,8 +6,8 @@ import pytest
 from scipy.linalg import sqrtm
 
 from vf.metrics import fvd
-from vf.metrics.features import Network
 from vf.metrics.fvd import BLACK_WHITE, LINEAGES, Lineage, black_white, verdict
+from vf.nets.feature_network import Network
 
 
 def features(seed: int, n: int, d: int = 48) -> np.ndarray:

@@ -18,20 +18,23 @@ from scipy.linalg import sqrtm
 
 from tests.data import made
 from vf import evaluate
-from vf.data import prepare
 from vf.data.clips import Windows
 from vf.data.decode import Pixels
-from vf.data.sets import Choice, open_set
-from vf.metrics import features, fvd, vit
+from vf.data.preparation import prepare
+from vf.data.prepare import arguments
+from vf.metrics import fvd
 from vf.metrics.protocol import PROTOCOLS
-from vf.metrics.suite import Suite
+from vf.nets import vit
 from vf.pretrained import convert, files, i3d, videomae
 from vf.pretrained.weights import Weights, fingerprint, load
+from vf.scores import features
+from vf.scores.sets import Choice, open_set
+from vf.scores.suite import Suite
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 
-from tests.metrics import torch_i3d, torch_vit  # noqa: E402
+from tests.nets import torch_i3d, torch_vit  # noqa: E402
 
 
 def moving(n: int, frames: int, height: int, width: int, *, speed: int, seed: int) -> np.ndarray:
@@ -367,8 +370,8 @@ def test_one_number_from_every_source(converted, tmp_path):
             for j, frame in enumerate(clip):
                 Image.fromarray(frame).save(place / f"{j}.png")
         out = tmp_path / f"prepared_{side}"
-        parameters, _ = prepare.arguments(["folder", f"--source={folder}", f"--out={out}", "--size=48"])
-        prepare.prepare(parameters, out, workers=1)
+        parameters, _ = arguments(["folder", f"--source={folder}", f"--out={out}", "--size=48"])
+        prepare(parameters, out, workers=1)
         pixels.append(decoded)
         pairs["videos"].append(folder)
         pairs["frames"].append(place.parent)

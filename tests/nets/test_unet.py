@@ -359,6 +359,7 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
         ({}, {"z": Z[0]}, "z must be b f h w c"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_mistakes_are_named(change, inputs, message):
     with pytest.raises(ValueError, match=message):
         shapes_of(UNet(**{**TINY, **change}), **{"z": Z, "t": T, **inputs})

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from tests.pretrained.torch_unets import SMALL, arrays, made, randomised, text_proj
 from tests.pretrained.torch_unets import adm as torch_adm
 from tests.pretrained.torch_unets import karlo as torch_karlo
 from vf.diffusion import decompose, gaussian
 from vf.diffusion.schedule import cosine
-from vf.model import VideoFusion
+from vf.models.videofusion import VideoFusion
 from vf.nets.unet import UNet
 from vf.pretrained import adm, base, karlo, weights
-from vf.pretrained.names import paths
 from vf.types import UserError
 
 Z = np.random.default_rng(0).normal(size=(2, 1, 8, 8, 3)).astype(np.float32)
@@ -37,7 +37,7 @@ def opened(file):
 
 def started(opened, net, names=(), **given):
     """The parameters of `net` from the file, as a tree."""
-    shapes = paths(jax.eval_shape(lambda: net.init(jax.random.key(0), Z, T, **given))["params"])
+    shapes = flatten_dict(jax.eval_shape(net.init, jax.random.key(0), Z, T, **given)["params"], sep="/")
     return weights.Weights("", opened.params(shapes, names), "", {}).tree()
 
 
@@ -109,7 +109,7 @@ def test_the_base_frame_is_the_image_models(opened, mean, lam, context):
         return
     # Base first: the error that trains the base frame is that of the image model's prediction.
     x, keys = np.tanh(z), jax.random.split(jax.random.key(3), 2)
-    t = np.array([300, 500])
+    t = jnp.array([300, 500])
     errors = jax.jit(lambda x: model.errors(params, x, {}, keys, t=t))(x)
     noise_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
     b = jax.vmap(lambda k: model_noise(k, model))(noise_keys)
@@ -119,7 +119,7 @@ def test_the_base_frame_is_the_image_models(opened, mean, lam, context):
 
 
 def model_noise(key, model):
-    from vf.diffusion import priors
+    from vf.diffusion import noise as priors
 
     return priors.Decomposed(model.lam).parts(key, model.shape)[0]
 
@@ -185,9 +185,9 @@ def test_karlo_without_conditions_is_the_learned_null(decoder):
     net = told.network()
     out = jax.jit(net.apply)({"params": started(told, net)}, Z, T)
     own = told.own_network()
-    shapes = paths(jax.eval_shape(lambda: own.init(jax.random.key(0), Z, T))["params"])
+    shapes = flatten_dict(jax.eval_shape(own.init, jax.random.key(0), Z, T)["params"], sep="/")
     tree = weights.Weights("", told.params(shapes, own=True), "", {}).tree()
-    true = jax.jit(lambda p: own.apply({"params": p}, Z, T, label=np.array([2, 2])))(tree)
+    true = jax.jit(own.apply)({"params": tree}, Z, T, label=np.array([2, 2]))
     np.testing.assert_allclose(out, true, atol=1e-5)
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def test_tensorflow():
         assert found.arrays["global_step"] == 7
 
 
-def test_a_compressed_table(tmp_path):
+def test_a_compressed_table(monkeypatch):
     """Older writers compress blocks with Snappy: the same table with its one data block compressed."""
     data = Path(f"{CHECKPOINT}.index").read_bytes()
     entries = dict(tensorflow_file._table(data))
@@ -137,7 +138,11 @@ def test_a_compressed_table(tmp_path):
     index = varint(0) + varint(len(key)) + varint(len(handle)) + key + handle + struct.pack("<II", 0, 1)
     table = block + b"\1" + bytes(4) + index + b"\0" + bytes(4)
     footer = (varint(0) * 2 + varint(len(block) + 5) + varint(len(index))).ljust(40, b"\0")
-    assert dict(tensorflow_file._table(table + footer + data[-8:])) == entries
+    whole = table + footer + data[-8:]
+    assert dict(tensorflow_file._table(whole)) == entries
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match="compressed by Snappy: pip install pyarrow"):
+        dict(tensorflow_file._table(whole))
 
 
 def test_damaged_checkpoints(tmp_path):
@@ -164,6 +169,9 @@ def test_pickles_of_arrays(tmp_path):
     assert found.format == "pickle"
     assert set(found.arrays) == {"params/a/kernel", "n"}
     np.testing.assert_array_equal(files.read(tmp_path / "j.pkl").arrays["params/a"], np.ones((2, 3)))
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps([np.ones(2)]))
+    with pytest.raises(UserError, match="holds a list, where a dict of arrays should be"):
+        files.read(tmp_path / "list.pkl")
 
 
 def test_safetensors_npz_and_folders(tmp_path):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from vf.metrics.inception import Inception
+from vf.nets.inception import Inception
 from vf.pretrained import files, inception, weights
-from vf.pretrained.names import paths
 
 Row = tuple[str, str, int, int, int, int]  # torchvision's name, NVIDIA's, channels in and out, height and width
 
@@ -207,8 +207,8 @@ def test_our_file_holds_the_networks_parameters(ours: dict[str, np.ndarray], tmp
     found = weights.load(tmp_path / "inception.safetensors", "inception")
     shape = jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32)
     expected = jax.eval_shape(Inception().init, jax.random.key(0), shape)["params"]
-    shapes = {name: leaf.shape for name, leaf in paths(expected).items()}
-    assert {name: array.shape for name, array in paths(found.tree()).items()} == shapes
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(expected, sep="/").items()}
+    assert {name: array.shape for name, array in flatten_dict(found.tree(), sep="/").items()} == shapes
 
 
 def changed(public: dict[str, np.ndarray], **arrays) -> dict[str, np.ndarray]:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from vf.metrics import vit
+from vf.nets import vit
 from vf.pretrained import files, vjepa
 
 torch = pytest.importorskip("torch")
-from tests.metrics import torch_vit  # noqa: E402
+from tests.nets import torch_vit  # noqa: E402
 
 WIDTH, DEPTH, HIDDEN, PATCH, SIZE = 128, 2, 200, 8, 32
 
@@ -72,7 +72,7 @@ def test_other_files_are_refused(nets):
     narrow = torch_vit.state(torch_vit.made(torch_vit.Probe(64, 1)))
     cross = "pooler.cross_attention_block.norm2"
     for bad, told in (
-        (net, r"attentive probe is missing.*--also"),
+        (net, r"attentive probe is missing.* give its file also"),
         (probe, r"no patch_embed\.proj\.weight of a target_encoder"),
         (net | probe | image, "1000 classes"),
         (net | probe | deeper, r"not of this network: pooler\.blocks"),

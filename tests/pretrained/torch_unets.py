@@ -3,10 +3,11 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from vf.pretrained.names import paths
 from vf.pretrained.unet import links
 
 torch = pytest.importorskip("torch")
@@ -120,10 +121,12 @@ def compare(module, params, theirs, z, t, options, their_options, unet, prefix="
 
     @jax.jit
     def run(params):
-        out, seen = module.apply({"params": params}, z, t, **options, capture_intermediates=True)
+        out, seen = module.apply(
+            {"params": params}, jnp.asarray(z), jnp.asarray(t), **options, capture_intermediates=True
+        )
         return out, seen["intermediates"]
 
     out, seen = run(params)
-    seen = paths(seen)
+    seen = flatten_dict(seen, sep="/")
     errors = {scope: relative(seen[f"{scope}/__call__"][0][:, 0], inside[name]) for scope, name in names.items()}
     return errors | {"all": relative(out[:, 0], true)}

@@ -16,6 +16,7 @@ import numpy as np
 from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, RESAMPLER, VIDEOS, Pixels, Video, natural, read_header, words
 from vf.data.pipeline import BadRecord
+from vf.data.share import Share
 from vf.types import UserError
 
 _PROBES = 16  # threads; a probe waits for the disk more than it computes
@@ -30,20 +31,45 @@ class VideoFolder:
         size: height and width of the clip in pixels.
         split_file: keep only the files named here, one `<Class>/<clip>.avi` a line as in UCF101's own
             lists. A label after the name is not read: the folder is the class, in train and test files alike.
+        without: leave out the files named here, likewise.
+        share: keep the videos of this part only; None keeps all.
 
     Raises:
-        UserError: no such folder, no video in it, or none that can be used.
+        UserError: no such folder, no video in it, none that can be used, or a video that both files name.
     """
 
     rejected: dict[str, str]
     """Files left out, by name relative to `root`, and why."""
 
-    def __init__(self, root: str | Path, *, windows: Windows, size: int, split_file: str | Path | None = None):
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        windows: Windows,
+        size: int,
+        split_file: str | Path | None = None,
+        without: str | Path | None = None,
+        share: Share | None = None,
+    ):
         self.root, self.windows, self.size = Path(root), windows, size
         self.split_file = None if split_file is None else Path(split_file)
+        self.without, self.share = None if without is None else Path(without), share
         found, self.class_names = _list(self.root)
         self.num_classes = len(self.class_names)
         wanted = found if self.split_file is None else _read_split(self.split_file)
+        if self.without is not None:
+            others = set(_read_split(self.without))
+            both = [name for name in wanted if name in others]
+            if self.split_file is not None and both:
+                raise UserError(
+                    f"{self.split_file} and {self.without} both name {both[0]} (and {len(both) - 1} more): a video "
+                    "either trains or validates; take it out of one of them"
+                )
+            wanted = [name for name in wanted if name not in others]
+            if not wanted:
+                raise UserError(f"{self.without} names every video of {self.root}, and leaves none to train on")
+        if share is not None:
+            wanted = [name for name, kept in zip(wanted, share.keep(wanted), strict=True) if kept]
         present = set(found)
 
         def probe(name: str) -> tuple[Video, float, int] | str:
@@ -58,7 +84,8 @@ class VideoFolder:
             raise UserError(
                 f"None of the {len(wanted)} videos of {self.split_file or self.root} serves for clips of "
                 f"{windows.frames} frames with stride {windows.stride} ({count} of them: {why}); choose another "
-                "folder with --config.data.source=DIR or shorter clips."
+                "folder, or shorter clips",
+                "source",
             )
         for name, why in self.rejected.items():
             logging.warning("left out %s: %s", name, why)
@@ -74,6 +101,8 @@ class VideoFolder:
             "source": "folder",
             "root": str(self.root),
             "split": self.split_file and self.split_file.name,
+            **({"without": self.without.name} if self.without else {}),
+            **(self.share.describe() if self.share else {}),
             "videos": len(self.names),
             "records": len(self),
             "rejected": len(self.rejected),
@@ -106,8 +135,9 @@ def _list(root: Path) -> tuple[list[str], tuple[str, ...]]:
     sought = f"videos ({' '.join(VIDEOS)}) as {root}/CLASS/VIDEO or {root}/VIDEO"
     if not root.is_dir():
         raise UserError(
-            f"Looked for {sought}, but there is no such folder; name one, or a data set that python -m "
-            "vf.data.prepare made, with --config.data.source=DIR."
+            f"Looked for {sought}, but there is no such folder: name one, or a data set that python -m "
+            "vf.data.prepare made",
+            "source",
         )
 
     def videos(folder: Path) -> list[str]:
@@ -121,13 +151,14 @@ def _list(root: Path) -> tuple[list[str], tuple[str, ...]]:
         if found:
             raise UserError(
                 f"{root} holds videos ({flat[0]}) and folders of videos ({found[0]}): keep one layout, or "
-                "name another folder with --config.data.source=DIR."
+                "name another folder",
+                "source",
             )
         return flat, ()
     if not found:
         deeper = next((p for p in root.rglob("*") if p.suffix.lower() in VIDEOS), None)
         entries = f"the first of its videos is {deeper}" if deeper else f"it has {len(folders)} folders and no video"
-        raise UserError(f"Looked for {sought}, but {entries}; name the right folder with --config.data.source=DIR.")
+        raise UserError(f"Looked for {sought}, but {entries}: name the right folder", "source")
     return found, tuple(per_class)
 
 

@@ -21,9 +21,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, Pixels, printable, words
+from vf.data.embeddings import Layout
 from vf.data.folder import VideoFolder
+from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
-from vf.types import UserError
+from vf.types import UserError, naming_flags
 from vf.video import GAP, enlarge, grid, write_png
 
 SIZE = 128  # pixels of a square frame where the data does not say
@@ -74,15 +76,14 @@ def open_collection(root: Path, split: str | None) -> Collection:
         if (root / "manifest.json").exists():
             return _prepared(root, split or "train")
         if split:
-            raise UserError(f"{root} is no prepared data set, and other folders have no splits: leave out --split")
+            raise UserError(f"{root} is no prepared data set, and other folders have no splits: name none", "split")
         return _folder(root)
     except OSError as error:
         raise UserError(f"{root} cannot be read: {words(error)}") from error
 
 
 def _prepared(root: Path, split: str) -> Collection:
-    from vf.data.builders import read_manifest  # TFDS takes a second to import
-    from vf.data.prepared import Prepared
+    from vf.data.prepared import Prepared  # TFDS takes a second to import
 
     source, manifest = Prepared(root, windows=FRAMES, split=split), read_manifest(root)
     splits = {}
@@ -105,6 +106,8 @@ def _prepared(root: Path, split: str) -> Collection:
     about = manifest["parameters"]
     how = f"{about['dataset']}, prepared at {source.size} x {source.size}, {about['encoding']}"
     title = f"{root}: {how}, fingerprint {manifest['fingerprint']}"
+    if manifest["embeddings"]["dim"]:
+        title += f"\n  embeddings: {Layout(**manifest['embeddings'])}"
     return Collection(title, clips, read, splits, source.class_names, remarks)
 
 
@@ -254,7 +257,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING)
     try:
         args = arguments(argv)
-        data = open_collection(args.data, args.split)
+        with naming_flags({"source": "--data", "split": "--split"}):
+            data = open_collection(args.data, args.split)
         rows = draw(data, args.clips, args.frames, args.seed)
         print(report(data, rows), flush=True)
         sheet = contact_sheet(rows)
@@ -263,9 +267,7 @@ def main(argv: list[str] | None = None) -> None:
         except (OSError, ValueError) as error:  # a ValueError where it has no name, such as "."
             raise UserError(f"cannot write {args.out}: {words(error)}; choose another --out") from error
     except UserError as error:
-        # The readers name the flags of training.
-        told = str(error).replace("--config.data.source", "--data").replace("--config.data.split", "--split")
-        print(f"vf: {told}", file=sys.stderr)
+        print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{args.out}: {len(rows)} clips, one a row")
 

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vf.data.builders import SEGMENT, Segment, read_manifest
 from vf.data.clips import Windows
+from vf.data.embeddings import Layout
 from vf.data.encoding import decode
+from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
+from vf.data.records import SEGMENT, Segment
+from vf.data.share import Share
 from vf.types import UserError
 
 
@@ -22,29 +25,52 @@ class Prepared:
         root: the folder that holds `manifest.json`.
         windows: which frames make a clip.
         split: name of a split, or several joined by `+`, such as `train+test`.
+        base_frame: place in the clip, 0 ... windows.frames - 1, of the frame whose embedding comes with it; None reads
+            clips without their embeddings.
+        share: keep the clips of this part only; None keeps all.
 
     Raises:
-        UserError: no prepared data set, no such split, or no clip that is long enough.
+        UserError: no prepared data set, no such split, no clip that is long enough, a base frame outside the clip, or
+            one embedding for a whole video where other windows than the middle one are wanted with their embeddings.
     """
 
     rejected: dict[str, str]
     """Clips that are too short, by name, and by how much."""
 
-    def __init__(self, root: str | Path, *, windows: Windows, split: str = "train") -> None:
-        self.root, self.windows, self.split = Path(root), windows, split
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        windows: Windows,
+        split: str = "train",
+        base_frame: int | None = None,
+        share: Share | None = None,
+    ) -> None:
+        self.root, self.windows, self.split, self.share = Path(root), windows, split, share
         manifest = read_manifest(self.root)
         self.parameters = manifest["parameters"]
         self.size, self._encoding = self.parameters["size"], self.parameters["encoding"]
         self.class_names = tuple(manifest["classes"])
         self.num_classes = len(self.class_names)
-        self.embedding_dim = manifest["embedding_dim"]
+        if base_frame is not None and not 0 <= base_frame < windows.frames:
+            raise UserError(f"the base frame must be one of 0..{windows.frames - 1}, got {base_frame}")
+        self._base_frame = base_frame
+        self._embeddings = Layout() if base_frame is None else Layout(**manifest["embeddings"])
+        self.embedding_dim = self._embeddings.dim
+        if self.embedding_dim and not self._embeddings.every and windows.start != "centre":
+            raise UserError(
+                f"{self.root} has one embedding for each video, which is that of its middle window, and windows start "
+                f"at {windows.start}: take windows at the centre, or prepare the videos into another folder with "
+                "embeddings of every frame, or of every k-th",
+                "windows",
+            )
         self._folder, self._fingerprint = self.root / manifest["builder"], manifest["fingerprint"]
         names, frames, rates, labels, parts, numbers, firsts = [], [], [], [], [], [], []
         self._parts = split.split("+")
         for part, name in enumerate(self._parts):
             if name not in manifest["splits"]:
                 known = ", ".join(manifest["splits"])
-                raise UserError(f"{self.root} has no split {name!r}: known are {known}; set --config.data.split")
+                raise UserError(f"{self.root} has no split {name!r}: known are {known}", "split")
             index = manifest["splits"][name]["index"]
             lengths = np.array(index["frames"], np.int64)
             segments = -(-lengths // SEGMENT)
@@ -55,9 +81,10 @@ class Prepared:
             parts.append(np.full(len(lengths), part))
             numbers.append(np.arange(len(lengths)))
             firsts.append(np.cumsum(segments) - segments)
-        self.names = names
+        kept = np.arange(len(names)) if share is None else np.flatnonzero(share.keep(names))
+        self.names = names = [names[k] for k in kept]
         self._frames, self._rates, self._labels, self._part, self._number, self._first = (
-            np.concatenate(column) for column in (frames, rates, labels, parts, numbers, firsts)
+            np.concatenate(column)[kept] for column in (frames, rates, labels, parts, numbers, firsts)
         )
         records = self._count()
         self._ends = np.cumsum(records)  # of each clip's records
@@ -78,7 +105,7 @@ class Prepared:
         try:
             counts = [self.windows.records(int(length), float(rate)) for length, rate in kinds]
         except ValueError as error:
-            raise UserError(f"{self.root}: {error}; set --config.data.fps=0 to go by stride") from error
+            raise UserError(f"{self.root}: {error}; set fps to 0 to go by stride", "fps") from error
         return np.array(counts, np.int64)[kind.reshape(-1)]
 
     @cached_property
@@ -100,6 +127,7 @@ class Prepared:
             "root": str(self.root),
             "fingerprint": self._fingerprint,
             "split": self.split,
+            **(self.share.describe() if self.share else {}),
             "videos": len(self.names),
             "records": len(self),
             "rejected": len(self.rejected),
@@ -109,8 +137,10 @@ class Prepared:
         }
 
     def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """`video` u8 [f size size 3], `label` i32 [], `embedding` f32 [d] where the data has one.
+        """`video` u8 [f size size 3], `label` i32 [], and the embeddings of the clip's base frame where they are read.
 
+        They are `embedding` f32 [d] and, where the data has it, `mirrored_embedding` f32 [d]; the base frame has that
+        of the frame nearest to it that has one.
         A random window, or the middle one without `rng`. Raises BadRecord where the data is damaged.
         """
         k = int(np.searchsorted(self._ends, record, side="right"))
@@ -124,11 +154,10 @@ class Prepared:
             if any((found.clip, found.number) != (self._number[k], s) for s, found in segments.items()):
                 raise ValueError("another clip is in its place")
             frames = [segments[i // SEGMENT].frame(i % SEGMENT) for i in indices.tolist()]
-            video = decode(frames, self._encoding, self.size)
+            made = {"video": decode(frames, self._encoding, self.size), "label": self._labels[k]}
+            if self._base_frame is not None:
+                segment, within = divmod(int(indices[self._base_frame]), SEGMENT)
+                made |= segments[segment].embeddings(self._embeddings, within, int(self._frames[k]))
         except Exception as error:  # the reader's own errors have no common kind
             raise BadRecord(f"{self.names[k]} in {self.root}: {error}") from error
-        made = {"video": video, "label": self._labels[k]}
-        if self.embedding_dim:
-            embedding = segments[needed[0]].fields["embedding"].float_list.value
-            made["embedding"] = np.array(embedding, np.float32)
         return made

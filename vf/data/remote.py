@@ -16,9 +16,9 @@ from pathlib import Path
 from absl import logging
 
 from vf import files
+from vf.data.manifest import MANIFEST
 from vf.types import UserError
 
-MANIFEST = "manifest.json"
 THREADS = 16
 
 

@@ -1,7 +1,7 @@
 """The embedded data set: one coloured sprite that moves over a plain background, drawn on the fly.
 
 Content (shape, colour, background) is constant over a clip; motion is a straight path at constant speed that bounces
-off the walls. Both are known in closed form, so that samples can be judged without a network (`vf/metrics/sprites.py`).
+off the walls. Both are known in closed form, so that samples can be judged without a network (`vf/scores/sprites.py`).
 """
 
 import dataclasses
@@ -79,11 +79,12 @@ def render(factors: Factors, size: int) -> np.ndarray:
 
 
 class Sprites:
-    """Source of `length` clips, each a function of (split, record) alone: {video u8 [f size size 3], label, embedding}.
+    """Source of `length` clips, each a function of (split, record) alone: {video u8 [f size size 3], label, embedding,
+    mirrored_embedding}.
 
     `label` is a combination of colour and shape, such as "red square". `embedding` float32 [14] holds the base frame's
-    factors (one-hot shape, colour, background; its position in [-1, 1]): what an ideal image encoder would say of the
-    clean base frame.
+    factors (one-hot shape, colour, background; its position (y, x) in [-1, 1]): what an ideal image encoder would say
+    of the clean base frame. `mirrored_embedding` is that of the mirrored base frame: x has the other sign.
     """
 
     class_names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
@@ -123,4 +124,5 @@ class Sprites:
             "video": render(factors, self.size),
             "label": np.array(factors.shape * len(COLOURS) + factors.colour, np.int32),
             "embedding": np.concatenate([*one_hot, where]).astype(np.float32),
+            "mirrored_embedding": np.concatenate([*one_hot, where * (1, -1)]).astype(np.float32),
         }

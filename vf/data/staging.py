@@ -18,7 +18,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vf.data import listing
+from vf.data import archives
 from vf.data.decode import (
     DAMAGE,
     RESAMPLER,
@@ -66,7 +66,7 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
     """
     laps = _Laps()
     try:
-        file = listing.read_member(item.path, item.member) if item.member else item.path
+        file = archives.read_member(item.path, item.member) if item.member else item.path
         digest = _digest(file)
         laps.end("hash")
         pictures, fps, notes = _open(file, parameters)
@@ -110,8 +110,9 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
         aside.replace(target)
     except OSError as error:
         raise UserError(
-            f"cannot write to {target.parent}: {error.strerror}; make room or choose another --out, then give the same "
-            "command again: finished clips are kept"
+            f"cannot write to {target.parent}: {error.strerror}; make room, then give the same command again: finished "
+            "clips are kept; or choose another folder",
+            "out",
         ) from error
     laps.end("write")
     return facts

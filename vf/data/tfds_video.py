@@ -15,10 +15,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vf.data.builders import fields
 from vf.data.clips import Windows
 from vf.data.decode import RESAMPLER, Pixels
 from vf.data.pipeline import BadRecord
+from vf.data.records import fields
 from vf.types import UserError
 
 
@@ -60,7 +60,7 @@ class TfdsVideos:
             )
         try:
             return tfds.builder(self.name, data_dir=self.data_dir)
-        except tfds.core.registered.DatasetNotFoundError as error:
+        except tfds.core.DatasetNotFoundError as error:
             raise UserError(f"TFDS knows no data set {self.name}: {str(error).splitlines()[0]}") from error
 
     @cached_property

@@ -9,8 +9,11 @@ The paper
     b_hat   = z_phi^b(z_t^c, t)                                       one pass of the base generator, on one frame   (4)
     z'_t^i  = z_t^i - sqrt(lambda^i) sigma_t [b_hat]_sg               ~ alpha x^i + sigma sqrt(1 - lambda^i) r^i     (5)
     eps_hat^c = b_hat,   eps_hat^i = sqrt(lambda^i) b_hat + sqrt(1 - lambda^i) z_psi^r(z'_t^i, t, i)                 (6)
-    L_t     = || eps^c - b_hat ||^2                                                                        for i = c
+    L_t^i   = || eps^c - b_hat ||^2                                                                        for i = c
             = || eps^i - sqrt(lambda^i) [b_hat]_sg - sqrt(1 - lambda^i) z_psi^r(z'^i, t, i) ||^2   for i != c        (7)
+
+With the true b for b_hat the second line is (1 - lambda^i) || r^i - r_hat^i ||^2, so that a frame counts as much as its
+own noise does in eps. How the frames' errors add up the paper does not tell: `losses` says what we chose.
 
 [.]_sg stops gradients: the residual frames' errors, large early in training, must not reach a pretrained base
 generator. Equation (7) writes the stop-gradient on b_hat alone; that it holds inside z' (5) as well is our reading of
@@ -124,20 +127,31 @@ def residual_error(
     """Each frame's error in equation (7), second line, as a mean over pixels. No gradient passes to `b_hat`.
 
     With a value of kind eps it is the paper's loss. z' is alpha x + sigma own, own = eps - sqrt(lambda) [b_hat]_sg,
-    exactly and for any b_hat, so a generator of kind x_0 or v has a well-defined target too; v is weighted by
-    (1 - lambda), as (7) weights r.
+    exactly and for any b_hat, so a generator of kind x_0 or v has a well-defined target too. The squared errors of all
+    three kinds carry the (1 - lambda) with which (7) weights r: where lambda = 1 the value is unused and costs nothing.
     """
     lam = per_pixel(lam)
     own = eps - jnp.sqrt(lam) * jax.lax.stop_gradient(b_hat)[..., None, :, :, :]
     if prediction == "eps":
         error = own - jnp.sqrt(1 - lam) * value
     elif prediction == "x_0":
-        error = x - value
+        error = jnp.sqrt(1 - lam) * (x - value)
     else:
         alpha, sigma = spread(alpha, x), spread(sigma, x)
         norm = jnp.sqrt(alpha**2 + (1 - lam) * sigma**2)
         error = (alpha * own - (1 - lam) * sigma * x) / norm - jnp.sqrt(1 - lam) * value
     return jnp.mean(error**2, axis=(-3, -2, -1))
+
+
+def losses(errors: Float[Array, "b f"], base_frame: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """What the two generators are trained on, given each frame's error (7): their losses, base first.
+
+    Joint training minimises the sum. The base generator's loss is the mean over clips of the base frame's error, the
+    residual generator's is the mean over clips and all other frames. Neither sends a gradient to the other's network,
+    so the weight between the two only matters where an optimizer mixes them. The choice is ours.
+    """
+    others = jnp.delete(errors, base_frame, axis=1, assume_unique_indices=True)
+    return errors[:, base_frame].mean(), others.mean()
 
 
 def per_pixel(lam: Lambda) -> Float[Array, "*m f 1 1 1"]:

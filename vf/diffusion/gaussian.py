@@ -85,7 +85,7 @@ def loss_weight(predicted: Prediction, judged: Prediction, alpha: Array, sigma: 
     if predicted == judged:
         return jnp.ones_like(alpha)
     norm = jnp.sqrt(alpha**2 + sigma**2)
-    # e_x = scale[kind] * e_kind, written without dividing: sigma may be 0.
+    # e_kind = scale[kind] / sigma * e_x; the two factors' ratio needs no division by sigma, which may be 0.
     up, down = ({"x_0": sigma, "eps": alpha, "v": norm}[kind] for kind in (judged, predicted))
     return jnp.minimum((up / jnp.maximum(down, 1e-6)) ** 2, largest)
 

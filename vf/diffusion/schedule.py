@@ -49,13 +49,25 @@ def from_betas(betas: np.ndarray) -> Schedule:
 
 
 def linear(steps: int = 1000) -> Schedule:
-    """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020), scaled by 1000 / T for other T as ADM does."""
+    """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020), scaled by 1000 / T for other T as ADM does.
+
+    Raises ValueError for T of 20 or less, where the last beta would be 1 or more.
+    """
+    if steps <= 20:
+        raise ValueError(
+            f"the linear schedule needs more than 20 steps, got {steps}: take more, or the cosine schedule"
+        )
     scale = 1000 / steps
     return from_betas(np.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=np.float64))
 
 
 def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """alpha_bar(u) = cos^2((u + s) / (1 + s) * pi / 2), betas capped at 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    """alpha_bar(u) = cos^2((u + s) / (1 + s) * pi / 2), betas capped at 0.999 (Nichol & Dhariwal 2021, eq. 17).
+
+    Raises ValueError for less than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"a schedule needs at least one step, got {steps}")
     u = np.arange(steps + 1, dtype=np.float64) / steps
     alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))

@@ -1,4 +1,1 @@
-"""Several processes that begin, agree and end together, on jax's own services; `docs/hosts.md` tells how.
-
-A single process needs none of it, and opens no port.
-"""
+"""Several processes that begin, agree and end together, on jax's own services: `docs/hosts.md` tells how."""

@@ -31,16 +31,13 @@ def this_process(coordinator: str | None, processes: int | None, process: int | 
     if coordinator is None and processes is None and process is None:
         try:
             return found(os.environ, on_tpu="tpu" in (getattr(jax.config, "jax_platforms", None) or ""))
-        except Exception as error:  # the metadata server and Kubernetes have errors of their own
+        except Exception as error:  # a word is missing in the environment, or the metadata server does not answer
             raise HostsError(
-                f"this looks like one of several hosts, and the cluster does not say which ({type(error).__name__}: "
-                f"{error}): give coordinator, processes and process, or processes=1 for this one alone"
+                f"this looks like one of several processes, and the cluster does not say which ({error!r}): give "
+                "coordinator, processes and process, or processes=1 for this one alone"
             ) from error
     if coordinator is None or processes is None or process is None:
-        raise UserError(
-            "coordinator, processes and process go together: give all three, as coordinator=10.0.0.1:8476 processes=4 "
-            f"process=0, got {coordinator}, {processes} and {process}"
-        )
+        raise UserError(f"give coordinator, processes and process, or none: got {coordinator}, {processes}, {process}")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"coordinator must be HOST:PORT of process 0, as 10.0.0.1:8476, got {coordinator!r}")
@@ -71,8 +68,8 @@ def found(environment: Mapping[str, str], on_tpu: bool) -> Process | None:
 
 def _metadata() -> dict[str, str]:
     """What Compute Engine knows of this TPU machine, under the names of Kubernetes. Never asked through a proxy."""
-    address = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    url = f"http://{address}/computeMetadata/v1/instance/attributes/?recursive=true"
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/?recursive=true"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
         attributes = json.load(answer)

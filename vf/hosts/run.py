@@ -2,18 +2,16 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 import jax
@@ -26,7 +24,7 @@ from vf.hosts.errors import HostsError, Stopped, exit_status
 from vf.hosts.process import Process
 
 READ_SECONDS = 30.0  # network disks may show a new file that late
-MARGIN = 5  # seconds
+MARGIN = 5.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +36,14 @@ class HostInfo:
 
 
 class Hosts:
-    """This process among those of the run; `Hosts()` is alone.
+    """This process among those of the run; `Hosts()` is alone, needs nothing and opens no port.
 
     As a context manager it joins the others, before jax touches a device, and ends as they do. Where there are others,
-    an error is printed and ends the process with its exit status: what leaves the block as an exception, and a
-    HostsError where the fingerprints differ or one process does not come within `startup_timeout` seconds.
+    what leaves the block as an exception is printed and ends the process, with its exit status; so does a HostsError
+    where fingerprints or folders differ, or one process does not come within `startup_timeout` seconds.
 
-    workdir: the run's folder, which all hosts share. heartbeat_timeout: seconds after which jax takes a silent process
-    for dead, and ends all others. trains: there will be steps, and SIGTERM belongs to jax until they are over.
-    """
+    workdir: the run's folder, which all share. heartbeat_timeout: seconds after which jax takes a silent process for
+    dead, and ends all others. trains: there will be steps, and SIGTERM belongs to jax until they are over."""
 
     def __init__(
         self, process: Process | None = None, fingerprint: Mapping[str, str] | None = None,
@@ -63,8 +60,7 @@ class Hosts:
             try:
                 self._join(self.process, self._workdir)
             except BaseException as error:
-                self._leave(error)
-                raise
+                self._leave(error)  # does not return
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -73,15 +69,17 @@ class Hosts:
 
     def _join(self, process: Process, workdir: files.AnyPath) -> None:
         files.check_writable(workdir)
-        note = workdir / f".host-{process.index}"
+        for old in workdir.glob(f".host-{process.index}-*"):  # of a start that was killed
+            old.unlink(missing_ok=True)
+        note = workdir / f".host-{process.index}-{int(time.time())}"
         files.write_whole(note, "")
         try:
-            self._connect(process, note)
-            self._agree(note)
+            self._connect(process, workdir)
+            self._agree(workdir)
         finally:
             note.unlink(missing_ok=True)
 
-    def _connect(self, process: Process, note: files.AnyPath) -> None:
+    def _connect(self, process: Process, workdir: files.AnyPath) -> None:
         """Lets jax bring the processes together, in a thread: it would end this process without a sentence."""
         if any(name in os.environ for name in ("http_proxy", "https_proxy")):
             os.environ.setdefault("grpc_proxy", "")  # else process 0 is looked for behind the proxy
@@ -90,52 +88,47 @@ class Hosts:
             jax.distributed.initialize, process.coordinator, process.count, process.index,
             # Processes that were started by hand see the devices they were given, whatever scheduler runs around them.
             cluster_detection_method="deactivate" if process.coordinator else None,
-            initialization_timeout=int(self._startup_timeout) + 10 * MARGIN,
+            initialization_timeout=int(self._startup_timeout + 10 * MARGIN),
             heartbeat_timeout_seconds=int(self._heartbeat_timeout),
             shutdown_timeout_seconds=24 * 60 * 60,  # others may still be saving; who is dead has no heartbeat
         )  # fmt: skip
-        end, here = time.monotonic() + self._startup_timeout, set[int]()
+        end, came = time.monotonic() + self._startup_timeout, set[int]()
         while not connecting.done() and time.monotonic() < end:
             concurrent.futures.wait([connecting], timeout=1.0)
-            here |= _notes(note, self._startup_timeout)  # others may give up, and go, a little earlier
+            came |= here(workdir, 2 * self._startup_timeout)  # others may give up, and go, a little earlier
         if not connecting.done():
-            missing = sorted(set(range(process.count)) - here)
+            missing = sorted(set(range(process.count)) - came)
             why = f"process {missing} did not: see its log and its workdir" if missing else "cannot reach process 0"
             raise HostsError(
-                f"{len(here)} of {process.count} processes came within {self._startup_timeout:.0f} s, and {why}; start "
-                "all again, and raise startup_timeout if they need more time"
+                f"{len(came)} of {process.count} processes came within {self._startup_timeout:.0f} s, and {why}; start "
+                "all again, with a longer startup_timeout if they need it"
             )
         if error := connecting.exception():
             raise HostsError(f"process {process.index} cannot join the others: {error}") from error
         self._joined = True
 
-    def _agree(self, note: files.AnyPath) -> None:
+    def _agree(self, workdir: files.AnyPath) -> None:
         """Raises HostsError, on all processes alike, where one has other devices, another fingerprint or folder."""
         devices = collections.Counter(device.process_index for device in jax.devices())
         for process, number in sorted(devices.items()):
             if number != devices[0]:  # gathering, too, needs as many everywhere
-                raise HostsError(
-                    f"process {process} has {number} devices, process 0 has {devices[0]}: give each as many"
-                )
+                raise HostsError(f"process {process} has {number} devices, not {devices[0]} as process 0: give as many")
         end = time.monotonic() + READ_SECONDS
-        while not (seen := 0 in _notes(note, self._startup_timeout)) and time.monotonic() < end:
+        while not (seen := 0 in here(workdir, math.inf)) and time.monotonic() < end:
             time.sleep(0.5)
-        shared = {"process 0's file in workdir": "seen" if seen else "not seen"}
-        info = HostInfo(socket.gethostname(), {**self._fingerprint, **shared})
-        infos = [HostInfo(**json.loads(text)) for text in gather(json.dumps(dataclasses.asdict(info)))]
+        facts = {**self._fingerprint, "process 0's file in workdir": "seen" if seen else "not seen"}
+        mine = json.dumps(dataclasses.asdict(HostInfo(socket.gethostname(), facts)))
+        infos = [HostInfo(**json.loads(text)) for text in gather(mine)]
         if problem := difference(infos):
             raise HostsError(problem)
         logging.info("all are here: %s", ", ".join(f"process {i} on host {one.host}" for i, one in enumerate(infos)))
-
-    # While it runs
 
     def share(self, value: Any) -> Any:
         """The `value` of process 0, on every process; to be called by all, in the same order. It is plain JSON."""
         return json.loads(gather(json.dumps(value if jax.process_index() == 0 else None))[0]) if self.process else value
 
-    def terminate(self, number: int, frame: FrameType | None) -> None:
+    def terminate(self, number: int, _frame: Any) -> None:
         """Handler of SIGTERM: in steps it is noted, elsewhere the stack unwinds with status 143."""
-        del frame
         if not self._in_steps:
             sys.exit(128 + number)
         self._stop = True
@@ -164,14 +157,14 @@ class Hosts:
         if self._joined and (not error or isinstance(error, Stopped)):
             jax.distributed.shutdown()
             return
-        if text:
-            print(text, file=sys.stderr, flush=True)
-        if self._joined:
-            leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-            leaving.start()
-            leaving.join(MARGIN if status > 128 else self._heartbeat_timeout + MARGIN)
-        sys.stdout.flush()
-        os._exit(status)  # the interpreter's own end would wait for jax
+        print(text, end="\n" if text else "", file=sys.stderr, flush=True)
+        try:
+            if self._joined:
+                leaving = concurrent.futures.ThreadPoolExecutor(1).submit(jax.distributed.shutdown)
+                concurrent.futures.wait([leaving], MARGIN if status > 128 else self._heartbeat_timeout + MARGIN)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)  # the interpreter's own end would wait for jax
 
 
 def gather(text: str) -> list[str]:
@@ -198,11 +191,7 @@ def difference(infos: Sequence[HostInfo]) -> str | None:
     return None
 
 
-def _notes(mine: files.AnyPath, seconds: float) -> set[int]:
-    """Numbers of the processes that have written a note beside this one's, at most so long before it."""
-    found, since = set[int](), mine.stat().st_mtime - seconds
-    for note in mine.parent.glob(".host-*"):
-        with contextlib.suppress(FileNotFoundError):  # taken away meanwhile
-            if note.stat().st_mtime >= since:
-                found.add(int(note.name.removeprefix(".host-")))
-    return found
+def here(workdir: files.AnyPath, seconds: float) -> set[int]:
+    """Numbers of the processes that have written a note to the run's folder, at most so long ago."""
+    notes = [note.name.split("-") for note in workdir.glob(".host-*-*")]
+    return {int(process) for _, process, since in notes if time.time() - int(since) < seconds}

@@ -2,7 +2,8 @@
 
 All of them compare logits of I3D with the same weights. What differs is how frames are resized to 224 x 224, the eps of
 the batch norms, and how the distance is computed; numbers of two lineages do not compare. Those that compute in float32
-are reproducible to about 1e-3 between linear algebra libraries, less well with fewer clips than features.
+carry its rounding of the features' variance: between linear algebra libraries they differ by thousandths of a distance
+at best, and by as much as the distance itself where it is small (`benchmarks/float32_fvd.py`).
 
     FVD = |mu_r - mu_g|^2 + Tr(S_r + S_g - 2 (S_r S_g)^(1/2))       Unterthiner et al. 2018
     KVD = unbiased MMD^2 under (x.y / 400 + 1)^3, whole sets        DIGAN's, TATS's and LVDM's code; not clipped at 0
@@ -14,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vf.metrics import i3d, resize
-from vf.metrics.features import Network
 from vf.metrics.frechet import Moments, frechet_distance
 from vf.metrics.kernel import polynomial_mmd
+from vf.nets import i3d, resize
+from vf.nets.feature_network import Network
 
 OFFICIAL_EPS = 1e-3  # of DeepMind's graph
 
@@ -27,7 +28,7 @@ class Lineage:
     """How clips become a distance in one family of public code.
 
     Attributes:
-        grid, aspect: how frames are resized to 224 x 224 (`vf.metrics.resize`).
+        grid, aspect: how frames are resized to 224 x 224 (`vf.nets.resize`).
         eps: of the batch norms.
         ddof: covariances divide by n - ddof.
         dtype: of means, covariances and the root.

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from vf.plan.chips import Target
+from vf.plan.targets import Target
 from vf.types import UserError
 
 EFFORT = {"exec_time_optimization_effort": -1.0}  # of libtpu: compiles several times faster, programs a little slower
@@ -65,7 +65,7 @@ def devices_of(target: Target) -> Sequence[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"target {target.text} is compiled by libtpu, which is not installed: pip install 'jax[tpu]', or count "
-            "without compiling by --config.plan.compile=none"
+            "without compiling by plan.compile=none"
         )
     from jax.experimental import topologies
 

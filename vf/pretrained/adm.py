@@ -103,7 +103,7 @@ def facts(fields: Mapping[str, Any], config: Mapping[str, Any], assume: Mapping[
 
 
 def openai(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Lazy]:
-    """Tensors of a .pt file that guided-diffusion loads, in the dtypes of the source.
+    """Tensors by the names of guided-diffusion's code, in the dtypes of the source.
 
     Raises:
         ValueError: a network that its code does not know.

@@ -1,7 +1,7 @@
 """A converted image model as a run's base generator: which network it is, and the parameters that it starts with.
 
 The file decides what its arrays are: width, depth, heads. The run decides what it is told: nothing, a class of the
-clip, or an embedding of the clip's centre frame. Where the two differ, the network starts as the image model under the
+clip, or an embedding of the clip's base frame. Where the two differ, the network starts as the image model under the
 mean of its conditions:
 
     ADM     its table of classes becomes one of the run's, each row the mean of the table's (or its own, where the file

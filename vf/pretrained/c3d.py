@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from vf.metrics.c3d import C3D, CLASSES, CONVOLUTIONS, FRAMES, MEAN, PREPARATIONS, SIZE, WIDTH
-from vf.pretrained.names import From, paths, renamed
+from vf.nets.c3d import C3D, CLASSES, CONVOLUTIONS, FRAMES, MEAN, PREPARATIONS, SIZE, WIDTH
+from vf.pretrained.names import From, renamed
 
 CONVOLUTION = (2, 3, 4, 1, 0)  # O I D H W -> D H W I O
 DENSE = (1, 0)  # O I -> I O
@@ -35,7 +36,7 @@ def canonical(arrays: Mapping[str, np.ndarray], *, width: int = WIDTH) -> tuple[
     """Ours, `mean` among them, and what is known about them.
 
     `about` has `layout` (chainer or torch), `by_order` (whether layers were taken by their order, for want of known
-    names) and, where the file has a mean of its own of 112 x 112 pixels, `window`: the variants of `vf.metrics.c3d`
+    names) and, where the file has a mean of its own of 112 x 112 pixels, `window`: the variants of `vf.nets.c3d`
     whose window of the volume it is.
 
     Args:
@@ -55,7 +56,7 @@ def canonical(arrays: Mapping[str, np.ndarray], *, width: int = WIDTH) -> tuple[
     )
     # What a port may have beside the layers: its own window of the mean, and a turn of R G B to B G R.
     made = renamed(
-        layers | rest, table(), {name: leaf.shape for name, leaf in paths(shapes["params"]).items()},
+        layers | rest, table(), {name: leaf.shape for name, leaf in flatten_dict(shapes["params"], sep="/").items()},
         ignored=lambda name: name in rest and (rest[name].size <= 9 or _is_window(rest[name])),
     )  # fmt: skip
     about: dict[str, Any] = {
@@ -75,8 +76,8 @@ def _mean(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     if not fitting:
         told = f" (its `mean` is {list(arrays['mean'].shape)})" if "mean" in arrays else ""
         raise ValueError(
-            f"the mean volume {list(MEAN)} is missing{told}: it is `mean` in mean2.npz of TGANv2's release; name that "
-            "file as well, with --also=mean2.npz"
+            f"the mean volume {list(MEAN)} is missing{told}: it is `mean` in mean2.npz of TGANv2's release; give that "
+            "file also"
         )
     mean = fitting.get("mean", next(iter(fitting.values())))
     if not (np.isfinite(mean).all() and mean.min() >= 0 and mean.max() <= 255):

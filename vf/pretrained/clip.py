@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from vf.metrics.clip import CLIP, TEXT_B32, Text, TextConfig
-from vf.metrics.vit import CLIP_B32, Config
+from vf.nets.clip import CLIP, TEXT_B32, Text, TextConfig
+from vf.nets.vit import CLIP_B32, Config
 from vf.pretrained import vit
-from vf.pretrained.names import From, paths
+from vf.pretrained.names import From
 from vf.pretrained.weights import OFFICIAL
 
 _OPENAI = {
@@ -82,7 +83,8 @@ def text(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], TextC
     names = {ours: source.name for ours, source in hugging_face(CLIP_B32, TEXT_B32).items()}
     language = _language(arrays, names, "text_model.encoder.layers.", "hugging_face")
     tokens = jax.ShapeDtypeStruct((1, language.context), np.int32)
-    shapes = paths(jax.eval_shape(Text(language).init, jax.random.key(0), tokens)["params"], "text")
+    params = jax.eval_shape(Text(language).init, jax.random.key(0), tokens)["params"]
+    shapes = flatten_dict({"text": params}, sep="/")
     rows = {k: row for k, row in hugging_face(CLIP_B32, language).items() if k.startswith("text/")}
     made = vit.converted(arrays, rows, shapes, {"text/blocks": language.depth})
     return {name.removeprefix("text/"): array for name, array in made.items()}, language
@@ -142,13 +144,12 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         size=side * patch, mlp=vit.shape(arrays, names["image/blocks/0/fc1/kernel"], 2)[0],
     )  # fmt: skip
     language = _language(arrays, names, text_blocks, layout)
-    shapes = paths(
-        jax.eval_shape(
-            CLIP(vision, language).init, jax.random.key(0),
-            jax.ShapeDtypeStruct((1, vision.size, vision.size, 3), np.float32),
-            jax.ShapeDtypeStruct((1, language.context), np.int32),
-        )["params"]
-    )  # fmt: skip
+    params = jax.eval_shape(
+        CLIP(vision, language).init, jax.random.key(0),
+        jax.ShapeDtypeStruct((1, vision.size, vision.size, 3), np.float32),
+        jax.ShapeDtypeStruct((1, language.context), np.int32),
+    )["params"]  # fmt: skip
+    shapes = flatten_dict(params, sep="/")
     stacks = {"image/blocks": vision.depth, "text/blocks": language.depth}
     made = vit.converted(arrays, make(vision, language), shapes, stacks)
     about = {

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from vf import export
 from vf.data.ucf101 import CLASSES
 from vf.diffusion.gaussian import PREDICTIONS
 from vf.diffusion.schedule import SCHEDULES
@@ -34,17 +33,17 @@ from vf.pretrained import (
     base,
     c3d,
     clip,
+    export,
     files,
     i3d,
     inception,
     karlo,
     safetensors_file,
-    torch_file,
     videomae,
     vjepa,
     weights,
 )
-from vf.types import UserError
+from vf.types import UserError, naming_flags
 from vf.video import replacing
 
 Canonical = Callable[[Mapping[str, np.ndarray]], tuple[dict[str, np.ndarray], dict[str, Any]]]
@@ -106,7 +105,7 @@ def convert_base(
     """
     _refuse_existing(out)
     if text_encoder is not None and family != "karlo-decoder":
-        raise UserError(f"--text-encoder is for karlo-decoder; a network of the family {family} reads no texts")
+        raise UserError(f"a text encoder is for karlo-decoder; a network of the family {family} reads no texts")
     found = {path: files.read(path) for path in _parts(family, source, also)}
     first, *rest = found.values()
     arrays = dict(first.arrays)
@@ -126,15 +125,17 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     """Writes a converted file, also of a base that was trained here, in a public format.
 
     Args:
-        target: `diffusers` (a folder), `adm` (guided-diffusion's .pt) or `karlo` (its .ckpt).
+        target: `diffusers` (a folder), `adm` (tensors by guided-diffusion's names) or `karlo` (by those of its code).
         source: what `convert_base` wrote, or base.safetensors of an exported run.
-        out: the folder or file to write, whole or not at all.
+        out: the folder, or else the safetensors file, to write, whole or not at all.
 
     Raises UserError where the source is not of the family, or `out` exists or cannot be written.
     """
     _refuse_existing(out)
     if target not in TARGETS[family]:
         raise UserError(f"{family} is written as {' or '.join(TARGETS[family])}, not as {target}")
+    if target != "diffusers" and out.suffix != ".safetensors":
+        raise UserError(f"tensors by the names of {target} are written to a file *.safetensors, not to {out}", "out")
     if source.is_dir() and (source / "base.safetensors").is_file():
         source = source / "base.safetensors"
     found = weights.load(source, family)
@@ -142,16 +143,14 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
         if target == "diffusers":
             write = {"adm": adm.diffusers, "karlo-decoder": karlo.diffusers}[family]
             _write_folder(out, write(found.arrays, found.about))
-        elif target == "adm":
-            with replacing(out) as temporary:
-                torch_file.write(temporary, adm.openai(found.arrays, found.about))
         else:
+            tensors = {"adm": adm.openai, "karlo": karlo.original}[target](found.arrays, found.about)
             with replacing(out) as temporary:
-                torch_file.write(temporary, karlo.original(found.arrays, found.about), under="state_dict")
+                safetensors_file.write(temporary, tensors.items(), {"format": "pt"})
     except ValueError as error:
         raise UserError(f"{source} cannot be written as {target}: {error}") from error
     except OSError as error:
-        raise UserError(f"cannot write {out} ({error}): choose another --out") from error
+        raise UserError(f"cannot write {out} ({error}): choose another place", "out") from error
 
 
 def _write_folder(out: Path, parts: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
@@ -173,7 +172,7 @@ def _write_folder(out: Path, parts: Mapping[str, tuple[Mapping[str, Any], Mappin
 
 def _refuse_existing(out: Path) -> None:
     if out.exists():
-        raise UserError(f"{out} exists: remove it, or choose another --out")
+        raise UserError(f"{out} exists: remove it, or choose another place", "out")
 
 
 def _origin(found: Mapping[Path, files.Source]) -> dict[str, Any]:
@@ -234,7 +233,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--also", type=Path, action="append", default=[], help="a file that completes it; may be given several times"
     )
-    parser.add_argument("--to", choices=("diffusers", "adm", "karlo"), help="write a converted base generator as this")
+    parser.add_argument(
+        "--to",
+        choices=("diffusers", "adm", "karlo"),
+        help="write a converted base generator as this: a diffusers folder, or safetensors by the names of that code",
+    )
     parser.add_argument("--text-encoder", type=Path, help="folder of CLIP by transformers, for karlo-decoder's texts")
     parser.add_argument(
         "--assume", type=_assumed, action="append", default=[], metavar="NAME=VALUE",
@@ -243,7 +246,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--step", type=int, help="for vf: which checkpoint, instead of the latest")
     args = parser.parse_args(argv)
     try:
-        told = _run(args)
+        with naming_flags({name: f"--{name}" for name in ("source", "out")}):
+            told = _run(args)
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from vf.pretrained import safetensors_file, tensorflow_file, torch_file
 from vf.types import UserError
@@ -36,7 +37,7 @@ def read(path: Path) -> Source:
     try:
         return _read(path)
     except FileNotFoundError as error:
-        raise UserError(f"no weights at {error.filename or path}: name the file or folder as --source") from error
+        raise UserError(f"no weights at {error.filename or path}: name the file or folder", "source") from error
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path} cannot be read as weights ({error}): is it whole, and the right file?") from error
 
@@ -162,14 +163,7 @@ def _pickle(path: Path) -> dict[str, np.ndarray]:
         tree = _Numpy(io.BytesIO(path.read_bytes())).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, KeyError) as error:
         raise ValueError(f"no whole pickle of arrays: {error}") from error
-    found: dict[str, np.ndarray] = {}
-
-    def walk(value: Any, name: str) -> None:
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                walk(item, f"{name}/{key}" if name else str(key))
-        elif isinstance(value, np.ndarray | np.generic):
-            found[name] = np.asarray(value)
-
-    walk(tree, "")
-    return found
+    if not isinstance(tree, dict):
+        raise ValueError(f"its pickle holds a {type(tree).__name__}, where a dict of arrays should be")
+    leaves = {"/".join(map(str, path)): leaf for path, leaf in flatten_dict(tree).items()}
+    return {name: np.asarray(leaf) for name, leaf in leaves.items() if isinstance(leaf, np.ndarray | np.generic)}

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from vf.metrics import fvd
-from vf.metrics.i3d import I3D, MIXED
-from vf.pretrained.names import From, paths, recognised, renamed
+from vf.nets.i3d import I3D, MIXED
+from vf.pretrained.names import From, recognised, renamed
 from vf.pretrained.weights import OFFICIAL, Weights, load
 from vf.types import UserError
 
@@ -107,7 +108,7 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         I3D(classes=classes).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 9, 224, 224, 3), float)
     )
     made = renamed(
-        arrays, known[layout], {name: leaf.shape for name, leaf in paths(shapes["params"]).items()},
+        arrays, known[layout], {name: leaf.shape for name, leaf in flatten_dict(shapes["params"], sep="/").items()},
         ignored=lambda name: name in scales or name.endswith(("num_batches_tracked", "Momentum", "global_step")),
     )  # fmt: skip
     about = {"layout": layout, "classes": classes, "by_order": ordered, "licence": "Apache-2.0 (DeepMind)"}

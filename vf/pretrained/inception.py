@@ -18,9 +18,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from vf.metrics.inception import FEATURES, LEAST_SIZE, MIXED, STEM, Branch, Conv, Inception
-from vf.pretrained.names import From, paths, recognised, renamed
+from vf.nets.inception import FEATURES, LEAST_SIZE, MIXED, STEM, Branch, Conv, Inception
+from vf.pretrained.names import From, recognised, renamed
 from vf.pretrained.weights import OFFICIAL
 
 CLASSES = 1008
@@ -130,4 +131,4 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     """{ours: shape}."""
     picture = jax.ShapeDtypeStruct((1, LEAST_SIZE, LEAST_SIZE, 3), float)
     params = jax.eval_shape(Inception().init, jax.random.key(0), picture)["params"]
-    return {name: leaf.shape for name, leaf in paths(params).items()}
+    return {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}

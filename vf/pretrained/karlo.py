@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vf.metrics.clip import Text
-from vf.metrics.tokenizer import Tokenizer
+from vf.nets.clip import Text
+from vf.nets.tokenizer import Tokenizer
 from vf.nets.unclip import Decoder
 from vf.nets.unet import UNet
 from vf.pretrained import adm, clip, files, unet
@@ -106,7 +106,7 @@ def canonical(
 
 
 def original(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Lazy]:
-    """Tensors of Karlo's own .ckpt, which lie below `state_dict` there. Raises ValueError as `adm.openai`."""
+    """Tensors by the names of Karlo's own .ckpt, which has them in `state_dict`. Raises ValueError as `adm.openai`."""
     unet.check_openai(about)
     made = unet.exported(arrays, links(about, "openai"), about)
     return {f"model.{name}": lazy for name, lazy in made.items()}

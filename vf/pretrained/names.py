@@ -1,7 +1,7 @@
 """From the names of a public file to ours, with nothing missing, nothing left over and nothing of another shape."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,15 +58,6 @@ def recognised(
     counts = {layout: sum(row.name in found for row in table.values()) for layout, table in tables.items()}
     best = max(counts, key=counts.__getitem__)
     return found, best if counts[best] else ""
-
-
-def paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'/'-joined path: leaf} of a nested dict, such as Flax's parameters or their shapes."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}/{key}" if prefix else str(key)
-        found |= paths(value, name) if isinstance(value, Mapping) else {name: value}
-    return found
 
 
 def first(title: str, names: list[str], most: int = 3) -> str:

@@ -19,7 +19,8 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
     """{name: array} of every numeric variable of the checkpoint `PREFIX.index`, `PREFIX.data-*`.
 
     Raises:
-        ValueError: a damaged or unknown table, or data that end too early.
+        ValueError: a damaged or unknown table, data that end too early, or a table compressed by Snappy, as old writers
+            have it, where pyarrow is not installed.
         OSError: a file that is not there.
     """
     entries = dict(_table(Path(f"{prefix}.index").read_bytes()))
@@ -67,8 +68,10 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     block, kind = data[offset : offset + size], data[offset + size]
     if kind == 1:
-        import pyarrow
-
+        try:
+            import pyarrow
+        except ImportError as error:
+            raise ValueError("the .index file is compressed by Snappy: pip install pyarrow") from error
         length, _ = _varint(block, 0)
         block = pyarrow.Codec("snappy").decompress(block, length).to_pybytes()
     elif kind != 0:

@@ -1,4 +1,4 @@
-"""Tensors of PyTorch's files, read and written without PyTorch and without running what a pickle names.
+"""Tensors of PyTorch's files, read without PyTorch and without running what a pickle names.
 
 Three containers, all of one pickle beside raw storages:
 
@@ -15,14 +15,12 @@ import dataclasses
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-
-from vf.pretrained.safetensors_file import Lazy
 
 _DTYPES: dict[str, Any] = {
     "Float": np.float32, "Double": np.float64, "Half": np.float16, "BFloat16": ml_dtypes.bfloat16, "Long": np.int64,
@@ -186,55 +184,3 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, _Tensor]]:
     if not isinstance(value, dict):
         return []
     return [found for key, item in value.items() for found in _flat(item, f"{name}.{key}" if name else str(key))]
-
-
-def write(path: Path, tensors: Mapping[str, np.ndarray | Lazy], under: str = "") -> None:
-    """Writes what `torch.load(path, weights_only=True)` reads as {name: tensor}; each is made when its turn comes.
-
-    `under` names a dict around it, such as `state_dict`.
-    """
-    codes = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        described = [(name, codes[np.dtype(t.dtype)], tuple(t.shape)) for name, t in tensors.items()]
-        archive.writestr("archive/data.pkl", _pickled(described, under))
-        archive.writestr("archive/byteorder", "little")
-        for key, (name, tensor) in enumerate(tensors.items()):
-            array = tensor.make() if isinstance(tensor, Lazy) else tensor
-            if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
-                raise ValueError(f"{name} was made {array.dtype} {list(array.shape)}, not as announced")
-            with archive.open(f"archive/data/{key}", "w", force_zip64=True) as file:
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        archive.writestr("archive/version", "3\n")
-
-
-def _pickled(tensors: list[tuple[str, str, tuple[int, ...]]], under: str) -> bytes:
-    """The pickle of {name: tensor}, or {under: {name: tensor}}.
-
-    Put together opcode by opcode, since Python's pickler would have to import PyTorch.
-    """
-
-    def text(value: str) -> bytes:
-        data = value.encode()
-        return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
-
-    def number(value: int) -> bytes:
-        return pickle.LONG1 + struct.pack("<B", 8) + struct.pack("<q", value)
-
-    def name(module: str, attribute: str) -> bytes:
-        return pickle.GLOBAL + f"{module}\n{attribute}\n".encode()
-
-    def row(values: tuple[int, ...]) -> bytes:
-        return pickle.MARK + b"".join(map(number, values)) + pickle.TUPLE
-
-    empty = name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
-    outer = empty + pickle.MARK + text(under) if under else b""
-    made = pickle.PROTO + b"\x02" + outer + empty + pickle.MARK
-    for key, (title, code, shape) in enumerate(tensors):
-        count = int(np.prod(shape, dtype=np.int64))
-        strides = tuple(int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape)))
-        storage = text("storage") + name("torch", f"{code}Storage") + text(str(key)) + text("cpu") + number(count)
-        arguments = pickle.MARK + storage + pickle.TUPLE + pickle.BINPERSID + number(0) + row(shape) + row(strides)
-        arguments += pickle.NEWFALSE + empty  # requires no gradient, has no hooks
-        made += text(title) + name("torch._utils", "_rebuild_tensor_v2")
-        made += pickle.MARK + arguments + pickle.TUPLE + pickle.REDUCE
-    return made + pickle.SETITEMS * (2 if under else 1) + pickle.STOP

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from flax.traverse_util import flatten_dict
 
 from vf.nets.unet import UNet
-from vf.pretrained.names import first, paths
+from vf.pretrained.names import first
 from vf.pretrained.safetensors_file import Lazy, forget
 
 LAYOUTS = ("openai", "diffusers")
@@ -102,7 +103,7 @@ def shapes(net: UNet) -> dict[str, tuple[int, ...]]:
         given["context"] = jnp.zeros((1, 1, net.context_dim))
     z = jnp.zeros((1, 1, side, side, 3))
     tree = jax.eval_shape(lambda: net.init(jax.random.key(0), z, jnp.zeros(1, jnp.int32), **given))["params"]
-    return {path: leaf.shape for path, leaf in paths(tree).items()}
+    return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def links(net: UNet, layout: str) -> dict[str, Link]:

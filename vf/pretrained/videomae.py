@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from vf.metrics.vit import VIDEOMAE_G, Config, VideoMAE
+from vf.nets.vit import VIDEOMAE_G, Config, VideoMAE
 from vf.pretrained import vit
-from vf.pretrained.names import From, paths
+from vf.pretrained.names import From
 from vf.pretrained.weights import OFFICIAL
 
 CLASSES = 174  # of Something-Something v2
@@ -59,7 +60,7 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         patch, tubelet, size=16 * patch, positions="sinusoids",
     )  # fmt: skip
     clip = jax.ShapeDtypeStruct((1, config.frames, config.size, config.size, 3), np.float32)
-    shapes = paths(jax.eval_shape(VideoMAE(config).init, jax.random.key(0), clip)["params"])
+    shapes = flatten_dict(jax.eval_shape(VideoMAE(config).init, jax.random.key(0), clip)["params"], sep="/")
     made = vit.converted(found, table(config), shapes, {"blocks": config.depth})
     about = {
         "config": dataclasses.asdict(config), "classes": classes, "official": config == VIDEOMAE_G,

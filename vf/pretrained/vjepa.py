@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from vf.metrics.vit import VJEPA, VJEPA_H, Config
+from vf.nets.vit import VJEPA, VJEPA_H, Config
 from vf.pretrained import vit
-from vf.pretrained.names import From, paths
+from vf.pretrained.names import From
 
 CLASSES = 174  # of Something-Something v2
 _ROOT, _QUERY = "patch_embed.proj.weight", "pooler.query_tokens"
@@ -62,8 +63,8 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         raise ValueError(f"no {_ROOT} of a target_encoder, so it is no V-JEPA encoder, such as vith16.pth.tar")
     if not probe:
         raise ValueError(
-            f"no {_QUERY}: the attentive probe is missing, and JEDi's features are what it gives; "
-            "add --also=ssv2-probe.pth.tar"
+            f"no {_QUERY}: the attentive probe is missing, and JEDi's features are what it gives; give its file also, "
+            "ssv2-probe.pth.tar"
         )
     classes = classifier["linear.bias"].size if "linear.bias" in classifier else None
     if classes not in (None, CLASSES):
@@ -82,7 +83,7 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         patch, tubelet, side * patch, frames,
     )  # fmt: skip
     clip = jax.ShapeDtypeStruct((1, frames, config.size, config.size, 3), np.float32)
-    shapes = paths(jax.eval_shape(VJEPA(config).init, jax.random.key(0), clip)["params"])
+    shapes = flatten_dict(jax.eval_shape(VJEPA(config).init, jax.random.key(0), clip)["params"], sep="/")
     made = vit.converted(encoder | probe, table(config), shapes, {"blocks": config.depth})
     about = {
         "config": dataclasses.asdict(config), "branch": branch, "classes": classes, "official": config == VJEPA_H,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from vf.pretrained import safetensors_file
 from vf.pretrained.safetensors_file import Lazy
@@ -53,14 +54,7 @@ class Weights:
 
     def tree(self) -> dict[str, Any]:
         """The arrays as a nested dict, as Flax takes them."""
-        nested: dict[str, Any] = {}
-        for path, array in self.arrays.items():
-            *folders, name = path.split("/")
-            place = nested
-            for folder in folders:
-                place = place.setdefault(folder, {})
-            place[name] = array
-        return nested
+        return unflatten_dict(dict(self.arrays), sep="/")
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
@@ -102,7 +96,7 @@ def save(
             safetensors_file.write(temporary, ordered, header("?" * 12))  # known when all arrays have been seen
             safetensors_file.rewrite_metadata(temporary, header(mark := digest.hexdigest()[:12]))
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): choose another --out") from error
+        raise UserError(f"cannot write {path} ({error}): choose another place", "out") from error
     return mark
 
 

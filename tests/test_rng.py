@@ -1,0 +1,31 @@
+"""Draws are functions of (seed, purpose, example), and stay what they are from version to version."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vf import rng
+
+
+def test_purposes_are_never_renumbered():
+    """A run that goes on under another version draws what it would have drawn."""
+    assert [(purpose.name, purpose.value) for purpose in rng.Purpose][:5] == [
+        ("PARAMETERS", 0), ("TRAIN", 1), ("EVALUATE", 2), ("SAMPLE", 3), ("ROUND", 4),
+    ]  # fmt: skip
+    known = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), 3), 5)
+    assert rng.example_keys(7, rng.Purpose.SAMPLE, jnp.array([5], jnp.uint32))[0] == known
+
+
+def test_every_example_of_every_purpose_and_seed_has_its_own_key():
+    index = jnp.arange(4, dtype=jnp.uint32)
+    keys = [rng.example_keys(seed, purpose, index) for seed, purpose in itertools.product((0, 1), rng.Purpose)]
+    drawn = np.array([jax.random.key_data(key) for key in keys]).reshape(-1, 2)
+    assert len(np.unique(drawn, axis=0)) == 2 * len(rng.Purpose) * 4
+
+
+def test_a_key_does_not_know_its_batch():
+    index = jnp.array([9, 2, 2**32 - 1], jnp.uint32)
+    whole = rng.example_keys(0, rng.Purpose.TRAIN, index)
+    assert (rng.example_keys(0, rng.Purpose.TRAIN, index[::-1][:2]) == whole[::-1][:2]).all()

@@ -1,0 +1,105 @@
+"""The manifest of a prepared data set: what it holds and how that was made, as one JSON file.
+
+It is written when everything else is there, so that a folder without it is no data set. Besides the parameters it has,
+for each split, the clips in their order: name, frames, frames per second, label and the SHA-256 of the source. The
+fingerprint is a hash of these and of the parameters.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+
+from vf.data.decode import printable
+from vf.data.embeddings import Layout
+from vf.data.listing import Listing
+from vf.data.staging import Parameters
+from vf.types import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 2  # of the manifest; 1 had one embedding a video at most, and is read too
+
+
+def make_manifest(
+    parameters: Parameters,
+    found: Listing,
+    facts_of: Mapping[str, Mapping[str, Any]],
+    splits: Sequence[str],
+    *,
+    builder: Path,
+    embeddings: Layout,
+    seconds: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest of clips that are packed, ready for JSON.
+
+    Args:
+        parameters: of the preparation.
+        found: what the source holds.
+        facts_of: of each clip by its name, as `vf.data.staging.stage` returns them.
+        splits: those that are packed, in order.
+        builder: folder of the TFDS data set, relative to the manifest's.
+        embeddings: which ones clips have.
+        seconds: that each stage took, and how many workers there were.
+    """
+    classes = found.classes
+    label = {name: k for k, name in enumerate(classes)}
+    made: dict[str, Any] = {}
+    for split in splits:
+        items = [i for i in found.items if i.split == split and "rejected" not in facts_of[i.name]]
+        facts = [facts_of[item.name] for item in items]
+        counts = Counter(item.label for item in items)
+        made[split] = {
+            "clips": len(items),
+            "frames": sum(f["frames"] for f in facts),
+            "per_class": {name: counts[name] for name in classes if counts[name]},
+            "index": {
+                "name": [printable(item.name) for item in items],
+                "frames": [f["frames"] for f in facts],
+                "fps": [f["fps"] for f in facts],
+                "label": [label.get(item.label, 0) for item in items],
+                "sha256": [f["sha256"] for f in facts],
+            },
+        }
+    lost = {printable(name): why for name, why in found.lost.items()}  # already by the listing
+    rejected = {printable(name): f["rejected"] for name, f in facts_of.items() if "rejected" in f}
+    notes = {printable(name): f["notes"] for name, f in facts_of.items() if f.get("notes")}
+    manifest = {
+        "format": FORMAT,
+        "builder": builder.as_posix(),
+        "parameters": dataclasses.asdict(parameters),
+        "classes": list(classes),
+        "embeddings": dataclasses.asdict(embeddings),
+        "splits": made,
+        "rejected": dict(sorted((lost | rejected).items())),
+        "notes": notes,
+        "unlisted": [printable(name) for name in found.unlisted],
+        "seconds": dict(seconds),
+        "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
+    }
+    decisive = json.dumps([manifest["parameters"], made], sort_keys=True)
+    return manifest | {"fingerprint": hashlib.sha256(decisive.encode()).hexdigest()[:12]}
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a prepared data set. Raises UserError where there is none or it is another version's."""
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"no {MANIFEST} in {root}: it is no prepared data set, or its preparation did not end; "
+            f"run python -m vf.data.prepare with --out={root} (again)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
+    if manifest.get("format") == 1:
+        return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{root / MANIFEST} has format {manifest.get('format')}, expected 1 or {FORMAT}: prepare the data again"
+        )
+    return manifest

@@ -1,0 +1,61 @@
+"""A share of the videos, chosen by their names: the validation set of data that has no list of one.
+
+A video's place is u(name) = (first 64 bits of sha256 of the name in UTF-8) / 2^64, uniform in [0, 1); the videos with
+u(name) < share are the validation set. So the choice is the same on every host and in every run, a video keeps its part
+when others come or go, and a larger share holds all of a smaller one.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vf.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One of the two parts into which a share cuts the videos.
+
+    Attributes:
+        share: of the videos that are the validation set, in (0, 1).
+        validation: whether this part is the validation set; else it is all other videos.
+    """
+
+    share: float
+    validation: bool
+
+    def keep(self, names: Sequence[str]) -> np.ndarray:
+        """Which of the videos are of this part, bool [n]. Raises UserError where none is."""
+        places = np.array([place(name) for name in names])
+        kept = (places < self.share) == self.validation
+        if not kept.any():
+            part = "the validation set" if self.validation else "training"
+            raise UserError(
+                f"a share of {self.share:g} of {len(names)} videos, chosen by the hash of their names, leaves none to "
+                f"{part}: {_advice(places, self.validation)}",
+                "share",
+            )
+        return kept
+
+    def describe(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"validation_share": self.share, "part": "validation" if self.validation else "training"}
+
+
+def place(name: str) -> float:
+    """u(name), in [0, 1)."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def _advice(places: np.ndarray, validation: bool) -> str:
+    """The share by which one video falls to the part that has none, and the others to the other."""
+    if len(places) < 2:
+        return "bring more videos, or take a share of 0 to train on all"
+    low, high = np.sort(places)[:2] if validation else np.sort(places)[-2:]
+    digits = next(d for d in range(1, 18) if math.floor(low * 10**d + 1) / 10**d <= high)
+    return f"take a share of {math.floor(low * 10**digits + 1) / 10**digits:.{digits}f} for one"

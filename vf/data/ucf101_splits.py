@@ -1,0 +1,91 @@
+"""UCF101's own lists, a folder or archive of text files; F is the number of the split, 1 to 3.
+
+trainlist0F.txt     lines as `Class/video.avi 12`
+testlist0F.txt      lines as `Class/video.avi`
+classInd.txt        lines as `12 Class`: the numbers of the classes
+"""
+
+import dataclasses
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from vf.data import archives
+from vf.data.decode import printable, words
+from vf.data.listing import Listing, word
+from vf.data.tables import finder, no_match
+from vf.types import UserError
+
+
+def apply(found: Listing, splits: Path, fold: int, source: Path) -> Listing:
+    """The clips of a source with split and class as the lists have them; those that no list names are left out.
+
+    A clip that both lists name, or that has two classes, is lost. Raises UserError where a list cannot be read.
+    """
+    ids = _class_ids(splits)
+    find, lost = finder(found.items, source), dict(found.lost)
+    splits_of: dict[str, set[str]] = {}
+    classes_of = {item.name: {item.label} for item in found.items}  # the folder says the class, too
+    for split in ("train", "test"):
+        file = f"{split}list{fold:02d}.txt"
+        for line in _lines(splits, file, "a video CLASS/NAME.avi"):
+            name, number = re.fullmatch(r"(.+?)(?:\s+(\d{1,9}))?", line).groups()  # type: ignore[union-attr]
+            match = find(name)
+            if len(match) != 1:
+                lost[name] = no_match(match, file)
+                continue
+            splits_of.setdefault(match[0].name, set()).add(split)
+            if number:
+                name = ids.get(int(number), f"number {number}, which classInd.txt does not know")
+                classes_of[match[0].name].add(name)
+    items = []
+    for item in found.items:
+        where, classes = splits_of.get(item.name, set()), classes_of[item.name]
+        if len(where) > 1:
+            lost[item.name] = "both the train list and the test list name it"
+        elif where and len(classes) > 1:
+            lost[item.name] = f"it has two classes: {' and '.join(sorted(classes))}"
+        elif where and item.label not in ids.values():
+            lost[item.name] = f"its class {item.label} is not in classInd.txt"
+        elif where:
+            items.append(dataclasses.replace(item, split=min(where)))
+    unlisted = [item.name for item in found.items if item.name not in splits_of]
+    return Listing(items, tuple(ids[number] for number in sorted(ids)), lost, unlisted)
+
+
+def _class_ids(splits: Path) -> dict[int, str]:
+    """Numbers and names of the classes."""
+    what = "a number and a class, each once"
+    ids: dict[int, str] = {}
+    for line in _lines(splits, "classInd.txt", what):
+        match = re.fullmatch(r"(\d{1,9})\s+(.+)", line)
+        if not match or int(match[1]) in ids or word(match[2]) in ids.values():
+            raise UserError(f"each line of {splits / 'classInd.txt'} should be {what}; mend the line {line[:99]!r}")
+        ids[int(match[1])] = word(match[2])
+    return ids
+
+
+def lists_in(archive: Path) -> dict[str, str]:
+    """Members of an archive that are UCF101's own lists, by their last names."""
+    names = {PurePosixPath(member.replace("\\", "/")).name: member for member in archives.members(archive)[0]}
+    return {name: m for name, m in names.items() if re.fullmatch(r"(classInd|(train|test)list\d\d)\.txt", name)}
+
+
+def _lines(splits: Path, file: str, what: str) -> list[str]:
+    """Lines that are not blank. UserError where the file cannot be read or is empty."""
+    try:
+        if os.path.isfile(splits) and splits.suffix.lower() in archives.ARCHIVES:
+            content = archives.read_member(splits, lists_in(splits).get(file, file))
+        else:
+            content = (splits / file).read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the split file {splits / file} cannot be read ({words(error)}): name the folder of UCF101's own lists, "
+            f"in which each line of {file} is {what}",
+            "splits",
+        ) from error
+    text = printable(content.decode("utf-8-sig", "surrogateescape"))
+    lines = [stripped for line in re.split(r"[\r\n]", text) if (stripped := line.strip())]
+    if not lines:
+        raise UserError(f"the split file {splits / file} is empty; each line of it should be {what}: download it again")
+    return lines
