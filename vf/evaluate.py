@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from vf.data.clips import STARTS, Windows
 from vf.metrics import fvd
-from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, plain, protocol_hash
+from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, protocol_hash, to_json
 from vf.pretrained import i3d
 from vf.scores import features, networks, suite
 from vf.scores.sets import Choice, ClipSet, open_set
@@ -86,7 +86,7 @@ def result(scores: Sequence[Score], sides: Sides, protocol: ClipProtocol) -> dic
         }
         for score in scores
     }  # fmt: skip
-    return plain({**found, "unknown": protocol.unknown, "scores": told})
+    return to_json({**found, "unknown": protocol.unknown, "scores": told})
 
 
 def table(scores: Sequence[Score], unknown: str = "") -> str:
@@ -112,7 +112,7 @@ def table(scores: Sequence[Score], unknown: str = "") -> str:
     lines.insert(1, "-" * len(lines[0]))
     for warning in dict.fromkeys(w for score in scores for w in score.details.get("warnings", ())):
         lines.append(f"warning: {warning}")
-    protocols = {protocol_hash(score.protocol): plain(score.protocol) for score in scores}
+    protocols = {protocol_hash(score.protocol): to_json(score.protocol) for score in scores}
     shared = set.intersection(*({json.dumps(item) for item in p.items()} for p in protocols.values()))
     for digest, protocol in protocols.items():
         own = {k: v for k, v in protocol.items() if len(protocols) == 1 or json.dumps((k, v)) not in shared}

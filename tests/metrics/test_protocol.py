@@ -10,7 +10,7 @@ import pytest
 
 from vf.data.clips import Windows
 from vf.metrics.fvd import LINEAGES
-from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, plain, protocol_hash
+from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, protocol_hash, to_json
 
 
 def test_a_score_needs_its_protocol():
@@ -35,7 +35,7 @@ def test_anything_becomes_json():
         1: np.float32(0.5), "nan": float("nan"), "inf": -np.inf, "array": np.arange(3),
         "half": jnp.ones(2, jnp.bfloat16), "nested": ({"deep": np.bool_(True)}, None),
     }  # fmt: skip
-    assert json.loads(json.dumps(plain(given), allow_nan=False)) == {
+    assert json.loads(json.dumps(to_json(given), allow_nan=False)) == {
         "1": 0.5, "nan": "nan", "inf": "-inf", "array": [0, 1, 2], "half": [1.0, 1.0], "nested": [{"deep": True}, None],
     }  # fmt: skip
 

@@ -20,8 +20,7 @@ from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
 from vf.metrics.consistency import base_frame_gap
-from vf.metrics.protocol import Score, Scorer
-from vf.metrics.protocol import plain as to_json
+from vf.metrics.protocol import Score, Scorer, to_json
 from vf.models.model import Model
 from vf.run import media
 from vf.run.recorder import Recorder

@@ -44,14 +44,14 @@ class Scorer(Protocol):
         ...
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """`value` as JSON can say it: arrays become lists, NaN and infinities strings, objects their names."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return plain(np.asarray(value, np.float32 if value.dtype.name == "bfloat16" else None).tolist())
+        return to_json(np.asarray(value, np.float32 if value.dtype.name == "bfloat16" else None).tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, bool | int | str | None):
@@ -61,7 +61,7 @@ def plain(value: Any) -> Any:
 
 def protocol_hash(protocol: Mapping[str, Any]) -> str:
     """First 8 hex digits of the SHA-256 of the protocol as JSON with sorted keys."""
-    text = json.dumps(plain(protocol), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(to_json(protocol), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

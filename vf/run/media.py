@@ -13,7 +13,7 @@ import numpy as np
 
 from vf import files, video
 from vf.files import AnyPath
-from vf.metrics.protocol import plain
+from vf.metrics.protocol import to_json
 
 WIDTH = 640  # Walls and film strips are enlarged to about this many pixels, as far as whole factors reach.
 STRIP_ROWS, STRIP_PAD = 8, 3
@@ -65,5 +65,5 @@ def write_samples(
     facts |= dict(meta or {})
     if labels is not None:
         facts["labels"] = [class_names[label] if class_names else str(label) for label in labels]
-    files.write_whole(folder / "meta.json", json.dumps(plain(facts), indent=2, allow_nan=False) + "\n")
+    files.write_whole(folder / "meta.json", json.dumps(to_json(facts), indent=2, allow_nan=False) + "\n")
     return folder

@@ -33,7 +33,7 @@ import numpy as np
 from absl import logging
 
 from vf import files, video
-from vf.metrics.protocol import plain, protocol_hash
+from vf.metrics.protocol import protocol_hash, to_json
 from vf.run.metrics_file import METRICS
 from vf.run.provenance import describe_start
 from vf.types import UserError
@@ -114,7 +114,7 @@ class Recorder:
         """Writes config.json and adds this start, with any further `facts`, to the list in run.json."""
         if not self.is_writer:
             return
-        text = json.dumps(plain(config), indent=2, allow_nan=False) + "\n"
+        text = json.dumps(to_json(config), indent=2, allow_nan=False) + "\n"
         path = self.workdir / "config.json"
         try:
             earlier = path.read_bytes()
@@ -124,7 +124,7 @@ class Recorder:
             files.write_whole(self.workdir / f"config.{hashlib.sha256(earlier).hexdigest()[:8]}.json", earlier)
         files.write_whole(path, text)
 
-        start = plain(describe_start(mesh=mesh, seed=seed, **facts))
+        start = to_json(describe_start(mesh=mesh, seed=seed, **facts))
         path = self.workdir / "run.json"
         try:
             starts = list(json.loads(path.read_text())["starts"])
@@ -199,7 +199,7 @@ class Recorder:
 
     def _append(self, step: int, line: Mapping[str, Any], at_once: bool = False) -> None:
         whole = {"step": int(step), "time": round(time.time(), 3), **line}
-        text = json.dumps(plain(whole), allow_nan=False)
+        text = json.dumps(to_json(whole), allow_nan=False)
         if self._store is None:
             files.append_line(self._metrics, text)
             return
