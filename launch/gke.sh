@@ -93,9 +93,12 @@ E
   train)
     describe_pods
     collect_arguments train
-    # On TPUs jax finds the others by itself; elsewhere each process is told.
-    [[ $kind == tpu || $HOSTS == 1 ]] ||
+    # A single one is told so. On TPUs jax finds the others by itself; elsewhere each process is told.
+    if ((HOSTS * SLICES == 1)); then
+      arguments+=(--processes=1)
+    elif [[ $kind != tpu ]]; then
       arguments+=("--coordinator=$NAME-train-0-0.$NAME:8476" "--processes=$HOSTS" --process=@PROCESS@)
+    fi
     ARGUMENTS=$(list "${arguments[@]}")
     export ARGUMENTS
     apply train
@@ -110,7 +113,7 @@ E
     else
       collect_arguments "$action"
     fi
-    ARGUMENTS=$(list "${arguments[@]}")
+    ARGUMENTS=$(list "${arguments[@]}" --processes=1) # each pod is alone, also where they share a job
     export ARGUMENTS
     apply "$action"
     ;;

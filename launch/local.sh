@@ -7,7 +7,8 @@
 # GPUs (CUDA_VISIBLE_DEVICES, or all that nvidia-smi shows) are divided evenly; without any, each process makes D CPU
 # devices (1, or JAX_NUM_CPU_DEVICES). When one process fails, the others get S seconds (20) to end by themselves, then
 # SIGTERM, then SIGKILL after S more. The first status that is not 0 is returned. A run that failed starts again up to
-# K times (0), but not after status 2, bad input. Ctrl-C and SIGTERM are passed on, and end the restarts.
+# K times (0), but not after status 2, bad input. Ctrl-C and SIGTERM are passed on, and end the restarts; the second
+# Ctrl-C kills.
 # Logs: DIR/process_I.log, below WORKDIR/logs unless said; process 0 is shown on the terminal too.
 set -euo pipefail
 # shellcheck source=common.sh
@@ -88,8 +89,9 @@ signal_all() {
   for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
 }
 # Ctrl-C reaches every process that belongs to the terminal's foreground; background jobs of a script ignore SIGINT,
-# so it is passed on as SIGTERM: they save a checkpoint.
-trap 'stopped=yes; signal_all TERM' INT TERM
+# so it is passed on as SIGTERM: they save a checkpoint at the next step. The second Ctrl-C does not wait for that.
+trap 'stopped=yes; signal_all TERM' TERM
+trap 'if [[ $stopped ]]; then signal_all KILL; else stopped=yes && signal_all TERM; fi' INT
 
 # One start of all processes. Returns the first status that is not 0.
 attempt() {

@@ -1,5 +1,6 @@
 """The launchers: their recipes are run, against stand-ins for gcloud, sbatch and python that note what they get."""
 
+import contextlib
 import functools
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -403,6 +405,7 @@ case $STORY in
   bad-input) exit 2 ;;
   second-time) mkdir "{tmp_path}/tried.$process" 2>/dev/null && exit 3; exit 0 ;;
   deaf) ((process == 1)) && exit 7; trap '' TERM; hang ;;
+  busy) trap '' TERM; hang ;;
   hang) hang ;;
 esac""",
     )
@@ -465,9 +468,10 @@ def test_local_bad_input_is_final(python):
     assert len(got(python)) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_local_passes_signals_on(python, number):
-    env = clean_env(PYTHON=str(python / "bin" / "python"), PATH=path_with(python / "bin"), STORY="hang")
+@contextlib.contextmanager
+def interruptible(python: Path, story: str) -> Iterator[subprocess.Popen[bytes]]:
+    """local.sh with two processes, once both have begun."""
+    env = clean_env(PYTHON=str(python / "bin" / "python"), PATH=path_with(python / "bin"), STORY=story)
     command = [str(LAUNCH / "local.sh"), "2", "--restarts=5", "--workdir=run"]
     logs = [python / "run" / "logs" / f"process_{i}.log" for i in range(2)]
     # A job in a shell's background is born deaf to Ctrl-C, and so would be what it starts.
@@ -479,11 +483,27 @@ def test_local_passes_signals_on(python, number):
     with process:
         try:
             wait_for(lambda: all(log.exists() and "process" in log.read_text() for log in logs))
-            process.send_signal(number)
-            assert process.wait(10) == 143
+            yield process
         finally:
             process.terminate()
-    assert all("saved" in log.read_text() for log in logs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_local_passes_signals_on(python, number):
+    with interruptible(python, "hang") as process:
+        process.send_signal(number)
+        assert process.wait(10) == 143
+    assert all("saved" in (python / "run" / "logs" / f"process_{i}.log").read_text() for i in range(2))
+    assert len(got(python)) == 2
+
+
+def test_local_kills_at_the_second_interrupt(python):
+    with interruptible(python, "busy") as process:
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 128 + signal.SIGKILL
     assert len(got(python)) == 2
 
 
@@ -739,7 +759,7 @@ def test_jobs_beside_training():
     (evaluate,), (sample,) = manifests("gke evaluate"), manifests("gke sample")
     assert "--mode=evaluate" in container(evaluate)["args"]
     assert container(sample)["args"][0] == "--workdir=gs://b/runs/ucf/more/$(PROCESS)"
-    assert container(sample)["args"][-1] == "--config.sample.seed=$(PROCESS)"
+    assert container(sample)["args"][-2:] == ["--config.sample.seed=$(PROCESS)", "--processes=1"]
     assert sample["spec"]["completionMode"] == "Indexed"
     for job in (evaluate, sample):
         assert job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
