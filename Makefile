@@ -4,7 +4,7 @@ PYTHON      ?= python3
 ACCELERATOR ?= cpu
 BIN          = .venv/bin
 
-.PHONY: install demo test bench clean
+.PHONY: install demo test bench mutate clean
 
 # The environment is made once, and again when the requirements or the accelerator change.
 STAMP = .venv/.installed-$(ACCELERATOR)
@@ -37,6 +37,16 @@ test: .venv/.tested
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.gaussian_video
 	$(BIN)/python -m benchmarks.step_time
+
+# Puts slips into the core, one at a time, and lists those that no test notices: runs/mutants/mutants.md.
+MUTANTS ?= 210
+CORES   ?= 2
+mutate: .venv/.mutating
+	$(BIN)/python -m benchmarks.mutate --mutants=$(MUTANTS) --cores=$(CORES)
+
+.venv/.mutating: .venv/.tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.7,<9"
+	touch $@
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from benchmarks.step_time import load, lower
-from vf import build
+from vf.config import build
 
 CONFIG = "configs/demo.py"
 ONE: dict[str, Any] = {
@@ -40,7 +40,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SCORES = (
     "sprites/found", "sprites/unexplained", "sprites/colour_constant", "sprites/background_constant",
-    "sprites/shape_constant", "sprites/smooth", "sprites/moving", "sprites/path_error", "sprites/centre_gap",
+    "sprites/shape_constant", "sprites/smooth", "sprites/moving", "sprites/path_error", "sprites/base_frame_gap",
     "fd_random_conv3d",
 )  # fmt: skip
 

@@ -17,11 +17,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vf.metrics import features, fvd, suite
-from vf.metrics.features import Features, Network
+from vf.metrics import fvd
 from vf.metrics.protocol import ClipProtocol
+from vf.nets.feature_network import Network
 from vf.pretrained.i3d import canonical
 from vf.pretrained.weights import Weights
+from vf.scores import features, suite
+from vf.scores.features import Features
 
 GFLOP = 55.6  # of one clip of 16 frames
 
@@ -102,7 +104,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--set", type=int, default=2048, help="clips on each side, for the cost beside the network")
     args = parser.parse_args()
-    from tests.metrics import torch_i3d
+    from tests.nets import torch_i3d
 
     net = torch_i3d.made()
     arrays, _ = canonical({name: array.numpy() for name, array in net.state_dict().items()})

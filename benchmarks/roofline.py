@@ -17,12 +17,13 @@ from typing import Any
 import jax
 
 from benchmarks.step_time import load
-from vf import build, train
+from vf.config import build, data
 from vf.data import pipeline
 from vf.plan import compile as compiling
 from vf.plan import lower, messages, roofline, usage
 from vf.plan.chips import Chip
-from vf.sharding import put_batch
+from vf.training import programs
+from vf.training.sharding import put_batch
 
 ROUNDS = 10
 
@@ -46,16 +47,16 @@ def main() -> None:
     config = load(path)
     build.cpu_devices(config)
     mesh = build.mesh(config)
-    subject = build.planned(config, mesh, None)
-    make, sizes, devices = functools.partial(build.planned, config), mesh.devices.shape, list(mesh.devices.flat)
+    subject = build.plan_subject(config, mesh, None)
+    make, sizes, devices = functools.partial(build.plan_subject, config), mesh.devices.shape, list(mesh.devices.flat)
     dtype = "bfloat16" if subject.dtype == jax.numpy.bfloat16 else "float32"
 
     padding = lower.counts(subject, subject.state().params).padding
-    create, _ = train.place_state(subject.model, subject.tx, mesh, config.seed, subject.param_dtype)
-    clips = pipeline.batches(build.source(config), seed=0, batch_size=subject.batch_size, threads=0)
+    create, _ = programs.first_state(subject.model, subject.tx, mesh, config.seed, subject.param_dtype)
+    clips = pipeline.batches(data.source(config), seed=0, batch_size=subject.batch_size, threads=0)
     wanted = lower.batch_shapes(subject, subject.batch_size, mesh)
     batch = put_batch({name: rows for name, rows in next(clips).items() if name in wanted}, mesh)
-    given = lower.batch_shapes(subject, subject.job.batch_size, mesh)
+    given = lower.batch_shapes(subject, subject.sample_batch_size, mesh)
     state = [create()]
     step = lower.lower_training(make, sizes, None, devices).compile()
     draw = lower.lower_sampling(make, sizes, None, devices).compile()
@@ -69,15 +70,15 @@ def main() -> None:
         state[0], numbers = step(state[0], batch)  # the state given is used up
         return numbers
 
-    programs: dict[str, tuple[Any, Callable[[], Any]]] = {
+    works: dict[str, tuple[Any, Callable[[], Any]]] = {
         "training step": (step, update),
         "sampling a batch": (draw, lambda: draw(state[0].ema, conditions)),
     }
     before = roofline.measured_chip("here", seconds=2.0)
-    seconds = dict.fromkeys(programs, float("inf"))
-    for _, name in itertools.product(range(ROUNDS), programs):
+    seconds = dict.fromkeys(works, float("inf"))
+    for _, name in itertools.product(range(ROUNDS), works):
         start = time.perf_counter()
-        jax.block_until_ready(programs[name][1]())
+        jax.block_until_ready(works[name][1]())
         seconds[name] = min(seconds[name], time.perf_counter() - start)
     after = roofline.measured_chip("here", seconds=2.0)
     peak = "flops_bf16" if dtype == "bfloat16" else "flops_f32"
@@ -89,7 +90,7 @@ def main() -> None:
     )
     print("| program | GFLOP | GB | overlapped | serial | clock, ms | clock / overlapped | memory, estimated / real |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name, (compiled, _) in programs.items():
+    for name, (compiled, _) in works.items():
         made = read(compiled, mesh, here, dtype, padding)
         print(
             f"| {name} | {made['flops'] / 1e9:.2f} | {made['bytes'] / 1e9:.2f} | {1e3 * made['overlapped']:.1f} | "

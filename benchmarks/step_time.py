@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vf import build, sharding
-from vf import step as steps
+from vf.config import build, data, models
 from vf.data import pipeline
-from vf.train import place_state
+from vf.training import programs, sharding
+from vf.training import step as steps
 
 ROUNDS = 10
 
@@ -35,10 +35,10 @@ def load(path: str) -> ConfigDict:
 
 def lower(config: ConfigDict) -> tuple[int, Any, Callable[[], Any], Any]:
     """(parameters, one training step before compilation, a function that makes the state, a batch)."""
-    source = build.source(config)
-    model, mesh = build.model(config, source), build.mesh(config)
+    source = data.source(config)
+    model, mesh = models.model(config, source), build.mesh(config)
     tx, _ = build.optimizer(config)
-    create, abstract = place_state(model, tx, mesh, config.seed)
+    create, abstract = programs.first_state(model, tx, mesh, config.seed)
     size = config.train.batch_size
     batch = sharding.put_batch(next(pipeline.batches(source, seed=0, batch_size=size, threads=0)), mesh)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.training [--width=192] [--residual=128] [--size=64] [--frames=16] [--batch=8] [--repeats=10]
                                   [--precision=float32] [--remat=none] [--no-compile]
 
-Both train a base network of `width` (ADM's at 64 x 64 unless given; widths are multiples of 64) on the centre frame,
+Both train a base network of `width` (ADM's at 64 x 64 unless given; widths are multiples of 64) on the base frame,
 and a residual network of `residual` (about a quarter of its parameters) on all frames, by the paper's bare equations,
 with dropout, clipping, AdamW and an average of the parameters. PyTorch's networks are diffusers' UNet2DModel with as
 many parameters, channels last, eagerly and compiled: it has no network that mixes frames as ours does, so that ours
@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.unet import SIDE, Work, both_start, products, runnable, seconds, synchronise
 from configs import base, ucf101
-from vf import build, sharding, train
+from vf.config import build
 from vf.plan import lower
+from vf.training import programs, sharding
 
 LAMBDA = 0.5
 MIXING = ("conv", "attention")
@@ -54,9 +55,9 @@ def ours(args: argparse.Namespace, clips: np.ndarray, precision: str, temporal: 
     config.data.update({"frames": args.frames, "size": args.size, "source": ""})
     config.train.batch_size = config.sample.batch_size = config.eval.batch_size = args.batch
     mesh = build.mesh(config, "train")
-    subject = build.planned(config, mesh, None)
-    create, abstract = train.place_state(subject.model, subject.tx, mesh, 0, subject.param_dtype)
-    update = train.update_function(subject.model, subject.tx, mesh, abstract, seed=0, ema_decay=0.9999, accumulate=1)
+    subject = build.plan_subject(config, mesh, None)
+    create, abstract = programs.first_state(subject.model, subject.tx, mesh, 0, subject.param_dtype)
+    update = programs.update(subject.model, subject.tx, mesh, abstract, seed=0, ema_decay=0.9999, accumulate=1)
     rows = {"video": clips, "label": np.zeros(len(clips), np.int32), "index": np.arange(len(clips), dtype=np.uint32)}
     batch = sharding.put_batch(rows, mesh)
     compiled, state = update.lower(abstract, batch).compile(), [create()]

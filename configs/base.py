@@ -166,7 +166,7 @@ def get_config() -> ConfigDict:
     evaluation.selfcheck = False  # --mode=evaluate checks the I3D weights, and does nothing else
 
     config.mesh = mesh = ConfigDict()
-    # vf/sharding.py says what each axis splits, and what it costs. One of them may be -1: what is left.
+    # vf/training/sharding.py says what each axis splits, and what it costs. One of them may be -1: what is left.
     mesh.data = -1
     mesh.fsdp = 1
     mesh.frames = 1  # for less than one clip a device

@@ -7,29 +7,31 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Tests compile more than they compute: quickly, and a program that several tests share once only.
+# Tests compile more than they compute: quickly, and a program that several tests share once only, unless it is kept
+# from run to run.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 _CACHE = tempfile.TemporaryDirectory(prefix="vf-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# Each call is checked against its annotations in all modules that declare shapes. Elsewhere mypy proves as much, and
-# protocols and `Self` would have to please the checker. An int may stand where a float is asked for, as for mypy.
+from tests import shapes  # noqa: E402
+
+# Every call is checked against the shapes in its annotations, in all modules that declare any.
 ROOT = Path(__file__).parents[1]
 SHAPED = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in sorted((ROOT / "vf").rglob("*.py"))
     if "from jaxtyping import" in path.read_text()
 ]
-jaxtyping.install_import_hook(SHAPED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+jaxtyping.install_import_hook(SHAPED, f"{shapes.__name__}.checked")
 
 
 @pytest.fixture
 def unchecked(monkeypatch) -> None:
-    """For calls that break their annotations on purpose, to see what those are told whose code nobody checks."""
+    """For calls with wrong shapes on purpose, to see what those are told whose code nobody checks."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 

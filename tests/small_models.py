@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vf import rng
-from vf.diffusion import decompose, priors
+from vf.diffusion import decompose
+from vf.diffusion import noise as priors
 from vf.diffusion.schedule import cosine
-from vf.model import OneNetwork, VideoFusion
+from vf.models.one_network import OneNetwork
+from vf.models.videofusion import VideoFusion
 from vf.nets.unet import UNet
 
 SCHEDULE = cosine()
@@ -20,9 +22,6 @@ class Stub:
 
     def __init__(self, function):
         self.function, self.seen = function, []
-
-    def init(self, *_, **__):
-        return {"params": {}}
 
     def apply(self, variables, z, t, **kwargs):
         self.seen.append(z.shape)

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from tests.data.made import write, write_frames
-from vf import build, main, record, train
+from vf import main
+from vf.config import build, check, data, models, networks
 from vf.data.preparation import prepare
 from vf.data.staging import Parameters
+from vf.jobs import train
+from vf.run.metrics_file import read_metrics
 from vf.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -44,10 +47,10 @@ def get(name: str, variant: str = ""):
 def test_every_config_builds(name, variant):
     """Shapes only, so that the paper-sized ones cost nothing."""
     config = get(name, variant)
-    build.check(config)
+    check.check(config, "train")
     config.data.source = "sprites"  # the size and the labels of the data do not change the shapes that matter here
-    model = build.model(config, build.source(config))
-    total = sum(leaf.size for leaf in jax.tree.leaves(build.shapes(model)))
+    model = models.model(config, data.source(config))
+    total = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
     assert total > 100_000
     build.optimizer(config)
     build.sample_options(config)
@@ -61,21 +64,21 @@ def test_recipes_on_public_weights(variant, tmp_path):
     config = get("ucf101", variant)
     config.data.source = "sprites"
     config.base.pretrained = str(tmp_path / "base.json")
-    config = build.resolved(config, tmp_path)
+    config = networks.resolved(config, tmp_path)
     assert (config.base.net.width, config.base.net.learned_variance) == (about["network"]["width"], True)
-    build.check(config)
+    check.check(config, "train")
     sizes = {
         name: sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for name, tree in build.shapes(build.model(config, build.source(config))).items()
+        for name, tree in build.shapes(models.model(config, data.source(config))).items()
     }
     assert sizes["base"] == count
     assert 0.22 < sizes["residual"] / sizes["base"] < 0.28
     config.noise.schedule = "linear"
     with pytest.raises(UserError, match="trained with schedule cosine, and this run has linear"):
-        build.model(config, build.source(config))
+        models.model(config, data.source(config))
     config.model.predictor = "one_network"
     with pytest.raises(UserError, match=r"base\.pretrained is an image model, and model\.predictor is one_network"):
-        build.check(config)
+        check.check(config, "train")
 
 
 def ucf101(root: Path) -> None:
@@ -154,15 +157,15 @@ def test_every_recipe_has_a_validation_set_of_its_own(name, prepared):
     config = get(name)
     config.data.source = str(prepared(name))
     config.data.validation_share = {"folder": 0.5}.get(name, config.data.validation_share)  # of two videos
-    training, validation, reference = (build.source(config, part) for part in ("training", "validation", "reference"))
+    training, validation, reference = (data.source(config, part) for part in ("training", "validation", "reference"))
     assert training.names
     assert validation.names
     assert not set(training.names) & set(validation.names)
     assert reference.names == training.names
-    assert not build.validation_is_seen(config)
+    assert not data.validation_is_seen(config)
     config.eval.reference_split = "train"
     everything = set(training.names) | (set() if config.data.validation_split else set(validation.names))
-    assert set(build.source(config, "reference").names) == everything
+    assert set(data.source(config, "reference").names) == everything
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MADE])
@@ -181,7 +184,7 @@ def test_smoke_starts_on_prepared_data(name, prepared, tmp_path, monkeypatch):
         config.data.validation_share = 0.0
     scores = main.run(config, tmp_path / "run", "train")
     assert np.isfinite(list(scores.values())).all()
-    rows = record.read_metrics(tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
     waits = [row["train/data_wait"] for row in rows if "train/data_wait" in row]
     assert waits
     assert all(0 <= wait <= 1 for wait in waits)
@@ -220,18 +223,18 @@ def test_a_size_other_than_the_prepared_one_is_told(tmp_path):
     config = get("sky_timelapse")
     config.data.source = str(tmp_path / "data")
     with pytest.raises(UserError, match=r"prepared at 16 pixels, and data.size is 64: set --config.data.size=16"):
-        build.source(config)
+        data.source(config)
     config.data.size = 16
-    assert len(build.source(config)) == 2
-    assert len(build.source(config, "validation")) == 1
+    assert len(data.source(config)) == 2
+    assert len(data.source(config, "validation")) == 1
     config.data.windows = "sometimes"
     with pytest.raises(UserError, match=r"data.windows must be one of random, centre, first, all, blocks"):
-        build.source(config)
+        data.source(config)
 
 
 def test_attention_kernels():
     """The fused kernel is NVIDIA's: `auto` does without elsewhere, and asking for it says what is missing."""
-    assert build.attention_kernel("auto", jax.numpy.bfloat16) == "xla"
-    assert build.attention_kernel("xla", jax.numpy.float32) == "xla"
+    assert networks.attention_kernel("auto", jax.numpy.bfloat16) == "xla"
+    assert networks.attention_kernel("xla", jax.numpy.float32) == "xla"
     with pytest.raises(UserError, match="kernel of NVIDIA GPUs, and this is cpu; or take --config"):
-        build.attention_kernel("cudnn", jax.numpy.bfloat16)
+        networks.attention_kernel("cudnn", jax.numpy.bfloat16)

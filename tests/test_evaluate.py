@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import os
 import re
 import subprocess
@@ -18,13 +17,13 @@ from PIL import Image
 from tests.data.made import write, write_frames
 from vf import evaluate
 from vf.data.clips import Windows
-from vf.data.sets import Choice, open_set
-from vf.evaluate import follow, protocol_of
-from vf.metrics import features, fvd
-from vf.metrics.features import Network
+from vf.evaluate import protocol_of
+from vf.metrics import fvd
 from vf.metrics.protocol import ClipProtocol, Score, protocol_hash
+from vf.nets.feature_network import Network
 from vf.pretrained import weights
-from vf.types import UserError
+from vf.scores import features
+from vf.scores.sets import Choice, open_set
 from vf.video import save_npz, write_gif
 
 ROOT = Path(__file__).parents[1]
@@ -403,7 +402,7 @@ def test_the_whole_command_with_i3d(tmp_path, monkeypatch, capsys):
     """Random weights in place of the public ones: the number is |f - g|^2 of two features, and not called FVD."""
     from flax.traverse_util import flatten_dict
 
-    from vf.metrics.i3d import I3D
+    from vf.nets.i3d import I3D
 
     monkeypatch.chdir(tmp_path)
     shapes = jax.eval_shape(I3D().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 9, 224, 224, 3), float))
@@ -466,78 +465,3 @@ def test_a_table_says_everything_once():
     assert lines[6:8] == [f"protocol {protocol_hash(score.protocol)}: metric {score.name}" for score in scores]
     assert lines[8] == "and of all of them: clips (n 3, size 4 x 4), empty -"
     assert lines[9:] == ["not known of this protocol: the order"]
-
-
-# ---- following a run -------------------------------------------------------------------------------------------
-
-
-class Run:
-    """A run that writes checkpoints at given seconds and keeps the last `keep`; the clock is ours."""
-
-    def __init__(self, written: dict[int, float], *, keep: int = 99, cost: float = 1.0, records: bool = True) -> None:
-        self.now, self.written, self.keep, self.cost, self.records = 0.0, written, keep, cost, records
-        self.judged: set[int] = set()
-        self.looked = 0
-
-    def steps(self) -> list[int]:
-        return sorted(step for step, when in self.written.items() if when <= self.now)[-self.keep :]
-
-    def evaluate(self, step: int) -> None:
-        self.now += self.cost
-        if step not in self.steps():
-            raise FileNotFoundError(step)
-        if self.records:
-            self.judged.add(step)
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.looked += 1
-        assert self.looked < 1000, "it never ends"
-
-    def follow(self, last: int, patience: float = 100.0) -> list[int]:
-        return follow(self.steps, self.evaluate, lambda: set(self.judged), last=last, patience=patience, every=10,
-                      clock=lambda: self.now, sleep=self.sleep)  # fmt: skip
-
-
-def test_following_judges_each_checkpoint_as_it_comes():
-    assert Run({10: 0, 20: 50, 30: 120}).follow(last=30) == [10, 20, 30]
-
-
-def test_the_newest_comes_first():
-    """An evaluation that takes longer than the run takes to the next checkpoint catches up afterwards."""
-    assert Run({10: 0, 20: 5, 30: 10, 40: 15}, cost=30).follow(last=40) == [10, 40, 30, 20]
-
-
-def test_checkpoints_that_the_run_removed_are_no_error():
-    assert Run({10: 0, 20: 5, 30: 10, 40: 15}, cost=30, keep=2).follow(last=40) == [40, 30]
-
-
-def test_it_ends_when_the_run_has_died(caplog):
-    run = Run({10: 0, 20: 20})
-    with caplog.at_level(logging.WARNING):
-        assert run.follow(last=99, patience=100) == [10, 20]
-    assert 100 < run.now < 150
-    assert caplog.text.count("waiting for a new checkpoint, up to step 99") == 2  # once before each wait
-    assert "no new checkpoint for 100 s" in caplog.text
-
-
-def test_what_is_judged_already_is_left_alone():
-    run = Run({10: 0, 20: 0, 30: 0})
-    run.judged = {20, 30}
-    assert run.follow(last=30) == [10]
-    assert run.follow(last=30) == []
-
-
-def test_judgements_that_are_not_seen_are_not_repeated():
-    """Where the record lies on a disk that lags behind, or cannot be read."""
-    assert Run({10: 0, 20: 30}, records=False).follow(last=20) == [10, 20]
-
-
-def test_other_errors_end_it():
-    run = Run({10: 0})
-
-    def evaluate(step):
-        raise UserError("no real clips")
-
-    with pytest.raises(UserError, match="no real clips"):
-        follow(run.steps, evaluate, set, last=10, patience=10, clock=lambda: run.now, sleep=run.sleep)

@@ -140,8 +140,8 @@ def test_a_mount_that_cannot_rename_is_written_in_place(tmp_path, monkeypatch, c
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def gathered(seconds=60.0):
-    return files.Gathered(files.path(RUN) / "log.jsonl", seconds)
+def store_writer(seconds=60.0):
+    return files.StoreWriter(files.path(RUN) / "log.jsonl", seconds)
 
 
 def lines():
@@ -151,7 +151,7 @@ def lines():
 def test_lines_wait_and_the_last_part_grows(bucket, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(files.time, "time", lambda: clock[0])
-    one = gathered()
+    one = store_writer()
     one.line("1")
     assert lines() == []  # a job killed here loses what waits
     one.flush()
@@ -176,7 +176,7 @@ def test_lines_wait_and_the_last_part_grows(bucket, monkeypatch):
 
 
 def test_waiting_lines_are_written_without_another_call(bucket):
-    one = gathered(0.05)
+    one = store_writer(0.05)
     one.line("1")
     for _ in range(200):
         if lines():
@@ -186,7 +186,7 @@ def test_waiting_lines_are_written_without_another_call(bucket):
 
 
 def test_a_store_that_fails_for_a_while_loses_nothing(bucket, monkeypatch):
-    one, good = gathered(0.05), files.write_whole
+    one, good = store_writer(0.05), files.write_whole
     failed = threading.Event()
 
     def fail(path, content):

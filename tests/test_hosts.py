@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vf import record
-from vf.checkpoint import Checkpoints
 from vf.hosts import desk, ends, run
 from vf.hosts.card import unlike
 from vf.hosts.ends import HostsError
 from vf.hosts.place import Place, place
 from vf.hosts.run import Hosts
+from vf.run.metrics_file import read_metrics
+from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +98,7 @@ def wait_for_steps(workdir, process, seconds=240):
 
 
 def losses(workdir) -> dict[int, float]:
-    return {row["step"]: row["train/loss"] for row in record.read_metrics(workdir) if "train/loss" in row}
+    return {row["step"]: row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row}
 
 
 def told(text: str) -> list[str]:

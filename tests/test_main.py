@@ -15,9 +15,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import demo
-from vf import build, export, files, main, record, rng, sharding, state, train, video
-from vf.checkpoint import Checkpoints
-from vf.judge import read_evaluations
+from vf import files, main, rng, video
+from vf.config import build, data, models, start, values
+from vf.jobs import evaluate, train
+from vf.jobs.evaluator import read_evaluations
+from vf.pretrained import export
+from vf.run.metrics_file import read_metrics
+from vf.training import sharding, state
+from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -52,8 +57,8 @@ def tiny(**changes) -> ConfigDict:
 
 
 def weights(workdir, config, which="ema"):
-    model = build.model(config, build.source(config))
-    shapes = build.shapes(model)
+    model = models.model(config, data.source(config))
+    shapes = model.shapes()
     with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
         return jax.tree.map(np.asarray, checkpoints.restore_params(shapes, which))
 
@@ -68,11 +73,11 @@ def finished(tmp_path_factory):
 
 def test_a_run_is_a_folder_that_explains_itself(finished):
     workdir, scores = finished
-    assert json.loads((workdir / "config.json").read_text()) == build.plain(tiny())
+    assert json.loads((workdir / "config.json").read_text()) == values.to_json(tiny())
     facts = json.loads((workdir / "run.json").read_text())["starts"][0]
     assert facts["seed"] == 0
     assert facts["mesh"] == {"data": 8, "fsdp": 1, "frames": 1, "tensor": 1}
-    rows = record.read_metrics(workdir)
+    rows = read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]  # means up to each checkpoint
     losses = {key for row in rows for key in row if key.startswith("validation/")}
     assert losses == {f"validation/{net}{kind}/t500" for net in ("base", "residual") for kind in ("", "_eps")}
@@ -154,7 +159,7 @@ def test_a_model_travels(finished, exported, tmp_path):
     """Sampled from the exported folder alone, with its own config and without data: the run's clips, bit for bit."""
     workdir, _ = finished
     config = loaded(exported)
-    assert build.plain(config) == build.plain(tiny(init_from=str(exported)))
+    assert values.to_json(config) == values.to_json(tiny(init_from=str(exported)))
     config.data.source = "none"
     main.run(config, tmp_path, "sample")
     made, meant = (
@@ -177,7 +182,7 @@ def test_an_evaluation_job_judges_what_there_is_to_start_from(finished, exported
     _, scores = finished
     found = main.run(tiny(init_from=str(exported)), tmp_path, "evaluate")
     assert found == pytest.approx(scores)
-    assert read_evaluations(tmp_path, build.evaluation_job(tiny()).mark).keys() == {0}
+    assert read_evaluations(tmp_path, build.evaluation_fingerprint(tiny())).keys() == {0}
 
 
 @pytest.mark.slow
@@ -202,16 +207,16 @@ def test_training_starts_from_these_weights(finished, exported, tmp_path):
 def test_both_kinds_of_folder_give_the_same_arrays(finished, exported):
     """On the shardings asked for; `base.init_from` gives the base network alone."""
     config = tiny(mesh__data=2, mesh__fsdp=4)
-    model = build.model(config, build.source(config))
-    shapes = build.shapes(model)
+    model = models.model(config, data.source(config))
+    shapes = model.shapes()
     where = sharding.shardings(shapes, build.mesh(config), min_size=1)
     abstract = sharding.abstract(shapes, where)
     meant = weights(finished[0], tiny())
     for folder in (finished[0], exported):
-        made = build.start(tiny(init_from=str(folder)), model.networks).read(abstract)
+        made = start.start(tiny(init_from=str(folder)), model.networks).read(abstract)
         jax.tree.map(np.testing.assert_array_equal, made, meant)
         assert jax.tree.all(jax.tree.map(lambda a, s: a.sharding == s, made, where))
-        base = build.start(tiny(base__init_from=str(folder)), model.networks)
+        base = start.start(tiny(base__init_from=str(folder)), model.networks)
         assert base.networks == ("base",)
         jax.tree.map(np.testing.assert_array_equal, base.read(abstract), {"base": meant["base"]})
     assert not jax.tree.all(jax.tree.map(lambda s: s.is_fully_replicated, where))
@@ -232,15 +237,15 @@ def test_what_networks_have_learned_is_compared_before_they_are_read(exported, m
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values)
     values(sys.argv)
-    assert build.start(config, ("base", "residual")) is not None
+    assert start.start(config, ("base", "residual")) is not None
     # The base network alone: what the other one has learned does not count, nor does dropout.
     free = tiny(base__init_from=str(exported), base__net__dropout=0.5, model__context="none", **changes)
     free.base.net.width = 8
-    assert build.start(free, ("base", "residual")).networks == ("base",)
+    assert start.start(free, ("base", "residual")).networks == ("base",)
     with pytest.raises(
         UserError, match=r"model.context is none here and base_frame there; set --config.model.context="
     ):
-        build.start(tiny(init_from=str(exported), model__context="none"), ("base", "residual"))
+        start.start(tiny(init_from=str(exported), model__context="none"), ("base", "residual"))
 
 
 def test_noise_and_classes_are_compared_too(exported):
@@ -248,22 +253,22 @@ def test_noise_and_classes_are_compared_too(exported):
     other = tiny(init_from=str(exported), noise__lam=(0.25,))
     both = ("base", "residual")
     with pytest.raises(UserError, match=r"noise\.lam is \(0\.25,\) here and \(0\.5,\) there"):
-        build.start(other, both)
-    assert build.start(other, both, trains=True) is not None
-    classes = build.source(other).class_names
-    assert build.start(tiny(init_from=str(exported)), both, classes) is not None
+        start.start(other, both)
+    assert start.start(other, both, trains=True) is not None
+    classes = data.source(other).class_names
+    assert start.start(tiny(init_from=str(exported)), both, classes) is not None
     turned = (classes[1], classes[0], *classes[2:])
     with pytest.raises(UserError, match=f"class 0 is {classes[0]} there and {classes[1]} here"):
-        build.start(tiny(init_from=str(exported)), both, turned)
+        start.start(tiny(init_from=str(exported)), both, turned)
     with pytest.raises(UserError, match=r"have learned 18 classes, and these clips have 17 \(the first are equal\)"):
-        build.start(tiny(init_from=str(exported)), both, classes[:-1])
+        start.start(tiny(init_from=str(exported)), both, classes[:-1])
 
 
 def test_more_differences_than_one_wants_to_read(exported):
     config = tiny(init_from=str(exported))
     config.base.net.update({"width": 16, "num_res_blocks": 2, "patch": 2, "head_dim": 4, "norm_groups": 2})
     with pytest.raises(UserError, match=r"\(and 1 more\)"):
-        build.start(config, ("base",))
+        start.start(config, ("base",))
 
 
 def test_a_start_that_is_none(finished, exported, tmp_path):
@@ -289,7 +294,7 @@ def test_evaluating_again_gives_the_same_scores(finished):
 def test_an_evaluation_job_judges_what_was_not(finished):
     """Following a finished run: training judged the last step, the job the one before, once; the best is marked."""
     workdir, scores = finished
-    mark = build.evaluation_job(tiny()).mark
+    mark = build.evaluation_fingerprint(tiny())
     assert read_evaluations(workdir, mark).keys() == {4}
     main.run(tiny(), workdir, "evaluate")
     judged = read_evaluations(workdir, mark)
@@ -302,7 +307,7 @@ def test_an_evaluation_job_judges_what_was_not(finished):
     before = (workdir / "metrics.jsonl").read_text()
     assert main.run(tiny(), workdir, "evaluate") == pytest.approx(scores)
     assert (workdir / "metrics.jsonl").read_text() == before  # nothing was left to do
-    torn = (workdir / "evaluations.jsonl").read_text() + '{"mark": torn'
+    torn = (workdir / "evaluations.jsonl").read_text() + '{"fingerprint": torn'
     (workdir / "evaluations.jsonl").write_text(torn)
     assert read_evaluations(workdir, mark) == judged
 
@@ -314,19 +319,19 @@ def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
     def on_disk(directory, **options):
         return Checkpoints(directory.replace("gs://bucket", str(tmp_path)), **options)
 
-    for module in (main, train):
+    for module in (main, train, evaluate):
         monkeypatch.setattr(module, "Checkpoints", on_disk)
     workdir = files.folder("gs://bucket/run")
     assert main.run(tiny(), workdir, "train") == pytest.approx(finished[1])
     bucket["bucket/run/checkpoints/4/commit_success.txt"] = b""  # of which Orbax would have left many
     main.run(tiny(), workdir, "evaluate")
-    mark = build.evaluation_job(tiny()).mark
+    mark = build.evaluation_fingerprint(tiny())
     judged = read_evaluations(workdir, mark)
     assert judged.keys() == {2, 4}
     best = json.loads(bucket["bucket/run/best.json"])
     assert best["value"] == min(found["fd_random_conv3d"] for found in judged.values())
     assert not {name for name in bucket if "judging" in name or "writable" in name}
-    rows = record.read_metrics(workdir)
+    rows = read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]
     assert {row["step"] for row in rows if "score" in row} == {2, 4}
     clips = [video.load_npz(run / "samples" / "step_00000004" / "clips.npz")["clips"] for run in (workdir, finished[0])]
@@ -343,7 +348,7 @@ def test_scores_by_name(finished, tmp_path):
     config = tiny(eval__metrics="flicker", eval__checkpoint="4", eval__cache=str(tmp_path))
     scores = main.run(config, workdir, "evaluate")
     assert 0.5 < scores["flicker"] <= 1
-    (row,) = [row for row in record.read_metrics(workdir) if row.get("score") == "flicker"]
+    (row,) = [row for row in read_metrics(workdir) if row.get("score") == "flicker"]
     assert row["step"] == 4
     assert row["protocol"]["clips"]["n_generated"] == 4
     assert row["protocol"]["clips"]["n_real"] == row["protocol"]["n_real"] == 8
@@ -382,8 +387,7 @@ def test_one_and_eight_devices_train_alike(finished, tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT, capture_output=True,
                    env={"PATH": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"})  # fmt: skip
     mine, theirs = (
-        [row["train/loss"] for row in record.read_metrics(folder) if "train/loss" in row]
-        for folder in (workdir, tmp_path)
+        [row["train/loss"] for row in read_metrics(folder) if "train/loss" in row] for folder in (workdir, tmp_path)
     )
     np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
@@ -404,7 +408,7 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path):
 def test_a_frozen_base_stays(tmp_path):
     config = tiny(train__freeze_base=True, train__lr_residual=1e-2, train__steps=2)
     main.run(config, tmp_path, "train")
-    model = build.model(config, build.source(config))
+    model = models.model(config, data.source(config))
     start = model.init(rng.key(0, rng.Purpose.PARAMETERS))
     end = weights(tmp_path, config)
     jax.tree.map(np.testing.assert_array_equal, end["base"], jax.tree.map(np.asarray, start["base"]))
@@ -509,7 +513,7 @@ def test_the_command_line_suggests_the_nearest_name(arguments, message):
 
 def test_imports_touch_no_backend_and_bring_no_other_framework():
     code = (
-        "import sys, vf.main, vf.train, vf.gallery, jax;"
+        "import sys, vf.main, vf.jobs.train, vf.run.page, jax;"
         "assert not jax._src.xla_bridge.backends_are_initialized(), 'a backend was started';"
         "assert not {'tensorflow', 'torch'} & set(sys.modules), 'another framework was imported'"
     )

@@ -9,10 +9,11 @@ import pytest
 from tests.pretrained.torch_unets import adm as torch_adm
 from tests.pretrained.torch_unets import arrays, channels_first, outputs, randomised
 from tests.test_main import tiny, weights
-from vf import build, export, main, video
+from vf import main, video
+from vf.config import build, check, data, models, networks, start
 from vf.data.pipeline import NoClips
 from vf.diffusion import solvers
-from vf.pretrained import convert
+from vf.pretrained import convert, export
 from vf.pretrained.base import open_base, remembered
 from vf.types import UserError
 
@@ -55,9 +56,9 @@ def test_images_of_the_file_itself(net, file, tmp_path):
     )
     assert main.run(made, tmp_path, "sample") == {}
     found = video.load_npz(tmp_path / "samples" / "base_step_00000000" / "clips.npz")["clips"]
-    model, source = build.file_model(made)
+    model, source = models.file_model(made)
     assert source.class_names == tuple("01234")
-    job = build.sample_job(made)
+    job = build.sample_spec(made)
     keys = _keys(made, 3)
     start = jax.vmap(lambda k: model.prior.draw(jax.random.fold_in(k, 0), model.shape))(keys)
 
@@ -67,7 +68,7 @@ def test_images_of_the_file_itself(net, file, tmp_path):
         return out[:, None, ..., :3]
 
     with jax.disable_jit():
-        z = solvers.ddim(eps, start, job.options.grid, model.schedule)
+        z = solvers.solve(eps, start, job.options.grid, model.schedule)
     true = np.asarray(video.to_uint8(z)).astype(int)
     assert np.abs(found.astype(int) - true).max() <= 1
     with pytest.raises(UserError, match=r"sample\.label must be a class, 0 to 4"):
@@ -84,31 +85,31 @@ def _keys(made, count):
 
 def test_the_config_says_what_the_file_decides(file, tmp_path):
     made = config(file)
-    resolved = build.resolved(made, tmp_path)
+    resolved = networks.resolved(made, tmp_path)
     assert (made.base.net.width, resolved.base.net.width) == (8, 32)
     assert resolved.base.net.width_mult == (1, 2)
     assert resolved.base.net.learned_variance
     with pytest.raises(UserError, match="no weights at"):
-        build.resolved(config(tmp_path / "none.safetensors"), tmp_path)
+        networks.resolved(config(tmp_path / "none.safetensors"), tmp_path)
     (tmp_path / "base.json").write_text(remembered(open_base(file)).replace(open_base(file).fingerprint, "another"))
     with pytest.raises(UserError, match=r"is not what the run in .* began with"):
-        build.resolved(made, tmp_path, fresh=False)
-    gone = build.resolved(config(tmp_path / "none.safetensors"), tmp_path, fresh=False)
+        networks.resolved(made, tmp_path, fresh=False)
+    gone = networks.resolved(config(tmp_path / "none.safetensors"), tmp_path, fresh=False)
     assert gone.base.net == resolved.base.net
     with pytest.raises(UserError, match="both say where the base network starts from"):
-        build.check(config(file, base__init_from="runs/x", init_from="runs/y"))
+        check.check(config(file, base__init_from="runs/x", init_from="runs/y"), "train")
 
 
 def test_a_start_is_the_file(file, tmp_path):
-    made = build.resolved(config(file), tmp_path)
-    model = build.model(made, NoClips())
-    shapes = build.shapes(model)
+    made = networks.resolved(config(file), tmp_path)
+    model = models.model(made, NoClips())
+    shapes = model.shapes()
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
-    start = build.start(made, model.networks)
-    assert start.networks == ("base",)
-    assert start.origin["fingerprint"] == open_base(file).fingerprint
-    found = start.read(abstract)
+    begins = start.start(made, model.networks)
+    assert begins.networks == ("base",)
+    assert begins.origin["fingerprint"] == open_base(file).fingerprint
+    found = begins.read(abstract)
     assert found.keys() == {"base"}
     true = open_base(file).params(export.named(shapes["base"]))
     for path, array in export.named(found["base"]).items():
@@ -129,8 +130,8 @@ def test_the_whole_road(net, file, tmp_path, monkeypatch):
     z = np.random.default_rng(0).normal(size=(2, 1, 16, 16, 3)).astype(np.float32)
     t = np.array([3, 900])
     true, _ = outputs(loaded, (), channels_first(z[:, 0]), torch.from_numpy(t))
-    resolved = build.resolved(made, tmp_path)
-    model = build.model(resolved, build.source(resolved))
+    resolved = networks.resolved(made, tmp_path)
+    model = models.model(resolved, data.source(resolved))
     params = weights(tmp_path / "run", resolved)
     found = jax.jit(model.base.apply)({"params": params["base"]}, z, t)[:, 0]
     np.testing.assert_allclose(found, true, atol=1e-4 * np.abs(true).max())

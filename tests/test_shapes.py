@@ -8,9 +8,10 @@ from jaxtyping import TypeCheckError
 from vf.diffusion import decompose
 
 
-def test_a_shape_that_would_spread_unseen_is_refused():
+@pytest.mark.parametrize("library", [jnp, np])
+def test_a_shape_that_would_spread_unseen_is_refused(library):
     """One base frame for all clips of a batch: arithmetic repeats it silently, the annotation does not."""
-    residual, lam = jnp.ones((3, 5, 4, 4, 2)), np.full(5, 0.5, np.float32)
-    assert decompose.combine(jnp.ones((3, 4, 4, 2)), residual, lam).shape == residual.shape
+    residual, lam = library.ones((3, 5, 4, 4, 2)), np.full(5, 0.5, np.float32)
+    assert decompose.combine(library.ones((3, 4, 4, 2)), residual, lam).shape == residual.shape
     with pytest.raises(TypeCheckError, match="parameter 'residual'"):
-        decompose.combine(jnp.ones((1, 4, 4, 2)), residual, lam)
+        decompose.combine(library.ones((1, 4, 4, 2)), residual, lam)

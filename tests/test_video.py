@@ -170,10 +170,10 @@ def test_grid_puts_clip_k_in_row_and_column_k():
     np.testing.assert_array_equal(video.grid(clips[:1], columns=8), clips[0])
 
 
-@pytest.mark.parametrize("centre", [0, 2, 3])
-def test_film_strip_marks_the_centre_column_only(centre):
+@pytest.mark.parametrize("base_frame", [0, 2, 3])
+def test_film_strip_marks_the_base_frame_column_only(base_frame):
     clips, pad, scale = random_clips(), 2, 3
-    strip = video.film_strip(clips, centre, pad=pad, scale=scale)
+    strip = video.film_strip(clips, base_frame, pad=pad, scale=scale)
     high, wide = 6 * scale + 2 * pad, 8 * scale + 2 * pad
     assert strip.shape == (5 * high, 4 * wide, 3)
     for n in range(5):
@@ -182,17 +182,17 @@ def test_film_strip_marks_the_centre_column_only(centre):
             np.testing.assert_array_equal(cell[pad:-pad, pad:-pad], video.enlarge(clips[n, t], scale))
     marked = (strip == video.MARK).all(-1)
     columns = np.flatnonzero(marked.any(0))
-    assert (columns[0], columns[-1]) == (centre * wide, (centre + 1) * wide - 1)
-    assert marked[:, centre * wide].all()
-    assert marked[:, (centre + 1) * wide - 1].all()
+    assert (columns[0], columns[-1]) == (base_frame * wide, (base_frame + 1) * wide - 1)
+    assert marked[:, base_frame * wide].all()
+    assert marked[:, (base_frame + 1) * wide - 1].all()
     assert marked[0, columns].all()
     assert marked[-1, columns].all()
 
 
-@pytest.mark.parametrize(("centre", "pad"), [(4, 2), (-1, 2), (0, 0)])
-def test_film_strip_refuses_a_centre_that_is_no_frame(centre, pad):
-    with pytest.raises(ValueError, match="centre"):
-        video.film_strip(random_clips(), centre, pad=pad)
+@pytest.mark.parametrize(("base_frame", "pad"), [(4, 2), (-1, 2), (0, 0)])
+def test_film_strip_refuses_a_base_frame_that_is_no_frame(base_frame, pad):
+    with pytest.raises(ValueError, match="base_frame"):
+        video.film_strip(random_clips(), base_frame, pad=pad)
 
 
 def test_png_is_exact(tmp_path):

@@ -1,8 +1,7 @@
-"""Scores anybody's clips against real ones, and follows a run to score its checkpoints.
+"""Scores anybody's clips against real ones.
 
     python -m vf.evaluate --real=DIR --generated=DIR --protocol=styleganv --metrics=fvd,kvd --i3d=FILE --out=FILE.json
     python -m vf.evaluate --selfcheck --i3d=FILE
-    python -m vf.main --mode=evaluate --config=... --workdir=RUN          (vf.main; `follow` below)
 
 Either side is a folder of videos, GIFs or folders of frames, an `.npz` with uint8 [n t h w 3] under `clips`, or a
 prepared data set. A protocol says which of their clips are compared and how; its fields are flags too. Features are
@@ -15,16 +14,16 @@ import json
 import logging
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vf.data.clips import STARTS, Windows
-from vf.data.sets import Choice, ClipSet, open_set
-from vf.metrics import features, fvd, suite
+from vf.metrics import fvd
 from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, plain, protocol_hash
-from vf.pretrained import i3d, networks
+from vf.pretrained import i3d
+from vf.scores import features, networks, suite
+from vf.scores.sets import Choice, ClipSet, open_set
 from vf.types import UserError, naming_flags
 from vf.video import replacing
 
@@ -298,56 +297,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def follow(
-    steps: Callable[[], Sequence[int]],
-    evaluate: Callable[[int], None],
-    judged: Callable[[], set[int]],
-    *,
-    last: int,
-    patience: float,
-    every: float = 10.0,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> list[int]:
-    """Evaluates checkpoints as a run writes them, the newest first, until step `last` is judged.
-
-    Args:
-        steps: the complete checkpoints now.
-        evaluate: judges one step; FileNotFoundError where the run has removed it meanwhile, which is no error.
-        judged: steps that were judged already, by this job or another.
-        last: final step of the run.
-        patience: seconds without a new checkpoint after which the job ends.
-        every: seconds between two looks.
-        clock, sleep: for tests.
-
-    Returns:
-        The steps judged here, in order.
-    """
-    done: list[int] = []
-    gone: set[int] = set()
-    since, told = clock(), False
-    while True:
-        waiting = sorted(set(steps()) - judged() - gone - set(done))
-        if waiting:
-            step = waiting[-1]
-            try:
-                evaluate(step)
-                done.append(step)
-            except FileNotFoundError:
-                gone.add(step)
-            since, told = clock(), False
-        elif last in judged() | gone | set(done):
-            return done
-        elif clock() - since > patience:
-            logging.warning("no new checkpoint for %.0f s: the evaluation ends", patience)
-            return done
-        else:
-            if not told:
-                logging.warning("waiting for a new checkpoint, up to step %d, for at most %.0f s", last, patience)
-            told = True
-            sleep(every)
 
 
 if __name__ == "__main__":

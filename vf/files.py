@@ -224,7 +224,7 @@ def _parts(path: AnyPath) -> AnyPath:
     return path.with_suffix("")
 
 
-class Gathered:
+class StoreWriter:
     """Lines, and one growing local file, on their way into a store.
 
     They are written `EVERY_SECONDS` after the first that waits, at `MOST_LINES` lines, and by `flush`; a killed job

@@ -1,4 +1,4 @@
-"""The only entry: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate`.
+"""The only entry: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate|plan`.
 
 Fields of the config are overridden as `--config.train.batch_size=8`; a variant is named as `configs/ucf101.py:smoke`.
 Bad input ends the program with one sentence and exit status 2; SIGTERM saves the step that trains, status 143.
@@ -7,35 +7,27 @@ On several hosts, or in several processes, every one gets the same command. Clus
 each process is told who it is: `--coordinator=HOST:PORT --processes=N --process=I` (see `vf.hosts`).
 """
 
-import contextlib
-import difflib
 import functools
-import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from vf import build, evaluate, files, gallery, record, sample, sharding, train
-from vf.checkpoint import JUDGING, Checkpoints
-from vf.data import pipeline
+from vf import files
+from vf.config import build
+from vf.config.check import check
+from vf.config.flags import parse
 from vf.hosts.card import card
 from vf.hosts.ends import HostsError, Stopped, outcome
 from vf.hosts.place import place
 from vf.hosts.run import Hosts
-from vf.judge import Judge, RealClips, real_clips
-from vf.model import Model
-from vf.plan import job as planning
-from vf.plan.targets import parse_target
-from vf.pretrained import base as pretrained
-from vf.types import Params, UserError
+from vf.jobs import evaluate, plan, sample, train
+from vf.training.checkpoint import Checkpoints
+from vf.types import UserError
 
 MODES = ("train", "sample", "evaluate", "plan")
 NAMES = (
@@ -58,255 +50,44 @@ flags.DEFINE_float("startup_timeout", 300.0, "Seconds in which all processes mus
 flags.DEFINE_float("heartbeat_timeout", 60.0, "Seconds of silence after which a host counts as gone.", lower_bound=10)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ " Did you mean ...?" with the known word nearest to `word`, or the list of all where none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-
-
-def parse(argv: list[str]) -> list[str]:
-    """absl's parsing, with typing errors answered by the nearest known name. Raises UserError."""
-    for word in argv:
-        path = word.removeprefix("--config=").split(":")[0]
-        if word.startswith("--config=") and not Path(path).is_file():
-            found = [str(p) for p in Path("configs").glob("*.py") if p.stem != "__init__"]
-            raise UserError(f"no config at {path}: {nearest(path, found)}")
-    try:
-        rest = FLAGS(argv, known_only=True)
-    except flags.Error as error:
-        raise UserError(str(error).split("\n")[0]) from error
-    except AttributeError as error:
-        raise UserError(_unknown_field(argv) or str(error)) from error
-    if rest[1:]:
-        word = rest[1].split("=")[0].lstrip("-")
-        raise UserError(f"unknown argument {rest[1]}: {nearest(word, NAMES)}")
-    for name in ("config", "workdir"):
-        if getattr(FLAGS, name) is None:
-            raise UserError(f"--{name} is missing; try --config=configs/demo.py --workdir=runs/demo")
-    return rest
-
-
-def _unknown_field(argv: list[str]) -> str | None:
-    """Which --config.FIELD is unknown, and what it may have meant."""
-    name = next((word.split("=", 1)[1] for word in argv if word.startswith("--config=")), None)
-    if name is None:
-        return None
-    config = config_flags.config_flags._ConfigFileParser("config").parse(name)
-    known = set(_fields(config))
-    for word in argv:
-        field = word.removeprefix("--config.").split("=")[0]
-        if word.startswith("--config.") and field not in known:
-            return f"unknown field --config.{field}: {nearest(field, known)}"
-    return None
-
-
-def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
-    return [
-        name
-        for key, value in config.items()
-        for name in (_fields(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [f"{prefix}{key}"])
-    ]
-
-
 def run(
-    config: ConfigDict, workdir: files.AnyPath, mode: str, hosts: Hosts | None = None, **training: Any
-) -> dict[str, float]:
-    """One job. Returns the last scores (none for mode sample). Raises UserError, and Stopped as `train.run` does.
-
-    hosts: this process among those of the run, which have come together; default alone.
-    training: `profile` and `compile_only` of `train.run`."""
-    with contextlib.ExitStack() as closing:
-        return _run(config, workdir, mode, closing, hosts or Hosts(), training)
-
-
-def _run(
     config: ConfigDict,
     workdir: files.AnyPath,
     mode: str,
-    closing: contextlib.ExitStack,
-    hosts: Hosts,
-    training: Mapping[str, Any],
+    hosts: Hosts | None = None,
+    *,
+    profile: int = 0,
+    compile_only: bool = False,
 ) -> dict[str, float]:
-    build.check(config)
+    """One job. Returns the last scores (none of modes sample and plan).
+
+    hosts: this process among those of the run, which have come together; default alone.
+    profile, compile_only: of `jobs.train.run`.
+
+    Raises UserError, and Stopped as `jobs.train.run` does."""
+    check(config, mode)
     if mode == "plan":
-        settings = planning.Settings(**build.plan_settings(config))
-        target = parse_target(config.plan.target)
-        planning.run(functools.partial(build.planned, config), target, settings, build.plan_mark(config), workdir)
+        plan.run(build.plan(config), workdir)
         return {}
-    images = config.sample.what == "base"
-    if images and mode != "sample":
-        raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
-    if config.data.source == "none" and mode != "sample":
-        raise UserError(f"data.source=none is for --mode=sample, and this is --mode={mode}: name the data")
-    folder = workdir / "checkpoints"
-    with Checkpoints(str(folder), read_only=True) as checkpoints:
+    hosts = hosts or Hosts()
+    with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
         fresh = hosts.share(checkpoints.latest() is None)
-    config = build.resolved(config, workdir, fresh)
-    model: Model
-    source: pipeline.Source
-    elsewhere = config.init_from or config.base.init_from
-    mesh = build.mesh(config, "" if mode == "evaluate" and config.eval.selfcheck else mode)
-    own = images and fresh and bool(config.base.pretrained) and not elsewhere
-    if own:  # the file's network as it is, with its own classes, to see that it was read right
-        model, source = build.file_model(config, mesh)
-    else:
-        source = build.source(config)
-        model = build.image_model(config, source, mesh) if images else build.model(config, source, mesh)
-    if mode == "evaluate" and config.eval.selfcheck:
-        return build.selfcheck(config)
-    start = None
-    if fresh:
-        start = build.start(config, model.networks, source.class_names, own=own, trains=mode == "train")
-    # An evaluation job may run beside training: it draws its own curves.
-    events = "tensorboard/evaluate" if mode == "evaluate" else "tensorboard"
-    recorder = closing.enter_context(record.Recorder(workdir, is_writer=jax.process_index() == 0, events=events))
-    hosts.before_exit.append(recorder.flush)
-    origin = {"start": start.origin} if start else {}
-    # Samples alone can do without real clips: beside them they are shown where there are any, and lend embeddings.
-    reference = validation = RealClips({}, {})
-    if mode != "sample" or not (images or config.data.source == "none"):
-        reference = real_clips(build.source(config, "reference"), config.eval.clips, config.seed)
-    if mode != "sample" or model.embedding_dim:
-        held_out = build.source(config, "validation")
-        validation = real_clips(held_out, min(config.eval.clips, len(held_out)), config.seed)
-        build.check_validation(config, workdir, fresh)
-    job, evaluation = build.sample_job(config), build.evaluation_job(config)
-    judge = Judge(
-        workdir=workdir,
-        recorder=recorder,
-        model=model,
-        mesh=mesh,
-        job=job,
-        evaluators={} if mode == "sample" else build.evaluators(config),
-        reference=reference,
-        validation=validation,
-        conditions=sample.conditions(model, job, validation.clips, len(source.class_names)),
-        seen=build.validation_is_seen(config),
-        levels=build.levels(config),
-        batch_size=config.eval.batch_size,
-        class_names=source.class_names,
-        seed=config.seed,
-        mark=evaluation.mark,
-        best=evaluation.best,
-        lowest=evaluation.lowest,
-    )
-    tx, learning_rates = build.optimizer(config)
     if mode == "train":
-        facts = {"data": source.describe(), "validation": validation.about, **origin}
-        recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, **facts)
-        if file := build.pretrained_base(config):
-            recorder.file(pretrained.HEADER, pretrained.remembered(file))
-        table = overview(model)
-        recorder.file("parameters.txt", table)
-        logging.info("parameters: %s (table in parameters.txt)", table.splitlines()[-1])
-        return train.run(
-            workdir=workdir,
-            model=model,
-            tx=tx,
-            learning_rates=learning_rates,
-            source=source,
-            mesh=mesh,
-            judge=judge,
-            recorder=recorder,
-            seed=config.seed,
-            steps=config.train.steps,
-            batch_size=config.train.batch_size,
-            accumulate=config.train.accumulate,
-            ema_decay=config.train.ema_decay,
-            param_dtype=build.param_dtype(config),
-            half=config.model.dtype == "bfloat16",
-            loading=build.loading(config),
-            log_every=config.train.log_every,
-            checkpoint_every=config.train.checkpoint_every,
-            keep=config.train.keep,
-            sample_every=config.train.sample_every,
-            start=start.read if start else None,
-            meta={"config": build.fingerprint(config), "seed": config.seed, "classes": list(source.class_names)},
-            hosts=hosts,
-            **training,
-        )
-
-    whole = start is not None and set(start.networks) == set(model.networks)
-    if not whole and not folder.is_dir():
-        raise UserError(
-            f"no checkpoint in {folder}: train first, or give the run's folder as --workdir, or as --config.init_from"
-        )
-    shapes = build.shapes(model)
-    abstract = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
-    scores: dict[str, float] = {}
-
-    def show(step: int, params: Params) -> None:
-        """Samples, and scores where they are asked for."""
-        made = judge.sample(step, params)
-        judge.show_real()
-        if mode == "evaluate":
-            scores.update(judge.evaluate(step, params, made))
-            for name, value in scores.items():
-                logging.info("step %d, %s: %.4g", step, name, value)
-            if recorder.is_writer:
-                (workdir / JUDGING).unlink(missing_ok=True)
-        if recorder.is_writer:
-            recorder.flush()
-            logging.info("gallery: %s", gallery.write(workdir))
-
-    with Checkpoints(str(folder), read_only=True) as checkpoints:
-
-        def look(step: int | None) -> None:
-            """One checkpoint."""
-            at = hosts.share(checkpoints.latest()) if step is None else step
-            if mode == "evaluate" and at is not None:  # while it is judged, training keeps it
-                recorder.file(JUDGING, json.dumps({"step": at}))
-                if step is not None and not hosts.share(step in checkpoints.steps()):
-                    raise FileNotFoundError(f"checkpoint {step}")
-            try:
-                params = checkpoints.restore_params(abstract, which=job.weights, step=at)
-            except UserError as error:
-                if step is not None and step not in checkpoints.steps():
-                    raise FileNotFoundError(f"checkpoint {step}") from error
-                raise
-            show(at or 0, params)
-
-        follow = mode == "evaluate" and evaluation.checkpoint == "follow"
-        # A folder without checkpoints is that of a training job that has just begun: it is worth waiting for.
-        waiting = follow and folder.is_dir()
-        untrained = hosts.share(not checkpoints.steps() and not checkpoints.without_ema())
-        if start and whole and untrained and not waiting and not isinstance(evaluation.checkpoint, int):
-            if not folder.is_dir():  # else a training job has described it
-                recorder.describe(build.plain(config), mesh=mesh, seed=config.seed, data=source.describe(), **origin)
-            show(0, start.read(abstract))
-            return scores
-        if follow:
-            if hosts.share(not checkpoints.steps() and bool(checkpoints.without_ema())):
-                look(None)  # says what is wrong, where waiting would not help
-            # Hosts see a folder and a clock a little differently: what process 0 sees decides which step is next.
-            evaluate.follow(
-                lambda: hosts.share(checkpoints.steps()), look, lambda: set(hosts.share(list(judge.judged()))),
-                last=config.train.steps, patience=evaluation.patience, clock=lambda: hosts.share(time.monotonic()),
-            )  # fmt: skip
-            judged_steps = judge.judged()
-            return scores or judged_steps.get(max(judged_steps, default=-1), {})
-        if isinstance(evaluation.checkpoint, int) and evaluation.checkpoint not in checkpoints.steps():
-            raise UserError(f"no checkpoint of step {evaluation.checkpoint}: there are {checkpoints.steps()}")
-        look(evaluation.checkpoint if isinstance(evaluation.checkpoint, int) else None)
-    return scores
-
-
-def overview(model: Any) -> str:
-    """Table of parameters, one row per block."""
-    from clu import parameter_overview
-
-    return parameter_overview.get_parameter_overview(build.shapes(model), include_stats=False)
+        spec = build.train(config, workdir, fresh)
+        return train.run(spec, workdir, hosts, profile=profile, compile_only=compile_only)
+    if mode == "sample":
+        return sample.run(build.sample(config, workdir, fresh), workdir, hosts)
+    return evaluate.run(build.evaluate(config, workdir, fresh), workdir, hosts)
 
 
 def main(argv: list[str]) -> None:
     """Called by absl with the parsed flags."""
     del argv
     logging.set_verbosity(logging.INFO)
-    plan = FLAGS.mode == "plan"
-    build.cpu_devices(FLAGS.config, plan=plan)
+    planning = FLAGS.mode == "plan"
+    build.cpu_devices(FLAGS.config, plan=planning)
     workdir = files.folder(FLAGS.workdir)
-    where = None if plan else place(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.startup_timeout)
+    where = None if planning else place(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.startup_timeout)
     mine = card(FLAGS.config, FLAGS.mode, FLAGS.workdir) if where else {}
     hosts = Hosts(where, mine, workdir, timeout=FLAGS.startup_timeout, heartbeat=FLAGS.heartbeat_timeout)
     # SIGTERM unwinds the stack, or saves first: processes and shared memory are given back.
@@ -328,7 +109,7 @@ def keep_programs(folder: str) -> None:
 def cli() -> None:
     """Runs `main`; prints an error that is foreseen as one line, and exits with its status."""
     try:
-        app.run(main, flags_parser=parse)
+        app.run(main, flags_parser=functools.partial(parse, names=NAMES))
     except (UserError, HostsError, Stopped) as error:
         status, text = outcome(error)
         print(text, file=sys.stderr)

@@ -28,3 +28,8 @@ def key(seed: int, purpose: Purpose) -> Key[Array, ""]:
 def example_keys(seed: int, purpose: Purpose, index: UInt[Array, " b"]) -> Key[Array, " b"]:
     """One key per example number, for draws under vmap."""
     return jax.vmap(lambda i: jax.random.fold_in(key(seed, purpose), i))(index)
+
+
+def streams(keys: Key[Array, " b"], number: int) -> list[Key[Array, " b"]]:
+    """`number` independent sets of per-example keys, for draws of different kinds."""
+    return [jax.vmap(lambda key, n=n: jax.random.fold_in(key, n))(keys) for n in range(number)]

@@ -26,7 +26,7 @@ from vf.files import replacing
 from vf.types import Array, UserError
 
 GAP = 128  # Grey of the gaps between clips: quiet on a light page and on a dark one.
-MARK = (255, 140, 0)  # Orange frame around the centre (base) frame of a film strip.
+MARK = (255, 140, 0)  # Orange frame around the base frame in a film strip.
 
 
 def from_uint8(video: Array) -> Float[jax.Array, "..."]:
@@ -108,20 +108,20 @@ def grid(clips: UInt8[Array, "n t h w 3"], columns: int, pad: int = 1) -> UInt8[
 
 
 def film_strip(
-    clips: UInt8[Array, "n t h w 3"], centre: int, pad: int = 2, scale: int = 1
+    clips: UInt8[Array, "n t h w 3"], base_frame: int, pad: int = 2, scale: int = 1
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Time from left to right: rows are clips, columns frames, and an orange frame marks the `centre` column.
+    """Time from left to right: rows are clips, columns frames, and an orange frame marks the base frame's column.
 
-    `centre` is the index of the base frame; `pad` (at least 1) pixels surround every enlarged frame, and the
-    mark lies in them, never on the picture. Raises ValueError when `centre` or `pad` is out of range."""
+    `base_frame` is its index; `pad` (at least 1) pixels surround every enlarged frame, and the mark lies in them,
+    never on the picture. Raises ValueError when `base_frame` or `pad` is out of range."""
     clips = np.asarray(clips)
-    if not 0 <= centre < clips.shape[1] or pad < 1:
-        raise ValueError(f"centre must be in 0..{clips.shape[1] - 1} and pad >= 1, got {centre} and {pad}")
+    if not 0 <= base_frame < clips.shape[1] or pad < 1:
+        raise ValueError(f"base_frame must be in 0..{clips.shape[1] - 1} and pad >= 1, got {base_frame} and {pad}")
     side = (pad, pad)
     cells = np.pad(enlarge(clips, scale), ((0, 0), (0, 0), side, side, (0, 0)), constant_values=GAP)
     width = cells.shape[-2]
     strip = rearrange(cells, "n t h w k -> (n h) (t w) k")
-    column = strip[:, centre * width : (centre + 1) * width]  # A view: painting it paints the strip.
+    column = strip[:, base_frame * width : (base_frame + 1) * width]  # A view: painting it paints the strip.
     for edge in (column[:pad], column[-pad:], column[:, :pad], column[:, -pad:]):
         edge[:] = MARK
     return strip

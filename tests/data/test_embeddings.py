@@ -10,7 +10,8 @@ from PIL import Image
 
 from configs import base
 from tests.data.made import colour, number
-from vf import build
+from vf.config import data as config_data
+from vf.config import networks
 from vf.data import inspect, prepare
 from vf.data.clips import Windows
 from vf.data.embeddings import Layout
@@ -111,8 +112,8 @@ def seen(batch: dict[str, np.ndarray], base_frame: int) -> list[tuple[int, int, 
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_clip_has_the_embedding_of_its_own_base_frame(made, every, base_frame, changes, flip):
     config = configured(made(every), **{"noise.base_frame": base_frame}, **changes)
-    clips = build.source(config)
-    at = build.base_frame(config)
+    clips = config_data.source(config)
+    at = config_data.base_frame(config)
     assert at == (2 if base_frame == -1 else base_frame)
     told = set()
     with batches(clips, seed=1, batch_size=16, threads=2, flip=flip) as iterator:
@@ -154,10 +155,10 @@ def test_one_embedding_a_video_serves_its_middle_window_alone(made, tmp_path, ag
         with pytest.raises(
             UserError, match=rf"one embedding for each video.* start at {start}: take windows at the centre"
         ):
-            build.source(configured(data, **{"data.windows": start}))
-        clips = build.source(configured(data, **{"data.windows": start, "model.context": "base_frame"}))
+            config_data.source(configured(data, **{"data.windows": start}))
+        clips = config_data.source(configured(data, **{"data.windows": start, "model.context": "base_frame"}))
         assert set(clips.clip(0, np.random.default_rng(0))) == {"video", "label"}  # nobody asks for embeddings
-    clips = build.source(configured(data, **{"data.windows": "centre"}))
+    clips = config_data.source(configured(data, **{"data.windows": "centre"}))
     assert clips.embedding_dim == 3
     for record, frames in enumerate(VIDEOS.values()):
         clip = clips.clip(record, np.random.default_rng(0))
@@ -166,8 +167,8 @@ def test_one_embedding_a_video_serves_its_middle_window_alone(made, tmp_path, ag
 
 
 def test_mirrored_clips_need_mirrored_embeddings(made):
-    for data, windows in ((made(3, False), Windows(6)), (made(0, False), Windows(6, start="centre"))):
-        clips = Prepared(data, windows=windows, base_frame=2)
+    for root, windows in ((made(3, False), Windows(6)), (made(0, False), Windows(6, start="centre"))):
+        clips = Prepared(root, windows=windows, base_frame=2)
         for how in ({"threads": 2}, {"workers": 1}) if windows.start == "random" else ({"threads": 0},):
             iterator = batches(clips, seed=0, batch_size=1, flip=True, **how)
             with iterator, pytest.raises(UserError, match=r"no embeddings of mirrored frames: set flip to False"):
@@ -200,7 +201,7 @@ def test_what_there_is_is_told(made, source, tmp_path, capsys):
     assert bare["embeddings"] == {"dim": 0, "every": 0, "mirrored": False}
     assert "embeddings" not in prepare.report(bare, tmp_path)
     with pytest.raises(UserError, match="no embedding of the base frame"):
-        build.embedding_dim(configured(tmp_path / "bare"), build.source(configured(tmp_path / "bare")))
+        networks.embedding_dim(configured(tmp_path / "bare"), config_data.source(configured(tmp_path / "bare")))
 
 
 def test_a_video_of_another_length_than_its_embeddings_is_lost(source, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import base
-from vf import build
+from vf.config import data
 from vf.data import remote
 from vf.types import UserError
 
@@ -83,8 +83,8 @@ def test_videos_in_a_store_are_a_source(bucket, real_clips, tmp_path, monkeypatc
         bucket[f"bucket/{path.relative_to(real_clips).as_posix()}"] = path.read_bytes()
     config = base.get_config()
     config.data.source = "gs://bucket/UCF-101"
-    assert len(build.source(config)) == 2
+    assert len(data.source(config)) == 2
     # A plan fetches nothing.
     config.plan.classes = 3
     monkeypatch.setattr(remote, "at_hand", lambda _: pytest.fail("fetched"))
-    assert build.plan_source(config).num_classes == 3
+    assert data.plan_source(config).num_classes == 3

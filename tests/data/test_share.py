@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from tests.data.made import colour, number, write
-from vf import build
+from vf.config import check, data
 from vf.data.clips import STARTS
 from vf.data.pipeline import batches, fixed_clips
 from vf.data.preparation import prepare
@@ -73,7 +73,7 @@ def shown(clips) -> set[int]:
 
 def trained_on(config) -> set[int]:
     """The videos that two epochs of training show."""
-    source = build.source(config)
+    source = data.source(config)
     found: set[int] = set()
     with batches(source, seed=0, batch_size=len(source), threads=0) as steps:
         for _ in range(2):
@@ -86,40 +86,40 @@ def trained_on(config) -> set[int]:
 def test_no_window_of_a_validation_video_is_trained_on(made, how, windows):
     """Whatever the windows, decoded or prepared: the same videos, and all of them in one part or the other."""
     chosen = config(made[how], data__windows=windows)
-    validation = build.source(chosen, "validation")
+    validation = data.source(chosen, "validation")
     clips = fixed_clips(validation, len(validation))["video"]
     assert len(clips) == len(shown(clips))  # one window a video
     assert shown(clips) == {k for k, name in enumerate(VIDEOS) if place(name) < 0.3}
     assert trained_on(chosen) == set(range(12)) - shown(clips)
-    reference = build.source(chosen, "reference")  # the clips that are trained on, one window each
+    reference = data.source(chosen, "reference")  # the clips that are trained on, one window each
     assert shown(fixed_clips(reference, len(reference))["video"]) == set(range(12)) - shown(clips)
     assert validation.describe()["part"] == "validation"
-    assert build.source(chosen).describe()["part"] == reference.describe()["part"] == "training"
-    assert not build.validation_is_seen(chosen)
+    assert data.source(chosen).describe()["part"] == reference.describe()["part"] == "training"
+    assert not data.validation_is_seen(chosen)
 
 
 @pytest.mark.parametrize("how", ["decoded", "prepared"])
 def test_a_share_of_nothing_trains_on_all_and_says_so(made, how):
     chosen = config(made[how], data__validation_share=0.0)
-    validation = build.source(chosen, "validation")
+    validation = data.source(chosen, "validation")
     assert trained_on(chosen) == shown(fixed_clips(validation, 12)["video"]) == set(range(12))
-    assert build.validation_is_seen(chosen)
+    assert data.validation_is_seen(chosen)
 
 
 def test_a_list_of_validation_videos_is_left_out_of_training(made, tmp_path):
     """Whatever the share; and where a list of training videos names one of them, that is told."""
     chosen = config(made["decoded"], data__validation_split_file=str(made["list"]))
-    assert shown(fixed_clips(build.source(chosen, "validation"), 2)["video"]) == {3, 8}
+    assert shown(fixed_clips(data.source(chosen, "validation"), 2)["video"]) == {3, 8}
     assert trained_on(chosen) == set(range(12)) - {3, 8}
-    assert not build.validation_is_seen(chosen)
+    assert not data.validation_is_seen(chosen)
     chosen.eval.reference_split_file = str(made["list"])
-    assert shown(fixed_clips(build.source(chosen, "reference"), 2)["video"]) == {3, 8}
+    assert shown(fixed_clips(data.source(chosen, "reference"), 2)["video"]) == {3, 8}
     chosen.data.split_file = str(made["list"])
     with pytest.raises(UserError, match=f"both name {VIDEOS[3]} .and 1 more.: a video either trains or validates"):
-        build.source(chosen)
+        data.source(chosen)
     (tmp_path / "all.txt").write_text("\n".join(VIDEOS))
     with pytest.raises(UserError, match="names every video of"):
-        build.source(config(made["decoded"], data__validation_split_file=str(tmp_path / "all.txt")))
+        data.source(config(made["decoded"], data__validation_split_file=str(tmp_path / "all.txt")))
 
 
 def test_splits_that_do_not_fit_are_told(made):
@@ -140,9 +140,9 @@ def test_splits_that_do_not_fit_are_told(made):
         ("validation", {"data__validation_share": 1e-9}, "leaves none to the validation set"),
     ):
         with pytest.raises(UserError, match=message):
-            build.source(config(made["prepared"], **changes), part)
+            data.source(config(made["prepared"], **changes), part)
     with pytest.raises(UserError, match="the clips of tfds:ucf101 have no names to choose a validation set by"):
-        build.source(config("tfds:ucf101"))
+        data.source(config("tfds:ucf101"))
     for share in (-0.1, 1.0):
         with pytest.raises(UserError, match=r"data.validation_share must be at least 0 and less than 1"):
-            build.check(config(made["prepared"], data__validation_share=share))
+            check.check(config(made["prepared"], data__validation_share=share), "train")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vf.diffusion import decompose, gaussian, priors
+from vf.diffusion import decompose, gaussian
+from vf.diffusion import noise as priors
 from vf.diffusion.schedule import cosine, spread
 
 FRAMES, BASE = 6, 2
@@ -39,11 +40,19 @@ def test_lambda_is_one_at_the_base_frame_only():
     assert lam[7] == 1
     np.testing.assert_array_equal(np.delete(lam, 7), 0.5)
     np.testing.assert_allclose(decompose.make_lambda(VECTOR, FRAMES, BASE), [0.1, 0.9, 1.0, 0.0, 0.7, 0.5], rtol=1e-7)
+    assert decompose.make_lambda(0.25, 3, 0).tolist() == [1, 0.25, 0.25]  # any frame may be it, the first and the last
+    assert decompose.make_lambda(0.25, 3, 2).tolist() == [0.25, 0.25, 1]
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(-0.1, r"\[0, 1\]"), (1.1, r"\[0, 1\]"), (float("nan"), r"\[0, 1\]"), ((0.5, 0.5), "6 numbers")],
+    [
+        (-0.1, r"\[0, 1\]"),
+        (1.1, r"\[0, 1\]"),
+        (float("nan"), r"\[0, 1\]"),
+        ((0.5, 0.5), "6 numbers"),
+        (((0.5,) * 6,) * 6, "6 numbers"),
+    ],
 )
 def test_lambda_out_of_range_is_refused(value, message):
     with pytest.raises(ValueError, match=message):

@@ -40,16 +40,13 @@ def test_v_keeps_unit_variance():
 def test_no_noise_means_no_noise():
     """At sigma = 0 the whole noise is 0 for eps and v (lambda = 1 off the base frame)."""
     for kind in ("eps", "v"):
-        np.testing.assert_allclose(
-            gaussian.to_noise(kind, EPS, 0.5 * X, jnp.float32(0.5), jnp.float32(0)), 0, atol=1e-6
-        )
+        np.testing.assert_allclose(gaussian.to_noise(kind, EPS, 0.5 * X, 0.5, 0.0), 0, atol=1e-6)
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_prediction_is_named():
-    for call in (gaussian.target, gaussian.to_x_0, gaussian.to_eps):
-        with pytest.raises(ValueError, match="'x0'"):
-            call("x0", X, EPS, 0.5, 0.5)
+    for call, kind in itertools.product((gaussian.target, gaussian.to_x_0, gaussian.to_eps), ("x0", "epsilon", "V")):
+        with pytest.raises(ValueError, match=repr(kind)):
+            call(kind, X, EPS, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("shrink", [1.0, np.sqrt(0.5)])

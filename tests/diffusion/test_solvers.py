@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests import gaussian_video as closed
-from vf.diffusion import decompose, priors, solvers
+from vf.diffusion import decompose, solvers
+from vf.diffusion import noise as priors
 from vf.diffusion.schedule import cosine, linear, time_grid
 
 FRAMES = 4
@@ -42,7 +43,7 @@ def mean_and_covariance(denoise, start, injected, schedule, grid, eta):
         root[1 + k * FRAMES :][:FRAMES] = np.linalg.cholesky(injected if k else start).T
     roots = jnp.asarray(roots[..., None, None, None])
     noise = lambda t: roots[1 + jnp.argmax(jnp.asarray(grid) == t)]  # noqa: E731
-    clips = solvers.ddim(denoise, roots[0], grid, schedule, eta=eta, noise=noise)
+    clips = solvers.solve(denoise, roots[0], grid, schedule, solver=solvers.DDIM(eta), noise=noise)
     clips = np.asarray(clips, np.float64).reshape(-1, FRAMES)
     parts = clips[1:] - clips[0]
     return clips[0], parts.T @ parts
@@ -91,7 +92,7 @@ def test_one_point_is_found_in_one_step(eta):
     for steps in (1, 10):
         grid = time_grid(steps, 1000)
         # From t = 999 the signal is 5e-5 of z: bounding x_0 keeps rounding from growing 20,000-fold.
-        given = solvers.ddim(denoise, z_T, grid, schedule, eta=eta, noise=noise, clip_x_0=1.0)
+        given = solvers.solve(denoise, z_T, grid, schedule, solver=solvers.DDIM(eta), noise=noise, clip_x_0=1.0)
         np.testing.assert_allclose(given, jnp.broadcast_to(point, z_T.shape), atol=5e-3)
 
 
@@ -100,7 +101,7 @@ def test_smaller_noise_is_an_ordinary_diffusion():
     schedule, scale = cosine(), 0.6
     denoise = lambda z, t: schedule.sigma(t) * scale * z / (schedule.alpha(t) ** 2 + (scale * schedule.sigma(t)) ** 2)  # noqa: E731
     z_T = scale * jnp.ones((1, 1, 1, 1, 1))
-    end = solvers.ddim(denoise, z_T, time_grid(1000, 1000), schedule, scale=scale)
+    end = solvers.solve(denoise, z_T, time_grid(1000, 1000), schedule, scale=scale)
     np.testing.assert_allclose(end, 1, atol=0.02)  # unit data from noise of any amplitude
 
 
@@ -108,18 +109,18 @@ def test_trajectory_is_kept_only_on_demand():
     schedule, z_T = cosine(), jnp.ones((2, 1, 1, 1, 1))
     denoise = lambda z, t: 0.1 * z  # noqa: E731
     grid = time_grid(7, 1000)
-    path = solvers.ddim(denoise, z_T, grid, schedule, trajectory=True)
+    path = solvers.solve(denoise, z_T, grid, schedule, trajectory=True)
     assert path.shape == (8, *z_T.shape)
     np.testing.assert_array_equal(path[0], z_T)
-    np.testing.assert_array_equal(path[-1], solvers.ddim(denoise, z_T, grid, schedule))
+    np.testing.assert_array_equal(path[-1], solvers.solve(denoise, z_T, grid, schedule))
 
 
 def test_bad_arguments():
     schedule, z = cosine(), jnp.ones((1, 1, 1, 1, 1))
     grid = time_grid(3, 1000)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        solvers.ddim(lambda z, t: z, z, grid, schedule, eta=1.5, noise=lambda t: z)
+        solvers.solve(lambda z, t: z, z, grid, schedule, solver=solvers.DDIM(1.5), noise=lambda t: z)
     with pytest.raises(ValueError, match="give `noise`"):
-        solvers.ddim(lambda z, t: z, z, grid, schedule, eta=0.5)
+        solvers.solve(lambda z, t: z, z, grid, schedule, solver=solvers.DDIM(0.5))
     with pytest.raises(ValueError, match="decrease"):
-        solvers.ddim(lambda z, t: z, z, grid[::-1], schedule)
+        solvers.solve(lambda z, t: z, z, grid[::-1], schedule)

@@ -96,6 +96,11 @@ def test_ddof_scales_the_covariance_part() -> None:
     assert frechet_distance(a, b, ddof=0) == pytest.approx(3 * 10 / 11)
 
 
+def test_two_features_have_a_covariance() -> None:
+    pair = np.array([[0.0], [2.0]])
+    assert frechet_distance(Moments.of(pair), Moments.of(2 * pair)) == pytest.approx(1 + (np.sqrt(8) - np.sqrt(2)) ** 2)
+
+
 def test_what_cannot_be_measured_is_refused() -> None:
     x = gaussian(10)
     with pytest.raises(ValueError, match="at least 2 clips, got 1"):

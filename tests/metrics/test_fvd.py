@@ -6,8 +6,8 @@ import pytest
 from scipy.linalg import sqrtm
 
 from vf.metrics import fvd
-from vf.metrics.features import Network
 from vf.metrics.fvd import BLACK_WHITE, LINEAGES, Lineage, black_white, verdict
+from vf.nets.feature_network import Network
 
 
 def features(seed: int, n: int, d: int = 48) -> np.ndarray:
@@ -154,9 +154,23 @@ def grey(frames_seen: list | None = None) -> Network:
         if frames_seen is not None:
             frames_seen.append(clips.shape)
         x = params["scale"] * clips.astype(jnp.float32).mean((1, 2, 3, 4)) / 255
-        return jnp.stack([x, 2 * x], -1)
+        return jnp.stack([x, 2 * x], -1) + 1  # black, too, has features
 
     return Network("grey", 2, {"scale": np.float32(3)}, apply, {})
+
+
+def test_the_seven_lineages():
+    """The table of differences that change the number, column by column."""
+    known = {name: (p.eps, p.grid, p.aspect, p.ddof, p.dtype, p.root) for name, p in LINEAGES.items()}
+    assert known == {
+        "google": (1e-3, "tf1", "squash", 1, "float64", "svd"),
+        "styleganv": (1e-3, "half_pixel", "squash", 0, "float64", "sqrtm"),
+        "tats": (1e-5, "half_pixel", "squash", 1, "float32", "svd"),
+        "videogpt": (1e-5, "half_pixel", "short_side", 1, "float32", "svd"),
+        "cdfvd-i3d": (1e-5, "half_pixel", "squash", 0, "float64", "sqrtm"),
+        "junyaohu-styleganv": (1e-3, "half_pixel", "short_side", 1, "float64", "sqrtm"),
+        "junyaohu-videogpt": (1e-5, "half_pixel", "short_side", 1, "float32", "svd"),
+    }  # fmt: skip
 
 
 def test_black_against_white():
@@ -177,6 +191,7 @@ def test_the_true_weights_pass(factor):
         (BLACK_WHITE[16] * 1.01, 1e-3, "these are other weights"),
         (BLACK_WHITE[16] * 0.99, 1e-3, "rgb_imagenet"),
         (0.0, 1e-3, "black against white clips give 0.0000 at 16 frames, where FVD's weights give 152.9175"),
+        (160.0, 0.01, "the eps is 0.01"),
         (160.0, 1e-5, "the eps is 1e-05, that of the VideoGPT lineage"),
         (float("nan"), 1e-3, "the file is damaged"),
         (float("inf"), 1e-5, "the file is damaged"),

@@ -22,17 +22,19 @@ from vf.data.clips import Windows
 from vf.data.decode import Pixels
 from vf.data.preparation import prepare
 from vf.data.prepare import arguments
-from vf.data.sets import Choice, open_set
-from vf.metrics import features, fvd, vit
+from vf.metrics import fvd
 from vf.metrics.protocol import PROTOCOLS
-from vf.metrics.suite import Suite
+from vf.nets import vit
 from vf.pretrained import convert, files, i3d, videomae
 from vf.pretrained.weights import Weights, fingerprint, load
+from vf.scores import features
+from vf.scores.sets import Choice, open_set
+from vf.scores.suite import Suite
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 
-from tests.metrics import torch_i3d, torch_vit  # noqa: E402
+from tests.nets import torch_i3d, torch_vit  # noqa: E402
 
 
 def moving(n: int, frames: int, height: int, width: int, *, speed: int, seed: int) -> np.ndarray:

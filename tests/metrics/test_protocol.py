@@ -80,18 +80,7 @@ def test_presets_of_one_data_set_differ(data):
     assert len(found) == len(set(found)) >= 4
 
 
-def test_the_seven_lineages():
-    """The table of differences that change the number, column by column."""
-    known = {name: (p.eps, p.grid, p.aspect, p.ddof, p.dtype, p.root) for name, p in LINEAGES.items()}
-    assert known == {
-        "google": (1e-3, "tf1", "squash", 1, "float64", "svd"),
-        "styleganv": (1e-3, "half_pixel", "squash", 0, "float64", "sqrtm"),
-        "tats": (1e-5, "half_pixel", "squash", 1, "float32", "svd"),
-        "videogpt": (1e-5, "half_pixel", "short_side", 1, "float32", "svd"),
-        "cdfvd-i3d": (1e-5, "half_pixel", "squash", 0, "float64", "sqrtm"),
-        "junyaohu-styleganv": (1e-3, "half_pixel", "short_side", 1, "float64", "sqrtm"),
-        "junyaohu-videogpt": (1e-5, "half_pixel", "short_side", 1, "float32", "svd"),
-    }  # fmt: skip
+def test_every_lineage_is_a_protocol():
     assert set(LINEAGES) <= set(PROTOCOLS)
     assert all(PROTOCOLS[name].lineage == name for name in LINEAGES)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vf import sharding
 from vf.plan import count, hlo, messages, usage
+from vf.training import sharding
 
 P = PartitionSpec
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vf import sharding
 from vf.plan import messages, roofline
 from vf.plan.chips import CHIPS
 from vf.plan.roofline import Span, Step, Traffic
 from vf.plan.targets import parse_target
+from vf.training import sharding
 
 V5E, V4, H100 = CHIPS["v5e"], CHIPS["v4"], CHIPS["H100"]
 V = 2.0**30  # bytes of an array

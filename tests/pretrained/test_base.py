@@ -13,7 +13,7 @@ from tests.pretrained.torch_unets import adm as torch_adm
 from tests.pretrained.torch_unets import karlo as torch_karlo
 from vf.diffusion import decompose, gaussian
 from vf.diffusion.schedule import cosine
-from vf.model import VideoFusion
+from vf.models.videofusion import VideoFusion
 from vf.nets.unet import UNet
 from vf.pretrained import adm, base, karlo, weights
 from vf.types import UserError
@@ -119,7 +119,7 @@ def test_the_base_frame_is_the_image_models(opened, mean, lam, context):
 
 
 def model_noise(key, model):
-    from vf.diffusion import priors
+    from vf.diffusion import noise as priors
 
     return priors.Decomposed(model.lam).parts(key, model.shape)[0]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vf.metrics.c3d import C3D, MEAN
+from vf.nets.c3d import C3D, MEAN
 from vf.pretrained import files, weights
 from vf.pretrained.c3d import LAYERS, canonical
 

@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from vf.metrics.clip import TextConfig
-from vf.metrics.vit import CLIP_B32, Config
+from vf.nets.clip import TextConfig
+from vf.nets.vit import CLIP_B32, Config
 from vf.pretrained import clip, files
 
 torch = pytest.importorskip("torch")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from vf.metrics import fvd
-from vf.metrics.i3d import MIXED
+from vf.nets.i3d import MIXED
 from vf.pretrained import convert, i3d, weights
 from vf.types import UserError
 
 torch = pytest.importorskip("torch")
-from tests.metrics import torch_i3d  # noqa: E402
+from tests.nets import torch_i3d  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from vf.metrics.inception import Inception
+from vf.nets.inception import Inception
 from vf.pretrained import files, inception, weights
 
 Row = tuple[str, str, int, int, int, int]  # torchvision's name, NVIDIA's, channels in and out, height and width

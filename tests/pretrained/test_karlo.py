@@ -11,7 +11,7 @@ import pytest
 from tests.pretrained.torch_unets import FULL, SMALL, arrays, compare, made, randomised, text_proj
 from tests.pretrained.torch_unets import karlo as torch_karlo
 from vf.data.ucf101 import CLASSES
-from vf.metrics.tokenizer import END, START
+from vf.nets.tokenizer import END, START
 from vf.pretrained import convert, karlo, safetensors_file, weights
 from vf.types import UserError
 

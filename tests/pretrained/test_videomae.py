@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from vf.metrics import vit
+from vf.nets import vit
 from vf.pretrained import files, videomae, weights
 
 torch = pytest.importorskip("torch")
-from tests.metrics import torch_vit  # noqa: E402
+from tests.nets import torch_vit  # noqa: E402
 
 DEPTH, HIDDEN = 3, 200
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from vf.metrics import vit
+from vf.nets import vit
 from vf.pretrained import files, vjepa
 
 torch = pytest.importorskip("torch")
-from tests.metrics import torch_vit  # noqa: E402
+from tests.nets import torch_vit  # noqa: E402
 
 WIDTH, DEPTH, HIDDEN, PATCH, SIZE = 128, 2, 200, 8, 32
 

@@ -1,7 +1,7 @@
 """The embedded data set: one coloured sprite that moves over a plain background, drawn on the fly.
 
 Content (shape, colour, background) is constant over a clip; motion is a straight path at constant speed that bounces
-off the walls. Both are known in closed form, so that samples can be judged without a network (`vf/metrics/sprites.py`).
+off the walls. Both are known in closed form, so that samples can be judged without a network (`vf/scores/sprites.py`).
 """
 
 import dataclasses

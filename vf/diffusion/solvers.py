@@ -1,9 +1,13 @@
-"""Samplers that walk a time grid. Plain DDIM; a reader of the paper may skip this file.
+"""Solvers that walk a time grid from noise to clips. A reader of the paper may skip this file.
 
-A denoiser is any callable (z_t, t) -> eps_hat, with t an int32 scalar: tests hand in closed forms.
+A *denoiser* is any callable (z_t, t) -> eps_hat, with t an int32 scalar: tests hand in closed forms. A *time grid* is
+a list of decreasing times (`schedule.time_grid`). A *solver* has two parts: `init`, the state that it carries from step
+to step, and `step`, from one level of noise to the next. `solve` joins them.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,53 +19,122 @@ from vf.diffusion.schedule import Schedule
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def ddim(
+class Level(NamedTuple):
+    """A level of noise, z = alpha x + scale sigma eps: f32 scalars, or arrays that broadcast against z."""
+
+    alpha: Array
+    sigma: Array
+
+
+class Estimate(NamedTuple):
+    """What a denoiser tells at z: the clean clip and the noise."""
+
+    x_0: Array
+    eps: Array
+
+
+class Solver(Protocol):
+    """How z gets from one level of noise to the next."""
+
+    @property
+    def injects(self) -> bool:
+        """Whether fresh noise enters at each step."""
+
+    def init(self, z: Array) -> Any:
+        """The state before the first step; a pytree, None for a solver without memory."""
+
+    def step(
+        self, state: Any, z: Array, estimate: Estimate, now: Level, then: Level, scale: float | Array, xi: Array | None
+    ) -> tuple[Array, Any]:
+        """(z at `then`, the next state), given the estimate at `now`.
+
+        scale: the noise's amplitude relative to sigma. xi: fresh noise of the prior, where the solver injects any.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class DDIM:
+    """DDIM (Song et al. 2021, eq. 12); `eta` in [0, 1]: 0 is deterministic, 1 has DDPM's variance.
+
+    Raises ValueError for eta outside [0, 1].
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1] (0 is deterministic DDIM, 1 is DDPM), got {self.eta}")
+
+    @property
+    def injects(self) -> bool:
+        return self.eta > 0
+
+    def init(self, z: Array) -> None:
+        """Nothing is carried."""
+
+    def step(
+        self, state: None, z: Array, estimate: Estimate, now: Level, then: Level, scale: float | Array, xi: Array | None
+    ) -> tuple[Array, None]:
+        """As `Solver.step`."""
+        injected = self.eta * then.sigma / now.sigma * jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))
+        kept = jnp.sqrt(jnp.maximum(then.sigma**2 - injected**2, 0))
+        z = then.alpha * estimate.x_0 + scale * kept * estimate.eps
+        return (z if xi is None else z + scale * injected * xi), None
+
+
+def solve(
     denoise: Denoiser,
-    z_T: Float[Array | np.ndarray, "b *s"],
+    z_T: Float[Array, "b *s"],
     grid: Int[np.ndarray, "k"],
     schedule: Schedule,
     *,
+    solver: Solver | None = None,
     scale: float | Array = 1.0,
-    eta: float = 0.0,
     noise: Callable[[jax.Array], jax.Array] | None = None,
     clip_x_0: float | None = None,
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
-    """DDIM (Song et al. 2021, eq. 12) along `grid`, as one `lax.scan`.
+    """Walks `grid` with `solver` (default: deterministic DDIM), as one `lax.scan`.
 
-    `grid` holds decreasing times, the last -1 (clean): see `schedule.time_grid`. `scale`, broadcast against z, is the
-    noise's amplitude relative to sigma(t): sqrt(1 - lambda) for VideoFusion's residual frames sampled base first,
-    1 otherwise. With 0 < `eta` <= 1 (1 is DDPM's variance) `noise(t)` gives the injected noise, shaped like z, which
-    must be drawn from the same prior as z_T. `clip_x_0` bounds the estimate of the clean clip to [-clip, clip].
-    Returns the clean estimate, shaped like z_T; with `trajectory`, every z along the grid, [k *z_T.shape].
-    Raises ValueError for eta outside [0, 1], eta without noise, or a grid that does not decrease.
+    Args:
+        denoise: the denoiser.
+        z_T: noise, drawn from the prior.
+        grid: decreasing times, the last -1 (clean).
+        schedule: alpha and sigma at each time.
+        scale: broadcast against z, the noise's amplitude relative to sigma(t): sqrt(1 - lambda) for VideoFusion's
+            residual frames sampled base first, 1 otherwise.
+        noise: the fresh noise of a solver that injects it, by time; shaped like z and drawn from z_T's prior.
+        clip_x_0: bounds the estimate of the clean clip to [-clip_x_0, clip_x_0]; None does not.
+        trajectory: return every z along the grid, [k *z_T.shape].
+
+    Returns the clean estimate, shaped like z_T. Raises ValueError for a solver that injects noise and is given none,
+    or a grid that does not decrease.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1] (0 is deterministic DDIM, 1 is DDPM), got {eta}")
-    if eta > 0 and noise is None:
+    solver = solver or DDIM()
+    if solver.injects and noise is None:
         raise ValueError("eta > 0 injects noise: give `noise`, drawn from the prior that z_T was drawn from")
     if np.any(np.diff(grid) >= 0):
         raise ValueError("the time grid must decrease strictly")
 
-    def step(z: jax.Array, times: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-        t, s = times
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
-        eps = denoise(z, t)
-        x_0 = (z - scale * sigma * eps) / alpha
-        if clip_x_0 is not None:
-            x_0 = jnp.clip(x_0, -clip_x_0, clip_x_0)
-            # Where the amplitude is 0 there is no noise to re-estimate; any finite number serves.
-            amplitude = scale * sigma
-            eps = jnp.where(amplitude > 0, (z - alpha * x_0) / jnp.where(amplitude > 0, amplitude, 1), 0)
-        injected = eta * sigma_s / sigma * jnp.sqrt(jnp.maximum(1 - (alpha / alpha_s) ** 2, 0))
-        kept = jnp.sqrt(jnp.maximum(sigma_s**2 - injected**2, 0))
-        z = alpha_s * x_0 + scale * kept * eps
-        if eta > 0:
-            assert noise is not None
-            z = z + scale * injected * noise(t)
-        return z, (z if trajectory else None)
+    def step(carry: tuple[Array, Any], times: tuple[Array, Array]) -> tuple[tuple[Array, Any], Array | None]:
+        (z, state), (t, s) = carry, times
+        now, then = (Level(schedule.alpha(time), schedule.sigma(time)) for time in (t, s))
+        estimate = _estimate(denoise(z, t), z, now, scale, clip_x_0)
+        xi = noise(t) if solver.injects and noise is not None else None
+        z, state = solver.step(state, z, estimate, now, then, scale, xi)
+        return (z, state), (z if trajectory else None)
 
-    z_T = jnp.asarray(z_T)
-    last, path = jax.lax.scan(step, z_T, (jnp.asarray(grid[:-1]), jnp.asarray(grid[1:])))
+    times = (jnp.asarray(grid[:-1]), jnp.asarray(grid[1:]))
+    (last, _), path = jax.lax.scan(step, (z_T, solver.init(z_T)), times)
     return last if path is None else jnp.concatenate([z_T[None], path])
+
+
+def _estimate(eps: Array, z: Array, now: Level, scale: float | Array, clip_x_0: float | None) -> Estimate:
+    """The clean clip that `eps` implies, bounded, and the noise that then goes with it."""
+    x_0 = (z - scale * now.sigma * eps) / now.alpha
+    if clip_x_0 is None:
+        return Estimate(x_0, eps)
+    x_0 = jnp.clip(x_0, -clip_x_0, clip_x_0)
+    # Where the amplitude is 0 there is no noise to estimate again; any finite number serves.
+    amplitude = scale * now.sigma
+    return Estimate(x_0, jnp.where(amplitude > 0, (z - now.alpha * x_0) / jnp.where(amplitude > 0, amplitude, 1), 0))

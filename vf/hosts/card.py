@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vf import build, record
+from vf.config import values
+from vf.run import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 # What compiles, where it is there: programs that differ wait for one another for ever.
@@ -17,11 +18,11 @@ COMPILERS = ("libtpu", "jax-cuda12-pjrt", "jax-cuda12-plugin", "jax-cuda13-pjrt"
 
 def card(config: Any, mode: str, workdir: str) -> dict[str, str]:
     """{name: value} of all that must be the same on every host, as text."""
-    found = {"mode": mode, "workdir": workdir, "config": build.fingerprint(config), "code": _code()}
-    found |= {f"config.{name}": json.dumps(value) for name, value in _flat(build.plain(config)).items()}
+    found = {"mode": mode, "workdir": workdir, "config": values.fingerprint(config), "code": _code()}
+    found |= {f"config.{name}": json.dumps(value) for name, value in _flat(values.to_json(config)).items()}
     found |= {"Python": platform.python_version()}
     found |= {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")}
-    return found | {name: str(record.version(name)) for name in (*record.PACKAGES, *COMPILERS)}
+    return found | {name: str(provenance.version(name)) for name in (*provenance.PACKAGES, *COMPILERS)}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -33,11 +34,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _code() -> str:
     """Hash of the sources, wherever they come from; behind it, for the reader, the revision or what REVISION says."""
-    revision = record.revision(ROOT)
+    revision = provenance.revision(ROOT)
     told = f"revision {revision['revision'][:10]}{', changed' * revision['dirty']}" if revision else ""
     with contextlib.suppress(OSError):
         told = told or f"revision {(ROOT / 'REVISION').read_text().strip()[:10]}"
-    return record.sources(ROOT) + (f" ({told})" if told else "")
+    return provenance.sources(ROOT) + (f" ({told})" if told else "")
 
 
 def unlike(cards: Mapping[int, Mapping[str, str]], names: Mapping[int, str], most: int = 3) -> str | None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def centre_frame_gap(clips: np.ndarray, base: int) -> float:
+def base_frame_gap(clips: np.ndarray, base: int) -> float:
     """Mean |x^base - x^(base +- 1)| over the mean |x^i - x^(i+1)| of all pairs that do not touch `base`.
 
     1 where the base frame is a frame like any other; above 1 where it shows other content than its

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vf.metrics import i3d, resize
-from vf.metrics.features import Network
 from vf.metrics.frechet import Moments, frechet_distance
 from vf.metrics.kernel import polynomial_mmd
+from vf.nets import i3d, resize
+from vf.nets.feature_network import Network
 
 OFFICIAL_EPS = 1e-3  # of DeepMind's graph
 
@@ -28,7 +28,7 @@ class Lineage:
     """How clips become a distance in one family of public code.
 
     Attributes:
-        grid, aspect: how frames are resized to 224 x 224 (`vf.metrics.resize`).
+        grid, aspect: how frames are resized to 224 x 224 (`vf.nets.resize`).
         eps: of the batch norms.
         ddof: covariances divide by n - ddof.
         dtype: of means, covariances and the root.

@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """How a public code makes a score of probabilities; how it makes probabilities of clips is `vf.metrics.c3d`'s.
+    """How a public code makes a score of probabilities; how it makes probabilities of clips is `vf.nets.c3d`'s.
 
     Attributes:
         clips: in a set, as published.

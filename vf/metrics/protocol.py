@@ -36,7 +36,7 @@ class Score:
             raise ValueError(f"the score {self.name} needs its protocol: name what changes the number")
 
 
-class Evaluator(Protocol):
+class Scorer(Protocol):
     """Compares two sets of clips uint8 [n f h w 3] of equal frame shape; the sets may differ in n."""
 
     def __call__(self, real: np.ndarray, generated: np.ndarray) -> list[Score]:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from vf.sharding import named
+from vf.training.sharding import named
 from vf.types import Params
 
 _ROWS = 11  # divides no number of channels, so that an axis of a multiple of it is an axis of clips

@@ -1,23 +1,20 @@
 """The programs of a plan, lowered for devices that are not there: shapes and shardings, no arrays."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vf import sample, sharding, train
-from vf import step as steps
-from vf.build import Planned
 from vf.plan import count
-
-Make = Callable[[Mesh | None, int | None], Planned]
-"""(mesh, residual blocks a level at most; None for all) -> the subject. Picklable."""
+from vf.plan.subject import MakeSubject, PlanSubject
+from vf.training import programs, sharding
+from vf.training import step as steps
 
 
 def batch_shapes(
-    subject: Planned, rows: int, mesh: Mesh | None, over: Sequence[str] = sharding.ROWS
+    subject: PlanSubject, rows: int, mesh: Mesh | None, over: Sequence[str] = sharding.ROWS
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch of `rows` clips, where they lie on `mesh`."""
     model = subject.model
@@ -39,32 +36,34 @@ def on_mesh(state: Any, mesh: Mesh) -> Any:
     return sharding.abstract(state, sharding.shardings(state, mesh))
 
 
-def _placed(make: Make, sizes: Sequence[int], blocks: int | None, devices: Sequence[Any]) -> tuple[Planned, Mesh]:
+def _placed(
+    make: MakeSubject, sizes: Sequence[int], blocks: int | None, devices: Sequence[Any]
+) -> tuple[PlanSubject, Mesh]:
     mesh = sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)), devices=devices)
     return make(mesh, blocks), mesh
 
 
-def lower_training(make: Make, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
+def lower_training(make: MakeSubject, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
     """The training step on `devices`, ready to be compiled."""
     subject, mesh = _placed(make, sizes, blocks, devices)
     abstract = on_mesh(subject.state(), mesh)
-    update = train.update_function(
+    update = programs.update(
         subject.model, subject.tx, mesh, abstract,
         seed=subject.seed, ema_decay=subject.ema_decay, accumulate=subject.accumulate,
     )  # fmt: skip
     return update.lower(abstract, batch_shapes(subject, subject.batch_size, mesh))
 
 
-def lower_sampling(make: Make, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
+def lower_sampling(make: MakeSubject, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
     """The sampler on `devices`, ready to be compiled."""
     subject, mesh = _placed(make, sizes, blocks, devices)
     params = on_mesh(subject.state(), mesh).ema
-    given = batch_shapes(subject, subject.job.batch_size, mesh, sharding.EVERY)
+    given = batch_shapes(subject, subject.sample_batch_size, mesh, sharding.EVERY)
     del given["video"]
-    return sample.sampler(subject.model, subject.job, mesh).lower(params, given)
+    return programs.sampling(subject.model, mesh, subject.sample_seed, subject.sample_options).lower(params, given)
 
 
-def counts(subject: Planned, shapes: Any) -> count.Counts:
+def counts(subject: PlanSubject, shapes: Any) -> count.Counts:
     """Of one clip in training."""
 
     def loss(params: Any, rows: Any) -> Any:

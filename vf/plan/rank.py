@@ -8,17 +8,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vf import sharding
-from vf.build import Planned
 from vf.plan import count, messages, roofline
 from vf.plan.chips import Chip
 from vf.plan.lower import on_mesh
+from vf.plan.subject import PlanSubject
 from vf.plan.targets import Target
+from vf.training import sharding
 from vf.types import UserError
 
 
 def ranking(
-    subject: Planned,
+    subject: PlanSubject,
     shapes: Any,
     counted: count.Counts,
     devices: Sequence[Any],
@@ -45,7 +45,7 @@ def ranking(
         mesh = sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)), devices=devices)
         try:
             sharding.check_rows(mesh, "train.batch_size", subject.batch_size, subject.accumulate, clips=True)
-            sharding.check_rows(mesh, "sample.batch_size", subject.job.batch_size, over=sharding.EVERY)
+            sharding.check_rows(mesh, "sample.batch_size", subject.sample_batch_size, over=sharding.EVERY)
             sharding.check_rows(mesh, "eval.batch_size", subject.eval_batch_size, over=sharding.EVERY)
         except UserError as error:
             refused = refused or error
@@ -75,7 +75,7 @@ def meshes(devices: int, slices: int, batch: int, accumulate: int, frames: int) 
 
 
 def guess(
-    subject: Planned, shapes: Any, counted: count.Counts, mesh: Mesh, target: Target, chip: Chip
+    subject: PlanSubject, shapes: Any, counted: count.Counts, mesh: Mesh, target: Target, chip: Chip
 ) -> dict[str, Any]:
     """Memory and time of a training step on `mesh`, by arithmetic alone: to rank meshes, and where nothing compiles.
 

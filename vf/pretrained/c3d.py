@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from vf.metrics.c3d import C3D, CLASSES, CONVOLUTIONS, FRAMES, MEAN, PREPARATIONS, SIZE, WIDTH
+from vf.nets.c3d import C3D, CLASSES, CONVOLUTIONS, FRAMES, MEAN, PREPARATIONS, SIZE, WIDTH
 from vf.pretrained.names import From, renamed
 
 CONVOLUTION = (2, 3, 4, 1, 0)  # O I D H W -> D H W I O
@@ -36,7 +36,7 @@ def canonical(arrays: Mapping[str, np.ndarray], *, width: int = WIDTH) -> tuple[
     """Ours, `mean` among them, and what is known about them.
 
     `about` has `layout` (chainer or torch), `by_order` (whether layers were taken by their order, for want of known
-    names) and, where the file has a mean of its own of 112 x 112 pixels, `window`: the variants of `vf.metrics.c3d`
+    names) and, where the file has a mean of its own of 112 x 112 pixels, `window`: the variants of `vf.nets.c3d`
     whose window of the volume it is.
 
     Args:

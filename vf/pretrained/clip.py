@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from vf.metrics.clip import CLIP, TEXT_B32, Text, TextConfig
-from vf.metrics.vit import CLIP_B32, Config
+from vf.nets.clip import CLIP, TEXT_B32, Text, TextConfig
+from vf.nets.vit import CLIP_B32, Config
 from vf.pretrained import vit
 from vf.pretrained.names import From
 from vf.pretrained.weights import OFFICIAL

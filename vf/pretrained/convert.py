@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from vf import export
 from vf.data.ucf101 import CLASSES
 from vf.diffusion.gaussian import PREDICTIONS
 from vf.diffusion.schedule import SCHEDULES
@@ -34,6 +33,7 @@ from vf.pretrained import (
     base,
     c3d,
     clip,
+    export,
     files,
     i3d,
     inception,

@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from vf.metrics import fvd
-from vf.metrics.i3d import I3D, MIXED
+from vf.nets.i3d import I3D, MIXED
 from vf.pretrained.names import From, recognised, renamed
 from vf.pretrained.weights import OFFICIAL, Weights, load
 from vf.types import UserError

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from vf.metrics.inception import FEATURES, LEAST_SIZE, MIXED, STEM, Branch, Conv, Inception
+from vf.nets.inception import FEATURES, LEAST_SIZE, MIXED, STEM, Branch, Conv, Inception
 from vf.pretrained.names import From, recognised, renamed
 from vf.pretrained.weights import OFFICIAL
 

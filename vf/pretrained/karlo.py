@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vf.metrics.clip import Text
-from vf.metrics.tokenizer import Tokenizer
+from vf.nets.clip import Text
+from vf.nets.tokenizer import Tokenizer
 from vf.nets.unclip import Decoder
 from vf.nets.unet import UNet
 from vf.pretrained import adm, clip, files, unet

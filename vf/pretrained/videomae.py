@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from vf.metrics.vit import VIDEOMAE_G, Config, VideoMAE
+from vf.nets.vit import VIDEOMAE_G, Config, VideoMAE
 from vf.pretrained import vit
 from vf.pretrained.names import From
 from vf.pretrained.weights import OFFICIAL

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from vf.metrics.vit import VJEPA, VJEPA_H, Config
+from vf.nets.vit import VJEPA, VJEPA_H, Config
 from vf.pretrained import vit
 from vf.pretrained.names import From
 

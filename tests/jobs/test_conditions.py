@@ -1,0 +1,74 @@
+"""What samples are conditioned on: through the entry up to the training loop, and by classes in turn."""
+
+import types
+
+import numpy as np
+import pytest
+
+from tests.test_main import tiny
+from vf import main
+from vf.config.specs import SampleSpec
+from vf.data.sprites import COLOURS, SHAPES, Sprites
+from vf.jobs import evaluator, train
+from vf.jobs.evaluator import Evaluator
+from vf.models.sampler import SampleOptions
+from vf.types import UserError
+
+
+def conditions(monkeypatch, workdir, **changes):
+    """(conditions, evaluator) of the samples of a job that begins to train."""
+    begun = []
+    monkeypatch.setattr(train, "_train", lambda *job: begun.extend(job) or {})
+    defaults = {"model__context": "embedding", "sample__count": 72, "eval__clips": 128}
+    main.run(tiny(**defaults | changes), workdir, "train")
+    opened = next(part for part in begun if isinstance(part, Evaluator))
+    return opened.conditions, opened
+
+
+def classes(embedding: np.ndarray) -> np.ndarray:
+    """The classes that sprites' embeddings [n d] name: the one-hot shape and colour."""
+    shape = embedding[:, : len(SHAPES)].argmax(1)
+    return shape * len(COLOURS) + embedding[:, len(SHAPES) : len(SHAPES) + len(COLOURS)].argmax(1)
+
+
+def test_label_and_embedding_of_a_sample_are_of_one_validation_clip(monkeypatch, tmp_path):
+    """All 72 samples of the demo: four of each class, each with the embedding of another clip of its class."""
+    made, opened = conditions(monkeypatch, tmp_path)
+    clips = opened.validation.clips
+    np.testing.assert_array_equal(made["label"], np.arange(72) % Sprites.num_classes)
+    np.testing.assert_array_equal(classes(made["embedding"]), made["label"])
+    pairs = {(int(label), *row) for label, row in zip(clips["label"], clips["embedding"], strict=True)}
+    assert {(int(label), *row) for label, row in zip(made["label"], made["embedding"], strict=True)} <= pairs
+    assert len(np.unique(made["embedding"], axis=0)) > 64  # another clip for each, as far as there are
+    lent = opened.sampling["embeddings_of"]  # a score says whose they are
+    assert (lent["set"], lent["split"]) == ("validation", "test")
+
+
+def test_the_class_asked_for_is_the_donor_s(monkeypatch, tmp_path):
+    made, _ = conditions(monkeypatch, tmp_path, sample__label=7)
+    assert set(made["label"]) == set(classes(made["embedding"])) == {7}
+    made, _ = conditions(monkeypatch, tmp_path, sample__label=7, model__condition="none")
+    assert set(classes(made["embedding"])) == {7}
+
+
+def test_without_classes_donors_come_as_they_are(monkeypatch, tmp_path):
+    made, opened = conditions(monkeypatch, tmp_path, model__condition="none", eval__clips=50)
+    np.testing.assert_array_equal(made["embedding"], opened.validation.clips["embedding"][np.arange(72) % 50])
+    np.testing.assert_array_equal(made["label"], classes(made["embedding"]))
+
+
+def test_a_class_without_a_donor_is_told_before_anything_is_trained(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"samples of class \d+ need the embedding of a validation clip of that class"):
+        conditions(monkeypatch, tmp_path, eval__clips=8)
+    with pytest.raises(UserError, match=r"sample\.label must be a class, 0 to 17, or -1"):
+        conditions(monkeypatch, tmp_path, sample__label=18)
+
+
+def test_donors_of_a_class_take_turns():
+    """The next one of the class; from the first again when all have lent."""
+    job = SampleSpec(SampleOptions(np.arange(2)), count=8, batch_size=8, seed=0, weights="ema", label=-1, fps=8)
+    model = types.SimpleNamespace(null_label=2, embedding_dim=1)
+    records = {"label": np.array([1, 0, 1, 1], np.int32), "embedding": np.arange(4.0, dtype=np.float32)[:, None]}
+    made = evaluator.conditions(model, job, records, classes=2)
+    assert made["label"].tolist() == [0, 1] * 4
+    assert made["embedding"][:, 0].tolist() == [1, 0, 1, 2, 1, 3, 1, 0]

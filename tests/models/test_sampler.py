@@ -1,0 +1,213 @@
+"""Sampling, through `model.sample`: perfect networks of a Gaussian video, DDPM's posterior, and clipping."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import gaussian_video as closed
+from tests.small_models import BASE, SCHEDULE, Stub, fusion, keys, one_network
+from vf.diffusion import decompose, gaussian
+from vf.diffusion import noise as priors
+from vf.diffusion.schedule import time_grid
+from vf.models.sampler import SampleOptions, sample
+from vf.models.videofusion import CONTEXTS
+
+FRAMES = 3
+MEAN = np.array([0.5, -0.3, 0.2])
+S = np.array([[1.0, 0.8, 0.3], [0.8, 1.2, 0.6], [0.3, 0.6, 0.7]])
+LAM = decompose.make_lambda((0.3, 1, 0.8), FRAMES, BASE)
+OTHERS = np.delete(np.arange(FRAMES), BASE)
+NOTHING = {"base": {}, "residual": {}}
+PRIORS = {
+    "independent": priors.Independent(),
+    "mixed": priors.Mixed(1.5),
+    "progressive": priors.Progressive(2.0),
+    "decomposed": priors.Decomposed(LAM),
+}
+KINDS = {"none": ("eps", "eps"), "embedding": ("x_0", "v"), "base_frame": ("v", "x_0")}
+CLIPS = 4
+# Few steps tell samplers apart, and are cheap: many pixels. In the limit of many all of them are right.
+every_walk = pytest.mark.parametrize(("steps", "side"), [(8, 128), (250, 40)])
+both_etas = pytest.mark.parametrize("eta", [0.0, 1.0])
+
+
+def alpha(t):
+    return closed.amplitudes(SCHEDULE, t)[0]
+
+
+def sigma(t):
+    return closed.amplitudes(SCHEDULE, t)[1]
+
+
+def per_frame(values):
+    return jnp.reshape(jnp.float32(values), (-1, 1, 1, 1))
+
+
+def perfect(kind, estimate, mean, grid, amplitude=1.0):
+    """A perfect network of `kind`: (what it sees, as deviations from the mean [b n h w 1], t) -> prediction.
+
+    estimate: (alpha, sigma) -> `Estimate`; at times outside the grid it says NaN. amplitude: of its noise over sigma.
+    """
+    shape = (SCHEDULE.steps, *estimate(0.5, 0.5).clean.shape)
+    tables = closed.Estimate(np.full(shape, np.nan), np.full(shape, np.nan))
+    for t in grid[:-1]:
+        for table, matrix in zip(tables, estimate(*closed.amplitudes(SCHEDULE, t)), strict=True):
+            table[t] = matrix
+    tables = jax.tree.map(jnp.float32, tables)
+
+    def predict(seen, t):
+        clean, noise = (jnp.einsum("ij,bjhwc->bihwc", table[t[0]], seen) for table in tables)
+        own = per_frame(amplitude) * SCHEDULE.sigma(t[0])
+        return gaussian.target(kind, clean + per_frame(mean), noise, SCHEDULE.alpha(t[0]), own)
+
+    return predict
+
+
+def perfect_fusion(context, side, grid):
+    """VideoFusion of two perfect networks for clips of side x side pixels."""
+
+    def estimate(network):
+        return lambda *at: closed.two_networks(S, LAM, BASE, *at, context)[network]
+
+    kinds = KINDS[context]
+    predict_base = perfect(kinds[0], estimate(0), MEAN[[BASE]], grid)
+    predict_others = perfect(kinds[1], estimate(1), MEAN[OTHERS], grid, np.sqrt(1 - LAM[OTHERS]))
+
+    def beside(cond):
+        return [] if cond is None else [cond.reshape(-1, 1, side, side, 1) - MEAN[BASE]]
+
+    def base(z, t, cond=None, null=None):
+        return predict_base(jnp.concatenate([z - SCHEDULE.alpha(t[0]) * MEAN[BASE], *beside(cond)], 1), t)
+
+    def residual(z, t, cond=None, null=None):
+        z_prime = z[:, OTHERS, ..., :1] - SCHEDULE.alpha(t[0]) * per_frame(MEAN[OTHERS])
+        frame = [z[:, BASE, None, ..., 1:] - MEAN[BASE]] if context == "base_frame" else beside(cond)
+        said = predict_others(jnp.concatenate([z_prime, *frame], 1), t)
+        return jnp.full_like(z[..., :1], jnp.nan).at[:, OTHERS].set(said)
+
+    return fusion(
+        shape=(FRAMES, side, side, 1), lam=LAM, base=Stub(base), residual=Stub(residual), context=context,
+        base_prediction=kinds[0], residual_prediction=kinds[1], embedding_dim=side**2 * (context == "embedding"),
+    )  # fmt: skip
+
+
+def sampled(model, options, condition=None):
+    """Clips of stubs, compiled."""
+    return jax.jit(lambda keys: sample(model, NOTHING, keys, condition or {}, options))(keys(CLIPS))
+
+
+@both_etas
+@every_walk
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_two_perfect_networks_follow_the_recursion(context, steps, side, eta):
+    """Mean and covariance of the clips, also with the embedding that they were sampled with."""
+    grid = time_grid(steps, SCHEDULE.steps)
+    model, options = perfect_fusion(context, side, grid), SampleOptions(grid, eta, clip_x_0=None)
+    K, predict = closed.noise_covariance(LAM), lambda *at: closed.joint(S, LAM, BASE, *at, context)
+    if context == "embedding":
+        variance = S[BASE, BASE] + closed.BLUR**2
+        embedding = MEAN[BASE] + np.sqrt(variance) * np.random.default_rng(0).normal(size=(CLIPS, side**2))
+        clips = closed.pixels(sampled(model, options, {"embedding": jnp.float32(embedding)}))
+        mean = np.append(MEAN, MEAN[BASE])
+        expected = closed.sampled(mean, K, predict, SCHEDULE, grid, eta, variance)
+        closed.assert_distributed(np.column_stack([clips, embedding.ravel()]), *expected)
+    elif context == "base_frame":
+        expected = closed.base_first(S, MEAN, LAM, BASE, SCHEDULE, grid, eta)
+        closed.assert_distributed(closed.pixels(sampled(model, options)), *expected)
+    else:
+        expected = closed.sampled(MEAN, K, predict, SCHEDULE, grid, eta)
+        closed.assert_distributed(closed.pixels(sampled(model, options)), *expected)
+
+
+@both_etas
+@every_walk
+@pytest.mark.parametrize("name", list(PRIORS))
+def test_one_perfect_network_follows_the_recursion(name, steps, side, eta):
+    grid, K = time_grid(steps, SCHEDULE.steps), PRIORS[name].covariance(FRAMES)
+    estimate = lambda *at: closed.one_network(S, K, *at)  # noqa: E731
+    predict = perfect("v", estimate, MEAN, grid)
+    net = Stub(lambda z, t: predict(z - SCHEDULE.alpha(t[0]) * per_frame(MEAN), t))
+    model = one_network(PRIORS[name], net=net, prediction="v", shape=(FRAMES, side, side, 1))
+    clips = sampled(model, SampleOptions(grid, eta, clip_x_0=None))
+    expected = closed.sampled(MEAN, K, lambda *at: estimate(*at).clean, SCHEDULE, grid, eta)
+    closed.assert_distributed(closed.pixels(clips), *expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.8])
+def test_only_base_first_sampling_has_the_datas_covariance(value):
+    """The recursions say: right for any lambda base first, but wrong where the base sees one frame and no context."""
+    lam, grid = decompose.make_lambda(value, FRAMES, BASE), time_grid(1000, SCHEDULE.steps)
+    mean, cov = closed.base_first(S, MEAN, lam, BASE, SCHEDULE, grid)
+    np.testing.assert_allclose(mean, MEAN, atol=0.01)
+    np.testing.assert_allclose(cov, S, atol=0.01)
+    predict = lambda *at: closed.joint(S, lam, BASE, *at, "none")  # noqa: E731
+    _, cov = closed.sampled(MEAN, closed.noise_covariance(lam), predict, SCHEDULE, grid)
+    assert np.abs(cov - S).max() > 0.15
+
+
+def shows_z(known, last):
+    """A network of kind x_0 that knows the clip, and says z / alpha at time `last`, so that this is what is sampled."""
+
+    def predict(z, t):
+        z = z[..., :1]
+        return jnp.where(t[0] == last, z / SCHEDULE.alpha(t[0]), known[BASE] if z.shape[1] == 1 else known)
+
+    return Stub(predict)
+
+
+def knowing(name, known, last, shape):
+    """The model `name`, or VideoFusion in the context `name`, of networks that show z."""
+    net = shows_z(known, last)
+    if name in PRIORS:
+        return one_network(PRIORS[name], net=net, prediction="x_0", shape=shape)
+    kinds = {"base_prediction": "x_0", "residual_prediction": "x_0"}
+    return fusion(lam=LAM, base=net, residual=net, context=name, shape=shape, **kinds)
+
+
+@pytest.mark.parametrize("name", ["none", "base_frame", "mixed", "progressive"])
+def test_eta_one_draws_ddpms_posterior(name):
+    """Where x_0 is known, a step from t to s draws q(z_s | z_t, x_0), across frames, with noise that no other step had.
+
+    Given x_0 the forward chain has Var z_t = sigma_t^2 K and Cov(z_t, z_s) = a sigma_s^2 K, a = alpha_t / alpha_s. Base
+    first, K is that of b and of the others' sqrt(1 - lambda) r, which are sampled one after the other.
+    """
+    times, shape = [700, 500, 200], (FRAMES, 128, 128, 1)
+
+    def walk(keys):
+        """The same walk's z / alpha at each time."""
+        grids = [np.array([*times[: k + 1], -1], np.int32) for k in range(len(times))]
+        options = [SampleOptions(grid, eta=1.0, clip_x_0=None) for grid in grids]
+        models = [knowing(name, per_frame(MEAN), t, shape) for t in times]
+        return [sample(m, NOTHING, keys, {}, o) for m, o in zip(models, options, strict=True)]
+
+    z = [alpha(t) * closed.pixels(clips) for t, clips in zip(times, jax.jit(walk)(keys(CLIPS)), strict=True)]
+    news = [z[0]]  # sampling starts from the noise itself
+    for k, (t, s) in enumerate(itertools.pairwise(times)):
+        a, variance = alpha(t) / alpha(s), 1 - alpha(s) ** 2
+        gain = a * variance / (1 - alpha(t) ** 2)
+        expected = alpha(s) * MEAN + gain * (z[k] - alpha(t) * MEAN)
+        news.append((z[k + 1] - expected) / np.sqrt(variance - gain * a * variance))
+    if name in PRIORS:
+        K = PRIORS[name].covariance(FRAMES)
+    elif name == "base_frame":
+        K = np.diag(np.where(np.arange(FRAMES) == BASE, 1, 1 - LAM))
+    else:
+        K = closed.noise_covariance(LAM)
+    closed.assert_distributed(np.hstack(news), np.zeros(FRAMES * len(times)), np.kron(np.eye(len(times)), K))
+
+
+@pytest.mark.parametrize("name", ["none", "base_frame", "mixed"])
+def test_a_clipped_clean_frame_has_the_noise_that_z_leaves_for_it(name):
+    """Without noise injected z_s = alpha_s x + sigma_s (z_t - alpha_t x) / sigma_t holds for the x that was clipped."""
+    bound, (t, s) = 100.0, (700, 500)  # far beyond what is shown
+    shape = (FRAMES, 4, 4, 1)
+
+    def shown(grid):
+        model = knowing(name, jnp.full((FRAMES, 1, 1, 1), 2 * bound), grid[-2], shape)
+        return np.float64(sampled(model, SampleOptions(np.array(grid, np.int32), clip_x_0=bound)))
+
+    noise = (alpha(t) * shown([t, -1]) - alpha(t) * bound) / sigma(t)
+    np.testing.assert_allclose(alpha(s) * shown([t, s, -1]), alpha(s) * bound + sigma(s) * noise, rtol=1e-4)

@@ -1,0 +1,182 @@
+"""CLIP against Hugging Face's, frames against Pillow; two scores."""
+
+import functools
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from flax.traverse_util import flatten_dict
+
+from vf.nets import clip
+from vf.nets.clip import clip_image, clip_text, clipsim, frame_consistency
+from vf.nets.vit import CLIP_B32, Config
+from vf.pretrained.clip import canonical
+from vf.pretrained.weights import Weights
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SIZE, VOCABULARY, CONTEXT, DIM = 64, 300, 20, 32
+
+
+@functools.cache
+def pair():
+    """A small CLIP, as Hugging Face has it and as ours takes it, with the two configurations."""
+    torch.manual_seed(0)
+    text = transformers.CLIPTextConfig(
+        hidden_size=128, intermediate_size=160, num_hidden_layers=2, num_attention_heads=2, vocab_size=VOCABULARY,
+        max_position_embeddings=CONTEXT, bos_token_id=VOCABULARY - 2, eos_token_id=VOCABULARY - 1, projection_dim=DIM,
+    )  # fmt: skip
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=192, intermediate_size=250, num_hidden_layers=3, num_attention_heads=3, image_size=SIZE,
+        patch_size=16, projection_dim=DIM,
+    )  # fmt: skip
+    net = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=DIM)
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if parameter.ndim == 1 and "norm" in name and name.endswith("weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, 0.1)
+    arrays, about = canonical({name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    return net, Weights("clip", arrays, "", {}).tree(), Config(**about["vision"]), clip.TextConfig(**about["language"])
+
+
+def clips(n: int, frames: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, frames, height, width, 3), np.uint8)
+
+
+def prepared(frame: np.ndarray, size: int) -> np.ndarray:
+    """OpenAI's preprocessing by Pillow: u8 [size size 3]."""
+    height, width = frame.shape[:2]
+    short = min(height, width)
+    height, width = (
+        size if height == short else int(size * height / short),
+        size if width == short else int(size * width / short),
+    )
+    picture = PIL.Image.fromarray(frame).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def relative(found, true) -> float:
+    return float(abs(np.asarray(found) - true).max() / abs(true).max())
+
+
+@pytest.mark.parametrize(("height", "width"), [(240, 320), (64, 70), (256, 256), (500, 210), (32, 43)])
+def test_frames_are_prepared_as_pillow_does(height, width):
+    size = 224 if height > 50 else SIZE
+    frames = clips(1, 2, height, width)[0]
+    frames[1] = np.arange(width)[:, None] * 255 // width  # smooth, beside noise
+    found = jax.jit(functools.partial(clip._preprocessed, size=size))(frames)
+    found = (np.asarray(found) * np.array(clip.STD) + np.array(clip.MEAN)) * 255
+    true = np.stack([prepared(frame, size) for frame in frames])
+    np.testing.assert_allclose(found, true, atol=1e-3)  # not a bit of a pixel differs
+
+
+def test_images():
+    net, params, vision, language = pair()
+    network = clip_image(params, "0123456789ab", frames=3, vision=vision, language=language)
+    x = clips(2, 3, 96, 70)
+    frames = np.stack([prepared(frame, SIZE) for frame in x.reshape(-1, *x.shape[2:])])
+    y = (torch.as_tensor(frames).float() / 255 - torch.tensor(clip.MEAN)) / torch.tensor(clip.STD)
+    with torch.no_grad():
+        true = net.get_image_features(y.permute(0, 3, 1, 2)).pooler_output.numpy()
+    found = np.asarray(jax.jit(network.apply)(network.params, x))
+    assert found.shape == (2, network.dim)
+    assert relative(found.reshape(6, DIM), unit(true)) < 1e-5
+    assert network.protocol["frames"] == 3
+    with pytest.raises(ValueError, match="clips of 3 frames"):
+        network.apply(params, x[:, :2])
+
+
+@pytest.mark.parametrize("padding", [0, VOCABULARY - 1])
+def test_captions(padding):
+    """Whatever pads: a token sees those before it only, and the first end is the one that counts."""
+    net, params, vision, language = pair()
+    rng = np.random.default_rng(0)
+    tokens = np.full((4, CONTEXT), padding, np.int32)
+    for row, length in zip(tokens, (2, 5, 11, CONTEXT), strict=True):
+        row[:length] = [VOCABULARY - 2, *rng.integers(0, VOCABULARY - 2, length - 2), VOCABULARY - 1]
+    with torch.no_grad():
+        true = net.get_text_features(torch.as_tensor(tokens).long()).pooler_output.numpy()
+    encode = jax.jit(functools.partial(clip_text, vision=vision, language=language))
+    found = encode(params, tokens)
+    assert relative(found, unit(true)) < 1e-5
+    short = encode(params, tokens[:2, :5])
+    np.testing.assert_allclose(short, found[:2], atol=1e-6)
+    with pytest.raises(ValueError, match="at most 20 tokens"):
+        clip_text(params, np.zeros((1, 21), np.int32), vision=vision, language=language)
+
+
+def test_full_size_is_vit_b32():
+    made, shapes = jax.eval_shape(
+        clip.CLIP().init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32),
+        jax.ShapeDtypeStruct((1, 77), np.int32),
+    )  # fmt: skip
+    assert [x.shape for x in made] == [(1, 512), (1, 512)]
+    ours = flatten_dict(shapes["params"], sep="/")
+    assert sum(int(np.prod(leaf.shape)) for leaf in ours.values()) == 151_277_313  # OpenAI's ViT-B/32
+    assert ours["image/embed/positions"].shape == (50, 768)
+    assert ours["text/blocks/qkv/kernel"].shape == (12, 512, 1536)
+    assert CLIP_B32.grid == (1, 7, 7)
+
+
+# ---- the scores
+
+
+def test_clipsim_is_the_mean_cosine():
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(5, 7, 16)), rng.normal(size=(5, 16))
+    cosine = np.array(
+        [[u @ v / np.linalg.norm(u) / np.linalg.norm(v) for u in us] for us, v in zip(image, text, strict=True)]
+    )
+    np.testing.assert_allclose(clipsim(image, text), cosine.mean(1), atol=1e-12)
+    np.testing.assert_allclose(clipsim(3 * image, text, scale=100), 100 * cosine.mean(1), atol=1e-12)
+    scored = clipsim(image, text, scale=2.5, floor=0)
+    np.testing.assert_allclose(scored, 2.5 * np.maximum(cosine, 0).mean(1), atol=1e-12)
+    assert (scored > 2.5 * np.maximum(cosine.mean(1), 0)).any()  # frames are clipped, not means
+    same = np.repeat(text[:, None], 4, 1)
+    np.testing.assert_allclose(clipsim(same, text), 1)
+
+
+def test_frame_consistency_is_that_of_neighbours():
+    rng = np.random.default_rng(0)
+    u = unit(rng.normal(size=(3, 6, 16)))
+    np.testing.assert_allclose(frame_consistency(u), [np.diag(x @ x.T, 1).mean() for x in u], atol=1e-12)
+    still = np.repeat(u[:, :1], 6, 1)
+    np.testing.assert_allclose(frame_consistency(still), 1)
+    turning = np.stack([np.cos(np.arange(5) * 0.3), np.sin(np.arange(5) * 0.3)], -1)[None]
+    np.testing.assert_allclose(frame_consistency(turning), np.cos(0.3))
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [((2, 3), (2, 3)), ((2, 3, 4), (3, 4)), ((2, 3, 4), (2, 5)), ((0, 3, 4), (0, 4)), ((2, 0, 4), (2, 4))],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_embeddings_of_other_shapes_are_refused(image, text):
+    with pytest.raises(ValueError, match="expected embeddings"):
+        clipsim(np.ones(image), np.ones(text))
+
+
+def test_embeddings_without_direction_are_refused():
+    image, text = np.ones((2, 3, 4)), np.ones((2, 4))
+    for bad in (0, np.nan):
+        broken = image.copy()
+        broken[1, 2] = bad
+        with pytest.raises(ValueError, match="of frames other than 0"):
+            clipsim(broken, text)
+        with pytest.raises(ValueError, match="of frames other than 0"):
+            frame_consistency(broken)
+    with pytest.raises(ValueError, match="of captions other than 0"):
+        clipsim(image, 0 * text)
+    with pytest.raises(ValueError, match="two frames or more"):
+        frame_consistency(image[:, :1])

@@ -1,0 +1,96 @@
+"""PyTorch's files, written by PyTorch, read without it."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from vf.pretrained import files, torch_file
+from vf.types import UserError
+
+torch = pytest.importorskip("torch")
+
+
+class Net(torch.nn.Module):
+    """Parameters, views, buffers and kinds of number as real files have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Linear(3, 4)
+        self.b = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+        self.w = torch.nn.Parameter(torch.randn(4, 2).t())  # a view: strides are not those of a fresh array
+        self.register_buffer("short", torch.randn(3).half())
+        self.register_buffer("shorter", torch.randn(3).bfloat16())
+        self.register_buffer("tail", torch.arange(10)[4:])
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def same(found, net, prefix=""):
+    state = net.state_dict()
+    assert set(found) == {prefix + name for name in state}
+    for name, tensor in state.items():
+        array = found[prefix + name]
+        assert str(array.dtype) == str(tensor.dtype).removeprefix("torch.")
+        np.testing.assert_array_equal(array.astype(np.float64), tensor.double().numpy())
+
+
+def test_torch_zip_and_legacy(tmp_path):
+    net = Net()
+    torch.save(net.state_dict(), tmp_path / "new.pt")
+    same(torch_file.read(tmp_path / "new.pt"), net)
+    about = {"model": net.state_dict(), "epoch": 3, "flags": [1, "two", None], "best": {"loss": 0.5}}
+    torch.save(about, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    same(torch_file.read(tmp_path / "old.pt"), net, "model.")
+    assert torch_file.is_legacy(tmp_path / "old.pt")
+    assert not torch_file.is_legacy(tmp_path / "new.pt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript(tmp_path):
+    net = Net().eval()
+    torch.jit.script(net).save(tmp_path / "scripted.pt")
+    torch.jit.trace(net, torch.zeros(2, 3)).save(tmp_path / "traced.pt")
+    for name in ("scripted", "traced"):
+        found = files.read(tmp_path / f"{name}.pt")
+        assert found.format == "torchscript"
+        same(found.arrays, net)
+
+
+def test_two_names_of_one_storage(tmp_path):
+    weight = torch.arange(12.0).reshape(3, 4)
+    for new in (True, False):
+        torch.save(
+            {"a": weight, "b": weight[1:], "c": weight.t()}, tmp_path / "x.pt", _use_new_zipfile_serialization=new
+        )
+        found = torch_file.read(tmp_path / "x.pt")
+        np.testing.assert_array_equal(found["b"], weight[1:])
+        np.testing.assert_array_equal(found["c"], weight.t())
+
+
+def test_a_pickle_calls_nothing(tmp_path):
+    """Neither as torch's file nor as a plain one; what it asks for is named, and not done."""
+
+    class Foreign:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'done'}",)
+
+    torch.save({"w": torch.zeros(2), "x": Foreign()}, tmp_path / "a.pt")
+    torch.save({"w": torch.zeros(2), "x": Foreign()}, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps({"w": np.zeros(2), "x": Foreign()}))
+    for name in ("a.pt", "b.pt", "c.pkl"):
+        with pytest.raises(UserError, match=r"its pickle asks for (posix|nt)\.system"):
+            files.read(tmp_path / name)
+    assert not (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_cut_off_files(tmp_path, new):
+    torch.save({"w": torch.randn(100, 100)}, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
+    whole = (tmp_path / "x.pt").read_bytes()
+    for size in (5, 200, len(whole) // 2, len(whole) - 30):
+        (tmp_path / "cut.pt").write_bytes(whole[:size])
+        with pytest.raises(UserError, match="cannot be read as weights"):
+            files.read(tmp_path / "cut.pt")

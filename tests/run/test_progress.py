@@ -1,0 +1,64 @@
+"""The line on progress tells step, rate and time left, and costs the run no waiting."""
+
+import io
+
+import jax.numpy as jnp
+import pytest
+
+from vf.run.progress import Progress, _duration
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+
+def test_progress_measures_after_the_first_step(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    progress = Progress(4000, start=1000, every_seconds=0, stream=stream)
+    clock.now += 60  # Compilation.
+    progress.update(1001, 0.5)
+    clock.now += 100
+    progress.update(1201, jnp.float32(0.03125), lr=1e-4, mode="warm")
+    assert stream.getvalue().splitlines() == [
+        "step 1001/4000  loss 0.5",
+        "step 1201/4000  loss 0.03125  lr 0.0001  mode warm  2 steps/s  ETA 23m20s",
+    ]
+
+
+def test_progress_is_rate_limited_and_never_fetches_in_vain(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+
+    class Loss:
+        fetched = 0
+
+        def __float__(self) -> float:
+            Loss.fetched += 1
+            return 1.0
+
+    progress = Progress(100, every_seconds=10, stream=stream)
+    for step in range(1, 101):
+        clock.now += 1
+        progress.update(step, Loss())
+    shown = [int(line.split("/")[0].removeprefix("step ")) for line in stream.getvalue().splitlines()]
+    assert shown == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]  # The last step always.
+    assert Loss.fetched == len(shown)
+
+
+def test_progress_redraws_on_a_terminal(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    stream.isatty = lambda: True
+    progress = Progress(2, every_seconds=0, stream=stream)
+    progress.update(1, 1.0)
+    assert stream.getvalue() == "\rstep 1/2  loss 1\x1b[K"
+    clock.now += 1
+    progress.update(2, 1.0)
+    assert stream.getvalue().endswith("\rstep 2/2  loss 1  1 steps/s  ETA 0s\x1b[K\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (820, "13m40s"), (3725, "1h02m")]
+)
+def test_durations(seconds, text):
+    assert _duration(seconds) == text

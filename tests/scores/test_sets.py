@@ -1,0 +1,398 @@
+"""Clips to be scored: one set of pixels in every form that people have, and everything that is wrong told at once."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.made import number, write, write_frames
+from vf.data.clips import Windows
+from vf.data.decode import FrameFolder, Pixels
+from vf.data.preparation import prepare
+from vf.data.staging import Parameters
+from vf.scores.sets import Choice, open_set
+from vf.types import UserError
+from vf.video import save_npz, write_gif
+
+LENGTH, SIDE = 12, 16
+NAMES = [f"clip_{k}" for k in range(1, 12)]  # clip_10 follows clip_9, not clip_1
+
+
+def pixels(n: int = len(NAMES), length: int = LENGTH, side: int = SIDE, seed: int = 0) -> np.ndarray:
+    """Noise of 128 colours, so that a GIF holds it exactly; no two neighbouring frames alike."""
+    rng = np.random.default_rng(seed)
+    palette = rng.integers(0, 256, (128, 3), np.uint8)
+    return palette[rng.integers(0, 128, (n, length, side, side))]
+
+
+def write_lossless(path: Path, frames: np.ndarray, fps: int = 25) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode(None))
+
+
+def write_pngs(folder: Path, frames: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"frame_{k}.png")
+
+
+def write_prepared(out: Path, source: Path, size: int = SIDE) -> None:
+    given = Parameters(
+        dataset="folder", source=str(source), size=size, encoding="raw", quality=0, splits="", fold=1, table="",
+        embeddings="", fps=0.0, min_frames=2,
+    )  # fmt: skip
+    prepare(given, out, workers=1)
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory) -> dict[str, Path]:
+    """The same 11 clips of 12 frames as videos, GIFs, folders of frames, an array, and a prepared data set."""
+    root, clips = tmp_path_factory.mktemp("forms"), pixels()
+    for name, clip in zip(NAMES, clips, strict=True):
+        write_lossless(root / "videos" / f"{name}.mkv", clip)
+        write_pngs(root / "frames" / name, clip)
+        (root / "gifs").mkdir(exist_ok=True)
+        write_gif(root / "gifs" / f"{name}.gif", clip, fps=7)
+    save_npz(root / "clips.npz", clips)
+    write_prepared(root / "prepared", root / "frames")
+    names = ("videos", "frames", "gifs", "clips.npz", "prepared")
+    return {name: root / name for name in names}
+
+
+CHOICES = {
+    "centre": Choice(Windows(4, 2, start="centre")),
+    "first": Choice(Windows(12, start="first"), size=SIDE),
+    "random": Choice(Windows(3, 2, start="random"), seed=5),
+    "all, hop 3": Choice(Windows(5, start="all", hop=3)),
+    "blocks": Choice(Windows(3, 2, start="blocks")),
+    "the first 3": Choice(Windows(9, start="centre"), n=3, subset="first"),
+    "any 4 of all": Choice(Windows(9, start="all"), n=4, seed=1),
+}
+
+
+def expected(choice: Choice) -> np.ndarray:
+    """By a loop over the array."""
+    found = []
+    for clip in pixels():
+        for record in range(choice.windows.records(LENGTH, 0.0)):
+            rng = np.random.default_rng([choice.seed, len(found)]) if choice.windows.start == "random" else None
+            found.append(clip[choice.windows.indices(LENGTH, 0.0, record, rng)])
+    if not choice.n:
+        return np.stack(found)
+    rows = range(choice.n)
+    if choice.subset == "random":
+        rows = sorted(np.random.default_rng(choice.seed).permutation(len(found))[: choice.n])
+    return np.stack([found[k] for k in rows])
+
+
+@pytest.mark.parametrize("form", ["videos", "frames", "gifs", "clips.npz", "prepared"])
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+def test_every_form_gives_the_same_clips(forms, form, choice):
+    true = expected(choice)
+    found = open_set(forms[form], choice)
+    assert found.shape == true.shape
+    assert len(found) == len(true)
+    np.testing.assert_array_equal(found[:], true)
+    np.testing.assert_array_equal(found[1:3], true[1:3])
+    assert found[5:5].shape == (0, *true.shape[1:])
+    assert found.facts["left_out"] == 0
+
+
+@pytest.mark.parametrize("hundredths", [1, 2, 10, 100])
+def test_a_gif_has_its_own_frames_at_any_rate(tmp_path, hundredths):
+    clip = pixels(1)[0]
+    pictures = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in clip]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=10 * hundredths)
+    assert open_set(tmp_path, Choice(Windows(LENGTH, start="first"))).shape[:2] == (1, LENGTH)
+    with pytest.raises(UserError, match=r"no video of .* is long enough for 13 frames"):
+        open_set(tmp_path, Choice(Windows(LENGTH + 1, start="first")))
+
+
+def test_frames_are_in_natural_order(tmp_path):
+    write_frames(tmp_path / "one", range(20))
+    found = open_set(tmp_path, Choice(Windows(20, start="first"), size=16))
+    assert [number(frame) for frame in found[:][0]] == list(range(20))
+
+
+def test_a_fingerprint_knows_pixels_and_choice_and_not_the_place(forms, tmp_path):
+    choice = Choice(Windows(4, start="centre"), size=8)
+    moved = tmp_path / "moved"
+    shutil.copytree(forms["videos"], moved)
+    mark = open_set(forms["videos"], choice).fingerprint
+    assert open_set(moved, choice).fingerprint == mark
+    others = [
+        Choice(Windows(4, start="first"), size=8), Choice(Windows(5, start="centre"), size=8),
+        Choice(Windows(4, 2, start="centre"), size=8), Choice(Windows(4, fps=25, start="centre"), size=8),
+        Choice(Windows(4, start="centre"), size=9), Choice(Windows(4, start="centre")),
+        Choice(Windows(4, start="centre"), size=8, resampler="antialiased"),
+        Choice(Windows(4, start="centre"), size=8, n=4), Choice(Windows(4, start="centre"), size=8, n=4, seed=1),
+        Choice(Windows(4, start="centre"), size=8, n=4, subset="first"),
+        Choice(Windows(4, start="all", hop=2), size=8), Choice(Windows(4, start="all", hop=3), size=8),
+        Choice(Windows(4, start="random"), size=8), Choice(Windows(4, start="random"), size=8, seed=1),
+    ]  # fmt: skip
+    marks = [open_set(moved, other).fingerprint for other in others]
+    assert len({mark, *marks}) == 1 + len(others)
+    changed = pixels(1, seed=9)[0]
+    write_lossless(moved / "clip_4.mkv", changed)  # another video under the same name
+    assert open_set(moved, choice).fingerprint != mark
+    shutil.copy(forms["videos"] / "clip_4.mkv", moved / "clip_4.mkv")
+    assert open_set(moved, choice).fingerprint == mark
+    (moved / "clip_11.mkv").unlink()
+    assert open_set(moved, choice).fingerprint != mark
+
+
+def test_a_prepared_data_set_is_the_same_wherever_its_source_lay(forms, tmp_path):
+    choice = Choice(Windows(4, start="centre"))
+    mark = open_set(forms["prepared"], choice).fingerprint
+    shutil.copytree(forms["frames"], tmp_path / "elsewhere")
+    write_prepared(tmp_path / "again", tmp_path / "elsewhere")
+    assert open_set(tmp_path / "again", choice).fingerprint == mark
+    write_prepared(tmp_path / "smaller", tmp_path / "elsewhere", size=8)
+    assert open_set(tmp_path / "smaller", choice).fingerprint != mark
+    write_pngs(tmp_path / "elsewhere" / NAMES[2], pixels(1, seed=9)[0])
+    write_prepared(tmp_path / "changed", tmp_path / "elsewhere")
+    assert open_set(tmp_path / "changed", choice).fingerprint != mark
+
+
+@pytest.mark.parametrize("form", ["frames", "clips.npz"])
+def test_one_changed_pixel_changes_the_fingerprint(forms, tmp_path, form):
+    choice, clips = Choice(Windows(4, start="first")), pixels()
+    clips[7, 11, 3, 3, 1] ^= 1
+    if form == "frames":
+        shutil.copytree(forms["frames"], tmp_path / "other")
+        write_pngs(tmp_path / "other" / NAMES[7], clips[7])
+        other = tmp_path / "other"
+    else:
+        save_npz(other := tmp_path / "other.npz", clips)
+    assert open_set(other, choice).fingerprint != open_set(forms[form], choice).fingerprint
+
+
+def test_splits(tmp_path, caplog):
+    for split in ("train", "test"):
+        for k in range(2):
+            write_frames(tmp_path / split / str(k), range(4 if split == "train" else 5))
+    windows = Windows(2, start="all")
+    counts = {split: len(open_set(tmp_path, Choice(windows, split=split))) for split in
+              ("", "train", "test", "train+test")}  # fmt: skip
+    assert counts == {"": 14, "train": 6, "test": 8, "train+test": 14}
+    assert not caplog.records
+    with pytest.raises(UserError, match="has no clips of split val: its folders name test, train"):
+        open_set(tmp_path, Choice(windows, split="val"))
+
+
+@pytest.mark.parametrize("form", ["videos", "clips.npz"])
+@pytest.mark.parametrize("split", ["train", "test", "train+test"])
+def test_what_does_not_name_splits_is_taken_whole_and_told(forms, caplog, form, split):
+    assert len(open_set(forms[form], Choice(Windows(4, start="first"), split=split))) == len(NAMES)
+    assert f"does not say which of its clips are of split {split}: all are taken" in caplog.text
+
+
+def test_short_videos_are_left_out_or_an_error(tmp_path, caplog):
+    write_frames(tmp_path / "long", range(8))
+    write_frames(tmp_path / "short", range(5))
+    windows = Windows(6, start="first")
+    with caplog.at_level(logging.WARNING):
+        found = open_set(tmp_path, Choice(windows))
+    assert (len(found), found.facts) == (1, found.facts | {"clips_there": 1, "left_out": 1})
+    assert "1 videos of" in caplog.text
+    with pytest.raises(UserError, match=r"1 of the clips .* \(the first, short has 5 frames\): repeating frames"):
+        open_set(tmp_path, Choice(windows, strict=True))
+
+
+def test_prepared_short_clips_are_left_out_or_an_error(tmp_path):
+    write_frames(tmp_path / "frames" / "long", range(8))
+    write_frames(tmp_path / "frames" / "short", range(5))
+    write_prepared(tmp_path / "data", tmp_path / "frames")
+    found = open_set(tmp_path / "data", Choice(Windows(6, start="first")))
+    assert (len(found), found.facts["left_out"]) == (1, 1)
+    with pytest.raises(UserError, match=r"1 of the clips .* short"):
+        open_set(tmp_path / "data", Choice(Windows(6, start="first"), strict=True))
+    with pytest.raises(UserError, match="has the 9 frames"):
+        open_set(tmp_path / "data", Choice(Windows(3, 3, start="blocks")))
+
+
+def test_fewer_clips_than_the_protocol_takes(forms):
+    windows = Windows(4, start="first")
+    with pytest.raises(UserError, match="gives 11 clips of 4 frames with stride 1 where the protocol takes 12"):
+        open_set(forms["videos"], Choice(windows, n=12))
+    assert len(open_set(forms["videos"], Choice(windows, n=12, fewer=True))) == 11
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (Choice(Windows(4, start="first"), size=8), "was prepared at 16 pixels and the protocol asks for 8"),
+        (Choice(Windows(4, start="first"), split="val"), "no split 'val'"),
+        (Choice(Windows(13, start="first")), "none of the 11 clips"),
+        (Choice(Windows(4, start="first"), size=16, resampler="antialiased"), "the resampler antialiased"),
+    ],
+)
+def test_what_a_prepared_data_set_cannot_give(forms, asked, told):
+    with pytest.raises(UserError, match=told):
+        open_set(forms["prepared"], asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (Choice(Windows(4, start="first"), size=8), "holds clips of 16 x 16 pixels and the protocol asks for 8"),
+        (Choice(Windows(13, start="first")), "clips of 12 frames, too few for 13 frames"),
+        (Choice(Windows(4, fps=8, start="first")), "an .npz has no rate, set fps to 0 to go by stride"),
+    ],
+)
+def test_what_an_array_cannot_give(forms, asked, told):
+    with pytest.raises(UserError, match=told):
+        open_set(forms["clips.npz"], asked)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"clips": np.zeros((2, 4, 8, 8, 3), np.float32)}, "uint8 .* found float32"),
+        ({"clips": np.zeros((2, 3, 4, 8, 8), np.uint8)}, r"found uint8 \[2, 3, 4, 8, 8\]"),
+        ({"samples": np.zeros((2, 4, 8, 8, 3), np.uint8)}, "expected the key 'clips' and found"),
+        ({"clips": np.zeros((0, 4, 8, 8, 3), np.uint8)}, "holds no clips"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, arrays, told):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=told):
+        open_set(tmp_path / "a.npz", Choice(Windows(2)))
+
+
+def test_files_that_are_no_arrays(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        open_set(tmp_path / "no.npz", Choice(Windows(2)))
+    (tmp_path / "a.npz").write_bytes(b"PK\3\4 not at all")
+    with pytest.raises(UserError, match=r"cannot read .* as an \.npz of clips"):
+        open_set(tmp_path / "a.npz", Choice(Windows(2)))
+
+
+def test_nothing_there(tmp_path):
+    for folder in (tmp_path / "missing", tmp_path):
+        with pytest.raises(UserError, match=r"does not exist|holds no videos"):
+            open_set(folder, Choice(Windows(2)))
+
+
+@pytest.mark.parametrize("damage", ["empty.mp4", "noise.avi", "text.gif", "cut.mkv"])
+def test_broken_files_are_named(tmp_path, damage):
+    clip = pixels(1, 40, 64)[0]
+    write_lossless(tmp_path / "a.mkv", clip[:, :SIDE, :SIDE])
+    content = {"empty.mp4": b"", "noise.avi": bytes(range(256)) * 9, "text.gif": b"GIF89a and no more"}.get(damage)
+    if content is None:
+        write_lossless(tmp_path / "whole.mkv", clip)
+        content = (tmp_path / "whole.mkv").read_bytes()[:200]
+        (tmp_path / "whole.mkv").unlink()
+    (tmp_path / damage).write_bytes(content)
+    with pytest.raises(UserError, match=f"1 of the clips .* cannot be read .*{damage}"):
+        open_set(tmp_path, Choice(Windows(4, start="first")))
+
+
+def test_broken_frames_are_named(tmp_path):
+    write_frames(tmp_path / "a", range(6))
+    write_frames(tmp_path / "b", range(6))
+    (tmp_path / "b" / "frame_3.png").write_bytes(b"no picture")
+    found = open_set(tmp_path, Choice(Windows(6, start="first"), size=8))
+    with pytest.raises(UserError, match=r"b: its frame frame_3\.png cannot be read: no image; remove or repair it"):
+        found[:]
+    (tmp_path / "b" / "frame_3.png").unlink()
+    with pytest.raises(UserError, match="b: has no frame between"):
+        open_set(tmp_path, Choice(Windows(4, start="first"), size=8))
+
+
+def test_a_file_that_goes_away(tmp_path):
+    for name in "abc":
+        write_lossless(tmp_path / f"{name}.mkv", pixels(1)[0])
+    found = open_set(tmp_path, Choice(Windows(4, start="first")))
+    (tmp_path / "b.mkv").unlink()
+    assert found[:1].shape == (1, 4, SIDE, SIDE, 3)
+    with pytest.raises(UserError, match=r"b\.mkv: No such file"):
+        found[:]
+
+
+def test_sizes_that_differ(tmp_path):
+    for name, side in (("a", 16), ("b", 24)):
+        write_lossless(tmp_path / f"{name}.mkv", pixels(1, side=side)[0])
+    windows = Windows(4, start="first")
+    with pytest.raises(UserError, match="is 4 frames of 16 x 16, another 4 frames of 24 x 24; choose one size"):
+        open_set(tmp_path, Choice(windows))[:]
+    assert open_set(tmp_path, Choice(windows, size=8))[:].shape == (2, 4, 8, 8, 3)
+
+
+def test_the_antialiased_resampler_is_pillows_cut_to_whole_numbers(tmp_path):
+    """cd-fvd resizes the short side by antialiased bilinear, takes the centre and truncates."""
+    frames = np.random.default_rng(0).integers(0, 256, (3, 40, 64, 3), np.uint8)
+    write_lossless(tmp_path / "a.mkv", frames)
+    found = open_set(tmp_path, Choice(Windows(3, start="first"), size=20, resampler="antialiased"))[:][0]
+    for frame, clip in zip(frames, found, strict=True):
+        planes = [Image.fromarray(frame[..., c].astype(np.float32)).resize((32, 20), Image.Resampling.BILINEAR)
+                  for c in range(3)]  # fmt: skip
+        true = np.stack([np.asarray(plane) for plane in planes], -1)[:, 6:26]
+        assert np.abs(clip - np.floor(true + 1e-3)).max() <= 1  # where a float32 lies at a whole number
+        assert (clip == np.floor(true + 1e-3)).mean() > 0.999
+
+
+def test_the_antialiased_resampler_keeps_flat_colours(tmp_path):
+    """Rounding below whole numbers, truncated, would make every flat colour one darker."""
+    frames = np.repeat(np.arange(256, dtype=np.uint8), 24 * 32 * 3).reshape(256, 24, 32, 3)
+    write_lossless(tmp_path / "a.mkv", frames)
+    found = open_set(tmp_path, Choice(Windows(256, start="first"), size=17, resampler="antialiased"))[:][0]
+    assert (found == np.arange(256)[:, None, None, None]).all()
+
+
+def test_size_0_is_the_whole_picture(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 24, 37, 3), np.uint8)
+    write_pngs(tmp_path / "a", frames)
+    write_lossless(tmp_path / "video" / "a.mkv", frames)
+    np.testing.assert_array_equal(FrameFolder(tmp_path / "a").clip(np.array([2, 0]), Pixels(0)), frames[[2, 0]])
+    np.testing.assert_array_equal(open_set(tmp_path / "video", Choice(Windows(3, start="first")))[:][0], frames)
+    one = Pixels(0)
+    for path, shape in ((tmp_path / "a", (24, 37)), (tmp_path / "b", (10, 8)), (tmp_path / "a", (24, 37))):
+        if not path.exists():
+            write_pngs(path, frames[:, :10, :8])
+        assert one(next(FrameFolder(path).pictures())).shape == (*shape, 3)  # one scaler after another
+
+
+def test_a_rate_needs_a_video_that_has_one(tmp_path):
+    write_frames(tmp_path / "frames" / "a", range(20))
+    with pytest.raises(UserError, match=r"a: a clip at 5 frames per second needs a video of known rate.*go by stride"):
+        open_set(tmp_path / "frames", Choice(Windows(4, fps=5, start="first")))
+    write(tmp_path / "videos" / "a.mp4")
+    found = open_set(tmp_path / "videos", Choice(Windows(4, fps=5, start="first"), size=16))
+    assert [number(frame) for frame in found[:][0]] == [0, 5, 10, 15]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # closed by the garbage collector
+def test_names_that_are_no_text(tmp_path):
+    name = b"clip_\xff.mkv".decode("utf-8", "surrogateescape")
+    write_lossless(tmp_path / "a.mkv", pixels(1)[0])
+    (tmp_path / "a.mkv").rename(tmp_path / name)
+    assert open_set(tmp_path, Choice(Windows(4, start="first"))).shape[0] == 1
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"clip_\\xff\.mkv"):
+        open_set(tmp_path, Choice(Windows(4, start="first")))
+
+
+def test_an_archive_of_videos(forms, tmp_path):
+    shutil.make_archive(str(tmp_path / "videos"), "zip", forms["videos"])
+    choice = CHOICES["centre"]
+    np.testing.assert_array_equal(open_set(tmp_path / "videos.zip", choice)[:], expected(choice))
+
+
+def test_readers_of_a_set_close_what_they_open(forms):
+    """A set of thousands of videos holds no file open."""
+    found = open_set(forms["videos"], CHOICES["centre"])
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+    for _ in range(3):
+        found[:]
+    after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+    assert after <= before + 1

@@ -1,0 +1,252 @@
+"""From a config to what each job takes, job by job: `train`, `sample`, `evaluate`, `plan`."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vf import files
+from vf.config import data as clips
+from vf.config import networks, start
+from vf.config.models import file_model, image_model, model
+from vf.config.scores import scorers
+from vf.config.specs import (
+    EvaluateSpec,
+    EvaluationSpec,
+    PlanSettings,
+    PlanSpec,
+    RunSpec,
+    SampleSpec,
+    SelfcheckSpec,
+    TrainSpec,
+)
+from vf.config.values import as_user_error, choose, fingerprint, to_json
+from vf.data.pipeline import Source
+from vf.diffusion import schedule as schedules
+from vf.metrics.fvd import LINEAGES
+from vf.metrics.protocol import protocol_hash
+from vf.models.model import Model
+from vf.models.sampler import SampleOptions
+from vf.plan.subject import PlanSubject
+from vf.plan.targets import parse_target
+from vf.pretrained import base as pretrained
+from vf.training import optim, sharding
+from vf.types import UserError
+
+Mode = Literal["train", "sample", "evaluate"]
+
+
+def train(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> TrainSpec:
+    """The training job in `workdir`, which has no checkpoint where it is `fresh`. Raises UserError."""
+    config = networks.resolved(config, workdir, fresh)
+    run, source = _run(config, workdir, "train", fresh)
+    tx, learning_rates = optimizer(config)
+    file = networks.pretrained_base(config)
+    given = config.train
+    return TrainSpec(
+        run=run, source=source, tx=tx, learning_rates=learning_rates,
+        steps=given.steps, batch_size=given.batch_size, accumulate=given.accumulate, ema_decay=given.ema_decay,
+        param_dtype=networks.param_dtype(config), half=config.model.dtype == "bfloat16", loading=clips.loading(config),
+        log_every=given.log_every, checkpoint_every=given.checkpoint_every, keep=given.keep,
+        sample_every=given.sample_every, fingerprint=fingerprint(config),
+        files={pretrained.HEADER: pretrained.remembered(file)} if file else {},
+    )  # fmt: skip
+
+
+def sample(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> RunSpec:
+    """The sampling job, likewise."""
+    config = networks.resolved(config, workdir, fresh)
+    return _run(config, workdir, "sample", fresh)[0]
+
+
+def evaluate(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> EvaluateSpec | SelfcheckSpec:
+    """The evaluation job, likewise, or a check of weights alone."""
+    if config.eval.selfcheck:
+        return selfcheck(config)
+    config = networks.resolved(config, workdir, fresh)
+    which = str(config.eval.checkpoint)
+    if not which.isdecimal():
+        choose("eval.checkpoint", which, {"follow": 0, "latest": 0, "a step": 0})
+    return EvaluateSpec(
+        run=_run(config, workdir, "evaluate", fresh)[0],
+        checkpoint=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]
+        last=config.train.steps,
+        patience=config.eval.patience,
+    )
+
+
+def plan(config: ConfigDict) -> PlanSpec:
+    """The planning job. Raises UserError for values out of range."""
+    settings = plan_settings(config)
+    subject = functools.partial(plan_subject, config)
+    return PlanSpec(subject, parse_target(config.plan.target), settings, plan_fingerprint(config))
+
+
+def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, fresh: bool) -> tuple[RunSpec, Source]:
+    """What every job shares, and the clips that are trained on."""
+    devices = mesh(config, mode)
+    images = config.sample.what == "base"
+    elsewhere = config.init_from or config.base.init_from
+    # The file's network as it is, with its own classes, to see that it was read right.
+    own = images and fresh and bool(config.base.pretrained) and not elsewhere
+    made: Model
+    source: Source
+    if own:
+        made, source = file_model(config, devices)
+    else:
+        source = clips.source(config)
+        made = image_model(config, source, devices) if images else model(config, source, devices)
+    begins = None
+    if fresh:
+        begins = start.start(config, made.networks, source.class_names, own=own, trains=mode == "train")
+    # Samples alone can do without real clips: beside them they are shown where there are any, and lend embeddings.
+    reference = validation = None
+    if mode != "sample" or not (images or config.data.source == "none"):
+        reference = clips.source(config, "reference")
+    if mode != "sample" or made.embedding_dim:
+        validation = clips.source(config, "validation")
+        clips.check_validation(config, workdir, fresh)
+    run = RunSpec(
+        config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
+        seed=config.seed, start=begins, sample=sample_spec(config),
+        evaluation=EvaluationSpec(
+            scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
+            clips=config.eval.clips, seen=clips.validation_is_seen(config),
+            levels=np.asarray(config.eval.levels, np.int32), batch_size=config.eval.batch_size,
+            fingerprint=evaluation_fingerprint(config), best=config.eval.best,
+            lowest=choose("eval.best_is", config.eval.best_is, {"lowest": True, "highest": False}),
+        ),
+    )  # fmt: skip
+    return run, source
+
+
+def evaluation_fingerprint(config: ConfigDict) -> str:
+    """Hash of all that makes two evaluations comparable, but for the weights."""
+    aside = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
+    everything = to_json(config)
+    counted = {name: everything[name] for name in ("sample", "data", "seed")}
+    del counted["sample"]["what"]  # clips, always
+    counted["eval"] = {name: value for name, value in everything["eval"].items() if name not in aside}
+    return protocol_hash(counted)
+
+
+def selfcheck(config: ConfigDict) -> SelfcheckSpec:
+    """Whether the weights of I3D are FVD's. Raises UserError where none are named."""
+    if not config.eval.i3d:
+        raise UserError("eval.selfcheck needs the converted weights: set --config.eval.i3d=FILE")
+    return SelfcheckSpec(Path(config.eval.i3d), choose("eval.lineage", config.eval.lineage, LINEAGES))
+
+
+def sample_options(config: ConfigDict) -> SampleOptions:
+    """How to sample. Raises UserError for values out of range."""
+    sample = config.sample
+    if not 0 <= sample.eta <= 1:
+        raise UserError(f"sample.eta must lie in [0, 1] (0 is deterministic DDIM, 1 is DDPM), got {sample.eta}")
+    grid = as_user_error(lambda: schedules.time_grid(sample.steps, config.noise.steps))
+    return SampleOptions(grid, sample.eta, sample.guidance_scale, sample.clip_x_0 or None)
+
+
+def sample_spec(config: ConfigDict) -> SampleSpec:
+    """`config.sample`, typed."""
+    s = config.sample
+    return SampleSpec(sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, s.fps, s.what)
+
+
+def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable[[Any], dict[str, Any]]]:
+    """The optimizer, and finished updates -> learning rates for the log."""
+    train = config.train
+    rates: dict[str, Any] = {
+        "lr": {"base": train.lr_base, "residual": train.lr_residual},
+        "schedule": train.schedule,
+        "warmup_steps": train.warmup_steps,
+        "total_steps": train.steps,
+        "frozen": ("base",) if train.freeze_base else (),
+    }
+    if train.freeze_base and config.model.predictor == "one_network":
+        raise UserError("train.freeze_base leaves one_network nothing to train: set it to False")
+    tx = optim.make(
+        **rates, weight_decay=train.weight_decay, b1=train.b1, b2=train.b2, eps=train.eps,
+        clip_norm=train.clip_norm or None,
+    )  # fmt: skip
+    return tx, optim.learning_rates(**rates)
+
+
+def mesh(config: ConfigDict, mode: str = "") -> Mesh:
+    """The mesh of all devices. Raises UserError where it does not fit them, or a batch of a job of `mode` not it."""
+    made = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
+    if mode == "train":
+        sharding.check_rows(made, "train.batch_size", config.train.batch_size, config.train.accumulate, clips=True)
+    for name in {"train": ("sample", "eval"), "evaluate": ("sample", "eval"), "sample": ("sample",)}.get(mode, ()):
+        sharding.check_rows(made, f"{name}.batch_size", config[name].batch_size, over=sharding.EVERY)
+    return made
+
+
+def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
+    """Makes several devices of one CPU where the config asks for it and the environment does not say otherwise; to
+    plan, as many as stand in for the target's, here and in the process that compiles.
+
+    XLA runs much of a small network on one core per device: two devices train the demo faster than one with two cores.
+    To be called before jax starts; of no effect on accelerators.
+    """
+    if plan:
+        target = parse_target(config.plan.target)
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(1 if target.topology_name else target.devices)
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
+    elif config.mesh.cpu_devices and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+
+
+def plan_subject(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> PlanSubject:
+    """`config`'s part of a plan on `mesh` (None: to be counted), with at most `blocks` residual blocks a level."""
+    config = config.copy_and_resolve_references()
+    nets = (config.base.net, config.residual.net)
+    most = max(net.num_res_blocks for net in nets)
+    for net in nets:
+        net.num_res_blocks = min(net.num_res_blocks, blocks or net.num_res_blocks)
+    sampling = sample_spec(config)
+    return PlanSubject(
+        model=model(config, clips.plan_source(config), mesh), tx=optimizer(config)[0], seed=config.seed,
+        sample_options=sampling.options, sample_seed=sampling.seed, sample_batch_size=sampling.batch_size,
+        batch_size=config.train.batch_size, eval_batch_size=config.eval.batch_size, accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay, param_dtype=networks.param_dtype(config),
+        dtype=networks.DTYPES[config.model.dtype], remat=config.model.remat != "none", blocks=most,
+    )  # fmt: skip
+
+
+def plan_settings(config: ConfigDict) -> PlanSettings:
+    """`config.plan`, less the target. Raises UserError for values out of range."""
+    given = config.plan
+    if not given.target:
+        raise UserError(
+            "--mode=plan needs a machine: set --config.plan.target=v5e:16x16 (or v5p:2x4x4, gpu:8xH200, cpu:8)"
+        )
+    choose("plan.compile", given.compile, {"train,sample": 0, "train": 0, "none": 0})
+    own = choose("plan.mesh", given.mesh, {"best": False, "config": True})
+    for name in ("meshes", "minutes", "gigabytes"):
+        if given[name] <= 0:
+            raise UserError(f"plan.{name} must be positive, got {given[name]}")
+    return PlanSettings(
+        mesh=tuple(config.mesh[axis] for axis in sharding.AXES) if own else None,
+        compile=given.compile, meshes=given.meshes, blocks=given.blocks, finish=given.finish,
+        minutes=given.minutes, gigabytes=given.gigabytes,
+        cache=Path(given.cache) if given.cache else Path.home() / ".cache/vf/plans",
+    )  # fmt: skip
+
+
+def plan_fingerprint(config: ConfigDict) -> str:
+    """Hash of all that changes the compiled programs of a plan."""
+    fields = to_json(config)
+    kept = {name: fields[name] for name in ("data", "noise", "model", "base", "residual", "train", "sample")}
+    for name in ("steps", "log_every", "checkpoint_every", "keep", "sample_every"):
+        del kept["train"][name]
+    kept["plan"] = {name: fields["plan"][name] for name in ("classes", "embedding_dim")}
+    return protocol_hash(kept)

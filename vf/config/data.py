@@ -1,0 +1,172 @@
+"""Which clips a job reads: those to train on, the validation set, the reference set."""
+
+from pathlib import Path
+from typing import Literal
+
+from ml_collections import ConfigDict
+
+from vf import files
+from vf.config.specs import Loading
+from vf.config.values import as_user_error, choose
+from vf.data import remote
+from vf.data.clips import STARTS, Windows
+from vf.data.folder import VideoFolder
+from vf.data.pipeline import NoClips, Source
+from vf.data.share import Share
+from vf.data.sprites import Sprites
+from vf.diffusion import decompose
+from vf.pretrained import export
+from vf.types import UserError
+
+TFDS = "tfds:"  # before the name of a data set that TFDS itself prepares
+Part = Literal["training", "validation", "reference"]
+
+
+def base_frame(config: ConfigDict) -> int:
+    """Array index of the base frame: `noise.base_frame`, or the paper's where that is -1."""
+    paper = as_user_error(lambda: decompose.base_index(config.data.frames))
+    return paper if config.noise.base_frame == -1 else config.noise.base_frame
+
+
+def source(config: ConfigDict, part: Part = "training") -> Source:
+    """The clips of one part of the data.
+
+    training: those that steps see. validation: those of the validation losses, which lend their embeddings to samples;
+    no step sees them, unless `validation_is_seen`. reference: those that distances compare samples with. The last two
+    are one window a video, the middle one. Raises UserError where a part is empty, or steps would see a clip of a named
+    validation set.
+    """
+    data = config.data
+    if data.source == "sprites":
+        split = "train" if part == "training" else "test"
+        return Sprites(frames=data.frames, size=data.size, base=base_frame(config), split=split)
+    if data.source == "none":
+        path = config.init_from or config.base.init_from
+        return NoClips(export.find(files.path(path)).classes if path else ())
+    start = choose("data.windows", data.windows, {known: known for known in STARTS}) if part == "training" else "centre"
+    windows = as_user_error(lambda: Windows(data.frames, data.stride, data.fps, start, data.hop))
+    where, kind = _located(config)
+    field, share = _selection(config, part, kind)
+    group, name = field.split(".")
+    chosen, validation = config[group][name], data[f"validation_{kind}"]
+    if kind == "split_file":
+        without = validation if field == "data.split_file" else ""
+        return VideoFolder(
+            where, windows=windows, size=data.size, split_file=chosen or None, without=without or None, share=share
+        )
+    if both := set(validation.split("+")) & set(data.split.split("+")):
+        raise UserError(
+            f"data.split={data.split} trains on {min(both)}, which data.validation_split={validation} names: name "
+            "another split by --config.data.validation_split, or none for a share of the training videos"
+        )
+    if data.source.startswith(TFDS):
+        if share is not None:
+            raise UserError(
+                f"the clips of {data.source} have no names to choose a validation set by: name one of its splits by "
+                "--config.data.validation_split=test"
+            )
+        from vf.data.tfds_video import TfdsVideos  # needs TensorFlow
+
+        return TfdsVideos(data.source.removeprefix(TFDS), windows=windows, size=data.size, split=chosen)
+    from vf.data.manifest import read_manifest
+    from vf.data.prepared import Prepared
+
+    known = read_manifest(Path(where))["splits"]
+    if missing := [split for split in chosen.split("+") if split not in known]:
+        none = ", or none for a share of the training videos" if part == "validation" else ""
+        raise UserError(
+            f"{data.source} has no split {missing[0]!r}: known are {', '.join(known)}; name one of these by "
+            f"--config.{field}{none}"
+        )
+    base = base_frame(config) if config.model.context == "embedding" else None
+    made = Prepared(where, windows=windows, split=chosen, base_frame=base, share=share)
+    if made.size != data.size:
+        raise UserError(
+            f"{data.source} was prepared at {made.size} pixels, and data.size is {data.size}: set "
+            f"--config.data.size={made.size}, or prepare again with --size={data.size}"
+        )
+    return made
+
+
+def _located(config: ConfigDict) -> tuple[str, Literal["split", "split_file"]]:
+    """Where the videos of `data.source` are on this machine, and the field that chooses among them."""
+    given = config.data.source
+    if given.startswith(TFDS):
+        return given, "split"
+    where = str(remote.at_hand(given)) if files.is_remote(given) else given
+    return where, "split" if (Path(where) / "manifest.json").exists() else "split_file"
+
+
+def _selection(config: ConfigDict, part: Part, kind: Literal["split", "split_file"]) -> tuple[str, Share | None]:
+    """The field that names the split, or the list, of `part`, and which share of its videos that is (None for all)."""
+    data = config.data
+    named = data[f"validation_{kind}"]
+    if part == "validation" and named:
+        return f"data.validation_{kind}", None
+    if part == "reference" and config.eval[f"reference_{kind}"]:
+        return f"eval.reference_{kind}", None
+    share = Share(data.validation_share, part == "validation") if data.validation_share and not named else None
+    return f"data.{kind}", share
+
+
+def validation_is_seen(config: ConfigDict) -> bool:
+    """Whether the validation clips are clips that steps see: none are named, and `data.validation_share` is 0."""
+    data = config.data
+    if data.source in ("sprites", "none") or data.validation_share:
+        return False
+    return not data[f"validation_{_located(config)[1]}"]
+
+
+def check_validation(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> None:
+    """Raises UserError where earlier steps have trained on clips of the validation set, as far as their config tells.
+
+    These are steps of the run in `workdir`, which has a checkpoint unless it is `fresh`, and then of the networks that
+    the run starts from.
+    """
+    began, data = config.init_from or config.base.init_from, config.data
+    path = files.path(began) if fresh and began else workdir
+    if (fresh and not began) or data.source in ("sprites", "none") or not (path / "config.json").is_file():
+        return
+    then, kind = export.find(path).config["data"], _located(config)[1]
+    if then["source"] != data.source or validation_is_seen(config):
+        return
+    named, left_out = data[f"validation_{kind}"], then.get(f"validation_{kind}", "")
+    chosen, trained = named or data[kind], then[kind]
+
+    def parts(text: str) -> set[str]:
+        return set(text.split("+")) if kind == "split" else {text}
+
+    if chosen and trained and not parts(chosen) & parts(trained):
+        return
+    share = then.get("validation_share", 0.0)  # before there was such a field, all were trained on
+    if named != left_out or (not named and data.validation_share > share):
+        raise UserError(
+            f"steps of {path} have trained on clips that are the validation set here: set "
+            f"--config.data.validation_{kind}={left_out} --config.data.validation_share={share:g} as there, or begin "
+            "another run"
+        )
+
+
+def loading(config: ConfigDict) -> Loading:
+    """`config.data`'s part of it. Sprites keep Python itself busy, so that more than one thread only costs."""
+    data = config.data
+    return Loading(1 if data.source == "sprites" else data.threads, data.workers, data.read_ahead, data.flip)
+
+
+def plan_source(config: ConfigDict) -> Source:
+    """The clips of `config`, or what a plan must know of them where they are not here."""
+    try:
+        if files.is_remote(config.data.source):
+            raise UserError(f"{config.data.source} is not fetched to plan")
+        return source(config)
+    except UserError as error:
+        made = NoClips(tuple(f"class {k}" for k in range(config.plan.classes)), config.plan.embedding_dim)
+        asked = (
+            ("model.condition", "label", made.num_classes, "classes"),
+            ("model.context", "embedding", made.embedding_dim, "embedding_dim"),
+        )
+        for field, value, given, name in asked:
+            group, key = field.split(".")
+            if config[group][key] == value and not given:
+                raise UserError(f"{field} is {value}, and the data is not here: set --config.plan.{name}=N") from error
+        return made

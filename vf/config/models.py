@@ -1,0 +1,132 @@
+"""From a config to the model that it names, around the networks of `networks`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vf.config.data import base_frame
+from vf.config.networks import base_network, computation, embedding_dim, network, pretrained_base
+from vf.config.values import as_user_error, choose
+from vf.data.pipeline import NoClips, Source
+from vf.diffusion import decompose, gaussian, noise
+from vf.diffusion import schedule as schedules
+from vf.models.model import Model
+from vf.models.one_network import OneNetwork
+from vf.models.videofusion import VideoFusion
+from vf.types import UserError
+
+KINDS: dict[str, gaussian.Prediction] = {kind: kind for kind in gaussian.PREDICTIONS}
+PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network")}
+
+
+def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model:
+    """The model that `config` names, for clips of `source`, that computes on `mesh` (None: on one device).
+
+    Raises UserError where values do not fit together."""
+    data, given = config.data, config.noise
+    base = base_frame(config)
+    lam = as_user_error(lambda: decompose.make_lambda(_one_or_all(given.lam), data.frames, base))
+    shared = _shared(config, source, data.frames, base)
+    base_prediction = choose("base.prediction", config.base.prediction, KINDS)
+    base_loss = choose("base.loss", config.base.loss or base_prediction, KINDS)
+    draws: dict[str, Callable[[], noise.Prior]] = {
+        "decomposed": lambda: noise.Decomposed(lam),
+        "independent": noise.Independent,
+        "mixed": lambda: noise.Mixed(given.a),
+        "progressive": lambda: noise.Progressive(given.a),
+    }
+    prior = choose("noise.prior", given.prior, draws)()
+    if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
+        net = network(config, config.base.net, source, mesh, frame_embed=True)
+        made: Model = OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared)
+    else:
+        if not isinstance(prior, noise.Decomposed):
+            raise UserError(
+                f"model.predictor=decomposed predicts the parts of decomposed noise, but noise.prior is "
+                f"{given.prior}: set --config.noise.prior=decomposed, or --config.model.predictor=one_network"
+            )
+        residual_prediction = choose("residual.prediction", config.residual.prediction, KINDS)
+        made = as_user_error(
+            lambda: VideoFusion(
+                base=base_network(config, source, mesh),
+                residual=network(config, config.residual.net, source, mesh, frame_embed=True),
+                lam=lam,
+                base_prediction=base_prediction,
+                residual_prediction=residual_prediction,
+                base_loss=base_loss,
+                residual_loss=choose("residual.loss", config.residual.loss or residual_prediction, KINDS),
+                base_images=config.base.images,
+                context=config.model.context,
+                context_noise=config.model.context_noise,
+                **shared,
+            )
+        )
+    as_user_error(made.shapes)  # sizes that do not divide are told here, before anything is read or compiled
+    return made
+
+
+def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> OneNetwork:
+    """The base generator alone, which is an image model: clips of one frame. Raises UserError as `model` does.
+
+    Its noise is the base noise b, so that sample k is the base frame of the model's clip k."""
+    if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
+        raise UserError(
+            "sample.what=base draws images of the base generator, but model.predictor is one_network, which is no "
+            "image model: set --config.sample.what=clips"
+        )
+    made = OneNetwork(
+        net=base_network(config, source, mesh), prior=noise.Decomposed(np.ones(1, np.float32)),
+        prediction=choose("base.prediction", config.base.prediction, KINDS), **_shared(config, source, 1, 0),
+    )  # fmt: skip
+    as_user_error(made.shapes)
+    return made
+
+
+def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork, NoClips]:
+    """The image model of the file that `base.pretrained` names, as it is there, and its classes; needs no clips.
+
+    Raises UserError where guidance is asked of a network that knows no absence of a class."""
+    file = pretrained_base(config)
+    assert file is not None
+    file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
+    if config.sample.guidance_scale != 1 and not file.can_be_guided:
+        raise UserError(
+            f"sample.guidance_scale is {config.sample.guidance_scale}, but the network of {file.path} was trained "
+            'without "no class": set --config.sample.guidance_scale=1'
+        )
+    classes = NoClips(file.class_names)
+    made = OneNetwork(
+        net=file.own_network(dropout=0.0, **computation(config, mesh)),
+        prior=noise.Decomposed(np.ones(1, np.float32)),
+        prediction=choose("base.prediction", config.base.prediction, KINDS),
+        null_label=file.classes or None, **_common(config, 1, 0),
+    )  # fmt: skip
+    as_user_error(made.shapes)
+    return made, classes
+
+
+def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[str, Any]:
+    """What every model of the config has in common, for clips of `frames` frames with the base frame at `base`."""
+    return _common(config, frames, base) | {
+        "null_label": source.num_classes if config.model.condition == "label" else None,
+        "embedding_dim": embedding_dim(config, source),
+    }
+
+
+def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
+    """The part of it that no clips decide."""
+    size, given = config.data.size, config.noise
+    return {
+        "schedule": as_user_error(lambda: choose("noise.schedule", given.schedule, schedules.SCHEDULES)(given.steps)),
+        "shape": (frames, size, size, 3),
+        "base_frame": base,
+        "condition_dropout": config.model.condition_dropout,
+        "loss_weight": config.model.loss_weight,
+    }
+
+
+def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:
+    return values[0] if len(values) == 1 else tuple(values)

@@ -1,0 +1,148 @@
+"""From a config to networks: sizes, precision, attention, and what a converted file decides."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vf import files
+from vf.config.values import choose
+from vf.data.pipeline import Source
+from vf.models.videofusion import CONTEXTS
+from vf.nets.unet import UNet
+from vf.pretrained import base as pretrained
+from vf.training import sharding
+from vf.types import UserError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ATTENTION = {name: name for name in ("auto", "xla", "cudnn")}
+
+
+def network(config: ConfigDict, net: ConfigDict, source: Source, mesh: Mesh | None = None, **changes: Any) -> UNet:
+    """One U-Net, with the fields that the whole model decides."""
+    fields = net.to_dict()
+    fields["temporal_attention_at"] = fields["temporal_attention_at"] or None
+    if labelled(config, source):
+        fields |= {"num_classes": source.num_classes, "null_class": True}
+    return UNet(**fields | changes, cond_dim=embedding_dim(config, source), **computation(config, mesh))
+
+
+def base_network(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> nn.Module:
+    """The base generator: that of the converted file where `base.pretrained` names one, else `base.net`."""
+    file = pretrained_base(config)
+    if file is None:
+        return network(config, config.base.net, source, mesh)
+    file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
+    return file.network(
+        class_names=source.class_names if labelled(config, source) else (),
+        embedding_dim=embedding_dim(config, source), dropout=config.base.net.dropout,
+        **computation(config, mesh),
+    )  # fmt: skip
+
+
+def pretrained_base(config: ConfigDict) -> pretrained.Base | None:
+    """What `base.pretrained` names, None for nothing. Raises UserError where it is no converted base generator."""
+    return pretrained.open_base(files.path(config.base.pretrained)) if config.base.pretrained else None
+
+
+def resolved(config: ConfigDict, workdir: files.AnyPath, fresh: bool = True) -> ConfigDict:
+    """A copy of `config` that says what the base network is where a converted file decides it.
+
+    Where that file has gone, runs that began with it still know what it said.
+
+    Args:
+        fresh: there is no checkpoint in `workdir`.
+
+    Raises UserError as `pretrained_base`, and for another file than the run began with.
+    """
+    config = config.copy_and_resolve_references()
+    if not config.base.pretrained:
+        return config
+    kept = [workdir / pretrained.HEADER]
+    if config.init_from:
+        kept += [files.path(config.init_from) / name for name in (pretrained.HEADER, "base.safetensors")]
+    if not files.path(config.base.pretrained).exists() and (known := [path for path in kept if path.is_file()]):
+        logging.warning("%s has gone; the base network is built as %s says", config.base.pretrained, known[0])
+        config.base.pretrained = str(known[0])
+    file = pretrained_base(config)
+    assert file is not None
+    if not fresh and kept[0].is_file() and (began := pretrained.open_base(kept[0])).fingerprint != file.fingerprint:
+        raise UserError(
+            f"{file.path} is not what the run in {workdir} began with (fingerprint {file.fingerprint}, and it was "
+            f"{began.fingerprint}): name that file, or another --workdir"
+        )
+    if (size := file.about.get("image_size", config.data.size)) != config.data.size:
+        logging.warning("%s was trained on %d pixels, and data.size is %d", file.path, size, config.data.size)
+    config.base.net.update(file.fields)
+    return config
+
+
+def labelled(config: ConfigDict, source: Source) -> bool:
+    """Whether networks are told classes. Raises UserError where the clips have none."""
+    wanted = choose("model.condition", config.model.condition, {"none": False, "label": True})
+    if wanted and not source.num_classes:
+        raise UserError("model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>")
+    return wanted
+
+
+def embedding_dim(config: ConfigDict, source: Source) -> int:
+    """Channels of the records' embedding of the clean base frame where the model uses it, else 0."""
+    if choose("model.context", config.model.context, {c: c for c in CONTEXTS}) != "embedding":
+        return 0
+    dim = getattr(source, "embedding_dim", 0)
+    if not dim:
+        raise UserError(
+            "model.context is embedding, but these records have no embedding of the base frame: "
+            "take --config.model.context=base_frame, or data with an `embedding` field"
+        )
+    return dim
+
+
+def param_dtype(config: ConfigDict) -> Any:
+    """What parameters are kept in."""
+    return choose("model.param_dtype", config.model.param_dtype, DTYPES)
+
+
+def computation(config: ConfigDict, mesh: Mesh | None) -> dict[str, Any]:
+    """How networks compute, whichever they are."""
+    given = config.model
+    dtype = choose("model.dtype", given.dtype, DTYPES)
+    how = {"dtype": dtype, "remat": given.remat, "scan": given.scan}
+    how["attention_kernel"] = attention_kernel(choose("model.attention", given.attention, ATTENTION), dtype, mesh)
+    return how if mesh is None else how | {"place": sharding.placing(mesh)}
+
+
+def attention_kernel(wanted: str, dtype: Any, mesh: Mesh | None = None) -> str:
+    """The attention that runs on the mesh's devices (default: on this machine's): the fused one where it does, unless
+    `wanted` says otherwise. Raises UserError where the one that is wanted does not run there."""
+    if wanted == "xla":
+        return wanted
+    platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
+    reason = None
+    if platform not in ("gpu", "cuda"):
+        reason = f"it is a kernel of NVIDIA GPUs, and this is {platform}"
+    elif dtype != jnp.bfloat16:
+        reason = "it computes in bfloat16: set --config.model.dtype=bfloat16"
+    else:
+        try:
+            _try_cudnn()
+        except Exception as error:  # whatever the driver, the library or the compiler have to say
+            reason = f"it does not run here ({str(error).splitlines()[0]:.200})"
+            logging.warning("attention is XLA's own, not cuDNN's: %s", reason)
+    if reason and wanted == "cudnn":
+        raise UserError(f"model.attention is cudnn, but {reason}; or take --config.model.attention=auto")
+    return "xla" if reason else "cudnn"
+
+
+def _try_cudnn() -> None:
+    """Attention, and its gradient, at the shapes of a small network."""
+    x = jnp.zeros((2, 64, 2, 64), jnp.bfloat16)
+
+    def total(x: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(x, x, x, implementation="cudnn").astype(jnp.float32).sum()
+
+    jax.block_until_ready(jax.jit(jax.grad(total))(x))

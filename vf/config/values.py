@@ -1,0 +1,50 @@
+"""One value of a config at a time: chosen among what is known, as JSON can say it, as a flag takes it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from vf.types import UserError
+
+T = TypeVar("T")
+
+
+def choose(name: str, value: str, known: Mapping[str, T]) -> T:
+    """known[value]; UserError that lists what is known otherwise."""
+    if value not in known:
+        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return known[value]
+
+
+def as_user_error(make: Callable[[], T]) -> T:
+    """make(), with a ValueError about a value turned into the UserError that `vf.main` prints."""
+    try:
+        return make()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """The resolved config as JSON can say it."""
+    return json.loads(json.dumps(config.copy_and_resolve_references().to_dict(), default=list))
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """First 12 hex digits of the sha256 of the resolved config."""
+    return hashlib.sha256(json.dumps(to_json(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """{a.b.c: value} of nested dicts."""
+    return traverse_util.flatten_dict(fields, sep=".", keep_empty_nodes=False)
+
+
+def as_flag(value: Any) -> str:
+    """A value of a config as a flag takes it."""
+    if isinstance(value, list):
+        return f"({','.join(map(json.dumps, value))}{',' if len(value) == 1 else ''})"
+    return str(value)

@@ -1,0 +1,65 @@
+"""The sampling job: weights in, clips on disk. Sample k depends on (seed, k) and the weights alone."""
+
+import jax
+from absl import logging
+
+from vf.config.specs import RunSpec
+from vf.files import AnyPath
+from vf.hosts.run import Hosts
+from vf.jobs.evaluator import Evaluator
+from vf.run import page
+from vf.run.recorder import Recorder
+from vf.training import sharding
+from vf.training.checkpoint import Checkpoints
+from vf.types import Params, UserError
+
+
+def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
+    """Samples the latest checkpoint in `workdir`, or else the networks that the spec starts from; returns no scores.
+
+    Raises UserError where there are neither.
+    """
+    check_weights(spec, workdir)
+    abstract = sharding.abstract_params(spec.model.shapes(), spec.mesh)
+    with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
+        hosts.before_exit.append(recorder.flush)
+        evaluator = Evaluator.open(workdir, recorder, spec)
+        with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
+            params: Params
+            if starts_elsewhere(spec, checkpoints, hosts):
+                describe(spec, workdir, recorder)
+                step, params = 0, spec.start.read(abstract)  # type: ignore[union-attr]
+            else:
+                latest = hosts.share(checkpoints.latest())
+                step, params = latest or 0, checkpoints.restore_params(abstract, spec.sample.weights, latest)
+        evaluator.sample(step, params)
+        evaluator.show_real()
+        if recorder.is_writer:
+            recorder.flush()
+            logging.info("page: %s", page.write(workdir))
+    return {}
+
+
+def check_weights(spec: RunSpec, workdir: AnyPath) -> None:
+    """Raises UserError where there are neither checkpoints nor networks, all that the model has, to start from."""
+    folder = workdir / "checkpoints"
+    if not _is_whole(spec) and not folder.is_dir():
+        raise UserError(
+            f"no checkpoint in {folder}: train first, or give the run's folder as --workdir, or as --config.init_from"
+        )
+
+
+def starts_elsewhere(spec: RunSpec, checkpoints: Checkpoints, hosts: Hosts) -> bool:
+    """Whether the networks are those that the spec starts from: all of them, where no step was trained here."""
+    return bool(hosts.share(not checkpoints.steps() and not checkpoints.without_ema())) and _is_whole(spec)
+
+
+def describe(spec: RunSpec, workdir: AnyPath, recorder: Recorder) -> None:
+    """Writes what is run into the run's folder, unless a training job has described it."""
+    if not (workdir / "checkpoints").is_dir():
+        begun = {"start": dict(spec.start.origin)} if spec.start else {}
+        recorder.describe(spec.config, mesh=spec.mesh, seed=spec.seed, data=dict(spec.data), **begun)
+
+
+def _is_whole(spec: RunSpec) -> bool:
+    return spec.start is not None and set(spec.start.networks) == set(spec.model.networks)

@@ -1,0 +1,204 @@
+"""The training job, told in the order in which it happens.
+
+Restore, then step by step: fetch a batch, update, look at the numbers of the steps before (one behind, so that the
+host never waits for the device), now and then save, sample and evaluate. The order within a step has reasons: numbers
+are checked before a checkpoint is written, so that a checkpoint always holds finite losses; samples come after the
+checkpoint, so that a failure there loses nothing.
+"""
+
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+
+from vf.config.specs import TrainSpec
+from vf.data import pipeline
+from vf.files import AnyPath
+from vf.hosts.ends import Stopped
+from vf.hosts.run import Hosts
+from vf.jobs import meter
+from vf.jobs.evaluator import Evaluator
+from vf.models.model import Model
+from vf.plan import count
+from vf.run import page
+from vf.run.progress import Progress
+from vf.run.recorder import Recorder
+from vf.training import programs, sharding
+from vf.training import state as states
+from vf.training.checkpoint import Checkpoints
+from vf.training.step import batch_loss
+from vf.types import Batch, Params, UserError
+
+
+def useful_flops(model: Model, seed: int, params: Params, batch: Batch) -> float:
+    """Of a training step over all devices: three times the forward pass's, whatever is computed again."""
+    loss = functools.partial(batch_loss, model=model, seed=seed)
+    return 3.0 * count.flops(jax.make_jaxpr(loss)(params, batch).jaxpr)
+
+
+def run(
+    spec: TrainSpec, workdir: AnyPath, hosts: Hosts, *, profile: int = 0, compile_only: bool = False
+) -> dict[str, float]:
+    """Trains to `spec.steps` updates from the latest checkpoint in `workdir`, or from the start; gives the last scores.
+
+    profile: so many steps are traced into `workdir`/profile, for xprof. compile_only: nothing is trained.
+
+    Raises UserError for a non-finite loss (the last good checkpoint stays), unreadable data, or a checkpoint of another
+    architecture; Stopped when SIGTERM has ended it, after a checkpoint of the step at which all hosts stop.
+    """
+    with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
+        hosts.before_exit.append(recorder.flush)
+        evaluator = Evaluator.open(workdir, recorder, spec.run)
+        _describe(spec, recorder, evaluator)
+        return _train(spec, workdir, hosts, recorder, evaluator, profile, compile_only)
+
+
+def _describe(spec: TrainSpec, recorder: Recorder, evaluator: Evaluator) -> None:
+    """Writes what is run, on what, into the run's folder."""
+    run = spec.run
+    facts: dict[str, Any] = {"data": dict(run.data), "validation": evaluator.validation.about}
+    if run.start is not None:
+        facts["start"] = dict(run.start.origin)
+    recorder.describe(run.config, mesh=run.mesh, seed=run.seed, **facts)
+    table = parameter_overview.get_parameter_overview(run.model.shapes(), include_stats=False)
+    for name, text in {**spec.files, "parameters.txt": table}.items():
+        recorder.file(name, text)
+    logging.info("parameters: %s (table in parameters.txt)", table.splitlines()[-1])
+
+
+def _train(
+    spec: TrainSpec,
+    workdir: AnyPath,
+    hosts: Hosts,
+    recorder: Recorder,
+    evaluator: Evaluator,
+    profile: int,
+    compile_only: bool,
+) -> dict[str, float]:
+    run, model, mesh, seed = spec.run, spec.run.model, spec.run.mesh, spec.run.seed
+    about = {"config": spec.fingerprint, "seed": seed, "classes": list(run.class_names)}
+    phases = meter.Phases()
+    phases.end("import and preparation")
+    create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
+    update = programs.update(
+        model, spec.tx, mesh, abstract, seed=seed, ema_decay=spec.ema_decay, accumulate=spec.accumulate
+    )
+
+    with Checkpoints(str(workdir / "checkpoints"), keep=spec.keep) as checkpoints:
+        first = hosts.share(checkpoints.latest() or 0)
+        if first:
+            state = checkpoints.restore(abstract, first)
+            logging.info("restored step %d", first)
+        else:
+            state = create()
+            if run.start is not None:
+                state = _started(state, run.start.read(abstract.ema))
+        phases.end("restore" if first else "first state")
+        evaluator.show_real()
+
+        progress = Progress(spec.steps, first)
+        trace = meter.Trace(workdir / "profile", first, profile if recorder.is_writer else 0)
+        pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # numbers still on their way from the device
+        with pipeline.batches(
+            spec.source,
+            seed=seed,
+            batch_size=spec.batch_size,
+            start=first,
+            rows=sharding.my_rows(mesh, spec.batch_size).tolist(),
+            flip=spec.loading.flip,
+            threads=spec.loading.threads,
+            workers=spec.loading.workers,
+            read_ahead=spec.loading.read_ahead,
+        ) as batches:
+            rates, waited, reported, since = None, 0.0, first, time.perf_counter()
+            if first < spec.steps:
+                batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
+                phases.end("first batch")
+                update = update.lower(state, batch).compile()
+                phases.end("compile")
+                logging.info("%s", phases)
+                recorder.text(first, "start-up", str(phases))
+                rates = meter.Meter(mesh, useful_flops(model, seed, abstract.params, batch), spec.batch_size, spec.half)
+                waited, since = batches.waited, time.perf_counter()
+            if compile_only:
+                return {}
+            for step in range(first + 1, spec.steps + 1):
+                trace.before(step)
+                state, numbers = update(state, batch)
+                pending.append((step, numbers))
+                trace.after(step, numbers)
+                if step < spec.steps:  # while the device works
+                    batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
+                checkpoints.check()
+                last = step == spec.steps
+                stop = hosts.stopping(step)
+                save = step % spec.checkpoint_every == 0 or last or stop
+                if len(pending) > spec.log_every or save:
+                    # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
+                    ready, pending = (pending, []) if save else (pending[:-1], pending[-1:])
+                    means = _fetch(ready)
+                    means |= {f"lr_{name}": float(rate) for name, rate in spec.learning_rates(ready[-1][0]).items()}
+                    now = time.perf_counter()
+                    means["data_wait"] = (batches.waited - waited) / (now - since)  # share of the time
+                    means |= rates.read(ready[-1][0] - reported) if rates else {}
+                    since, waited, reported = now, batches.waited, ready[-1][0]
+                    recorder.scalars(ready[-1][0], {f"train/{name}": value for name, value in means.items()})
+                    progress.update(ready[-1][0], means["loss"], **{"data wait": f"{100 * means['data_wait']:.1f} %"})
+                if save:
+                    checkpoints.save(step, state, {**about, "step": step})
+                if stop:
+                    raise Stopped(f"told to stop; step {step} is saved, and the same command goes on from there")
+                if spec.sample_every and step % spec.sample_every == 0 and not last:
+                    began = time.perf_counter()
+                    hosts.pause()
+                    evaluator.evaluate(step, state.ema, evaluator.sample(step, state.ema))
+                    if recorder.is_writer:
+                        recorder.flush()  # the page shows what is in the folder
+                        page.write(workdir)
+                    paused = time.perf_counter() - began
+                    since += paused  # no training: it counts in no rate
+                    if rates:
+                        rates.skip(paused)
+            trace.close()
+            hosts.pause()
+            _report_bad(spec.source, batches.bad, recorder, spec.steps)
+        scores = evaluator.evaluate(spec.steps, state.ema, evaluator.sample(spec.steps, state.ema))
+    if recorder.is_writer:
+        recorder.flush()
+        logging.info("page: %s", page.write(workdir))
+    return scores
+
+
+def _fetch(ready: list[tuple[int, Mapping[str, jax.Array]]]) -> dict[str, float]:
+    """Means over steps. Raises UserError that names the first step whose loss or gradient is not finite."""
+    numbers = jax.device_get([values for _, values in ready])
+    for (step, _), values in zip(ready, numbers, strict=True):
+        if broken := [name for name, value in values.items() if not np.isfinite(value)]:
+            raise UserError(
+                f"{broken[0]} is {values[broken[0]]} at step {step}: the run stops and keeps its last checkpoint; "
+                "lower the learning rate, lengthen the warm-up, or clip gradients harder"
+            )
+    return {name: float(np.mean([values[name] for values in numbers])) for name in numbers[0]}
+
+
+def _started(state: states.TrainState, made: Params) -> states.TrainState:
+    """`state` with the networks `made`, as parameters and as averages."""
+    old = {name: state.params[name] for name in made}
+    # A copy: parameters and average are donated apart.
+    new = jax.tree.map(lambda a, p: jnp.array(a, p.dtype, copy=True), made, old)
+    return state.replace(params={**state.params, **new}, ema={**state.ema, **made})  # type: ignore[attr-defined]
+
+
+def _report_bad(source: pipeline.Source, bad: Mapping[int, str], recorder: Recorder, step: int) -> None:
+    """Names, at the end, every clip that was left out."""
+    lost = {**getattr(source, "rejected", {}), **{f"record {number}": why for number, why in bad.items()}}
+    if lost:
+        names = "; ".join(f"{name}: {why}" for name, why in sorted(lost.items()))
+        logging.warning("%d clips were skipped: %s", len(lost), names)
+        recorder.text(step, "skipped clips", names)

@@ -1,0 +1,159 @@
+"""What models have in common; `videofusion` and `one_network` are the two there are."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from vf.diffusion import guidance, solvers
+from vf.diffusion.schedule import Schedule
+from vf.types import Params
+
+Condition = Mapping[str, Array]
+"""What a clip is conditioned on: `label` i32 [b], `embedding` f32 [b d], as far as the model uses them."""
+
+
+class Network(Protocol):
+    """What a model asks of `vf.nets.unet.UNet`; tests hand in closed forms."""
+
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any: ...
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class Errors(NamedTuple):
+    """Of each clip's frames: the training loss, and the share of the noise that was not found.
+
+    `eps` is the mean squared error of eps_hat over the variance of what is unknown of eps: 0 for a network that knows
+    all and 1 for one that says nothing, in every model and context. Unknown is all of eps^i, or with context
+    `base_frame`, where b is known by then, r^i alone (variance 1 - lambda). One scale, but not one task: less noise
+    hides the clip there, and the clean base frame is seen.
+    """
+
+    loss: Float[Array, "b f"]
+    eps: Float[Array, "b f"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Model:
+    """What all models share: the noise schedule, the clip's shape, and how networks are told their conditions.
+
+    A model gives parameters (`init`), errors of noised clips (`errors`) and a denoiser; it knows no sampler.
+
+    Attributes:
+        schedule: alpha and sigma at each step.
+        shape: f h w c of a clip.
+        base_frame: array index of the base frame.
+        null_label: the label that means "no class"; None for a model without labels.
+        embedding_dim: channels of the embedding that the networks see; 0 for none.
+        condition_dropout: share of training examples that lose their condition, in [0, 1].
+        loss_weight: bound of the factor between a prediction's own error and its loss.
+        networks: names of the networks, the top-level keys of the parameters.
+    """
+
+    schedule: Schedule
+    shape: tuple[int, int, int, int]
+    base_frame: int
+    null_label: int | None = None
+    embedding_dim: int = 0
+    condition_dropout: float = 0.0
+    loss_weight: float = 20.0
+    networks: ClassVar[tuple[str, ...]]
+
+    def draw_noise(self, key: Key[Array, ""]) -> Float[Array, "f h w c"]:
+        """The noise of one clip, from the model's prior."""
+        raise NotImplementedError
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Params]:
+        """Parameters of each network; pure, so that jax.eval_shape gives their shapes for free."""
+        raise NotImplementedError
+
+    def shapes(self) -> Any:
+        """Shapes and dtypes of the parameters, computed without making them."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def errors(
+        self,
+        params: Mapping[str, Params],
+        x: Float[Array, "b f h w c"],
+        condition: Condition,
+        keys: Key[Array, " b"],
+        t: Int[Array, " b"] | None = None,
+        train: bool = False,
+    ) -> Errors:
+        """Errors of clips `x` in [-1, 1] at times `t` (drawn where None); every draw comes from `keys`.
+
+        train: with dropout, dropped conditions and whatever else belongs to training alone.
+        """
+        raise NotImplementedError
+
+    def denoiser(
+        self, params: Mapping[str, Params], condition: Condition, guidance_scale: float = 1.0
+    ) -> solvers.Denoiser:
+        """z_t [b f h w c], t -> eps_hat of all frames, under classifier-free guidance."""
+        raise NotImplementedError
+
+    def _draw_t(self, keys: Key[Array, " b"]) -> Int[Array, " b"]:
+        return jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.steps))(keys)
+
+    def _drop(self, keys: Key[Array, " b"]) -> Array:
+        return jax.vmap(lambda k: jax.random.bernoulli(k, self.condition_dropout))(keys)
+
+    def condition(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """The fields of `batch` that this model conditions on. Raises ValueError where one is missing."""
+        wanted = {"label": self.null_label is not None, "embedding": self.embedding_dim > 0}
+        missing = [name for name, used in wanted.items() if used and name not in batch]
+        if missing:
+            raise ValueError(f"the model is conditioned on {missing[0]!r}, which the records do not have")
+        return {name: batch[name] for name, used in wanted.items() if used}
+
+    def _call(
+        self,
+        net: Network,
+        params: Params,
+        z: Array,
+        t: Array,
+        condition: Condition,
+        null: Array,
+        **kwargs: Any,
+    ) -> Array:
+        """One pass of `net`, with the condition of rows where `null` holds replaced by none."""
+        if self.null_label is not None:
+            kwargs["label"] = jnp.where(null, self.null_label, condition["label"])
+        if "embedding" in condition:
+            kwargs |= {"cond": condition["embedding"], "null": null}
+        # A network with learned variance returns it after the prediction; DDIM has no use for it.
+        return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1]]
+
+    def _guided(self, net: Network, params: Params, condition: Condition, scale: float) -> Any:
+        """(z, t scalar, *channels beside z) -> the network's prediction under classifier-free guidance."""
+        names = list(condition)
+
+        def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
+            *values, null = values_null
+            given = dict(zip(names, values, strict=True))
+            return self._call(net, params, jnp.concatenate([z, beside], -1), t, given, null)
+
+        guided = guidance.guided(predict, scale if names else 1.0)
+
+        def call(z: Array, t: Array, beside: Array | None = None) -> Array:
+            beside = z[..., :0] if beside is None else beside
+            return guided(z, jnp.full(len(z), t), beside, *condition.values())
+
+        return call
+
+    def _init(self, net: Network, key: Key[Array, ""], channels: int, frames: int) -> Any:
+        _, h, w, _ = self.shape
+        kwargs: dict[str, Any] = {}
+        if self.null_label is not None:
+            kwargs["label"] = jnp.zeros(1, jnp.int32)
+        if self.embedding_dim:
+            kwargs["cond"] = jnp.zeros((1, self.embedding_dim))
+        return net.init(key, jnp.zeros((1, frames, h, w, channels)), jnp.zeros(1, jnp.int32), **kwargs)["params"]
+
+
+def mse(difference: Float[Array, "*n h w c"]) -> Float[Array, "*n"]:
+    """Mean square over height, width and channels."""
+    return jnp.mean(difference**2, axis=(-3, -2, -1))

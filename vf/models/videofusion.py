@@ -1,0 +1,240 @@
+"""VideoFusion: a base generator on the base frame, a residual generator on the others.
+
+The decomposition itself is in `vf/diffusion/decompose.py`, whose equations are cited here by their numbers.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from vf import rng
+from vf.diffusion import decompose, gaussian, noise, solvers
+from vf.diffusion.schedule import spread
+from vf.models.model import Condition, Errors, Model, Network, mse
+from vf.types import Params
+
+Context = Literal["none", "embedding", "base_frame"]
+CONTEXTS: tuple[Context, ...] = ("none", "embedding", "base_frame")
+
+
+class _Images(NamedTuple):
+    """Images of each clip, with noise and time of their own."""
+
+    x: Float[Array, "b n h w c"]
+    noise: Float[Array, "b n h w c"]
+    t: Int[Array, "b n"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class VideoFusion(Model):
+    """Base generator on the base frame, residual generator on the others (`decompose`).
+
+    Attributes beside `Model`'s:
+        base, residual: the networks; `residual` sees 2c channels in context `base_frame`, else c.
+        lam: float32 [f], 1 at `base_frame`.
+        base_prediction, residual_prediction: what each network predicts; the paper's is eps.
+        base_loss, residual_loss: what its error is measured in; the paper's is eps.
+        context: what ties the base frame to the others: `none` (the bare equations), `embedding` (the paper: both
+            networks see a vector of the clean base frame), `base_frame` (ours: the residual generator sees the clean
+            base frame, and sampling is base first).
+        base_images: images of each clip that train the base generator at each step: the base frame (the paper: 1) and
+            frames drawn at random, each with a time and a noise of its own (ours: a base that is not pretrained needs
+            many images, and a clip holds f of them).
+        context_noise: in training the context frame gets noise of amplitude U(0, context_noise), so that the residual
+            generator forgives a generated base frame its flaws; in units of the pixel range [-1, 1].
+    """
+
+    base: Network
+    residual: Network
+    lam: np.ndarray
+    base_prediction: gaussian.Prediction = "eps"
+    residual_prediction: gaussian.Prediction = "eps"
+    base_loss: gaussian.Prediction = "eps"
+    residual_loss: gaussian.Prediction = "eps"
+    context: Context = "none"
+    base_images: int = 1
+    context_noise: float = 0.0
+    networks: ClassVar[tuple[str, ...]] = ("base", "residual")
+
+    def __post_init__(self) -> None:
+        if self.context not in CONTEXTS:
+            raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {self.context!r}")
+        if self.base_images < 1:
+            raise ValueError(f"base_images counts the base frame, so it is at least 1, got {self.base_images}")
+        others = np.delete(self.lam, self.base_frame, axis=-1)
+        if self.base_first and np.any(others >= 1):
+            raise ValueError(
+                "base-first sampling needs lambda < 1 off the base frame: lambda = 1 leaves no noise there"
+            )
+
+    def draw_noise(self, key: Key[Array, ""]) -> Float[Array, "f h w c"]:
+        """As `Model.draw_noise`."""
+        return self.prior.draw(key, self.shape)
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Params]:
+        """Parameters {base, residual}; pure, so that jax.eval_shape gives their shapes for free."""
+        f, _, _, c = self.shape
+        base_key, residual_key = jax.random.split(key)
+        beside = c if self.base_first else 0
+        return {
+            "base": self._init(self.base, base_key, c, 1),
+            "residual": self._init(self.residual, residual_key, c + beside, f),
+        }
+
+    def errors(
+        self,
+        params: Mapping[str, Params],
+        x: Float[Array, "b f h w c"],
+        condition: Condition,
+        keys: Key[Array, " b"],
+        t: Int[Array, " b"] | None = None,
+        train: bool = False,
+    ) -> Errors:
+        """Errors (7) of clips `x` in [-1, 1] at times `t` (drawn where None); every draw comes from `keys`."""
+        c = self.base_frame
+        t_keys, noise_keys, drop_keys, context_keys, image_keys, *dropout_keys = rng.streams(keys, 7)
+        t = self._draw_t(t_keys) if t is None else t
+        null = self._drop(drop_keys) if train else jnp.zeros(len(x), bool)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        b, r = jax.vmap(lambda k: self.prior.parts(k, self.shape))(noise_keys)
+        eps = decompose.combine(b, r, self.lam)  # (1)
+        z = gaussian.corrupt(x, eps, spread(alpha, x), spread(sigma, x))  # (2)
+
+        base_dropout, residual_dropout = dropout_keys if train else (None, None)
+        images = _Images(x[:, c : c + 1], b[:, None], t[:, None])
+        if train and self.base_images > 1:
+            images = jax.tree.map(lambda *v: jnp.concatenate(v, 1), images, self._more_images(x, image_keys))
+        base_loss, b_hat = self._base_errors(params["base"], images, condition, null, base_dropout)  # (4)
+
+        if self.base_first:
+            # Base first: by the time the residual frames are sampled the base frame is clean, so b is known exactly.
+            context = self._noised_context(x[:, c], context_keys) if train else x[:, c]
+            known, beside = b, context
+        else:
+            known, beside = b_hat, None
+        z_prime = decompose.residual_input(z, known, self.lam, sigma)  # (5)
+        inputs = self._residual_inputs(z_prime, alpha, beside)
+        value = self._call(self.residual, params["residual"], inputs, t, condition, null, dropout_keys=residual_dropout)
+        kind = self.residual_prediction
+        residual_loss = decompose.residual_error(kind, value, x, eps, known, self.lam, alpha, sigma)  # (7)
+        own = decompose.residual_sigma(self.lam, sigma)[..., 0, 0, 0]
+        residual_loss *= gaussian.loss_weight(kind, self.residual_loss, alpha[:, None], own, self.loss_weight)
+        eps_hat = decompose.eps_hat(kind, value, z_prime, known, self.lam, alpha, sigma)  # (6)
+        unknown = 1 - np.where(np.arange(self.shape[0]) == c, 0, self.lam) if self.base_first else 1
+        share = mse(eps_hat - eps) / unknown
+        return Errors(residual_loss.at[:, c].set(base_loss), share.at[:, c].set(mse(b_hat - b)))
+
+    def _more_images(self, x: Float[Array, "b f h w c"], keys: Key[Array, " b"]) -> _Images:
+        """base_images - 1 frames of each clip, drawn at random, each with its own noise and time."""
+
+        def draw(clip: Array, key: Key[Array, ""]) -> _Images:
+            frame_key, noise_key, t_key = jax.random.split(key, 3)
+            n = self.base_images - 1
+            frames = clip[jax.random.randint(frame_key, (n,), 0, len(clip))]
+            t = jax.random.randint(t_key, (n,), 0, self.schedule.steps)
+            return _Images(frames, jax.random.normal(noise_key, frames.shape), t)
+
+        return jax.vmap(draw)(x, keys)
+
+    def _base_errors(
+        self, params: Params, images: _Images, condition: Condition, null: Array, keys: Key[Array, " b"] | None
+    ) -> tuple[Float[Array, " b"], Float[Array, "b h w c"]]:
+        """Mean loss over each clip's images, and b_hat (4) of the first, from one pass over all of them.
+
+        keys: for dropout.
+        """
+        n = images.t.shape[1]
+        x, noise, t = (v.reshape(-1, *v.shape[2:]) for v in images)  # every image is an example
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        scales = (spread(alpha, x), spread(sigma, x))
+        z = gaussian.corrupt(x, noise, *scales)
+        condition = {name: jnp.repeat(given, n, axis=0) for name, given in condition.items()}
+        keys = None if keys is None else jax.vmap(lambda key: jax.random.split(key, n))(keys).reshape(-1)
+        value = self._call(self.base, params, z[:, None], t, condition, jnp.repeat(null, n), dropout_keys=keys)[:, 0]
+        kind = self.base_prediction
+        loss = mse(value - gaussian.target(kind, x, noise, *scales))
+        loss *= gaussian.loss_weight(kind, self.base_loss, alpha, sigma, self.loss_weight)
+        eps_hat = gaussian.to_eps(kind, value, z, *scales)
+        return loss.reshape(-1, n).mean(1), eps_hat.reshape(-1, n, *x.shape[1:])[:, 0]
+
+    def _noised_context(self, frame: Array, keys: Key[Array, " b"]) -> Array:
+        def one(frame: Array, key: Array) -> Array:
+            amplitude = self.context_noise * jax.random.uniform(jax.random.fold_in(key, 0))
+            return frame + amplitude * jax.random.normal(jax.random.fold_in(key, 1), frame.shape)
+
+        return jax.vmap(one)(frame, keys)
+
+    def _residual_inputs(self, z_prime: Array, alpha: Array, context: Array | None) -> Array:
+        """z' with its base slot filled, and the context frame beside every frame's channels.
+
+        The residual generator answers for the other frames only. Its base slot holds nothing, lest temporal mixing
+        bring in what the bare equations do not have; or, base first, what equation (8) says for lambda = 1: alpha x^c.
+        """
+        c = self.base_frame
+        if context is None:
+            return z_prime.at[:, c].set(0)
+        z_prime = z_prime.at[:, c].set(spread(alpha, context) * context)
+        return jnp.concatenate([z_prime, jnp.broadcast_to(context[:, None], z_prime.shape)], axis=-1)
+
+    @property
+    def prior(self) -> noise.Decomposed:
+        """The decomposed noise (1)."""
+        return noise.Decomposed(self.lam)
+
+    @property
+    def base_first(self) -> bool:
+        """Whether the base frame is sampled to its end before the others begin."""
+        return self.context == "base_frame"
+
+    def base_denoiser(
+        self, params: Mapping[str, Params], condition: Condition, guidance_scale: float = 1.0
+    ) -> solvers.Denoiser:
+        """The base generator (4) as an image model: z_t^c [b h w c], t -> b_hat."""
+        base = self._guided(self.base, params["base"], condition, guidance_scale)
+
+        def b_hat(z: Array, t: Array) -> Array:
+            value = base(z[:, None], t)[:, 0]
+            return gaussian.to_eps(self.base_prediction, value, z, self.schedule.alpha(t), self.schedule.sigma(t))
+
+        return b_hat
+
+    def residual_denoiser(
+        self,
+        params: Mapping[str, Params],
+        condition: Condition,
+        frame: Float[Array, "b h w c"],
+        guidance_scale: float = 1.0,
+    ) -> solvers.Denoiser:
+        """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> r_hat, 0 where lambda = 1."""
+        residual = self._guided(self.residual, params["residual"], condition, guidance_scale)
+
+        def r_hat(z_prime: Array, t: Array) -> Array:
+            alpha, sigma = (jnp.full(len(z_prime), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
+            inputs = self._residual_inputs(z_prime, alpha, frame)
+            value = residual(inputs[..., : z_prime.shape[-1]], t, inputs[..., z_prime.shape[-1] :])
+            own = decompose.residual_sigma(self.lam, sigma)
+            noise_in_z = gaussian.to_noise(self.residual_prediction, value, z_prime, spread(alpha, z_prime), own)
+            return jnp.where(own > 0, noise_in_z / jnp.where(own > 0, own, 1), 0)
+
+        return r_hat
+
+    def denoiser(
+        self, params: Mapping[str, Params], condition: Condition, guidance_scale: float = 1.0
+    ) -> solvers.Denoiser:
+        """The joint predictor (4)-(6): z_t [b f h w c], t -> eps_hat. One base pass, on one frame."""
+        base = self.base_denoiser(params, condition, guidance_scale)
+        residual = self._guided(self.residual, params["residual"], condition, guidance_scale)
+
+        def eps_hat(z: Array, t: Array) -> Array:
+            alpha, sigma = (jnp.full(len(z), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
+            b_hat = base(z[:, self.base_frame], t)
+            z_prime = decompose.residual_input(z, b_hat, self.lam, sigma)
+            value = residual(self._residual_inputs(z_prime, alpha, None), t)
+            return decompose.eps_hat(self.residual_prediction, value, z_prime, b_hat, self.lam, alpha, sigma)
+
+        return eps_hat

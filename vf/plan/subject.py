@@ -1,0 +1,43 @@
+"""What is planned."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from vf.models.model import Model
+from vf.models.sampler import SampleOptions
+from vf.training import state as states
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSubject:
+    """What is planned: a training run and its sampler. Its model computes on the mesh that it was made for."""
+
+    model: Model
+    tx: optax.GradientTransformation
+    sample_options: SampleOptions
+    sample_seed: int
+    sample_batch_size: int
+    seed: int
+    batch_size: int
+    eval_batch_size: int
+    accumulate: int
+    ema_decay: float
+    param_dtype: Any
+    dtype: Any
+    remat: bool
+    blocks: int  # residual blocks a level, of the network that has most
+
+    def state(self) -> Any:
+        """Shapes of the training state."""
+        return jax.eval_shape(
+            lambda key: states.create(self.model.init(key), self.tx, self.param_dtype), jax.random.key(0)
+        )
+
+
+MakeSubject = Callable[[Mesh | None, int | None], PlanSubject]
+"""(mesh, residual blocks a level at most; None for all) -> the subject. Picklable."""
