@@ -6,7 +6,6 @@ ROOT = Path(__file__).parents[1]
 # Rooms that are tested as one.
 ROOMS = {
     "config": "test_configs",  # every shipped config is built, and wrong values are told
-    "hosts": "test_hosts",  # several processes, from start to end
 }
 # Modules that have no door of their own: {module: tests of the door through which they are used}.
 THROUGH = {

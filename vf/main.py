@@ -4,7 +4,7 @@ Fields of the config are overridden as `--config.train.batch_size=8`; a variant 
 Bad input ends the program with one sentence and exit status 2; SIGTERM saves the step that trains, status 143.
 
 On several hosts, or in several processes, every one gets the same command. Clusters that jax knows are found; elsewhere
-each process is told who it is: `--coordinator=HOST:PORT --processes=N --process=I` (see `vf.hosts`).
+each process is told who it is: `--coordinator=HOST:PORT --processes=N --process=I` (`docs/hosts.md`).
 """
 
 import functools
@@ -21,11 +21,12 @@ from vf import files
 from vf.config import build
 from vf.config.check import check
 from vf.config.flags import parse
-from vf.hosts.card import card
-from vf.hosts.ends import HostsError, Stopped, outcome
-from vf.hosts.place import place
+from vf.config.values import to_json
+from vf.hosts.errors import HostsError, Stopped, exit_status
+from vf.hosts.process import this_process
 from vf.hosts.run import Hosts
 from vf.jobs import evaluate, plan, sample, train
+from vf.run.provenance import fingerprint
 from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
 
@@ -47,7 +48,7 @@ flags.DEFINE_string(
 flags.DEFINE_bool("compile_only", False, "Compile the training step, so that later starts find it, and end.")
 flags.DEFINE_integer("profile", 0, "Trace so many steps for xprof, into the run's folder.", lower_bound=0)
 flags.DEFINE_float("startup_timeout", 300.0, "Seconds in which all processes must have come.", lower_bound=1)
-flags.DEFINE_float("heartbeat_timeout", 60.0, "Seconds of silence after which a host counts as gone.", lower_bound=10)
+flags.DEFINE_float("heartbeat_timeout", 30.0, "Seconds of silence after which a host counts as dead.", lower_bound=10)
 
 
 def run(
@@ -87,13 +88,16 @@ def main(argv: list[str]) -> None:
     planning = FLAGS.mode == "plan"
     build.cpu_devices(FLAGS.config, plan=planning)
     workdir = files.folder(FLAGS.workdir)
-    where = None if planning else place(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.startup_timeout)
-    mine = card(FLAGS.config, FLAGS.mode, FLAGS.workdir) if where else {}
-    hosts = Hosts(where, mine, workdir, timeout=FLAGS.startup_timeout, heartbeat=FLAGS.heartbeat_timeout)
+    keep_programs(FLAGS.compile_cache)  # before anything is compiled
+    process = None if planning else this_process(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    facts = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
+    hosts = Hosts(
+        process, fingerprint(to_json(FLAGS.config), facts) if process else {}, workdir,
+        startup_timeout=FLAGS.startup_timeout, heartbeat_timeout=FLAGS.heartbeat_timeout, trains=FLAGS.mode == "train",
+    )  # fmt: skip
     # SIGTERM unwinds the stack, or saves first: processes and shared memory are given back.
     signal.signal(signal.SIGTERM, hosts.terminate)
     with hosts:
-        keep_programs(FLAGS.compile_cache)  # after the hosts have come together, before anything is compiled
         run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
 
 
@@ -111,7 +115,7 @@ def cli() -> None:
     try:
         app.run(main, flags_parser=functools.partial(parse, names=NAMES))
     except (UserError, HostsError, Stopped) as error:
-        status, text = outcome(error)
+        status, text = exit_status(error)
         print(text, file=sys.stderr)
         sys.exit(status)
 

@@ -1,331 +1,197 @@
 """One process of a run, from joining the others to ending with them."""
 
-import contextlib
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import math
 import os
-import selectors
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
-from types import FrameType, TracebackType
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from vf import files
-from vf.hosts import desk, ends
-from vf.hosts.ends import HostsError, Stopped
-from vf.hosts.place import Place
-from vf.hosts.wire import Lines, keep_alive, say
-from vf.types import UserError
+from vf.hosts.errors import HostsError, Stopped, exit_status
+from vf.hosts.process import Process
 
-TWICE = 1.0  # seconds in which two SIGTERM are one: it may reach a process itself and with its group
+READ_SECONDS = 30.0  # network disks may show a new file that late
+MARGIN = 5.0  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class HostInfo:
+    """What a process tells all others of itself."""
+
+    host: str  # its name in the network
+    fingerprint: Mapping[str, str]  # what must be the same on all hosts, as text
 
 
 class Hosts:
-    """This process among those of the run; `Hosts()` is alone.
+    """This process among those of the run; `Hosts()` is alone, needs nothing and opens no port.
 
-    As a context manager it joins the others, before jax touches a device, and ends as they do: what leaves the block as
-    an exception ends this process, with its exit status, and all others. Raises HostsError where they do not fit
-    together, or one does not come within `timeout` seconds.
+    As a context manager it joins the others, before jax touches a device, and ends as they do. Where there are others,
+    what leaves the block as an exception is printed and ends the process, with its exit status; so does a HostsError
+    where fingerprints or folders differ, or one process does not come within `startup_timeout` seconds.
 
-    card: see `vf.hosts.card`; empty for a process that is alone.
-    heartbeat: seconds after which a host that is silent, switched off or cut off, counts as gone.
-    """
+    workdir: the run's folder, which all share. heartbeat_timeout: seconds after which jax takes a silent process for
+    dead, and ends all others. trains: there will be steps, and SIGTERM belongs to jax until they are over."""
 
     def __init__(
-        self,
-        place: Place | None = None,
-        card: Mapping[str, str] | None = None,
-        workdir: files.AnyPath | None = None,
-        *,
-        timeout: float = 300.0,
-        heartbeat: float = 60.0,
-    ) -> None:
-        self.place, self.process = place, place.process if place else 0
-        self.before_exit: list[Callable[[], None]] = []  # called where the end cannot unwind the stack
-        self._card, self._workdir = dict(card or {}), workdir
-        self._timeout, self._heartbeat = timeout, heartbeat
-        self._told = False  # to stop, by SIGTERM
-        self._told_at = 0.0
-        self._armed = False  # in steps, where it is enough to note it
-        self._passed, self._stop_at = -1, -1  # the last step that went on, the step agreed on
-        self._asked = False
-        self._shared = 0
-        self._changed = threading.Condition()  # of the fields above and of `_got`
-        self._got: dict[str, Any] = {}
-        self._socket: socket.socket | None = None
-        self._sending = threading.Lock()
-        self._desk: desk.Desk | None = None
-        self._watched = False  # all have come: from here on the end of one is the end of all
-
-    # Joining
+        self, process: Process | None = None, fingerprint: Mapping[str, str] | None = None,
+        workdir: files.AnyPath = Path(), *, startup_timeout: float = 300.0, heartbeat_timeout: float = 30.0,
+        trains: bool = False,
+    ) -> None:  # fmt: skip
+        self.process, self._fingerprint, self._workdir = process, fingerprint or {}, workdir
+        self._startup_timeout, self._heartbeat_timeout, self._trains = startup_timeout, heartbeat_timeout, trains
+        self._joined = self._in_steps = self._stop = False
+        self._steps = 0  # of this start: a process that has not come to its first one counts as 0 for jax
 
     def __enter__(self) -> Self:
-        if self.place:
+        if self.process:
             try:
-                self._join(self.place)
+                self._join(self.process, self._workdir)
             except BaseException as error:
-                self._bye(*ends.outcome(error))
-                raise
+                self._leave(error)  # does not return
         return self
 
-    def _join(self, place: Place) -> None:
-        host, port = place.address
-        if place.process == 0:
-            self._desk = desk.Desk(port, place.processes, self._timeout, self._heartbeat)
-        self._socket = self._connect("127.0.0.1" if self._desk else host, port)
-        keep_alive(self._socket, self._heartbeat)
-        threading.Thread(target=self._listen, name="hosts", daemon=True).start()
-        logging.info("process %d of %d waits for the others at %s", place.process, place.processes, place.coordinator)
-        named = {"process": place.process, "processes": place.processes, "host": socket.gethostname()}
-        self._send("card", {**named, "fields": self._card})
-        # The clock of process 0 counts, which may start later.
-        start = self._wait("start", 2 * self._timeout + ends.GRACE)
-        token = start["token"]
-        assert self._workdir is not None
-        note = self._workdir / f".token-{token[:8]}"  # a new name: network disks remember what old files held
-        if self._desk:
-            files.check_writable(self._workdir)
-            files.write_whole(note, token)
-        self.share(None)  # it is written
-        self._send("read", None if self._desk else _unread(note, token))
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.process:
+            self._leave(error)
+
+    def _join(self, process: Process, workdir: files.AnyPath) -> None:
+        files.check_writable(workdir)
+        for old in workdir.glob(f".host-{process.index}-*"):  # of a start that was killed
+            old.unlink(missing_ok=True)
+        note = workdir / f".host-{process.index}-{int(time.time())}"
+        files.write_whole(note, "")
         try:
-            self._wait("go", self._timeout + 2 * desk.READ_SECONDS)
+            self._connect(process, workdir)
+            self._agree(workdir)
         finally:
-            if self._desk:
-                note.unlink(missing_ok=True)
-        with self._changed:
-            self._watched = True
-            gone = "gone" in self._got
-        if gone:  # in between
-            self._follow()
-        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-        # Processes that were started by hand see the devices they were given, whatever scheduler runs around them.
-        jax.distributed.initialize(
-            f"{place.coordinator.rsplit(':', 1)[0]}:{start['port']}",
-            place.processes,
-            place.process,
-            cluster_detection_method="deactivate" if place.explicit else None,
-            initialization_timeout=max(int(self._timeout), 10),
-            heartbeat_timeout_seconds=int(self._heartbeat),
-            shutdown_timeout_seconds=int(self._heartbeat),
-        )
-        logging.info("all %d processes are here", place.processes)
+            note.unlink(missing_ok=True)
 
-    def _connect(self, host: str, port: int) -> socket.socket:
-        end, reason = time.monotonic() + self._timeout, ""
-        while (left := end - time.monotonic()) > 0:
-            try:
-                return socket.create_connection((host, port), timeout=min(10.0, left))
-            except OSError as error:
-                reason = error.strerror or str(error)
-            time.sleep(min(0.5, left))
-        raise HostsError(
-            f"process {self.process} on host {socket.gethostname()} cannot reach process 0 at {host}:{port} within "
-            f"{self._timeout:.0f} s ({reason}): make sure that process 0 is started, that --coordinator names its "
-            "host, and that the network lets that port and the next one through; or raise --startup_timeout"
-        )
+    def _connect(self, process: Process, workdir: files.AnyPath) -> None:
+        """Lets jax bring the processes together, in a thread: it would end this process without a sentence."""
+        if any(name in os.environ for name in ("http_proxy", "https_proxy")):
+            os.environ.setdefault("grpc_proxy", "")  # else process 0 is looked for behind the proxy
+        jax.config.update("jax_enable_preemption_service", self._trains)
+        connecting = concurrent.futures.ThreadPoolExecutor(1).submit(
+            jax.distributed.initialize, process.coordinator, process.count, process.index,
+            # Processes that were started by hand see the devices they were given, whatever scheduler runs around them.
+            cluster_detection_method="deactivate" if process.coordinator else None,
+            initialization_timeout=int(self._startup_timeout + 10 * MARGIN),
+            heartbeat_timeout_seconds=int(self._heartbeat_timeout),
+            shutdown_timeout_seconds=24 * 60 * 60,  # others may still be saving; who is dead has no heartbeat
+        )  # fmt: skip
+        end, came = time.monotonic() + self._startup_timeout, set[int]()
+        while not connecting.done() and time.monotonic() < end:
+            concurrent.futures.wait([connecting], timeout=1.0)
+            came |= here(workdir, 2 * self._startup_timeout)  # others may give up, and go, a little earlier
+        if not connecting.done():
+            missing = sorted(set(range(process.count)) - came)
+            why = f"process {missing} did not: see its log and its workdir" if missing else "cannot reach process 0"
+            raise HostsError(
+                f"{len(came)} of {process.count} processes came within {self._startup_timeout:.0f} s, and {why}; start "
+                "all again, with a longer startup_timeout if they need it"
+            )
+        if error := connecting.exception():
+            raise HostsError(f"process {process.index} cannot join the others: {error}") from error
+        self._joined = True
 
-    # While it runs
+    def _agree(self, workdir: files.AnyPath) -> None:
+        """Raises HostsError, on all processes alike, where one has other devices, another fingerprint or folder."""
+        devices = collections.Counter(device.process_index for device in jax.devices())
+        for process, number in sorted(devices.items()):
+            if number != devices[0]:  # gathering, too, needs as many everywhere
+                raise HostsError(f"process {process} has {number} devices, not {devices[0]} as process 0: give as many")
+        end = time.monotonic() + READ_SECONDS
+        while not (seen := 0 in here(workdir, math.inf)) and time.monotonic() < end:
+            time.sleep(0.5)
+        facts = {**self._fingerprint, "process 0's file in workdir": "seen" if seen else "not seen"}
+        mine = json.dumps(dataclasses.asdict(HostInfo(socket.gethostname(), facts)))
+        infos = [HostInfo(**json.loads(text)) for text in gather(mine)]
+        if problem := difference(infos):
+            raise HostsError(problem)
+        logging.info("all are here: %s", ", ".join(f"process {i} on host {one.host}" for i, one in enumerate(infos)))
 
     def share(self, value: Any) -> Any:
         """The `value` of process 0, on every process; to be called by all, in the same order. It is plain JSON."""
-        if not self.place:
-            return value
-        number, self._shared = self._shared, self._shared + 1
-        if self.process == 0:
-            self._send("share", {"number": number, "value": value})
-        return self._wait(f"share {number}")
+        return json.loads(gather(json.dumps(value if jax.process_index() == 0 else None))[0]) if self.process else value
 
-    def terminate(self, number: int, frame: FrameType | None) -> None:
-        """Handler of SIGTERM: in steps it is noted, elsewhere and the second time the stack unwinds with status 143."""
-        del frame
-        if self._armed and not self._told:
-            self._told, self._told_at = True, time.monotonic()
-        elif not self._armed or time.monotonic() - self._told_at > TWICE:
+    def terminate(self, number: int, _frame: Any) -> None:
+        """Handler of SIGTERM: in steps it is noted, elsewhere the stack unwinds with status 143."""
+        if not self._in_steps:
             sys.exit(128 + number)
+        self._stop = True
 
-    def stopping(self, step: int) -> bool:
-        """Whether to save `step` and stop: all processes get the same answer. Call it once a step."""
-        self._armed = True
-        if not self.place:
-            return self._told
-        with self._changed:
-            # Between the question which step was passed and the answer where all stop, none may go on.
-            self._changed.wait_for(lambda: not self._asked)
-            if 0 <= self._stop_at <= step:
-                return True
-            self._passed = step
-        return False
+    def stopping(self) -> bool:
+        """Whether to save this step and stop: all processes get the same answer. Call it once a step."""
+        self._in_steps, self._steps = True, self._steps + 1
+        return multihost_utils.reached_preemption_sync_point(self._steps) if self.process else self._stop
 
-    def pause(self) -> None:
-        """The steps are over, for a while or for good: SIGTERM unwinds at once again, also one that has come."""
-        self._armed = False
-        if self._told:
+    def pause(self, *, for_good: bool) -> None:
+        """Something else than steps comes: SIGTERM ends a process at once again, also one that has come already.
+
+        Where several will go on to another step, they stop there instead, together."""
+        self._in_steps = False
+        if self._stop:
             sys.exit(128 + signal.SIGTERM)
+        if self.process and for_good:
+            signal.signal(signal.SIGTERM, self.terminate)
 
-    # The end
+    def _leave(self, error: BaseException | None) -> None:
+        """Waits for the others after a good end; after another one ends this process, whatever they do.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self.place:
-            return
-        status, text = (0, "") if error is None else ends.outcome(error)
-        if status == 0 or isinstance(error, Stopped):  # what all come to, some later: they may still be saving
-            self._bye(0, "")
-            self._wait("done")
+        Where all come to the same error they leave together. Where another process has died, jax names it, and ends
+        this one meanwhile. Else this one goes alone, and jax ends the others."""
+        status, text = exit_status(error) if error else (0, "")
+        if self._joined and (not error or isinstance(error, Stopped)):
             jax.distributed.shutdown()
             return
-        if status == 1:
-            # Where another process has gone, jax tells of a broken connection: that is not the reason.
-            self._give_way(2.0)
-        if text:
-            print(text, file=sys.stderr, flush=True)
-        self._bye(status, text)
-        self._exit(status)  # jax's own end would wait for the others
-
-    def _bye(self, status: int, text: str) -> None:
-        """Tells all others that this process ends; process 0, whose services they need, lets them go first."""
-        if self._socket is None:
-            return
-        last = text.splitlines()[-1].removeprefix("vf: ") if text else ""
-        with contextlib.suppress(OSError, HostsError):
-            self._send("bye", {"status": status, "why": last})
-            if status:
-                with self._changed:
-                    self._changed.wait_for(lambda: {"noted", "gone", "lost"} & self._got.keys(), 2.0)
-                if self._desk:
-                    self._desk.empty.wait(ends.grace(status) + 2 if self._watched else ends.GRACE)
-
-    def _exit(self, status: int) -> None:
-        for action in self.before_exit:
-            with contextlib.suppress(Exception):
-                action()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(status)
-
-    # Lines to and from process 0
-
-    def _send(self, kind: str, value: Any) -> None:
-        assert self._socket is not None
-        with self._sending:
-            say(self._socket, kind, value)
-
-    def _wait(self, kind: str, seconds: float | None = None) -> Any:
-        """What process 0 says. Raises HostsError for a problem that it tells instead, and when it has gone."""
-        words = {kind, "problem", "gone", "lost"}
-        with self._changed:
-            if not self._changed.wait_for(lambda: words & self._got.keys(), seconds):
-                host, port = self.place.address if self.place else ("", 0)
-                raise HostsError(
-                    f"process 0 at {host}:{port} gives no answer (waited {seconds:.0f} s for '{kind}'): look into its "
-                    "log"
-                )
-            if kind in self._got:
-                return self._got.pop(kind)
-        if self._watched:
-            self._give_way(ends.GRACE)
-        with self._changed:
-            if "problem" in self._got:
-                raise HostsError(self._got["problem"])
-            if "gone" not in self._got:
-                raise HostsError("the connection to process 0 is lost: look into its log")
-            status, why = self._got["gone"]
-            raise (UserError if status == 2 else HostsError)(why.removeprefix("vf: "))
-
-    def _give_way(self, seconds: float) -> None:
-        """Where another process has gone, or goes within `seconds`: leaves the end to the thread that knows of it."""
-        with self._changed:
-            gone = self._changed.wait_for(lambda: "gone" in self._got, seconds)
-        if gone:
-            time.sleep(ends.grace(self._got["gone"][0]) + ends.GRACE)
-
-    def _listen(self) -> None:
-        """Thread: takes what process 0 says, and tells it of SIGTERM; ends this process when another one has gone."""
-        assert self._socket is not None
-        sent, lines = False, Lines(self._socket)
-        self._socket.settimeout(None)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._socket, selectors.EVENT_READ)
-            while True:
-                if self._told and not sent:
-                    sent = True
-                    with contextlib.suppress(OSError):
-                        self._send("stop", None)
-                if not selector.select(0.2):
-                    continue
-                found, closed = lines.read()
-                for kind, value in found:
-                    self._take(kind, value)
-                if closed:
-                    break
-        with self._changed:
-            self._got["lost"] = True
-            over = {"ended", "gone", "problem"} & self._got.keys()
-            if not over and "first" in self._got:
-                self._got["gone"] = ends.gone(0, self._got["first"], 1, "")
-            self._changed.notify_all()
-        if not over:
-            self._follow()
-
-    def _take(self, kind: str, value: Any) -> None:
-        with self._changed:
-            if kind == "ask":
-                self._asked = True
-                self._send("at", self._passed)
-            elif kind == "stop_at":
-                self._stop_at, self._asked = value, False
-            elif kind == "share":
-                self._got[f"share {value['number']}"] = value["value"]
-            elif kind == "gone" and "gone" in self._got:
-                return  # the first is the reason for the others
-            else:
-                self._got[kind] = value
-                if kind == "start":
-                    self._got["first"] = value["host"]
-                if kind == "done":
-                    self._got["ended"] = True
-            self._changed.notify_all()
-        if kind == "gone":
-            threading.Thread(target=self._follow, name="hosts-end", daemon=True).start()
-
-    def _follow(self) -> None:
-        """Ends this process, soon, as another one has."""
-        with self._changed:
-            if not self._watched or "gone" not in self._got:
-                return  # `_join` is told
-            status, why = self._got["gone"]
-        if status == 1:
-            print(why, file=sys.stderr, flush=True)
-            time.sleep(ends.GRACE)
-        else:  # an error of all hosts is told by each
-            if status == 128 + signal.SIGTERM:
-                os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(ends.grace(status))
-            print(why, file=sys.stderr, flush=True)
-        if self._desk:
-            self._desk.empty.wait(ends.GRACE)
-        self._exit(status)
-
-
-def _unread(note: files.AnyPath, token: str) -> str | None:
-    """Why the run's folder is not the one that process 0 sees, or None."""
-    end, found = time.monotonic() + desk.READ_SECONDS / 2, ""
-    while True:
+        print(text, end="\n" if text else "", file=sys.stderr, flush=True)
         try:
-            found = note.read_bytes().decode(errors="replace")
-            if found == token:
-                return None
-            found = "holds something else"
-        except Exception as error:  # every store's client has errors of its own
-            found = f"cannot be read ({type(error).__name__})"
-        if time.monotonic() > end:
-            return f"{note} {found}"
-        time.sleep(0.5)
+            if self._joined:
+                leaving = concurrent.futures.ThreadPoolExecutor(1).submit(jax.distributed.shutdown)
+                concurrent.futures.wait([leaving], MARGIN if status > 128 else self._heartbeat_timeout + MARGIN)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)  # the interpreter's own end would wait for jax
+
+
+def gather(text: str) -> list[str]:
+    """The `text` of every process, by its number; all call it, in the same order."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(data.size))
+    longest = -(-int(lengths.max()) // 1024) * 1024  # few programs for many lengths
+    rows = multihost_utils.process_allgather(np.pad(data, (0, longest - data.size)))
+    return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
+
+
+def difference(infos: Sequence[HostInfo]) -> str | None:
+    """One sentence on the first process, of those given in order, whose fingerprint is not that of process 0."""
+    first = infos[0].fingerprint
+    for process, info in enumerate(infos):
+        this = info.fingerprint
+        if names := [name for name in {**first, **this} if first.get(name) != this.get(name)]:
+            values = [f"{name} is {this.get(name)} here and {first.get(name)} there" for name in names[:3]]
+            more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+            return (
+                f"host {info.host} (process {process}) differs from host {infos[0].host} (process 0): "
+                f"{'; '.join(values)}{more}: start all with the same command, code and packages, in a folder they share"
+            )
+    return None
+
+
+def here(workdir: files.AnyPath, seconds: float) -> set[int]:
+    """Numbers of the processes that have written a note to the run's folder, at most so long ago."""
+    notes = [note.name.split("-") for note in workdir.glob(".host-*-*")]
+    return {int(process) for _, process, since in notes if time.time() - int(since) < seconds}

@@ -31,7 +31,6 @@ def run(spec: EvaluateSpec | SelfcheckSpec, workdir: AnyPath, hosts: Hosts) -> d
     check_weights(spec.run, workdir)
     # It may run beside training: it draws its own curves.
     with Recorder(workdir, is_writer=jax.process_index() == 0, events="tensorboard/evaluate") as recorder:
-        hosts.before_exit.append(recorder.flush)
         evaluator = Evaluator.open(workdir, recorder, spec.run)
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             return _Job(spec, workdir, hosts, recorder, evaluator, checkpoints).run()

@@ -22,7 +22,6 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
     check_weights(spec, workdir)
     abstract = sharding.abstract_params(spec.model.shapes(), spec.mesh)
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
-        hosts.before_exit.append(recorder.flush)
         evaluator = Evaluator.open(workdir, recorder, spec)
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             params: Params

@@ -20,7 +20,7 @@ from clu import parameter_overview
 from vf.config.specs import TrainSpec
 from vf.data import pipeline
 from vf.files import AnyPath
-from vf.hosts.ends import Stopped
+from vf.hosts.errors import Stopped
 from vf.hosts.run import Hosts
 from vf.jobs import meter
 from vf.jobs.evaluator import Evaluator
@@ -53,7 +53,6 @@ def run(
     architecture; Stopped when SIGTERM has ended it, after a checkpoint of the step at which all hosts stop.
     """
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
-        hosts.before_exit.append(recorder.flush)
         evaluator = Evaluator.open(workdir, recorder, spec.run)
         _describe(spec, recorder, evaluator)
         return _train(spec, workdir, hosts, recorder, evaluator, profile, compile_only)
@@ -137,7 +136,7 @@ def _train(
                     batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
                 checkpoints.check()
                 last = step == spec.steps
-                stop = hosts.stopping(step)
+                stop = hosts.stopping()
                 save = step % spec.checkpoint_every == 0 or last or stop
                 if len(pending) > spec.log_every or save:
                     # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
@@ -156,7 +155,7 @@ def _train(
                     raise Stopped(f"told to stop; step {step} is saved, and the same command goes on from there")
                 if spec.sample_every and step % spec.sample_every == 0 and not last:
                     began = time.perf_counter()
-                    hosts.pause()
+                    hosts.pause(for_good=False)
                     evaluator.evaluate(step, state.ema, evaluator.sample(step, state.ema))
                     if recorder.is_writer:
                         recorder.flush()  # the page shows what is in the folder
@@ -166,7 +165,7 @@ def _train(
                     if rates:
                         rates.skip(paused)
             trace.close()
-            hosts.pause()
+            hosts.pause(for_good=True)
             _report_bad(spec.source, batches.bad, recorder, spec.steps)
         scores = evaluator.evaluate(spec.steps, state.ema, evaluator.sample(spec.steps, state.ema))
     if recorder.is_writer:

@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib.metadata
+import json
+import os
 import platform
 import re
 import shlex
@@ -13,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or of what was copied from one
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# What compiles, where it is installed: hosts that run different programs wait for one another for ever.
+COMPILERS = ("libtpu", "jax-cuda12-pjrt", "jax-cuda12-plugin", "jax-cuda13-pjrt", "jax-cuda13-plugin")
 
 
 def describe_start(
@@ -55,6 +60,17 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def fingerprint(config: Mapping[str, Any], facts: Mapping[str, str]) -> dict[str, str]:
+    """{name: value}, as text, of all that must be the same on every host of a run.
+
+    config: the resolved config, as JSON can say it. facts: what else the caller wants to be the same.
+    """
+    found = {**facts, "code": sources(ROOT), "python": platform.python_version()}
+    found |= {f"config.{name}": json.dumps(value) for name, value in flatten_dict(config, sep=".").items()}
+    found |= {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")}
+    return found | {name: str(version(name)) for name in (*PACKAGES, *COMPILERS)}
 
 
 def sources(root: Path, folders: Sequence[str] = ("vf", "configs")) -> str:

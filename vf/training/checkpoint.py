@@ -62,7 +62,7 @@ class Checkpoints:
             raise UserError(f"keep and keep_every must be at least 1, but are {keep} and {keep_every}")
         path = epath.Path(files.path(os.fspath(directory)))
         self.directory = path if files.is_remote(path) else path.absolute()
-        self._manager: ocp.CheckpointManager | None = None
+        self._manager: _Manager | None = None
         if read_only:
             return
         if jax.process_index() == 0:
@@ -72,7 +72,7 @@ class Checkpoints:
         ]  # fmt: skip
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -287,6 +287,18 @@ class Checkpoints:
                 f"checkpoint {path} cannot be read, so its files are damaged or incomplete ({reason:.200});"
                 f" move it away to go on from another one (there are {others})"
             ) from error
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves preemption to `vf.hosts`.
+
+    jax counts how far each process is by the number that it was last asked about. Orbax asks about the step of every
+    checkpoint, and on process 0 once more in the background, when training is steps ahead."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether this is the step at which all stop: not asked."""
+        del step
+        return False
 
 
 class _Named(checkpoint_managers.PreservationPolicy):

@@ -1,0 +1,26 @@
+"""Every way to end has a status, and says no more than it must."""
+
+import pytest
+
+from vf.hosts.errors import HostsError, Stopped, exit_status
+from vf.types import UserError
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UserError("no such file"), (2, "vf: no such file")),
+        (HostsError("process 1 is missing"), (3, "vf: process 1 is missing")),
+        (Stopped("step 3 is saved"), (143, "vf: step 3 is saved")),
+        (KeyboardInterrupt(), (130, "vf: interrupted")),
+        (SystemExit(143), (143, "")),
+    ],
+)
+def test_what_is_foreseen_is_one_line(error, expected):
+    assert exit_status(error) == expected
+
+
+def test_a_defect_is_a_traceback():
+    status, text = exit_status(ZeroDivisionError("by three"))
+    assert status == 1
+    assert text.endswith("ZeroDivisionError: by three")

@@ -1,0 +1,24 @@
+"""How a process of a run may end, and with which exit status."""
+
+import signal
+import traceback
+
+from vf.types import UserError
+
+
+class HostsError(Exception):
+    """Hosts are missing or do not fit together, in one sentence. `vf.main` prints it and exits with 3."""
+
+
+class Stopped(Exception):
+    """SIGTERM has ended the training, and a checkpoint is saved. `vf.main` says so and exits with 143."""
+
+
+def exit_status(error: BaseException) -> tuple[int, str]:
+    """Exit status, and what to print: nothing where a signal's status says it, the traceback of a defect."""
+    statuses = {UserError: 2, HostsError: 3, Stopped: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code, ""
+    if status := statuses.get(type(error)):
+        return status, f"vf: {str(error) or 'interrupted'}"
+    return 1, "".join(traceback.format_exception(error)).rstrip()
