@@ -172,7 +172,7 @@ def test_karlo_is_told_classes_by_their_texts(decoder):
         np.testing.assert_array_equal(tree["texts"][name], texts[f"texts/{name}"][[1, 2]])
     with pytest.raises(UserError, match="no text of class Bowling"):
         told.network(class_names=("Archery", "Bowling"))
-    with pytest.raises(UserError, match=r"no texts, and model\.condition is label: convert it with --text-encoder"):
+    with pytest.raises(UserError, match="no texts, and the run's condition is label: convert it with a text encoder"):
         bare.network(class_names=("Archery",))
     with pytest.raises(UserError, match=r"the records' embedding has 64 numbers, and .* takes CLIP's of 128"):
         bare.network(embedding_dim=64)

@@ -68,14 +68,13 @@ class Base:
     def check(self, schedule: str, steps: int, prediction: str) -> None:
         """Raises UserError where a run's schedule or base prediction is not the file's."""
         wanted = {
-            "noise.schedule": (schedule, self.about["schedule"]["name"]),
-            "noise.steps": (steps, self.about["schedule"]["steps"]),
-            "base.prediction": (prediction, self.about["prediction"]),
+            "schedule": (schedule, self.about["schedule"]["name"]),
+            "steps": (steps, self.about["schedule"]["steps"]),
+            "prediction": (prediction, self.about["prediction"]),
         }
         for name, (here, there) in wanted.items():
             if here != there:
-                told = f"{self.path} was trained with {name} = {there}, and this run has {here}"
-                raise UserError(f"{told}: set --config.{name}={there}")
+                raise UserError(f"{self.path} was trained with {name} {there}, and this run has {here}", name)
 
     def network(self, *, class_names: Sequence[str] = (), embedding_dim: int = 0, **changes: Any) -> nn.Module:
         """The base generator of a run, told a class where `class_names` are given, an embedding where it has channels.
@@ -110,7 +109,8 @@ class Base:
         if self.path.name == HEADER:
             raise UserError(
                 f"the base network starts from weights that are no longer there, {self.path} being only what they said "
-                "of themselves: bring the file back, or name another by --config.base.pretrained"
+                "of themselves: bring the file back, or name another",
+                "pretrained",
             )
         arrays = dict(weights.load(self.path, self.family).arrays)
         if "embed/cond/bias" in arrays and "embed/cond/bias" not in shapes:
@@ -154,8 +154,9 @@ class Base:
         if missing := [name for name in class_names if name not in known]:
             told = f"no text of class {missing[0]}" if known else "no texts"
             raise UserError(
-                f"{self.path} has {told}, and model.condition is label: convert it with --text-encoder=FOLDER of CLIP "
-                "(which stores the names of UCF101's classes), or set --config.model.condition=none"
+                f"{self.path} has {told}, and the run's condition is label: convert it with a text encoder of CLIP "
+                "(which stores the names of UCF101's classes), or set condition to none",
+                "condition",
             )
         return [known[name] for name in class_names]
 
