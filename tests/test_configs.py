@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.made import write, write_frames
 from vf import main
-from vf.config import build, check, data, models, networks
+from vf.config import build, check, data, models, networks, scores
 from vf.data.preparation import prepare
 from vf.data.staging import Parameters
 from vf.jobs import train
@@ -148,7 +148,14 @@ def test_metrics_without_weights_name_the_flag():
     config = get("folder")
     config.eval.metrics = "fvd,is_tgan"
     with pytest.raises(UserError, match=r"no weights of i3d were named: .* \(--config\.eval\.i3d\)$"):
-        build.evaluators(config)
+        scores.scorers(config)
+
+
+def test_errors_of_the_rooms_below_name_the_flag(tmp_path):
+    config = get("folder")
+    config.data.source = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no such folder: .* \(--config\.data\.source\)$"):
+        build.train(config, tmp_path, fresh=True)
 
 
 @pytest.mark.parametrize("name", MADE)

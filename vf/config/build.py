@@ -38,11 +38,22 @@ from vf.plan.subject import PlanSubject
 from vf.plan.targets import parse_target
 from vf.pretrained import base as pretrained
 from vf.training import optim, sharding
-from vf.types import UserError
+from vf.types import UserError, naming_flags
 
 Mode = Literal["train", "sample", "evaluate"]
+FLAGS = {
+    **{name: f"--config.data.{name}" for name in ("source", "split", "windows", "fps")},
+    "share": "--config.data.validation_share",
+    "schedule": "--config.noise.schedule",
+    "steps": "--config.noise.steps",
+    "prediction": "--config.base.prediction",
+    "pretrained": "--config.base.pretrained",
+    "condition": "--config.model.condition",
+}
+"""The flag of each parameter that errors of the rooms below may name."""
 
 
+@naming_flags(FLAGS)
 def train(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> TrainSpec:
     """The training job in `workdir`, which has no checkpoint where it is `fresh`. Raises UserError."""
     config = networks.resolved(config, workdir, fresh)
@@ -60,12 +71,14 @@ def train(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> TrainSpec:
     )  # fmt: skip
 
 
+@naming_flags(FLAGS)
 def sample(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> RunSpec:
     """The sampling job, likewise."""
     config = networks.resolved(config, workdir, fresh)
     return _run(config, workdir, "sample", fresh)[0]
 
 
+@naming_flags(FLAGS)
 def evaluate(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> EvaluateSpec | SelfcheckSpec:
     """The evaluation job, likewise, or a check of weights alone."""
     if config.eval.selfcheck:
