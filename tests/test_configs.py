@@ -69,7 +69,7 @@ def test_recipes_on_public_weights(variant, tmp_path):
     check.check(config, "train")
     sizes = {
         name: sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for name, tree in build.shapes(models.model(config, data.source(config))).items()
+        for name, tree in models.model(config, data.source(config)).shapes().items()
     }
     assert sizes["base"] == count
     assert 0.22 < sizes["residual"] / sizes["base"] < 0.28
