@@ -175,7 +175,7 @@ def test_mirrored_clips_need_mirrored_embeddings(made):
                 next(iterator)
         with batches(clips, seed=0, batch_size=4) as iterator:
             assert (next(iterator)["embedding"][:, 0] > 0).all()
-        with batches(Prepared(data, windows=windows), seed=0, batch_size=4, flip=True) as iterator:
+        with batches(Prepared(root, windows=windows), seed=0, batch_size=4, flip=True) as iterator:
             assert set(next(iterator)) == {"video", "label", "index"}
     clips = Prepared(made(0), windows=Windows(6, start="centre"), base_frame=2)  # one a video may be mirrored too
     with batches(clips, seed=0, batch_size=30, flip=True) as iterator:

@@ -217,7 +217,7 @@ def test_frames_are_split_for_less_than_a_clip_a_device():
     sharding.check_rows(mesh, "train.batch_size", 4, 2, clips=True)
     with pytest.raises(UserError, match=r"12 in 4 micro-batches cannot be split .* make it a multiple of 8"):
         sharding.check_rows(mesh, "train.batch_size", 12, 4)
-    with pytest.raises(UserError, match=r"gives 4 clips .* set --config\.mesh\.frames=1, or train\.batch_size to 2"):
+    with pytest.raises(UserError, match=r"gives 4 clips .* set mesh\.frames to 1, or train\.batch_size to 2"):
         sharding.check_rows(mesh, "train.batch_size", 8, clips=True)
     with pytest.raises(UserError, match=r"batch_size 12 .* data x fsdp x frames = 1 x 2 x 4 devices: .* of 8"):
         sharding.check_rows(mesh, "sample.batch_size", 12, over=sharding.EVERY)
