@@ -361,7 +361,7 @@ def test_scores_by_name(finished, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eval__metrics": "fvd"}, r"no weights of i3d.*--config\.eval\.i3d=i3d\.safetensors"),
+        ({"eval__metrics": "fvd"}, r"no weights of i3d.* \(--config\.eval\.i3d\)"),
         ({"eval__metrics": "fvd", "eval__i3d": "nowhere.safetensors"}, "no weights at nowhere.safetensors"),
         ({"eval__metrics": "flicker, fdv"}, "eval.metrics must be one of fvd, kvd"),
         ({"eval__metrics": "flicker", "eval__lineage": "mine"}, "eval.lineage must be one of google"),
