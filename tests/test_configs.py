@@ -206,7 +206,7 @@ def test_smoke_starts_on_prepared_data(name, prepared, tmp_path, monkeypatch):
 def check_that_seen_clips_do_not_validate(config, tmp_path, monkeypatch):
     """Of a run that has trained on all videos: neither when it goes on, is judged, nor where another begins with it."""
     begun = []
-    monkeypatch.setattr(train, "run", lambda **job: begun.append(job["judge"].seen) or {})
+    monkeypatch.setattr(train, "run", lambda spec, *_, **__: begun.append(spec.run.evaluation.seen) or {})
     later = config.copy_and_resolve_references()
     later.data.validation_share = 0.5
     new = later.copy_and_resolve_references()

@@ -159,7 +159,7 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
         (
             {"plan__mesh": "config", "mesh__fsdp": 2, "mesh__frames": 4},
             "cpu:8",
-            r"mesh\.frames=1, or train\.batch_size",
+            r"mesh\.frames to 1, or train\.batch_size",
         ),
         ({"train__batch_size": 9}, "cpu:8", "make the batch a multiple of 8"),
         ({"sample__batch_size": 9}, "cpu:8", r"sample\.batch_size 9 cannot be split"),
