@@ -127,9 +127,9 @@ def model_noise(key, model):
 def test_schedules_are_compared(opened):
     opened.check("cosine", 1000, "eps")
     for given, message in (
-        (("linear", 1000, "eps"), r"noise\.schedule = cosine, and this run has linear: set --config\.noise\.schedule"),
-        (("cosine", 500, "eps"), r"noise\.steps = 1000, and this run has 500"),
-        (("cosine", 1000, "v"), r"base\.prediction = eps, and this run has v"),
+        (("linear", 1000, "eps"), "trained with schedule cosine, and this run has linear"),
+        (("cosine", 500, "eps"), "trained with steps 1000, and this run has 500"),
+        (("cosine", 1000, "v"), "trained with prediction eps, and this run has v"),
     ):
         with pytest.raises(UserError, match=message):
             opened.check(*given)
