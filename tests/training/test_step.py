@@ -63,7 +63,7 @@ def test_gradient_norms_are_summed_in_float32():
 
 
 def test_the_loss_of_a_batch_is_that_of_training():
-    """With all that belongs to training alone: here dropped conditions, as many as are asked for."""
+    """The model is asked for errors with all that belongs to training alone."""
     seen = []
 
     class Seen(ManyLeaves):

@@ -11,7 +11,7 @@ from vf.config.specs import EvaluateSpec, SelfcheckSpec
 from vf.files import AnyPath
 from vf.hosts.run import Hosts
 from vf.jobs.evaluator import Evaluator
-from vf.jobs.sample import check_weights, describe, starts_elsewhere
+from vf.jobs.sample import check_weights, describe, start_in_place_of
 from vf.pretrained import i3d
 from vf.run import page
 from vf.run.recorder import Recorder
@@ -57,10 +57,10 @@ class _Job:
         wanted, steps = self.spec.checkpoint, self.checkpoints.steps
         # A folder without checkpoints is that of a training job that has just begun: it is worth waiting for.
         waits = wanted == "follow" and self.checkpoints.directory.is_dir()
-        if not waits and not isinstance(wanted, int) and starts_elsewhere(self.spec.run, self.checkpoints, self.hosts):
-            assert self.spec.run.start is not None
+        asked = waits or isinstance(wanted, int)
+        if not asked and (start := start_in_place_of(self.checkpoints, self.spec.run, self.hosts)):
             describe(self.spec.run, self.workdir, self.recorder)
-            return self.evaluate(0, self.spec.run.start.read(self.abstract))
+            return self.evaluate(0, start.read(self.abstract))
         if wanted == "follow":
             return self.follow()
         if isinstance(wanted, int) and wanted not in steps():

@@ -3,7 +3,7 @@
 import jax
 from absl import logging
 
-from vf.config.specs import RunSpec
+from vf.config.specs import RunSpec, Start
 from vf.files import AnyPath
 from vf.hosts.run import Hosts
 from vf.jobs.evaluator import Evaluator
@@ -25,9 +25,9 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
         evaluator = Evaluator.open(workdir, recorder, spec)
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             params: Params
-            if starts_elsewhere(spec, checkpoints, hosts):
+            if start := start_in_place_of(checkpoints, spec, hosts):
                 describe(spec, workdir, recorder)
-                step, params = 0, spec.start.read(abstract)  # type: ignore[union-attr]
+                step, params = 0, start.read(abstract)
             else:
                 latest = hosts.share(checkpoints.latest())
                 step, params = latest or 0, checkpoints.restore_params(abstract, spec.sample.weights, latest)
@@ -42,15 +42,16 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
 def check_weights(spec: RunSpec, workdir: AnyPath) -> None:
     """Raises UserError where there are neither checkpoints nor networks, all that the model has, to start from."""
     folder = workdir / "checkpoints"
-    if not _is_whole(spec) and not folder.is_dir():
+    if _whole_start(spec) is None and not folder.is_dir():
         raise UserError(
             f"no checkpoint in {folder}: train first, or give the run's folder as --workdir, or as --config.init_from"
         )
 
 
-def starts_elsewhere(spec: RunSpec, checkpoints: Checkpoints, hosts: Hosts) -> bool:
-    """Whether the networks are those that the spec starts from: all of them, where no step was trained here."""
-    return bool(hosts.share(not checkpoints.steps() and not checkpoints.without_ema())) and _is_whole(spec)
+def start_in_place_of(checkpoints: Checkpoints, spec: RunSpec, hosts: Hosts) -> Start | None:
+    """What the spec starts from, where that is all networks of the model and no step was trained here; else None."""
+    untrained = hosts.share(not checkpoints.steps() and not checkpoints.without_ema())
+    return _whole_start(spec) if untrained else None
 
 
 def describe(spec: RunSpec, workdir: AnyPath, recorder: Recorder) -> None:
@@ -60,5 +61,7 @@ def describe(spec: RunSpec, workdir: AnyPath, recorder: Recorder) -> None:
         recorder.describe(spec.config, mesh=spec.mesh, seed=spec.seed, data=dict(spec.data), **begun)
 
 
-def _is_whole(spec: RunSpec) -> bool:
-    return spec.start is not None and set(spec.start.networks) == set(spec.model.networks)
+def _whole_start(spec: RunSpec) -> Start | None:
+    """What the spec starts from, where that is all networks of the model."""
+    start = spec.start
+    return start if start is not None and set(start.networks) == set(spec.model.networks) else None

@@ -1,5 +1,6 @@
 """What models have in common; `videofusion` and `one_network` are the two there are."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -37,7 +38,7 @@ class Errors(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Model:
+class Model(abc.ABC):
     """What all models share: the noise schedule, the clip's shape, and how networks are told their conditions.
 
     A model gives parameters (`init`), errors of noised clips (`errors`) and a denoiser; it knows no sampler.
@@ -62,18 +63,19 @@ class Model:
     loss_weight: float = 20.0
     networks: ClassVar[tuple[str, ...]]
 
+    @abc.abstractmethod
     def draw_noise(self, key: Key[Array, ""]) -> Float[Array, "f h w c"]:
         """The noise of one clip, from the model's prior."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def init(self, key: Key[Array, ""]) -> dict[str, Params]:
         """Parameters of each network; pure, so that jax.eval_shape gives their shapes for free."""
-        raise NotImplementedError
 
     def shapes(self) -> Any:
         """Shapes and dtypes of the parameters, computed without making them."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
+    @abc.abstractmethod
     def errors(
         self,
         params: Mapping[str, Params],
@@ -87,13 +89,12 @@ class Model:
 
         train: with dropout, dropped conditions and whatever else belongs to training alone.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance_scale: float = 1.0
     ) -> solvers.Denoiser:
         """z_t [b f h w c], t -> eps_hat of all frames, under classifier-free guidance."""
-        raise NotImplementedError
 
     def _draw_t(self, keys: Key[Array, " b"]) -> Int[Array, " b"]:
         return jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.steps))(keys)
