@@ -75,12 +75,14 @@ def start(tmp_path):
 def together(start, tmp_path):
     """Starts some of `count` processes that do a job without a model: {index: process}."""
 
-    def some(job, count, *facts, indices=None, folders=None, **environment):
+    def some(job, count, *facts, indices=None, folders=None, devices=None, **environment):
         port = free_port()
 
         def made(index):
             line = (index, count, port, (folders or {}).get(index, tmp_path), job, *facts)
-            return start("tests/hosts/one_process.py", *(str(word).format(index=index) for word in line), **environment)
+            words = [str(word).format(index=index) for word in line]
+            number = str((devices or {}).get(index, 1))
+            return start("tests/hosts/one_process.py", *words, JAX_NUM_CPU_DEVICES=number, **environment)
 
         return {index: made(index) for index in (range(count) if indices is None else indices)}
 
@@ -194,6 +196,13 @@ def test_another_folder_of_the_same_name_is_noticed(together, tmp_path):
         status, text = ended(process)
         assert status == 3, text
         assert "(process 0): process 0's file in workdir is not seen here and seen there" in sentences(text)[0]
+
+
+def test_unequal_devices_are_told_before_anything_is_gathered(together):
+    for process in together("share", 2, devices={1: 2}).values():
+        status, text = ended(process)
+        assert status == 3, text
+        assert sentences(text) == ["vf: process 1 has 2 devices, not 1 as process 0: give as many"]
 
 
 def test_all_stop_at_one_step(together):

@@ -1,5 +1,6 @@
 """A start is described by what made it, and by no folder of the machine."""
 
+import platform
 import subprocess
 
 import numpy as np
@@ -60,6 +61,31 @@ def test_sources_are_the_names_and_contents_of_python_files(tmp_path):
     for name in ("vf/page.css", "a.py"):
         (tmp_path / name).write_text("no code of a run")
     assert found() == seen[-1]
+
+
+def test_a_fingerprint_changes_with_all_that_must_be_the_same(monkeypatch):
+    config = {"seed": 0, "train": {"steps": 4, "schedule": "constant"}, "noise": {"lam": [0.5]}}
+    found = provenance.fingerprint(config, {"mode": "train", "workdir": "runs/a"})
+    assert found == provenance.fingerprint(config, {"mode": "train", "workdir": "runs/a"})
+    told = {
+        "mode": "train", "workdir": "runs/a", "config.seed": "0", "config.train.steps": "4",
+        "config.train.schedule": '"constant"', "config.noise.lam": "[0.5]", "code": provenance.sources(provenance.ROOT),
+        "numpy": np.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+    assert told.items() <= found.items()
+    assert {"jax", "jaxlib", "libtpu"} <= found.keys()  # a package that is not there must be missing everywhere
+
+    def differing(there) -> set[str]:
+        return {name for name in {**found, **there} if found.get(name) != there.get(name)}
+
+    other = provenance.fingerprint({**config, "seed": "0"}, {"mode": "sample", "workdir": "runs/a"})
+    assert differing(other) == {"config.seed", "mode"}  # a number is not its text
+    installed = provenance.version
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--flag")
+    monkeypatch.setattr(provenance, "version", lambda name: {"jaxlib": "0"}.get(name, installed(name)))
+    monkeypatch.setattr(provenance, "ROOT", provenance.ROOT / "vf")
+    there = provenance.fingerprint(config, {"mode": "train", "workdir": "runs/a"})
+    assert differing(there) == {"LIBTPU_INIT_ARGS", "jaxlib", "code"}
 
 
 def test_versions_are_those_installed():

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint.path import atomicity
 
 from vf.training import optim, sharding, state
@@ -191,6 +192,18 @@ def test_a_saved_step_is_left_alone_and_a_later_one_not_forgotten(saved, trained
         assert checkpoints.save(2, trained, {"seed": 10}, force=True)
     assert Checkpoints(saved, read_only=True).steps() == [2]
     assert Checkpoints(saved, read_only=True).meta() == {"seed": 10}
+
+
+def test_no_save_asks_jax_whether_to_stop(tmp_path, trained, monkeypatch):
+    """jax takes the number that it was asked about for the step that this process has reached."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: bool(asked.append(step)))
+    with Checkpoints(tmp_path) as checkpoints:
+        for number in (2, 4):
+            assert checkpoints.save(number, trained, {})
+        checkpoints.wait()
+    assert checkpoints.steps() == [2, 4]
+    assert asked == []
 
 
 def test_a_killed_save_is_not_the_latest(saved, trained):
