@@ -214,6 +214,12 @@ def check_that_seen_clips_do_not_validate(config, tmp_path, monkeypatch):
     for job, workdir, mode in ((later, "run", "train"), (later, "run", "evaluate"), (new, "new", "train")):
         with pytest.raises(UserError, match=r"run have trained on clips that are the validation set here: set .*=0 as"):
             main.run(job, tmp_path / workdir, mode)
+    path = tmp_path / "run" / "config.json"
+    then = json.loads(path.read_text())
+    del then["data"]["validation_share"]
+    path.write_text(json.dumps(then))
+    with pytest.raises(UserError, match=r"run, made by a version that left none out, have .*_split= .*_share=0 as"):
+        main.run(later, tmp_path / "run", "train")
     config.init_from = str(tmp_path / "run")
     for job, workdir in ((config, "run"), (config, "new")):
         main.run(job, tmp_path / workdir, "train")

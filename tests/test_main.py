@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,33 @@ def test_two_and_two_steps_are_four(finished, tmp_path):
     assert len(first) == 2
 
 
+def as_before_validation(folder: Path) -> Path:
+    """`folder`, of a run or exported, with the config of versions that knew one set of clips beside those trained on,
+    and called a run's base frame its centre and a fingerprint a mark."""
+    config = json.loads((folder / "config.json").read_text())
+    for group, name in (("data", "validation"), ("eval", "reference")):
+        for kind in ("split", "split_file"):
+            del config[group][f"{name}_{kind}"]
+    del config["data"]["validation_share"]
+    config["data"] |= {"eval_split": "", "eval_split_file": ""}
+    (folder / "config.json").write_text(json.dumps(config))
+    for path in (*folder.glob("*.jsonl"), *folder.glob("best.json"), *folder.glob("samples/*/meta.json")):
+        path.write_text(path.read_text().replace("base_frame", "centre").replace('"fingerprint"', '"mark"'))
+    return folder
+
+
+def test_a_run_of_an_earlier_version_goes_on(finished, tmp_path):
+    """Two steps of it and two more are four, bit for bit; it is evaluated anew."""
+    whole, scores = finished
+    folder = as_before_validation(Path(shutil.copytree(whole, tmp_path / "run")))
+    shutil.rmtree(folder / "checkpoints" / "4")
+    assert main.run(tiny(), folder, "train") == scores
+    jax.tree.map(np.testing.assert_array_equal, weights(folder, tiny()), weights(whole, tiny()))
+    evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    assert [("mark" in line, line["step"]) for line in evaluations] == [(True, 4), (False, 4)]
+    assert json.loads((folder / "best.json").read_text())["fingerprint"] == evaluations[-1]["fingerprint"]
+
+
 def test_sampling_again_gives_the_same_clips(finished):
     """The sampling job reads the averaged weights and repeats the run's own samples."""
     workdir, _ = finished
@@ -175,6 +203,19 @@ def test_a_model_travels(finished, exported, tmp_path):
     assert set(begun["start"]["fingerprints"]) == {"base", "residual"}
     with pytest.raises(UserError, match=r"data\.source=none is for --mode=sample"):
         main.run(config, tmp_path, "evaluate")
+
+
+def test_a_model_of_an_earlier_version_travels(finished, exported, tmp_path):
+    """Its config keeps the meaning it had: training left no clip out."""
+    folder = as_before_validation(Path(shutil.copytree(exported, tmp_path / "model")))
+    meant = tiny(init_from=str(folder), data__validation_share=0.0)
+    assert values.to_json(loaded(folder)) == values.to_json(meant)
+    main.run(tiny(init_from=str(folder)), tmp_path / "new", "sample")
+    made, same = (
+        video.load_npz(run / "samples" / f"step_0000000{step}" / "clips.npz")["clips"]
+        for run, step in ((tmp_path / "new", 0), (finished[0], 4))
+    )
+    np.testing.assert_array_equal(made, same)
 
 
 def test_an_evaluation_job_judges_what_there_is_to_start_from(finished, exported, tmp_path):

@@ -139,9 +139,10 @@ def check_validation(config: ConfigDict, workdir: files.AnyPath, fresh: bool) ->
     if chosen and trained and not parts(chosen) & parts(trained):
         return
     share = then.get("validation_share", 0.0)  # before there was such a field, all were trained on
+    version = "" if "validation_share" in then else ", made by a version that left none out,"
     if named != left_out or (not named and data.validation_share > share):
         raise UserError(
-            f"steps of {path} have trained on clips that are the validation set here: set "
+            f"steps of {path}{version} have trained on clips that are the validation set here: set "
             f"--config.data.validation_{kind}={left_out} --config.data.validation_share={share:g} as there, or begin "
             "another run"
         )
