@@ -307,11 +307,13 @@ def test_another_config_ends_all_with_status_3(main):
 def test_four_train_and_two_go_on(main, tmp_path):
     """Parameters split over all devices too, and an evaluation by both."""
     split = "--config.mesh.fsdp=-1", "--config.mesh.data=1"
-    jobs = ((4, "--config.train.steps=2"), (2, "--config.train.steps=4"), (2, "--mode=evaluate"))
-    for count, flag in jobs:
-        for process in main(count, "run", *split, flag):
+    evaluation = "--config.train.steps=4", "--mode=evaluate", "--config.sample.seed=1"  # other samples than training's
+    for count, *flags in ((4, "--config.train.steps=2"), (2, "--config.train.steps=4"), (2, *evaluation)):
+        for process in main(count, "run", *split, *flags):
             status, text = ended(process, 400)
             assert status == 0, text
+    evaluated = [json.loads(line)["step"] for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert evaluated == [2, 4, 4, 2]  # at the end of each training, then all, the newest first
     (process,) = main(1, "one", "--config.train.steps=4")
     status, text = ended(process, 300)
     assert status == 0, text

@@ -203,7 +203,7 @@ def test_full_size_converts_within_its_memory_and_two_minutes(tmp_path):
     with torch.device("meta"):
         shapes = {f"model.{n}": s for n, s in _original(torch_karlo(320, **FULL), text_proj(320)).items()}
     block = np.random.default_rng(0).normal(size=1 << 24).astype(np.float32)
-    state = {name: torch.from_numpy(np.resize(block, shape)) for name, shape in shapes.items()}
+    state = {name: torch.from_numpy(np.resize(block, shape).copy()) for name, shape in shapes.items()}  # not views
     torch.save({"state_dict": state}, tmp_path / "k.ckpt")
     size = (tmp_path / "k.ckpt").stat().st_size
     assert size > 4 * 893_000_000
