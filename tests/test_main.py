@@ -493,6 +493,10 @@ def test_embedding_needs_records_that_have_one(real_clips, tmp_path):
     ("arguments", "message"),
     [
         (["--config=configs/demo.py", "--config.train.batchsize=8"], "did you mean train.batch_size?"),
+        (
+            ["--config=configs/demo.py", "--config.data.eval_split=test"],
+            "replaced by data.validation_split (for losses",
+        ),
         (["--config=configs/ucf101.py:smke"], "did you mean smoke?"),
         (["--config=configs/dmo.py"], "did you mean configs/demo.py?"),
         (["--config=configs/demo.py", "--workdr=x"], "did you mean workdir?"),
@@ -502,7 +506,7 @@ def test_embedding_needs_records_that_have_one(real_clips, tmp_path):
     ],
 )
 def test_the_command_line_suggests_the_nearest_name(arguments, message):
-    """A mistyped flag, field or variant: one line on stderr that names the nearest known one, exit status 2."""
+    """A mistyped or old flag, field or variant: one line on stderr that names the right one, exit status 2."""
     code = f"import sys; sys.argv[1:] = {arguments!r}; from vf.main import cli; cli()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

@@ -10,8 +10,8 @@ from PIL import Image
 
 from configs import base
 from tests.data.made import colour, number
+from vf.config import build, networks
 from vf.config import data as config_data
-from vf.config import networks
 from vf.data import inspect, prepare
 from vf.data.clips import Windows
 from vf.data.embeddings import Layout
@@ -182,6 +182,17 @@ def test_mirrored_clips_need_mirrored_embeddings(made):
         batch = next(iterator)
     assert set(batch["embedding"][:, 1]) == {1000, -1000}
     assert [flipped for *_, flipped in seen(batch, 2)] == (batch["embedding"][:, 1] < 0).tolist()
+
+
+def test_training_on_mirrored_clips_without_mirrored_embeddings_is_refused_at_the_start(made, tmp_path):
+    """The error names the flag. Clips that are read without embeddings may be mirrored."""
+    config = configured(made(3, False), **{"data.flip": True, "data.validation_share": 0.0})
+    with pytest.raises(UserError, match=r"no embeddings of mirrored frames.* \(--config\.data\.flip\)$"):
+        build.train(config, tmp_path, fresh=True)
+    for changes in ({"data.flip": False}, {"model.context": "base_frame"}, {"data.source": str(made(3))}):
+        allowed = config.copy_and_resolve_references()
+        allowed.update_from_flattened_dict(changes)
+        config_data.check_flip(allowed, config_data.source(allowed))
 
 
 def test_a_base_frame_outside_the_clip_is_refused(made):

@@ -42,7 +42,7 @@ from vf.types import UserError, naming_flags
 
 Mode = Literal["train", "sample", "evaluate"]
 FLAGS = {
-    **{name: f"--config.data.{name}" for name in ("source", "split", "windows", "fps")},
+    **{name: f"--config.data.{name}" for name in ("source", "split", "windows", "fps", "flip")},
     "share": "--config.data.validation_share",
     "schedule": "--config.noise.schedule",
     "steps": "--config.noise.steps",
@@ -58,6 +58,7 @@ def train(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> TrainSpec:
     """The training job in `workdir`, which has no checkpoint where it is `fresh`. Raises UserError."""
     config = networks.resolved(config, workdir, fresh)
     run, source = _run(config, workdir, "train", fresh)
+    clips.check_flip(config, source)
     tx, learning_rates = optimizer(config)
     file = networks.pretrained_base(config)
     given = config.train

@@ -147,8 +147,21 @@ def check_validation(config: ConfigDict, workdir: files.AnyPath, fresh: bool) ->
         )
 
 
+def check_flip(config: ConfigDict, source: Source) -> None:
+    """Raises UserError where clips of `source` are to be mirrored, and have embeddings but no mirrored ones."""
+    if config.data.flip and not getattr(source, "can_flip", True):
+        raise UserError(
+            f"{config.data.source} has no embeddings of mirrored frames, and clips are to be mirrored: set flip to "
+            "False, or prepare the data into another folder with `mirrored` in the file of embeddings",
+            "flip",
+        )
+
+
 def loading(config: ConfigDict) -> Loading:
-    """`config.data`'s part of it. Sprites keep Python itself busy, so that more than one thread only costs."""
+    """How `config.data` says that clips are read.
+
+    Drawing sprites keeps Python itself busy, so that more than one thread would only cost time.
+    """
     data = config.data
     return Loading(1 if data.source == "sprites" else data.threads, data.workers, data.read_ahead, data.flip)
 

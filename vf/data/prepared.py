@@ -99,6 +99,11 @@ class Prepared:
                 "need; take fewer or a smaller stride"
             )
 
+    @property
+    def can_flip(self) -> bool:
+        """Whether clips may be mirrored: they are read without embeddings, or have mirrored ones too."""
+        return self._embeddings.mirrored or not self._embeddings.dim
+
     def _count(self) -> np.ndarray:
         """Records of each clip; clips of equal length and rate are counted once."""
         kinds, kind = np.unique(np.stack([self._frames, self._rates], 1), axis=0, return_inverse=True)
