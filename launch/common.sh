@@ -167,7 +167,7 @@ verdict() {
       exit 0
       ;;
     2) exit 2 ;;
-    143) sleep 30 ;; # told to stop, mostly by a preemption, which takes a while to show; it has saved a checkpoint
+    143) sleep 30 ;; # stopped by a signal, mostly of a preemption, which takes a while to show; it has saved a checkpoint
     *) failed "\$status" vf.main ;;
   esac
 E

@@ -165,7 +165,7 @@ def test_lines_wait_and_the_last_part_grows(bucket, monkeypatch):
     one.flush()
     assert lines() == ["1", "2", "3"]
     assert len(bucket) == 2
-    monkeypatch.setattr(files, "MOST_LINES", 5)
+    monkeypatch.setattr(files, "PART_LINES", 5)
     for number in range(4, 13):
         clock[0] += 10
         one.line(str(number))

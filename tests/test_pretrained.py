@@ -14,7 +14,7 @@ from vf.config import build, check, data, models, networks, start
 from vf.data.pipeline import NoClips
 from vf.diffusion import solvers
 from vf.pretrained import convert, export
-from vf.pretrained.base import open_base, remembered
+from vf.pretrained.base import header_text, open_base
 from vf.types import UserError
 
 torch = pytest.importorskip("torch")
@@ -91,7 +91,7 @@ def test_the_config_says_what_the_file_decides(file, tmp_path):
     assert resolved.base.net.learned_variance
     with pytest.raises(UserError, match="no weights at"):
         networks.resolved(config(tmp_path / "none.safetensors"), tmp_path)
-    (tmp_path / "base.json").write_text(remembered(open_base(file)).replace(open_base(file).fingerprint, "another"))
+    (tmp_path / "base.json").write_text(header_text(open_base(file)).replace(open_base(file).fingerprint, "another"))
     with pytest.raises(UserError, match=r"is not what the run in .* began with"):
         networks.resolved(made, tmp_path, fresh=False)
     gone = networks.resolved(config(tmp_path / "none.safetensors"), tmp_path, fresh=False)

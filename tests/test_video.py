@@ -180,7 +180,7 @@ def test_film_strip_marks_the_base_frame_column_only(base_frame):
         for t in range(4):
             cell = strip[n * high : (n + 1) * high, t * wide : (t + 1) * wide]
             np.testing.assert_array_equal(cell[pad:-pad, pad:-pad], video.enlarge(clips[n, t], scale))
-    marked = (strip == video.MARK).all(-1)
+    marked = (strip == video.BASE_FRAME_COLOUR).all(-1)
     columns = np.flatnonzero(marked.any(0))
     assert (columns[0], columns[-1]) == (base_frame * wide, (base_frame + 1) * wide - 1)
     assert marked[:, base_frame * wide].all()

@@ -94,7 +94,7 @@ def shown(sheet: np.ndarray, rows: int, frames: int, size: int) -> list[list[tup
     side = scale * size
     across, down = side + inspect.PAD, side + inspect.LINE + inspect.MARGIN
     assert sheet.shape[0] == rows * down + inspect.MARGIN
-    assert sheet.shape[1] == max(inspect.LEAST_WIDTH, frames * across - inspect.PAD) + 2 * inspect.MARGIN
+    assert sheet.shape[1] == max(inspect.MIN_WIDTH, frames * across - inspect.PAD) + 2 * inspect.MARGIN
     found, rest = [], sheet.copy()
     for top in range(inspect.MARGIN + inspect.LINE, sheet.shape[0], down):
         lefts = range(inspect.MARGIN, inspect.MARGIN + frames * across, across)
@@ -102,9 +102,9 @@ def shown(sheet: np.ndarray, rows: int, frames: int, size: int) -> list[list[tup
         strip = rest[top : top + side, inspect.MARGIN : inspect.MARGIN + frames * across - inspect.PAD]
         for left in range(0, strip.shape[1] - side, across):
             assert np.all(strip[:, left + side : left + across] == GAP)
-        strip[:] = inspect.PAPER
-        rest[top - inspect.LINE : top] = inspect.PAPER
-    assert np.all(rest == inspect.PAPER)
+        strip[:] = inspect.BACKGROUND
+        rest[top - inspect.LINE : top] = inspect.BACKGROUND
+    assert np.all(rest == inspect.BACKGROUND)
     return found
 
 
@@ -353,8 +353,8 @@ def test_names_of_any_length_fit_into_the_sheet(written):
     assert about.startswith("ccc")
     assert about.endswith("   12,345 frames")
     rest = sheet.copy()
-    rest[inspect.MARGIN :, inspect.MARGIN : -inspect.MARGIN] = inspect.PAPER
-    assert np.all(rest == inspect.PAPER)  # nothing in the margins
+    rest[inspect.MARGIN :, inspect.MARGIN : -inspect.MARGIN] = inspect.BACKGROUND
+    assert np.all(rest == inspect.BACKGROUND)  # nothing in the margins
     length = ImageFont.load_default(inspect.FONT).getlength
     gap = sheet.shape[1] - 2 * inspect.MARGIN - length(name) - length(about)
     assert inspect.MARGIN <= gap < 3 * inspect.MARGIN

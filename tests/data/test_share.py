@@ -11,7 +11,7 @@ from vf.config import check, data
 from vf.data.clips import STARTS
 from vf.data.pipeline import batches, fixed_clips
 from vf.data.preparation import prepare
-from vf.data.share import Share, place
+from vf.data.share import Share, position
 from vf.data.staging import Parameters
 from vf.types import UserError
 
@@ -21,27 +21,29 @@ NAMES = [f"class/video_{k}.avi" for k in range(4000)]
 
 def test_a_video_s_part_depends_on_its_name_alone():
     """The stated function of sha256; other videos, and their order, change nothing."""
-    kept = Share(0.1, True).keep(NAMES)
+    kept = Share(0.1, True).select(NAMES)
     for name, inside in zip(NAMES[:100], kept, strict=False):
         head = hashlib.sha256(name.encode()).hexdigest()[:16]
         assert inside == (int(head, 16) < 0.1 * 2**64)
     assert abs(kept.mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / len(NAMES))
-    np.testing.assert_array_equal(Share(0.1, True).keep(NAMES[::-3]), kept[::-3])
-    np.testing.assert_array_equal(Share(0.1, False).keep(NAMES), ~kept)
-    assert not (kept & ~Share(0.2, True).keep(NAMES)).any()  # a larger share holds it
-    assert Share(0.1, True).keep(["caf\udce9.avi", *NAMES]).sum() >= kept.sum()  # names that are not UTF-8 have a place
+    np.testing.assert_array_equal(Share(0.1, True).select(NAMES[::-3]), kept[::-3])
+    np.testing.assert_array_equal(Share(0.1, False).select(NAMES), ~kept)
+    assert not (kept & ~Share(0.2, True).select(NAMES)).any()  # a larger share holds it
+    assert (
+        Share(0.1, True).select(["caf\udce9.avi", *NAMES]).sum() >= kept.sum()
+    )  # names that are not UTF-8 have a place
 
 
 @pytest.mark.parametrize("validation", [True, False])
 def test_a_part_without_videos_is_told_with_the_share_that_would_do(validation):
-    names = sorted(NAMES[:20], key=place)
-    share = Share(place(names[0]) if validation else place(names[-1]) * 1.001, validation)
+    names = sorted(NAMES[:20], key=position)
+    share = Share(position(names[0]) if validation else position(names[-1]) * 1.001, validation)
     with pytest.raises(UserError, match=r"leaves none to (the validation set|training): take") as told:
-        share.keep(names)
+        share.select(names)
     better = float(str(told.value).split("take a share of ")[1].split()[0])
-    assert Share(better, validation).keep(names).sum() == 1
+    assert Share(better, validation).select(names).sum() == 1
     with pytest.raises(UserError, match="bring more videos"):
-        Share(0.0 if validation else 1.0, validation).keep(names[:1])
+        Share(0.0 if validation else 1.0, validation).select(names[:1])
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_no_window_of_a_validation_video_is_trained_on(made, how, windows):
     validation = data.source(chosen, "validation")
     clips = fixed_clips(validation, len(validation))["video"]
     assert len(clips) == len(shown(clips))  # one window a video
-    assert shown(clips) == {k for k, name in enumerate(VIDEOS) if place(name) < 0.3}
+    assert shown(clips) == {k for k, name in enumerate(VIDEOS) if position(name) < 0.3}
     assert trained_on(chosen) == set(range(12)) - shown(clips)
     reference = data.source(chosen, "reference")  # the clips that are trained on, one window each
     assert shown(fixed_clips(reference, len(reference))["video"]) == set(range(12)) - shown(clips)

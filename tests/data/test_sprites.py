@@ -11,23 +11,23 @@ FRAMES, SIZE, BASE = 8, 16, 3
 
 @pytest.fixture(scope="module")
 def source() -> Sprites:
-    return Sprites(frames=FRAMES, size=SIZE, base=BASE)
+    return Sprites(frames=FRAMES, size=SIZE, base_frame=BASE)
 
 
 def test_a_clip_is_a_function_of_split_and_record(source: Sprites) -> None:
-    again = Sprites(frames=FRAMES, size=SIZE, base=BASE, length=5)  # the length is none of a clip's business
+    again = Sprites(frames=FRAMES, size=SIZE, base_frame=BASE, length=5)  # the length is none of a clip's business
     for record in (4, 0, 3):  # in any order
         for name, value in source.clip(record).items():
             np.testing.assert_array_equal(value, again.clip(record, np.random.default_rng(9))[name])
     videos = {source.clip(record)["video"].tobytes() for record in range(50)}
     assert len(videos) == 50
-    test = Sprites(frames=FRAMES, size=SIZE, base=BASE, split="test")
+    test = Sprites(frames=FRAMES, size=SIZE, base_frame=BASE, split="test")
     assert not videos & {test.clip(record)["video"].tobytes() for record in range(50)}
 
 
 def test_only_known_splits() -> None:
     with pytest.raises(KeyError):
-        Sprites(frames=FRAMES, size=SIZE, base=BASE, split="dev")
+        Sprites(frames=FRAMES, size=SIZE, base_frame=BASE, split="dev")
 
 
 def test_colours_are_those_of_the_palette(source: Sprites) -> None:

@@ -262,7 +262,7 @@ def stopped(processes, workdir):
         lines.add(sentences(text)[-1])
     with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
         step = checkpoints.latest()
-        assert lines == {f"vf: told to stop; step {step} is saved, and the same command goes on from there"}
+        assert lines == {f"vf: stopped by a signal; step {step} is saved, and the same command goes on from there"}
 
 
 def test_two_train_as_one_and_sigterm_saves(main, tmp_path):

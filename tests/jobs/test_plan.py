@@ -97,7 +97,7 @@ def test_what_was_compiled_is_found_again_unless_the_compiler_s_flags_differ(tmp
         asked.append(args)
         return compiling.Compiled("", 0.0, failure="no")
 
-    monkeypatch.setattr(compiling, "compile_apart", refuse)
+    monkeypatch.setattr(compiling, "compile_in_process", refuse)
     target, mesh = parse_target("cpu:8"), sharding.make_mesh(8)
     settings = PlanSettings(None, "train", 1, 0, False, 1.0, 1.0, tmp_path)
     for flags in ("", "", "--xla_other", "--xla_other", ""):
@@ -109,7 +109,7 @@ def test_what_was_compiled_is_found_again_unless_the_compiler_s_flags_differ(tmp
 
 def test_what_was_ended_is_tried_again_with_other_limits_only(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(compiling, "compile_apart", lambda *args: asked.append(args[2:4]))
+    monkeypatch.setattr(compiling, "compile_in_process", lambda *args: asked.append(args[2:4]))
     target, mesh = parse_target("cpu:8"), sharding.make_mesh(8)
     for minutes in (1.0, 1.0, 2.0, 2.0, 1.0):
         settings = PlanSettings(None, "train", 1, 0, False, minutes, 1.0, tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from vf.metrics import fvd
-from vf.metrics.fvd import BLACK_WHITE, LINEAGES, Lineage, black_white, verdict
+from vf.metrics.fvd import BLACK_WHITE, LINEAGES, Lineage, black_white, weights_problem
 from vf.nets.feature_network import Network
 
 
@@ -182,7 +182,7 @@ def test_black_against_white():
 
 @pytest.mark.parametrize("factor", [1, 1.0049, 0.9951])
 def test_the_true_weights_pass(factor):
-    assert verdict(factor * BLACK_WHITE[16]) == ""
+    assert weights_problem(factor * BLACK_WHITE[16]) == ""
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_the_true_weights_pass(factor):
     ],
 )
 def test_a_verdict_says_what_is_probably_wrong(value, eps, told):
-    assert told in verdict(value, eps)
+    assert told in weights_problem(value, eps)
 
 
 def test_the_public_figures_cover_10_to_30_frames():

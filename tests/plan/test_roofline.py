@@ -201,8 +201,8 @@ def test_traffic_of_a_program():
     assert times.network_s == pytest.approx((10 * size * 3 / 4 + size / 4) / 450e9)
     assert times.bound == "network"
     kept = json.loads(json.dumps([dataclasses.asdict(part) for part in got]))
-    assert [roofline.traffic_read(part) for part in kept] == got
-    twice = [roofline.traffic_read(part, 2.0) for part in kept]
+    assert [roofline.traffic_from_json(part) for part in kept] == got
+    twice = [roofline.traffic_from_json(part, 2.0) for part in kept]
     assert roofline.estimate(Step(0, 0, twice), H100).network_s == pytest.approx(2 * times.network_s)
 
 

@@ -47,7 +47,7 @@ def mean(opened, file):
     arrays = dict(weights.load(file, "adm").arrays)
     table = arrays["embed/label/embedding"]
     arrays["embed/label/embedding"] = np.broadcast_to(table.astype(np.float64).mean(0).astype(np.float32), table.shape)
-    tree, net = weights.Weights("", arrays, "", {}).tree(), opened.own_network()
+    tree, net = weights.Weights("", arrays, "", {}).tree(), opened.original_network()
     return jax.jit(lambda z, t: net.apply({"params": tree}, z, t, label=jnp.zeros(len(z), int)))
 
 
@@ -136,7 +136,7 @@ def test_schedules_are_compared(opened):
 
 
 def test_the_header_serves_where_the_weights_have_gone(opened, tmp_path):
-    (tmp_path / "base.json").write_text(base.remembered(opened))
+    (tmp_path / "base.json").write_text(base.header_text(opened))
     again = base.open_base(tmp_path / "base.json")
     assert again == dataclasses.replace(opened, path=tmp_path / "base.json")
     assert again.network() == opened.network()
@@ -184,9 +184,9 @@ def test_karlo_without_conditions_is_the_learned_null(decoder):
     _, told, _ = decoder
     net = told.network()
     out = jax.jit(net.apply)({"params": started(told, net)}, Z, T)
-    own = told.own_network()
+    own = told.original_network()
     shapes = flatten_dict(jax.eval_shape(own.init, jax.random.key(0), Z, T)["params"], sep="/")
-    tree = weights.Weights("", told.params(shapes, own=True), "", {}).tree()
+    tree = weights.Weights("", told.params(shapes, original=True), "", {}).tree()
     true = jax.jit(own.apply)({"params": tree}, Z, T, label=np.array([2, 2]))
     np.testing.assert_allclose(out, true, atol=1e-5)
 

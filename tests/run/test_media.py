@@ -18,7 +18,7 @@ def test_samples_are_lossless_and_marked_at_the_base_frame(tmp_path):
     np.testing.assert_array_equal(loaded["label"], np.arange(10))
     with Image.open(tmp_path / "strip.png") as strip:
         pixels = np.asarray(strip)
-    columns = np.flatnonzero((pixels == video.MARK).all(-1).any(0)) // (pixels.shape[1] // 4)
+    columns = np.flatnonzero((pixels == video.BASE_FRAME_COLOUR).all(-1).any(0)) // (pixels.shape[1] // 4)
     assert set(columns) == {1}
     assert pixels.shape[0] == media.STRIP_ROWS * pixels.shape[1] // 4  # Square cells, eight rows.
     with Image.open(tmp_path / "wall.gif") as wall:

@@ -12,7 +12,7 @@ import pytest
 from vf.metrics.frechet import Moments, frechet_distance
 from vf.nets.feature_network import Network
 from vf.scores import features
-from vf.scores.features import Features, extract, fingerprint, oddities, warnings
+from vf.scores.features import Features, distance_warnings, extract, fingerprint, pixel_warnings
 
 N = 21
 
@@ -325,7 +325,7 @@ def made(n: int, seed: int = 0, dim: int = 2, **changes) -> Features:
 
 
 def test_nothing_to_tell():
-    assert warnings(made(256), made(256, 1), 2) == []
+    assert distance_warnings(made(256), made(256, 1), 2) == []
 
 
 @pytest.mark.parametrize(
@@ -346,28 +346,28 @@ def test_nothing_to_tell():
     ids=["counts", "black", "one colour", "duplicates", "copies", "few"],
 )  # fmt: skip
 def test_what_is_told(real, generated, told):
-    assert warnings(real, generated, 2) == told
+    assert distance_warnings(real, generated, 2) == told
 
 
 def test_too_few_clips_for_a_covariance():
     """n clips leave a covariance of rank n - 1."""
     assert (
         "real clips leave the covariance of 400 features singular"
-        in warnings(made(400, dim=400), made(401, 1, dim=400), 400)[0]
+        in distance_warnings(made(400, dim=400), made(401, 1, dim=400), 400)[0]
     )
-    assert not any("singular" in told for told in warnings(made(401, dim=400), made(401, 1, dim=400), 400))
+    assert not any("singular" in told for told in distance_warnings(made(401, dim=400), made(401, 1, dim=400), 400))
     frames = made(300, values=np.zeros((300, 2, 400), np.float32))  # two features a clip
-    assert not any("singular" in told for told in warnings(frames, frames, 400))
+    assert not any("singular" in told for told in distance_warnings(frames, frames, 400))
 
 
 def test_a_kernel_distance_fits_no_covariance():
-    assert warnings(made(255, dim=400), made(255, 1, dim=400), None) == [
+    assert distance_warnings(made(255, dim=400), made(255, 1, dim=400), None) == [
         "with 255 clips the distance varies much: it compares with nothing published"
     ]
 
 
 def test_the_counts_are_those_compared_at_a_time():
-    told = warnings(made(1000), made(1000, 1), 2, (100, 100))
+    told = distance_warnings(made(1000), made(1000, 1), 2, (100, 100))
     assert told == [
         "with 100 clips the distance is mostly bias (it falls as 1 / n): it compares with nothing published"
     ]
@@ -375,18 +375,18 @@ def test_the_counts_are_those_compared_at_a_time():
 
 def test_one_clip_has_no_distance():
     with pytest.raises(ValueError, match="2 clips or more on each side, got 1 generated"):
-        warnings(made(5), made(1, 1), 2)
+        distance_warnings(made(5), made(1, 1), 2)
 
 
 def test_pixels_of_0_to_1():
     dim = made(300, highest=np.ones(300, np.uint8))
-    for call in (lambda: warnings(dim, made(300, 1), 2), lambda: oddities("real", dim)):
+    for call in (lambda: distance_warnings(dim, made(300, 1), 2), lambda: pixel_warnings("real", dim)):
         with pytest.raises(ValueError, match=r"no pixel of the real clips exceeds 1: values of \[0, 1\]"):
             call()
 
 
 def test_a_set_that_is_all_black():
-    (told,) = oddities("generated", made(300, highest=np.zeros(300, np.uint8)))
+    (told,) = pixel_warnings("generated", made(300, highest=np.zeros(300, np.uint8)))
     assert told == (
         "300 of 300 generated clips are black throughout (values of [0, 1] that were cast to uint8 look so)"
     )

@@ -13,7 +13,7 @@ N, FRAMES, SIZE = 96, 8, 16
 
 
 def clips_from(start: int) -> np.ndarray:
-    source = Sprites(frames=FRAMES, size=SIZE, base=3)
+    source = Sprites(frames=FRAMES, size=SIZE, base_frame=3)
     return np.stack([source.clip(record)["video"] for record in range(start, start + N)])
 
 

@@ -15,7 +15,7 @@ from vf.metrics.protocol import ClipProtocol, protocol_hash
 from vf.nets import clip
 from vf.nets.feature_network import Network
 from vf.scores import features, suite
-from vf.scores.suite import SEGMENTS, Captions, Segments, Suite, floor, infinity, interval, metrics
+from vf.scores.suite import SEGMENTS, Captions, Segments, Suite, bootstrap_interval, extrapolate, floor, metrics
 
 PROTOCOL = ClipProtocol(lineage="google")
 
@@ -62,7 +62,7 @@ def test_infinity_recovers_the_intercept():
     """Of a distance that is exactly a + b / N."""
     generated = np.zeros((200, 2))
     for a, b in ((3.0, 70.0), (0.0, 5.0), (12.5, 0.0)):
-        assert infinity(lambda r, g, a=a, b=b: a + b / len(g), generated, generated) == pytest.approx(a, abs=1e-9)
+        assert extrapolate(lambda r, g, a=a, b=b: a + b / len(g), generated, generated) == pytest.approx(a, abs=1e-9)
 
 
 def test_infinity_takes_15_sizes_from_a_quarter_to_all_without_replacement():
@@ -74,7 +74,7 @@ def test_infinity_takes_15_sizes_from_a_quarter_to_all_without_replacement():
         assert len(real) == 50
         return 1.0
 
-    infinity(of, np.zeros(50), np.arange(400.0))
+    extrapolate(of, np.zeros(50), np.arange(400.0))
     assert (len(seen), seen[0], seen[-1]) == (15, 100, 400)
     assert seen == sorted(seen)
 
@@ -87,13 +87,13 @@ def test_infinity_takes_the_bias_of_generated_clips_away():
         return fvd.fvd(a, b, fvd.LINEAGES["google"])
 
     real, sets = rng.normal(size=(4000, 20)), rng.normal(size=(8, 300, 20))
-    left = np.mean([infinity(of, real, generated, seed=k) for k, generated in enumerate(sets)])
+    left = np.mean([extrapolate(of, real, generated, seed=k) for k, generated in enumerate(sets)])
     assert abs(left) < 0.25 * np.mean([of(real, generated) for generated in sets])
 
 
 def test_infinity_needs_clips_to_extrapolate():
     with pytest.raises(ValueError, match="needs 8 or more, got 7"):
-        infinity(lambda r, g: 0.0, np.zeros(9), np.zeros(7))
+        extrapolate(lambda r, g: 0.0, np.zeros(9), np.zeros(7))
 
 
 @pytest.mark.parametrize(("there", "n", "size"), [(100, 30, 30), (100, 50, 50), (100, 80, 50), (7, 9, 3)])
@@ -111,7 +111,7 @@ def test_an_interval_covers_at_its_rate():
     rng, inside = np.random.default_rng(0), 0
     for k in range(200):
         real, generated = rng.normal(size=60), rng.normal(size=60)
-        low, high = interval(lambda a, b: float(b.mean() - a.mean()), real, generated, 100, seed=k)
+        low, high = bootstrap_interval(lambda a, b: float(b.mean() - a.mean()), real, generated, 100, seed=k)
         inside += low <= 0 <= high
     assert 0.88 < inside / 200 < 0.99
 
@@ -124,9 +124,9 @@ def test_an_interval_holds_the_value_though_resamples_are_biased():
     def of(a, b):
         return fvd.fvd(a, b, fvd.LINEAGES["google"])
 
-    low, high = interval(of, real, generated, 60)
+    low, high = bootstrap_interval(of, real, generated, 60)
     assert low < of(real, generated) < high
-    narrower = interval(of, np.tile(real, (9, 1)), np.tile(generated, (9, 1)), 60)
+    narrower = bootstrap_interval(of, np.tile(real, (9, 1)), np.tile(generated, (9, 1)), 60)
     assert narrower[1] - narrower[0] < 0.6 * (high - low)
 
 
@@ -145,7 +145,7 @@ def test_segments_are_slices():
 
 def test_each_metric_is_one_of_three_kinds():
     for name, metric in metrics(fvd.LINEAGES["google"]).items():
-        kinds = [metric.distance, metric.alone, metric.captions]
+        kinds = [metric.distance, metric.statistic, metric.captions]
         assert sum(kind is not None for kind in kinds) == 1, name
 
 
@@ -178,7 +178,7 @@ def test_kvd():
 def test_fvd_infinity():
     found = one("fvd_infinity", REAL, GENERATED)
     assert found.value == pytest.approx(
-        infinity(lambda a, b: fvd.fvd(a, b, fvd.LINEAGES["google"]), means(REAL), means(GENERATED)), rel=1e-3
+        extrapolate(lambda a, b: fvd.fvd(a, b, fvd.LINEAGES["google"]), means(REAL), means(GENERATED)), rel=1e-3
     )
     with pytest.raises(ValueError, match="8 clips or more on each side, got 7"):
         judge("fvd_infinity")(REAL, GENERATED[:7])

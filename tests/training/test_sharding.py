@@ -111,7 +111,7 @@ def both_networks(mesh):
                          "norm_groups": 8, "patch": 2, "temporal_attention_at": (), "dropout": 0.1})  # fmt: skip
     config.base.net.update({"width_mult": (1,), "attention": ()})  # of one level: half of the time goes into compiling
     config.base.images = 1
-    source = Sprites(frames=8, size=16, base=3, split="train")
+    source = Sprites(frames=8, size=16, base_frame=3, split="train")
     return models.model(config, source, mesh)
 
 

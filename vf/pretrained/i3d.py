@@ -124,7 +124,7 @@ def identity(arrays: Mapping[str, np.ndarray], blobs: Sequence[str]) -> dict[str
     tree = Weights("i3d", arrays, "", {}).tree()
     named = next((kind for start, kind in KNOWN.items() for blob in blobs if blob.startswith(start)), "")
     value = fvd.black_white(fvd.network(tree, "", fvd.LINEAGES["google"]))
-    if not named and not fvd.verdict(value):
+    if not named and not fvd.weights_problem(value):
         named = "rgb_scratch"
     return {"weights": named, "black_white_16": value}
 
@@ -135,7 +135,7 @@ def doubt(about: Mapping[str, Any]) -> str:
         return ""
     if about.get("weights"):
         return f"these are the {about['weights']} weights, and FVD's are rgb_scratch: take {OFFICIAL['i3d']}"
-    return fvd.verdict(float(about.get("black_white_16", np.nan)))
+    return fvd.weights_problem(float(about.get("black_white_16", np.nan)))
 
 
 def selfcheck(file: Path, lineage: fvd.Lineage) -> str:
@@ -144,7 +144,7 @@ def selfcheck(file: Path, lineage: fvd.Lineage) -> str:
     Raises UserError where they are not FVD's, and says what is probably wrong."""
     found = load(file, "i3d")
     value = fvd.black_white(fvd.network(found.tree(), found.fingerprint, lineage))
-    if doubt := fvd.verdict(value, lineage.eps):
+    if doubt := fvd.weights_problem(value, lineage.eps):
         raise UserError(f"self-check failed for {file}: {doubt}")
     return f"self-check passed: {value:.4f} at 16 frames (published {fvd.BLACK_WHITE[16]:.4f})"
 

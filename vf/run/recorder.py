@@ -205,7 +205,7 @@ class Recorder:
             return
         self._store.line(text)
         if at_once:
-            self._store.flush(lines_alone=True)
+            self._store.flush(lines_only=True)
 
     def _close_torn_line(self) -> None:
         """Ends the line that a crash tore, so that the first new line is not glued to it."""

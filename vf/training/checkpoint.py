@@ -29,7 +29,7 @@ from vf.training.sharding import named
 from vf.training.state import TrainState
 from vf.types import Params, UserError
 
-BEST, JUDGING = "best.json", "judging.json"  # beside the folder of checkpoints; the `step` that either names is kept
+BEST, EVALUATING = "best.json", "judging.json"  # beside the folder of checkpoints; the `step` that either names is kept
 _ITEMS = ("params", "ema", "optimizer", "meta")
 _DONE = "commit_success.txt"  # Orbax's last write, into each item and then into the checkpoint
 
@@ -68,7 +68,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._prepare()
         policies: list[checkpoint_managers.PreservationPolicy] = [
-            checkpoint_managers.LatestN(keep), _Named([self.directory.parent / name for name in (BEST, JUDGING)]),
+            checkpoint_managers.LatestN(keep), _Named([self.directory.parent / name for name in (BEST, EVALUATING)]),
         ]  # fmt: skip
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
