@@ -8,7 +8,7 @@ import pytest
 
 from vf.hosts import process
 from vf.hosts.errors import HostsError
-from vf.hosts.process import Process, found, this_process
+from vf.hosts.process import Process, from_cluster, this_process
 from vf.types import UserError
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
@@ -58,7 +58,7 @@ def test_flags_that_do_not_fit(flags, message):
     ],
 )
 def test_clusters(environment, on_tpu, expected):
-    assert found(environment, on_tpu) == expected
+    assert from_cluster(environment, on_tpu) == expected
 
 
 def test_a_pod_must_be_told(monkeypatch):
@@ -93,16 +93,16 @@ def metadata(monkeypatch):
 
 
 def test_a_slice_of_tpu_machines(metadata):
-    assert found({}, True) is None  # a machine that is no part of a slice has none of these attributes
+    assert from_cluster({}, True) is None  # a machine that is no part of a slice has none of these attributes
     metadata |= {"agent-worker-number": "1", "worker-network-endpoints": "unknown:0:10.0.0.1,unknown:1:10.0.0.2"}
-    assert found({}, True) == Process(1, 2)
+    assert from_cluster({}, True) == Process(1, 2)
     metadata["tpu-env"] = "TYPE: 'v5e'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
-    assert found({}, True) == Process(3, 4)
+    assert from_cluster({}, True) == Process(3, 4)
     metadata |= {"worker-network-endpoints": "host", "agent-worker-number": "0", "tpu-env": ""}
-    assert found({}, True) is None
+    assert from_cluster({}, True) is None
 
 
 def test_a_cluster_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(process, "found", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(process, "from_cluster", lambda *_, **__: 1 / 0)
     with pytest.raises(HostsError, match=r"does not say which.*division by zero.*processes=1 for this one alone"):
         this_process(None, None, None)

@@ -141,13 +141,13 @@ def test_a_single_process_needs_nobody():
 
 def test_who_is_here_is_read_from_any_folder(bucket, tmp_path):
     for folder in (tmp_path, files.path("gs://b/run")):
-        assert run.here(folder, 60) == set()
+        assert run.present(folder, 60) == set()
         for number, age in ((0, 0), (12, 50), (3, 70)):  # the last one's start is over
             files.write_whole(folder / f".host-{number}-{int(time.time()) - age}", "")
-        assert run.here(folder, 60) == {0, 12}
+        assert run.present(folder, 60) == {0, 12}
         for note in folder.glob(".host-12-*"):
             note.unlink(missing_ok=True)
-        assert run.here(folder, 60) == {0}
+        assert run.present(folder, 60) == {0}
 
 
 # Together
@@ -199,7 +199,7 @@ def test_another_folder_of_the_same_name_is_noticed(together, tmp_path):
 def test_all_stop_at_one_step(together):
     """Which is none that one has passed, also where SIGTERM comes before the first one."""
     lines = set()
-    for process in together("steps_told_before", 3).values():
+    for process in together("stop_at_one_step", 3).values():
         status, text = ended(process)
         assert status == 143, text
         lines.update(sentences(text))

@@ -130,7 +130,7 @@ def test_layers_are_those_of_pytorch(params):
 def test_frames_are_prepared_as_in_the_public_codes(params, variant, h, w):
     u8 = clips(2, 16, h, w)
     expected = (tgan_input if variant == "tgan" else tganv2_input)(u8, params["mean"])
-    found = np.asarray(c3d.prepared(u8, params["mean"], variant))
+    found = np.asarray(c3d.prepare(u8, params["mean"], variant))
     assert far(found.transpose(0, 4, 1, 2, 3), expected) < 1e-5
 
 
@@ -148,9 +148,9 @@ def test_network_is_preparation_and_layers(params):
 
 def test_stylegan_v_takes_the_first_frames_as_tganv2_does(params):
     u8 = clips(1, 20, 48, 48)
-    first = np.asarray(c3d.prepared(u8[:, :16], params["mean"], "tganv2"))
-    assert np.array_equal(c3d.prepared(u8, params["mean"], "styleganv"), first)
-    assert far(np.asarray(c3d.prepared(u8[:, :16], params["mean"], "tgan")), first) > 0.1
+    first = np.asarray(c3d.prepare(u8[:, :16], params["mean"], "tganv2"))
+    assert np.array_equal(c3d.prepare(u8, params["mean"], "styleganv"), first)
+    assert far(np.asarray(c3d.prepare(u8[:, :16], params["mean"], "tgan")), first) > 0.1
 
 
 @pytest.mark.parametrize("variant", ["tgan", "tganv2", "styleganv"])
@@ -158,8 +158,8 @@ def test_a_clip_that_is_the_mean_is_nothing(variant):
     """Constant per channel: R G B of the clip against B G R of the volume, and resampling that keeps constants."""
     mean = np.broadcast_to(np.float32([20, 90, 160]).reshape(3, 1, 1, 1), c3d.MEAN)
     u8 = np.broadcast_to(np.uint8([160, 90, 20]), (1, 16, 50, 70, 3))
-    assert np.abs(c3d.prepared(u8, mean, variant)).max() < 1e-3
-    assert np.abs(c3d.prepared(u8[..., ::-1], mean, variant)).max() == pytest.approx(140, abs=1e-3)
+    assert np.abs(c3d.prepare(u8, mean, variant)).max() < 1e-3
+    assert np.abs(c3d.prepare(u8[..., ::-1], mean, variant)).max() == pytest.approx(140, abs=1e-3)
 
 
 def test_protocol_tells_what_changes_the_features(params):

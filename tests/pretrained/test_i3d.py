@@ -63,7 +63,7 @@ def equal(found, true):
 def _quickly(monkeypatch, request):
     """Without the run of the network by which a conversion says whose weights these are."""
     if "whose" not in request.node.name:
-        monkeypatch.setattr(i3d, "identity", lambda arrays, blobs: {"weights": "", "black_white_16": 0.0})
+        monkeypatch.setattr(i3d, "identify", lambda arrays, blobs: {"weights": "", "black_white_16": 0.0})
 
 
 def converted(source, tmp_path):
@@ -184,11 +184,11 @@ def test_whose_weights_these_are(true, monkeypatch):
     """Known files by their content, others by the black and white clips; only FVD's own are without doubt."""
     scratch, imagenet = "fa7df95674dbf3579e7fccd954e51e706b4734c1", "73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a"
     monkeypatch.setattr(fvd, "black_white", lambda network: 12.0)
-    assert i3d.doubt(i3d.identity(true, [scratch])) == ""
-    assert "rgb_imagenet weights" in i3d.doubt(i3d.identity(true, ["0", imagenet]))
-    assert "these are other weights" in i3d.doubt(i3d.identity(true, ["0"]))
+    assert i3d.problem(i3d.identify(true, [scratch])) == ""
+    assert "rgb_imagenet weights" in i3d.problem(i3d.identify(true, ["0", imagenet]))
+    assert "these are other weights" in i3d.problem(i3d.identify(true, ["0"]))
     monkeypatch.setattr(fvd, "black_white", lambda network: 153.1)
-    found = i3d.identity(true, ["0"])
+    found = i3d.identify(true, ["0"])
     assert found == {"weights": "rgb_scratch", "black_white_16": 153.1}
-    assert i3d.doubt(found) == ""
-    assert i3d.doubt({})
+    assert i3d.problem(found) == ""
+    assert i3d.problem({})

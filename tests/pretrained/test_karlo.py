@@ -181,20 +181,20 @@ def test_files_that_are_no_decoder(pipeline, ours, nets, tmp_path):
 
 
 def test_names_of_classes_are_prompts():
-    assert karlo.words("ApplyEyeMakeup") == "apply eye makeup"
-    assert [karlo.words(name) for name in ("TaiChi", "YoYo", "Archery", "CleanAndJerk")] == [
+    assert karlo.prompt("ApplyEyeMakeup") == "apply eye makeup"
+    assert [karlo.prompt(name) for name in ("TaiChi", "YoYo", "Archery", "CleanAndJerk")] == [
         "tai chi", "yo yo", "archery", "clean and jerk",
     ]  # fmt: skip
-    assert len(set(map(karlo.words, CLASSES))) == len(CLASSES) == 101
+    assert len(set(map(karlo.prompt, CLASSES))) == len(CLASSES) == 101
 
 
 def vocabulary(folder):
     """A tokenizer of CLIP's kind that knows letters only: vocab.json and merges.txt."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
-    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
+    prompt = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
+    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(prompt)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return len(words)
+    return len(prompt)
 
 
 @pytest.mark.slow

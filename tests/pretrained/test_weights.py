@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from vf.pretrained import convert, names, weights
-from vf.pretrained.names import From
+from vf.pretrained.names import Origin
 from vf.types import UserError
 
 ARRAYS = {"a/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
@@ -61,21 +61,21 @@ def test_files_that_are_something_else(tmp_path):
 
 
 def test_renaming_misses_nothing():
-    table = {"ours": From("theirs", (1, 0)), "bias": From("b")}
+    table = {"ours": Origin("theirs", (1, 0)), "bias": Origin("b")}
     shapes = {"ours": (3, 2), "bias": (3,)}
     arrays = {"theirs": np.arange(6.0).reshape(2, 3), "b": np.ones((1, 3, 1)), "count": np.ones(())}
-    made = names.renamed(arrays, table, shapes, ignored=lambda name: name == "count")
+    made = names.rename(arrays, table, shapes, ignored=lambda name: name == "count")
     np.testing.assert_array_equal(made["ours"], arrays["theirs"].T)
     assert made["bias"].shape == (3,)
     assert made["ours"].dtype == np.float32
     with pytest.raises(ValueError, match="1 not of this network: count"):
-        names.renamed(arrays, table, shapes)
+        names.rename(arrays, table, shapes)
     with pytest.raises(ValueError, match="1 missing: b"):
-        names.renamed({"theirs": arrays["theirs"]}, table, shapes)
+        names.rename({"theirs": arrays["theirs"]}, table, shapes)
     with pytest.raises(ValueError, match=r"theirs is \[3, 2\] and should be \[2, 3\]"):
-        names.renamed({"theirs": arrays["theirs"], "b": np.ones(3)}, table, {**shapes, "ours": (2, 3)})
+        names.rename({"theirs": arrays["theirs"], "b": np.ones(3)}, table, {**shapes, "ours": (2, 3)})
     with pytest.raises(ValueError, match="NaN or infinities: b"):
-        names.renamed({"theirs": arrays["theirs"], "b": np.full(3, np.inf)}, table, shapes)
+        names.rename({"theirs": arrays["theirs"], "b": np.full(3, np.inf)}, table, shapes)
 
 
 def test_the_command_tells_errors_in_one_line(tmp_path):

@@ -40,7 +40,7 @@ def start(
 
         def read(params: Params) -> Params:
             arrays = file.params(sharding.named(params["base"]), names, original)
-            return {"base": export.place(arrays, params["base"], file.path)}
+            return {"base": export.place_arrays(arrays, params["base"], file.path)}
 
         return Start(("base",), read, {"from": str(file.path), "family": file.family, "fingerprint": file.fingerprint})
     path = config.init_from or config.base.init_from

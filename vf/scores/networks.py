@@ -70,20 +70,20 @@ def networks(
             built[name] = clip.clip_image(
                 params, converted.fingerprint, frames=frames, vision=vision, language=language, exact=exact
             )
-    doubts = {family: doubt for family, converted in loaded.items() if (doubt := _doubt(family, converted))}
-    for family, doubt in doubts.items():
+    problems = {family: problem for family, converted in loaded.items() if (problem := _problem(family, converted))}
+    for family, problem in problems.items():
         if not other:
             raise UserError(
-                f"{files[family]}: {doubt}; other weights, if allowed, give a distance under another name",
+                f"{files[family]}: {problem}; other weights, if allowed, give a distance under another name",
                 "other_weights",
             )
-    return built, frozenset(doubts)
+    return built, frozenset(problems)
 
 
-def _doubt(family: str, converted: Weights) -> str:
+def _problem(family: str, converted: Weights) -> str:
     """The reason why these are not the weights of the published metric; "" where they are, or it has no single ones."""
     if family == "i3d":
-        return i3d.doubt(converted.about)
+        return i3d.problem(converted.about)
     if family in ("videomae", "vjepa") and not converted.about["official"]:
         return f"this is a {family} network of another size than the metric's ({weights.OFFICIAL[family]})"
     return ""
