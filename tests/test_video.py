@@ -1,4 +1,4 @@
-"""Pixels survive the crossings and the disk exactly, and pictures for the eye show the right thing."""
+"""Pixels survive conversions and the disk exactly, and strips, grids and animations show the right frames."""
 
 import av
 import jax
@@ -19,7 +19,7 @@ def flat_frames(height: int = 10, width: int = 12) -> np.ndarray:
 
 
 def random_clips(n: int = 5, t: int = 4, h: int = 6, w: int = 8) -> np.ndarray:
-    # Clear of the colours of gap and mark, so that tests can tell pictures from what surrounds them.
+    # Different from the colours of gap and base frame, so that tests can distinguish pictures from what surrounds them.
     return np.random.default_rng(0).integers(0, 120, (n, t, h, w, 3), dtype=np.uint8)
 
 

@@ -1,6 +1,6 @@
 """One process of several, without a model: `python one_process.py INDEX COUNT PORT WORKDIR JOB [NAME=VALUE ...]`.
 
-What is left of the line is its fingerprint. Prints what the job says; ends as `vf.main` does."""
+The rest of the line is its fingerprint. Prints the job's output; ends as `vf.main` does."""
 
 import os
 import signal

@@ -16,7 +16,7 @@ GKE = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
 POD = {"JOB_COMPLETION_INDEX": "3"}
 
 
-def test_flags_say_which_process_it_is():
+def test_flags_specify_the_process():
     assert this_process("10.0.0.1:8476", 4, 3) == Process(3, 4, "10.0.0.1:8476")
     assert this_process("[::1]:8476", 2, 0) == Process(0, 2, "[::1]:8476")
     assert this_process("10.0.0.1:8476", 1, 0) is None
@@ -32,7 +32,7 @@ def test_flags_say_which_process_it_is():
         (("a:b", 2, 1), "coordinator must be HOST:PORT"),
     ],
 )
-def test_flags_that_do_not_fit(flags, message):
+def test_inconsistent_flags_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         this_process(*flags)
 
@@ -61,17 +61,17 @@ def test_clusters(environment, on_tpu, expected):
     assert from_cluster(environment, on_tpu) == expected
 
 
-def test_a_pod_must_be_told(monkeypatch):
+def test_a_pod_needs_its_process_flags(monkeypatch):
     """Pods of an indexed job may be one run, or many."""
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
-    with pytest.raises(HostsError, match=r"Kubernetes tells .* or processes=1 for this one"):
+    with pytest.raises(HostsError, match=r"Kubernetes gives .* or processes=1 for this one"):
         this_process(None, None, None)
     assert this_process(None, 1, None) is None
 
 
 @pytest.fixture
 def metadata(monkeypatch):
-    """Compute Engine's attributes of a machine, as its metadata server gives them to those who say the header."""
+    """Compute Engine's attributes of a machine, as its metadata server gives them to requests with its header."""
     attributes: dict[str, str] = {}
 
     class Server(http.server.BaseHTTPRequestHandler):
@@ -87,7 +87,7 @@ def metadata(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # no server
         yield attributes
         server.shutdown()
 

@@ -22,7 +22,7 @@ SIZE, VOCABULARY, CONTEXT, DIM = 64, 300, 20, 32
 
 @functools.cache
 def pair():
-    """A small CLIP, as Hugging Face has it and as ours takes it, with the two configurations."""
+    """A small CLIP of Hugging Face's and its arrays in our layout, with the two configurations."""
     torch.manual_seed(0)
     text = transformers.CLIPTextConfig(
         hidden_size=128, intermediate_size=160, num_hidden_layers=2, num_attention_heads=2, vocab_size=VOCABULARY,

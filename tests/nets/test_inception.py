@@ -252,7 +252,7 @@ def test_parameters_are_those_of_the_public_file() -> None:
     assert learnt == 27_161_264 - 3_326_696 - 2_049_000
 
 
-def test_the_protocol_tells_modes_apart() -> None:
+def test_the_protocol_distinguishes_modes() -> None:
     networks = [inception.network({}, "abc", mode=mode, exact=exact) for mode in inception.MODES for exact in (0, 1)]
     protocols = [json.dumps(dict(network.protocol), sort_keys=True) for network in networks]
     assert len(set(protocols)) == 6

@@ -1,4 +1,4 @@
-"""Devices that are not there."""
+"""Descriptions of devices that this machine does not have."""
 
 import numpy as np
 

@@ -86,7 +86,7 @@ def test_a_little_noise_is_forgiven(real) -> None:
     assert {name: result[name] for name in SHARES} == dict.fromkeys(SHARES, 1.0)
 
 
-def test_what_shows_no_sprite_is_not_found(real) -> None:
+def test_clips_without_a_sprite_are_not_detected(real) -> None:
     clips, factors = real
     rng = np.random.default_rng(1)
     masks, colours, backgrounds = palette(factors)
@@ -125,7 +125,7 @@ def shares(clips: np.ndarray) -> dict[str, float]:
     return {name: result[name] for name in ("colour_constant", "background_constant", "shape_constant", "smooth")}
 
 
-def test_each_kind_of_change_is_told_from_the_others(real) -> None:
+def test_each_kind_of_change_is_distinguished(real) -> None:
     _, factors = real
     half = FRAMES // 2
     right = {"colour_constant": 1.0, "background_constant": 1.0, "shape_constant": 1.0, "smooth": 1.0}
@@ -145,7 +145,7 @@ def test_each_kind_of_change_is_told_from_the_others(real) -> None:
     assert result["content_constant"] == result["valid"] == 0
 
 
-def test_a_slow_drift_of_colour_is_seen_where_the_palette_entry_stays(real) -> None:
+def test_a_slow_drift_of_colour_is_detected_within_one_palette_entry(real) -> None:
     masks, colours, backgrounds = palette(real[1])
     drift = np.linspace(0, 1, FRAMES)[None, :, None, None, None] * np.sign(128 - colours)
     for size, share in ((8, 1.0), (24, 0.0)):  # below and above COLOUR_DRIFT; both near the palette colour
@@ -158,7 +158,7 @@ def test_a_slow_drift_of_colour_is_seen_where_the_palette_entry_stays(real) -> N
         assert result.background_constant.mean() == share
 
 
-def test_motion_against_the_law_is_not_smooth(real) -> None:
+def test_irregular_motion_is_not_smooth(real) -> None:
     clips, factors = real
     rng = np.random.default_rng(2)
     shuffled = np.stack([clip[rng.permutation(FRAMES)] for clip in clips])
@@ -171,7 +171,7 @@ def test_motion_against_the_law_is_not_smooth(real) -> None:
     assert analyse(clips[:, ::-1], BASE).smooth.all()  # the law knows no direction of time
 
 
-def test_nearest_law_measures_in_pixels() -> None:
+def test_nearest_path_measures_in_pixels() -> None:
     _, factors = draw(200)
     paths = np.stack([f.path for f in factors])
     error, speed = nearest_path(paths, SIZE)
