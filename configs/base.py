@@ -121,7 +121,7 @@ def get_config() -> ConfigDict:
     train.ema_decay = 0.9999
     train.log_every = 100
     train.checkpoint_every = 5000
-    train.keep = 3  # number of checkpoints that are kept
+    train.keep = 3  # number of the latest checkpoints that are retained
     train.sample_every = 20_000  # 0 = only at the end
 
     config.sample = sample = ConfigDict()
@@ -162,7 +162,7 @@ def get_config() -> ConfigDict:
     # --mode=evaluate: follow (each checkpoint as it is written, until train.steps) | latest | a step.
     evaluation.checkpoint = "follow"
     evaluation.patience = 3600.0  # seconds without a new checkpoint after which following ends
-    evaluation.best = "fd_random_conv3d"  # the score whose best checkpoint is marked, and kept
+    evaluation.best = "fd_random_conv3d"  # the score whose best checkpoint is recorded, and retained
     evaluation.best_is = "lowest"  # lowest | highest
     evaluation.selfcheck = False  # --mode=evaluate checks the I3D weights, and does nothing else
 

@@ -95,7 +95,7 @@ def test_piergiaj(net, true, tmp_path):
 
 def test_torchscript(net, true, tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch would rather have us export
+        warnings.simplefilter("ignore")  # PyTorch recommends export instead
         traced = torch.jit.trace(net, torch.zeros(1, 3, 9, 224, 224), check_trace=False)
         traced.save(tmp_path / "i3d_torchscript.pt")
     made = converted(tmp_path / "i3d_torchscript.pt", tmp_path)

@@ -79,7 +79,7 @@ def loss_weight(predicted: Prediction, loss_kind: Prediction, alpha: Array, sigm
     """Factor that turns a squared error of a `predicted` kind into that of the `loss_kind` kind, at most `largest`.
 
     All three kinds are linear in one another once z is known, so errors differ by a factor of the noise level alone:
-    e_eps = e_x alpha / sigma and e_v = e_x norm / sigma. Predicting x_0 and judging it as v (Li & He 2025, "Back to
+    e_eps = e_x alpha / sigma and e_v = e_x norm / sigma. Predicting x_0 with the loss of v (Li & He 2025, "Back to
     basics") learns clean content fast and fine detail too; without a bound the weight is infinite at sigma = 0.
     """
     if predicted == loss_kind:

@@ -11,7 +11,7 @@ is found where both are near the palette, and y explains nearly all that such a 
 
     unexplained = |x - y|^2 / |y - b_palette|^2  <  MAX_UNEXPLAINED.                                       (2)
 
-Estimated colours would not serve here: with c = b they explain an empty frame completely, and a transparent
+Estimated colours would not work here: with c = b they explain an empty frame completely, and a transparent
 sprite too.
 """
 

@@ -28,7 +28,7 @@ from vf.training.sharding import named
 from vf.training.state import TrainState
 from vf.types import Params, UserError
 
-# Files next to the folder of checkpoints, which name the best step and the one that is being evaluated. Both are kept.
+# Files next to the folder of checkpoints, which name the best step and the one under evaluation. Both are retained.
 BEST, EVALUATING = "best.json", "judging.json"
 _ITEMS = ("params", "ema", "optimizer", "meta")
 _DONE = "commit_success.txt"  # which Orbax writes last, into each item and then into the checkpoint
