@@ -23,7 +23,7 @@ $(STAMP): requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# Trains on the embedded sprites, samples, evaluates: open runs/demo/index.html afterwards.
+# Trains on the built-in sprites, samples, evaluates: open runs/demo/index.html afterwards.
 demo: $(STAMP)
 	$(BIN)/python -m vf.main --config=configs/demo.py --workdir=runs/demo
 
@@ -38,7 +38,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.gaussian_video
 	$(BIN)/python -m benchmarks.step_time
 
-# Puts slips into the core, one at a time, and lists those that no test notices: runs/mutants/mutants.md.
+# Mutates the core, one mutation at a time, and lists the mutants that no test kills: runs/mutants/mutants.md.
 MUTANTS ?= 210
 CORES   ?= 2
 mutate: .venv/.mutating

@@ -22,7 +22,7 @@ from benchmarks.step_time import load, lower
 from vf.config import build
 
 CONFIG = "configs/demo.py"
-ONE: dict[str, Any] = {
+ONE_NETWORK: dict[str, Any] = {
     "model.predictor": "one_network", "model.context": "none",
     "base.net.temporal": ("conv", "attention"), "base.net.temporal_attention_at": (1,),
 }  # fmt: skip
@@ -31,12 +31,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "base + residual, context embedding (the paper's)": {"model.context": "embedding"},
     "base + residual, no context": {"model.context": "none"},
     "base + residual, lambda 0, no context: disconnected": {"model.context": "none", "noise.lam": (0.0,)},
-    "one network, independent noise (VDM*)": {**ONE, "noise.prior": "independent"},
+    "one network, independent noise (VDM*)": {**ONE_NETWORK, "noise.prior": "independent"},
     "the same, parameters as base + residual": {
-        **ONE, "noise.prior": "independent", "base.net.width": 88, "base.net.head_dim": 8
+        **ONE_NETWORK, "noise.prior": "independent", "base.net.width": 88, "base.net.head_dim": 8
     },
-    "one network, mixed noise (PYoCo)": {**ONE, "noise.prior": "mixed"},
-    "one network, progressive noise (PYoCo)": {**ONE, "noise.prior": "progressive"},
+    "one network, mixed noise (PYoCo)": {**ONE_NETWORK, "noise.prior": "mixed"},
+    "one network, progressive noise (PYoCo)": {**ONE_NETWORK, "noise.prior": "progressive"},
 }  # fmt: skip
 SCORES = (
     "sprites/found", "sprites/unexplained", "sprites/colour_constant", "sprites/background_constant",
@@ -45,7 +45,7 @@ SCORES = (
 )  # fmt: skip
 
 
-def changed(fields: dict[str, Any]) -> ConfigDict:
+def config_with(fields: dict[str, Any]) -> ConfigDict:
     """The demo's config with `fields` set."""
     config = load(CONFIG)
     config.update_from_flattened_dict(fields)
@@ -53,14 +53,14 @@ def changed(fields: dict[str, Any]) -> ConfigDict:
 
 
 def cost(config: ConfigDict) -> tuple[int, float]:
-    """Parameters, and FLOPs of one training step; nothing is compiled."""
+    """(parameters, FLOPs of one training step), counted without compiling."""
     parameters, lowered, _, _ = lower(config)
     return parameters, lowered.cost_analysis()["flops"]
 
 
 def train(fields: dict[str, Any], steps: int, workdir: Path) -> dict[str, float]:
-    """Scores of the run with `fields`, which is carried out unless `workdir` holds it already."""
-    given = {
+    """Trains with `fields`, unless `workdir` has that run already; returns its scores."""
+    overrides = {
         **fields,
         "sample.steps": 50,
         "train.steps": steps,
@@ -68,7 +68,7 @@ def train(fields: dict[str, Any], steps: int, workdir: Path) -> dict[str, float]
         "train.sample_every": 0,
     }
     command = [sys.executable, "-m", "vf.main", f"--config={CONFIG}", f"--workdir={workdir}"]
-    command += [f"--config.{name}={value}" for name, value in given.items()]
+    command += [f"--config.{name}={value}" for name, value in overrides.items()]
     print(shlex.join(command), file=sys.stderr, flush=True)
     subprocess.run(command, check=True)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -83,21 +83,21 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     args = parser.parse_args()
     build.cpu_devices(load(CONFIG))
-    _, unit = cost(load(CONFIG))
-    budget = args.share * load(CONFIG).train.steps * unit
+    _, demo_flops = cost(load(CONFIG))
+    budget = args.share * load(CONFIG).train.steps * demo_flops
     print("| model | parameters, M | GFLOP a step | steps |", " | ".join(SCORES), "|")
     print("| --- " * (4 + len(SCORES)) + "|", flush=True)
     for number, (name, fields) in zip(itertools.count(), ROWS.items(), strict=False):
         if args.only not in name:
             continue
-        parameters, flops = cost(changed(fields))
+        parameters, flops = cost(config_with(fields))
         number_of_steps = round(budget / flops)
-        found = train(fields, number_of_steps, args.out / f"{number}")
+        scores = train(fields, number_of_steps, args.out / f"{number}")
         cells = [
             f"{parameters / 1e6:.2f}",
             f"{flops / 1e9:.2f}",
             str(number_of_steps),
-            *(f"{found[key]:.3g}" for key in SCORES),
+            *(f"{scores[key]:.3g}" for key in SCORES),
         ]
         print(f"| {name} |", " | ".join(cells), "|", flush=True)
 

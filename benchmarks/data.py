@@ -1,10 +1,10 @@
-"""What preparing and reading clips costs: frames/s against PyAV alone, clips/s against decoding on the fly.
+"""Measures preparing and reading clips: frames/s against PyAV alone, clips/s against decoding on the fly.
 
     python -m benchmarks.data --source=DIR [--copies=20] [--workers=2] [--size=64] [--encodings raw png jpeg]
 
-DIR is a folder of videos, UCF101's or another; its files are taken `copies` times, so that starting processes weighs as
-little as it does on a large data set. Everything is measured in this one run, in turn, on as many processes, from the
-page cache; best of ROUNDS. Ratios of reading compare the best of each.
+DIR is a folder of videos, such as UCF101's. Its files are used `copies` times, so that starting processes takes as
+small a share as on a large data set. Everything is measured in the same run, in turn, on equally many processes, from
+the page cache; the best of ROUNDS counts. Ratios of reading compare the best of each.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from vf.data.prepared import Prepared
 from vf.data.staging import STAGES, Parameters
 
 ROUNDS = 3
-SECONDS = 4.0  # of reading, each time
+SECONDS = 4.0  # duration of each measurement of reading
 FRAMES = 16
 
 
 def decode_alone(path: str) -> int:
-    """Frames of a file, decoded as plainly as PyAV can; neither converted nor kept."""
+    """Number of frames of a file, decoded by PyAV without converting or storing them."""
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -51,20 +51,20 @@ def decoding_rate(paths: list[str], pool: ProcessPoolExecutor) -> float:
     return frames / (time.perf_counter() - started)
 
 
-class Plain(VideoFolder):
-    """The same windows as a few plain lines of PyAV and Pillow read them: seek, decode, convert, crop, resize."""
+class Reference(VideoFolder):
+    """The same windows, read by a few lines of PyAV and Pillow: seek, decode, convert, crop, resize."""
 
     def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         path, rate = self.videos[record].file, self.rates[record]
         indices = self.windows.indices(len(self.videos[record]), rate, 0, rng)
-        wanted, frames = set(indices.tolist()), []
+        numbers_needed, frames = set(indices.tolist()), []
         with av.open(path) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             container.seek(int(indices[0] / rate / stream.time_base), stream=stream)
             for picture in container.decode(stream):
                 number = round(float(picture.pts * stream.time_base) * rate)
-                if number in wanted:
+                if number in numbers_needed:
                     image = Image.fromarray(picture.to_ndarray(format="rgb24"))
                     box = centre_crop_box(picture.height, picture.width)
                     image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
@@ -75,7 +75,7 @@ class Plain(VideoFolder):
 
 
 def reading_rate(source: Source, threads: int, workers: int = 0) -> float:
-    """Clips/s of the loader, after a start that does not count."""
+    """Clips/s of the loader, without its start."""
     with batches(source, seed=0, batch_size=32, threads=threads, workers=workers) as iterator:
         for _ in range(3 * max(1, workers)):
             next(iterator)
@@ -86,11 +86,11 @@ def reading_rate(source: Source, threads: int, workers: int = 0) -> float:
 
 
 def best(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """The highest of ROUNDS rates, taken in turn, so that a busy moment strikes all alike."""
-    found = dict.fromkeys(measures, 0.0)
+    """The highest of ROUNDS rates, measured in turn, so that other load affects all of them."""
+    highest = dict.fromkeys(measures, 0.0)
     for _, name in itertools.product(range(ROUNDS), measures):
-        found[name] = max(found[name], measures[name]())
-    return found
+        highest[name] = max(highest[name], measures[name]())
+    return highest
 
 
 def main() -> None:
@@ -104,13 +104,13 @@ def main() -> None:
     args = parser.parse_args()
     files = [item.path for item in datasets.folder(args.source, None, 1, None).items]
     with tempfile.TemporaryDirectory(prefix="vf-benchmark-") as scratch:
-        many = Path(scratch, "many", "all")
-        many.mkdir(parents=True)
+        copies = Path(scratch, "many", "all")
+        copies.mkdir(parents=True)
         for copy, file in itertools.product(range(args.copies), files):
-            (many / f"{copy:03d}_{file.name}").symlink_to(file.resolve())
+            (copies / f"{copy:03d}_{file.name}").symlink_to(file.resolve())
         numbers = itertools.count()
 
-        def made(encoding: str, source: Path) -> tuple[Path, dict[str, Any]]:
+        def prepare_once(encoding: str, source: Path) -> tuple[Path, dict[str, Any]]:
             out = Path(scratch, f"{next(numbers)}")
             quality = 95 if encoding == "jpeg" else 0
             parameters = Parameters(
@@ -122,13 +122,13 @@ def main() -> None:
         last: dict[str, dict[str, Any]] = {}
 
         def preparing_rate(encoding: str) -> float:
-            _, last[encoding] = made(encoding, many.parent)
+            _, last[encoding] = prepare_once(encoding, copies.parent)
             frames = last[encoding]["splits"]["train"]["frames"]
             return frames / last[encoding]["seconds"]["all"]
 
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(args.workers, context) as pool:
-            paths = [str(path) for path in sorted(many.iterdir())]
+            paths = [str(path) for path in sorted(copies.iterdir())]
             decoding_rate(paths[: 4 * args.workers], pool)  # starts the processes
             prepared = {f"prepare, {e}": lambda e=e: preparing_rate(e) for e in args.encodings}
             rates = best({"PyAV decodes, alone": lambda: decoding_rate(paths, pool), **prepared})
@@ -143,7 +143,7 @@ def main() -> None:
                 seconds = last[encoding]["seconds"]
                 total = sum(seconds[stage] for stage in STAGES)
                 cells = [f"{100 * seconds[stage] / total:.0f} %" for stage in STAGES]
-                folder, _ = made(encoding, args.source)
+                folder, _ = prepare_once(encoding, args.source)
                 stored = sum(path.stat().st_size for path in folder.glob("*/*/*array_record*"))
                 frames = sum(split["frames"] for split in read_manifest(folder)["splits"].values())
                 size = f"{stored / frames:,.0f}"
@@ -151,27 +151,27 @@ def main() -> None:
 
         windows = Windows(FRAMES)
         sources: dict[str, Source] = {
-            "AVI, plain PyAV and Pillow": Plain(args.source, windows=windows, size=args.size),
+            "AVI, plain PyAV and Pillow": Reference(args.source, windows=windows, size=args.size),
             "AVI, on the fly": VideoFolder(args.source, windows=windows, size=args.size),
         }
         for encoding in args.encodings:
-            sources[f"prepared, {encoding}"] = Prepared(made(encoding, args.source)[0], windows=windows)
+            sources[f"prepared, {encoding}"] = Prepared(prepare_once(encoding, args.source)[0], windows=windows)
         modes = {"threads": {"threads": args.workers}, "processes": {"threads": 0, "workers": args.workers}}
-        read = best(
+        rates_of_reading = best(
             {
-                f"{name} | {args.workers} {mode}": lambda s=source, how=how: reading_rate(s, **how)
+                f"{name} | {args.workers} {mode}": lambda s=source, options=options: reading_rate(s, **options)
                 for name, source in sources.items()
-                for mode, how in modes.items()
+                for mode, options in modes.items()
             }
         )
-        rates = {name: max(rate for key, rate in read.items() if key.startswith(name)) for name in sources}
-        plain, ours = list(rates.values())[:2]
+        rates = {name: max(rate for key, rate in rates_of_reading.items() if key.startswith(name)) for name in sources}
+        reference, ours = list(rates.values())[:2]
         print(
             f"\n| reading {FRAMES} x {args.size} x {args.size} | by | clips/s | times plain PyAV | times on the fly |"
         )
         print("| --- | --- | --- | --- | --- |")
-        for name, rate in read.items():
-            print(f"| {name} | {rate:,.0f} | {rate / plain:.1f} | {rate / ours:.1f} |")
+        for name, rate in rates_of_reading.items():
+            print(f"| {name} | {rate:,.0f} | {rate / reference:.1f} | {rate / ours:.1f} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How far a Fréchet distance in float32 is from the same in float64, on synthetic features: ours and PyTorch's.
+"""Compares Fréchet distances in float32, ours and PyTorch's, with the same in float64, on synthetic features.
 
     python -m benchmarks.float32_fvd
 
-400 dimensions, standard deviations 10 k^-p along random axes; the second set is 5 % wider and a little off. PyTorch
-computes as TATS's code does: float32 covariances, two singular value decompositions.
+Features have 400 dimensions and standard deviations 10 k^-p along random axes; the second set is 5 % wider and slightly
+shifted. PyTorch computes as in TATS's code: float32 covariances, two singular value decompositions.
 """
 
 import numpy as np

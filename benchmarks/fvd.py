@@ -1,11 +1,11 @@
-"""How fast clips become features of I3D, against PyTorch in the same run; and what an FVD costs beside the network.
+"""Measures the extraction of I3D's features against PyTorch in the same run, and an FVD without the network.
 
     python -m benchmarks.fvd [--clips=64] [--batch=16] [--repeats=3]
 
 Clips are uint8 [16 128 128 3] in host memory, resized to 224 x 224. PyTorch runs the independent network of the parity
-tests, in inference mode, (a) as evaluation scripts commonly do: float32 clips of 224 x 224 pixels, made on the host and
-shipped in batches of 16, and (b) fed uint8, resized where the network runs. All at strict float32; on a GPU also at the
-platforms' defaults (TF32). One clip is 55.6 GFLOP.
+tests, in inference mode, (a) as evaluation scripts commonly do, with float32 clips of 224 x 224 pixels that are made on
+the host and sent in batches of 16, and (b) with uint8 that is resized on the device. All at strict float32; on a GPU
+also at the platforms' defaults (TF32). One clip is 55.6 GFLOP.
 """
 
 import argparse
@@ -25,28 +25,28 @@ from vf.pretrained.weights import Weights
 from vf.scores import features, suite
 from vf.scores.features import Features
 
-GFLOP = 55.6  # of one clip of 16 frames
+GFLOP = 55.6  # FLOPs of one clip of 16 frames
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The least of several, after one that compiles."""
+    """The least seconds of several repetitions, after one that compiles."""
     work()
-    found = []
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def ours(params, clips: np.ndarray, batch: int, *, exact: bool) -> Callable[[], Features]:
-    """Features of all clips."""
+    """A function that computes features of all clips."""
     network = fvd.network(params, "random", fvd.LINEAGES["styleganv"], exact=exact)
     return lambda: features.extract(network, clips, batch_size=batch)
 
 
 def theirs(net, clips: np.ndarray, batch: int, *, raw: bool, exact: bool) -> Callable[[], object]:
-    """The same in PyTorch, on a GPU where it has one."""
+    """The same in PyTorch, on a GPU where there is one."""
     import torch
     import torch.nn.functional as F
 
@@ -60,40 +60,40 @@ def theirs(net, clips: np.ndarray, batch: int, *, raw: bool, exact: bool) -> Cal
 
     def work():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
-        found = []
+        parts = []
         with torch.inference_mode():
             for first in range(0, len(clips), batch):
                 x = torch.from_numpy(clips[first : first + batch])
                 x = resized(x.to(device)) if raw else resized(x).contiguous().to(device)
-                found.append(net(x).cpu())
-        return torch.cat(found)
+                parts.append(net(x).cpu())
+        return torch.cat(parts)
 
     return work
 
 
-def beside_the_network(n: int) -> dict[str, float]:
-    """Seconds of an FVD of n against n clips whose real features are kept, with a network that costs nothing."""
+def without_network(n: int) -> dict[str, float]:
+    """Seconds of an FVD of n against n clips, with cached features of real clips and a network of no cost."""
     rng = np.random.default_rng(0)
     clips = [rng.integers(0, 256, (n, 16, 128, 128, 3), np.uint8) for _ in range(2)]
     network = Network("i3d", 400, {}, lambda params, x: jax.numpy.zeros((x.shape[0], 400)), {"network": "none"})
-    found = {}
+    times = {}
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        judge = suite.Suite(("fvd",), {"i3d": network}, ClipProtocol(), 16, cache, keep_generated=False)
-        seen = features.extract(network, clips[0], batch_size=16, cache=cache)
+        scorer = suite.Suite(("fvd",), {"i3d": network}, ClipProtocol(), 16, cache, keep_generated=False)
+        cached = features.extract(network, clips[0], batch_size=16, cache=cache)
         start = time.perf_counter()
-        judge(clips[0], clips[1])
-        found["decoded clips -> batches -> features, both sides' digests, the cache"] = time.perf_counter() - start
+        scorer(clips[0], clips[1])
+        times["decoded clips -> batches -> features, both sides' digests, the cache"] = time.perf_counter() - start
     values = rng.normal(size=(2, n, 400)).astype(np.float32)
     for name, lineage in (("styleganv", "styleganv"), ("google (two SVDs)", "google"), ("tats (float32)", "tats")):
         start = time.perf_counter()
         fvd.fvd(values[0], values[1], fvd.LINEAGES[lineage])
-        found[f"distance, {name}"] = time.perf_counter() - start
+        times[f"distance, {name}"] = time.perf_counter() - start
     start = time.perf_counter()
     fvd.kvd(values[0], values[1])
-    found["KVD"] = time.perf_counter() - start
-    assert len(seen) == n
-    return found
+    times["KVD"] = time.perf_counter() - start
+    assert len(cached) == n
+    return times
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def main() -> None:
     a, b = runs["ours, uint8"]().values, runs["PyTorch, uint8"]().numpy()
     print(f"\nlargest difference of features: {abs(a - b).max() / abs(b).max():.1e} of the largest feature")
     print(f"\n| {args.set} against {args.set} clips, beside the network | seconds |\n| --- | --- |")
-    for name, value in beside_the_network(args.set).items():
+    for name, value in without_network(args.set).items():
         print(f"| {name} | {value:.2f} |")
 
 

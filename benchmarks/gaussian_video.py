@@ -1,8 +1,8 @@
-"""What it costs that VideoFusion's base generator sees one frame only, in closed form:
+"""The error that follows from VideoFusion's base generator seeing one frame only, in closed form.
 
     python -m benchmarks.gaussian_video
 
-prints how far the covariance of each sampler's clips is from that of a Gaussian video, all networks being perfect.
+prints how far the covariance of each sampler's clips is from that of a Gaussian video, when all networks are perfect.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
-"""Whether 2 and 4 processes on one machine train as 1 does, and what they cost: same devices, same batches.
+"""Compares training by 1, 2 and 4 processes on one machine, with the same devices and batches: losses and speed.
 
     python -m benchmarks.processes [--steps=60]        (three short trainings of the demo's networks)
 
-Every row is the same training on four CPU devices, in one process or shared out by `launch/local.sh`; the losses of all
-steps are compared with the first row's.
+Every row is the same training on four CPU devices, in one process or in several by `launch/local.sh`. The losses of all
+steps are compared with those of the first row.
 """
 
 import json
@@ -20,7 +20,7 @@ DEVICES = 4
 
 
 def train(folder: Path, processes: int, steps: int) -> list[dict]:
-    """The reports of a run, one for each step."""
+    """Trains, and returns the logged numbers of each step."""
     flags = [
         "--config=configs/demo.py", f"--workdir={folder}", f"--config.train.steps={steps}",
         "--config.train.schedule=constant", "--config.train.warmup_steps=10", "--config.train.log_every=1",
@@ -32,11 +32,11 @@ def train(folder: Path, processes: int, steps: int) -> list[dict]:
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES // processes), "PYTHON": sys.executable,
     }  # fmt: skip
     command = ["launch/local.sh", str(processes), *flags]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    if done.returncode:
-        sys.exit(done.stdout)
+    if result.returncode:
+        sys.exit(result.stdout)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "train/loss" in line]
 
@@ -52,9 +52,9 @@ def main() -> None:
             reports = train(Path(name) / str(processes), processes, steps)
             losses = np.array([report["train/loss"] for report in reports])
             first = losses if first is None else first
-            off = np.abs(losses / first - 1).max()
+            difference = np.abs(losses / first - 1).max()
             rate = np.median([report["train/steps_per_s"] for report in reports[5:]])
-            print(f"| {processes} x {DEVICES // processes} | {off:.1e} | {rate:.2f} |", flush=True)
+            print(f"| {processes} x {DEVICES // processes} | {difference:.1e} | {rate:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

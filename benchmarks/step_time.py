@@ -1,8 +1,8 @@
-"""What a training step costs: parameters, FLOPs, seconds, for VideoFusion and the one-network baseline.
+"""Measures a training step of VideoFusion and of the one-network baseline: parameters, FLOPs, seconds.
 
     python -m benchmarks.step_time [CONFIG.py]        (default configs/demo.py)
 
-Every row is measured in this one process, in turn, so that rows compare; FLOPs are the compiler's count.
+All rows are measured in the same process, in turn, so that they can be compared; FLOPs are counted by the compiler.
 """
 
 import importlib.util
@@ -50,7 +50,7 @@ def lower(config: ConfigDict) -> tuple[int, Any, Callable[[], Any], Any]:
 
 
 def prepare(config: ConfigDict) -> tuple[int, float, Callable[[], Any]]:
-    """(parameters, FLOPs, one training step as a function of nothing)."""
+    """(parameters, FLOPs, a function without arguments that runs one training step)."""
     parameters, lowered, create, batch = lower(config)
     compiled, state = lowered.compile(), create()
     # The compiler counts the FLOPs of one device's program.
@@ -74,7 +74,7 @@ def main() -> None:
                 config.base.net[field] = config.residual.net[field]
         rows[f"{predictor}, context {context}"] = prepare(config)
     seconds = dict.fromkeys(rows, float("inf"))
-    for _, name in itertools.product(range(ROUNDS), rows):  # in turn, so that a busy moment strikes all alike
+    for _, name in itertools.product(range(ROUNDS), rows):  # in turn, so that other load affects all rows
         start = time.perf_counter()
         rows[name][2]()
         seconds[name] = min(seconds[name], time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""How fast ADM's U-Net runs, forward and with its backward pass, against diffusers' in the same run.
+"""Measures ADM's U-Net, forward and with its backward pass, against diffusers' in the same run.
 
     python -m benchmarks.unet [--width=192] [--size=64] [--batch=1] [--repeats=3] [--precision=float32] [--no-compile]
 
@@ -29,7 +29,7 @@ from vf.nets.unet import UNet
 
 MULT = (1, 2, 3, 4)
 CLASSES = 1000
-SIDE = 4096  # of the matrices whose product is the floor
+SIDE = 4096  # side of the matrices whose product gives the device's practical peak
 PASSES = ("forward", "forward + backward")
 Work = Callable[[], object]
 
@@ -42,7 +42,7 @@ def inputs(batch: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def ours(width: int, data: tuple, precision: str) -> tuple[int, dict[str, Work], dict[str, float]]:
-    """(parameters, each pass as a function of nothing, bytes that each plans to hold)."""
+    """(parameters, {pass: a function that runs it}, {pass: bytes of device memory that it needs})."""
     net = UNet(width, MULT, 3, (2, 4, 8), learned_variance=True, num_classes=CLASSES, dtype=jnp.dtype(precision))
     args = (jnp.asarray(data[0])[:, None], jnp.asarray(data[1]))
     label = jnp.asarray(data[2])
@@ -54,15 +54,15 @@ def ours(width: int, data: tuple, precision: str) -> tuple[int, dict[str, Work],
         return jax.value_and_grad(lambda *args: (forward(*args) ** 2).mean())(*args)
 
     abstract = jax.eval_shape(lambda: net.init(jax.random.key(0), *args, label=label))["params"]
-    rng = np.random.default_rng(0)  # not the zeros that some layers start from
+    rng = np.random.default_rng(0)  # random, since some layers are initialised with zeros
     params = jax.tree.map(lambda leaf: jnp.asarray(0.02 * rng.standard_normal(leaf.shape, np.float32)), abstract)
-    works, held = {}, {}
+    works, planned_bytes = {}, {}
     for name, function in zip(PASSES, (forward, gradient), strict=True):
         compiled = jax.jit(function).lower(params, *args, label).compile()
         works[name] = lambda compiled=compiled: jax.block_until_ready(compiled(params, *args, label))
         plan = compiled.memory_analysis()
-        held[name] = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes
-    return sum(leaf.size for leaf in jax.tree.leaves(params)), works, held
+        planned_bytes[name] = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes
+    return sum(leaf.size for leaf in jax.tree.leaves(params)), works, planned_bytes
 
 
 def diffusers_net(width: int, size: int) -> UNet2DModel:
@@ -90,7 +90,7 @@ def synchronise() -> None:
 
 
 def passes(net: Any, data: tuple, device: str, precision: str, layout: torch.memory_format) -> dict[str, Work]:
-    """Each pass of `net`, a UNet2DModel or one compiled, as a function of nothing."""
+    """{pass: a function that runs it} of `net`, a UNet2DModel that may be compiled."""
     z = torch.from_numpy(data[0]).permute(0, 3, 1, 2).to(device, memory_format=layout)
     t, label = (torch.from_numpy(array).to(device) for array in data[1:])
 
@@ -112,56 +112,56 @@ def passes(net: Any, data: tuple, device: str, precision: str, layout: torch.mem
 
 
 def theirs(width: int, data: tuple, device: str, precision: str, *, compiled: bool) -> tuple[int, dict, int]:
-    """(parameters, the passes of every way to run diffusers' network, bytes of one such network)."""
+    """(parameters, {way to run diffusers' network: its passes}, bytes of one such network)."""
     torch.manual_seed(0)
-    found = {}
+    works = {}
     for name, layout in (("", torch.contiguous_format), (", channels last", torch.channels_last)):
         net = diffusers_net(width, data[0].shape[1]).to(device, memory_format=layout)
-        found[f"PyTorch{name}"] = passes(net, data, device, precision, layout)
+        works[f"PyTorch{name}"] = passes(net, data, device, precision, layout)
     if compiled:
-        found["PyTorch, channels last, compiled"] = passes(torch.compile(net), data, device, precision, layout)
-    return net.num_parameters(), found, sum(p.nbytes for p in net.parameters())
+        works["PyTorch, channels last, compiled"] = passes(torch.compile(net), data, device, precision, layout)
+    return net.num_parameters(), works, sum(p.nbytes for p in net.parameters())
 
 
 def gflop(width: int, size: int) -> dict[str, float]:
-    """GFLOP of each pass of one image."""
+    """GFLOP of each pass for one image."""
     with torch.device("meta"):
         net = diffusers_net(width, size)
         z, t, label = torch.empty(1, 3, size, size), torch.zeros(1), torch.zeros(1, dtype=torch.long)
-    found = {}
+    gflops = {}
     for name in PASSES:
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(name != "forward"):
             loss = net(z, t, class_labels=label).sample.square().mean()
             if loss.requires_grad:
                 loss.backward()
-        found[name] = counter.get_total_flops() / 1e9
-    return found
+        gflops[name] = counter.get_total_flops() / 1e9
+    return gflops
 
 
 def runnable(works: dict[str, Work]) -> dict[str, Work]:
-    """Runs each once, which compiles; those that fail are named and left out."""
-    found = {}
+    """Runs each function once, which compiles it; those that fail are reported and left out."""
+    works_here = {}
     for name, work in works.items():
         try:
             work()
-            found[name] = work
+            works_here[name] = work
         except Exception as error:
             print(f"{name}: does not run here, {type(error).__name__}: {str(error)[:200]}", flush=True)
-    return found
+    return works_here
 
 
 def seconds(works: dict[str, Work], repeats: int) -> dict[str, float]:
-    """The least of several times of each, in turn, so that a busy moment strikes all alike."""
-    found = dict.fromkeys(works, float("inf"))
+    """The least seconds of several repetitions of each, in turn, so that other load affects all of them."""
+    least = dict.fromkeys(works, float("inf"))
     for _, name in itertools.product(range(repeats), works):
         start = time.perf_counter()
         works[name]()
-        found[name] = min(found[name], time.perf_counter() - start)
-    return found
+        least[name] = min(least[name], time.perf_counter() - start)
+    return least
 
 
 def products(device: str, precision: str) -> dict[str, Work]:
-    """A product of two large matrices in both libraries."""
+    """{library: a function that multiplies two large matrices}."""
     a = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)
     x, y = jnp.asarray(a, precision), torch.from_numpy(a).to(device, getattr(torch, precision))
     product = jax.jit(jnp.matmul)
@@ -174,7 +174,7 @@ def products(device: str, precision: str) -> dict[str, Work]:
 
 
 def table(times: dict[str, dict[str, float]], work: dict[str, float], batch: int) -> None:
-    """Prints milliseconds, our speed over that of each row, and GFLOP/s."""
+    """Prints milliseconds, the ratio of each row's time to ours, and GFLOP/s."""
     print("\n| | " + " | ".join(f"{name}, ms | ratio | GFLOP/s" for name in PASSES) + " |")
     print("| --- |" + " --- |" * (3 * len(PASSES)))
     for row in dict.fromkeys(row for name in PASSES for row in times[name]):
@@ -186,19 +186,22 @@ def table(times: dict[str, dict[str, float]], work: dict[str, float], batch: int
         print(f"| {row} | " + " | ".join(cells) + " |")
 
 
-def memory(name: str, mine: float, works: dict[str, Work], one: int) -> None:
-    """Prints what one pass holds at most on a GPU: ours as planned by XLA, PyTorch's as seen by its allocator."""
-    cells = [f"ours {mine / 2**30:.2f}"]
+def memory(name: str, planned: float, works: dict[str, Work], network_bytes: int) -> None:
+    """Prints the peak memory of one pass on a GPU: ours as planned by XLA, PyTorch's as measured by its allocator."""
+    cells = [f"ours {planned / 2**30:.2f}"]
     for row, work in works.items():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()  # the parameters of both layouts among it
+        before = torch.cuda.memory_allocated()  # includes the parameters of both layouts
         work()
-        cells.append(f"{row} {(torch.cuda.max_memory_allocated() - before + one) / 2**30:.2f}")
+        cells.append(f"{row} {(torch.cuda.max_memory_allocated() - before + network_bytes) / 2**30:.2f}")
     print(f"{name}, GiB: " + "; ".join(cells))
 
 
-def both_start(precision: str | None) -> tuple[jax.Device, str, str]:
-    """(jax's device, PyTorch's name of it, the precision: as given, or the platform's), both libraries on all cores."""
+def start_both(precision: str | None) -> tuple[jax.Device, str, str]:
+    """Starts both libraries on all cores; returns (jax's device, PyTorch's name of it, the precision).
+
+    The precision is the argument, or else the platform's.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the GPU; read when jax starts
     kind = jax.devices()[0]
     device = "cuda" if kind.platform == "gpu" and torch.cuda.is_available() else "cpu"
@@ -218,11 +221,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="without PyTorch's compiler")
     args = parser.parse_args()
-    kind, device, precision = both_start(args.precision)
+    kind, device, precision = start_both(args.precision)
 
     data = inputs(args.batch, args.size)
-    parameters, mine, plans = ours(args.width, data, precision)
-    expected, others, one = theirs(args.width, data, device, precision, compiled=args.compiled)
+    parameters, our_works, plans = ours(args.width, data, precision)
+    expected, others, network_bytes = theirs(args.width, data, device, precision, compiled=args.compiled)
     if parameters != expected:
         raise SystemExit(f"the networks differ: {parameters:,} parameters against {expected:,}")
     work = gflop(args.width, args.size)
@@ -230,14 +233,16 @@ def main() -> None:
           f"GFLOP of one image: " + ", ".join(f"{name} {value:.1f}" for name, value in work.items()))  # fmt: skip
     ready = {}
     for name in PASSES:
-        ready[name] = runnable({"ours": mine[name], **{row: made[name] for row, made in others.items()}})
+        ready[name] = runnable(
+            {"ours": our_works[name], **{row: their_works[name] for row, their_works in others.items()}}
+        )
     table({name: seconds(works, args.repeats) for name, works in ready.items()}, work, args.batch)
     floor = seconds(runnable(products(device, precision)), args.repeats)
     print(f"\nproduct of {SIDE} x {SIDE} matrices, GFLOP/s: "
           + ", ".join(f"{name} {2 * SIDE**3 / value / 1e9:,.0f}" for name, value in floor.items()))  # fmt: skip
     if device == "cuda":
         for name, works in ready.items():
-            memory(name, plans[name], {row: f for row, f in works.items() if row != "ours"}, one)
+            memory(name, plans[name], {row: f for row, f in works.items() if row != "ours"}, network_bytes)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Every field there is, with its default. Other configs are small deltas of this one.
 
-The defaults are the paper's recipe where the paper tells it (16 frames of 64 x 64, base frame 8 counted from 1,
-lambda = 0.5, eps-prediction, joint training with a small base learning rate); what it does not tell is marked "ours".
+The defaults are the paper's recipe where the paper specifies it (16 frames of 64 x 64, base frame 8 counted from 1,
+lambda = 0.5, eps-prediction, joint training with a small base learning rate); our choices where it does not are marked
+"ours".
 """
 
 import difflib
@@ -14,7 +15,7 @@ from vf.types import UserError
 
 
 def network(**changes) -> ConfigDict:
-    """One U-Net of the ADM family (`vf/nets/unet.py` explains each field); defaults are ADM's at 64 x 64."""
+    """Fields of one U-Net of the ADM family, which `vf/nets/unet.py` explains; the defaults are ADM's at 64 x 64."""
     fields = {
         "width": 192,
         "width_mult": (1, 2, 3, 4),
@@ -33,7 +34,7 @@ def network(**changes) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe on clips of its size, networks of public sizes (ADM's base, about a quarter of it beside)."""
+    """The paper's recipe on clips of its size, with networks of public sizes: ADM's base, a residual of a quarter."""
     config = ConfigDict()
     config.seed = 0
     # A run's folder, or what was exported of one: a job whose workdir has no checkpoint yet starts from its averaged
@@ -53,19 +54,19 @@ def get_config() -> ConfigDict:
     # turn, none overlapping)
     data.windows = "random"
     data.hop = 1  # source frames from one window to the next, for all
-    data.flip = False  # mirror every second clip; classes such as writing do not bear it
+    data.flip = False  # mirror every second clip; not for classes such as writing
     data.split = "train"  # prepared data: what is trained on; several as train+test
     data.split_file = ""  # folder of videos: likewise, in the official UCF101 format; "" = every file
     # The validation set: clips of the losses that are reported beside the training loss, and of the embeddings that
-    # condition samples. No step sees them.
+    # condition samples. No training step sees them.
     data.validation_split = ""  # prepared data; "" = a share of the training videos
     data.validation_split_file = ""  # folder of videos, likewise; training leaves out what is named here
     # Of the training videos, chosen by the hash of their names, which training then leaves out (vf/data/share.py). 0 =
     # train on all: losses are then of training clips, and called `seen`, not `validation`.
     data.validation_share = 0.05
-    data.threads = 8  # that read
-    data.workers = 0  # processes that read, instead of threads; 0 = none: threads suffice for prepared data
-    data.read_ahead = 2  # batches
+    data.threads = 8  # threads that read clips
+    data.workers = 0  # processes that read instead of threads; 0 = none: threads suffice for prepared data
+    data.read_ahead = 2  # batches that are read before they are needed
 
     config.noise = noise = ConfigDict()
     noise.prior = "decomposed"  # decomposed | independent | mixed | progressive
@@ -82,8 +83,8 @@ def get_config() -> ConfigDict:
     model.condition = "none"  # none | label
     model.condition_dropout = 0.1  # share of clips trained without their condition, for guidance
     model.loss_weight = 20.0  # bound of the factor that a `loss` other than `prediction` puts on an error
-    model.dtype = "float32"  # float32 | bfloat16: of the computation
-    model.param_dtype = "float32"  # what parameters are kept in: float32 (master copies) | bfloat16 (rounded at random)
+    model.dtype = "float32"  # of the computation: float32 | bfloat16
+    model.param_dtype = "float32"  # of stored parameters: float32 (master copies) | bfloat16 (rounded at random)
     model.remat = "none"  # what the backward pass computes again: none | blocks | dots
     model.scan = False  # compile equal blocks once, as a loop: for networks of three blocks a level or more
     model.attention = "auto"  # auto (cudnn where it runs) | xla | cudnn
@@ -91,8 +92,8 @@ def get_config() -> ConfigDict:
     config.base = base = ConfigDict()
     base.net = network()
     base.prediction = "eps"  # eps (the paper) | v | x_0
-    base.loss = ""  # what the error is measured in: eps | v | x_0; "" = as predicted
-    base.images = 1  # of each clip, that it trains on: the base frame (the paper) and others at random (ours)
+    base.loss = ""  # quantity whose error is the loss: eps | v | x_0; "" = as predicted
+    base.images = 1  # images of each clip that it trains on: the base frame (the paper), and others at random (ours)
     base.init_from = ""  # as init_from, for the base network alone
     # An image model that python -m vf.pretrained.convert adm|karlo-decoder made of public weights: it decides what
     # base.net is (but for dropout), and the base starts from it. "" = none.
@@ -120,15 +121,15 @@ def get_config() -> ConfigDict:
     train.ema_decay = 0.9999
     train.log_every = 100
     train.checkpoint_every = 5000
-    train.keep = 3  # checkpoints
+    train.keep = 3  # number of the latest checkpoints that are retained
     train.sample_every = 20_000  # 0 = only at the end
 
     config.sample = sample = ConfigDict()
     sample.what = "clips"  # clips | base (images of the base generator alone; --mode=sample)
     sample.count = 64
     sample.batch_size = 16  # over all devices
-    sample.steps = 50  # of DDIM
-    sample.eta = 0.0  # 0 deterministic ... 1 DDPM's variance
+    sample.steps = 50  # DDIM steps
+    sample.eta = 0.0  # 0 (deterministic) to 1 (DDPM's variance)
     sample.guidance_scale = 1.0  # 1 = none
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
     sample.label = -1  # -1 = classes in turn
@@ -137,8 +138,8 @@ def get_config() -> ConfigDict:
     sample.fps = 8
 
     config.eval = evaluation = ConfigDict()
-    # Real ones: of the reference set, that every score compares sample.count samples with, and of the validation set,
-    # as far as that reaches.
+    # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,
+    # or all of the latter where it has fewer.
     evaluation.clips = 256
     # The reference set, by many protocols the training split, as train+test; "" = the clips that are trained on. The
     # first is for prepared data, the second for a folder of videos. Sprites have a fixed set of their own.
@@ -161,7 +162,7 @@ def get_config() -> ConfigDict:
     # --mode=evaluate: follow (each checkpoint as it is written, until train.steps) | latest | a step.
     evaluation.checkpoint = "follow"
     evaluation.patience = 3600.0  # seconds without a new checkpoint after which following ends
-    evaluation.best = "fd_random_conv3d"  # the score whose best checkpoint is marked, and kept
+    evaluation.best = "fd_random_conv3d"  # the score whose best checkpoint is recorded, and retained
     evaluation.best_is = "lowest"  # lowest | highest
     evaluation.selfcheck = False  # --mode=evaluate checks the I3D weights, and does nothing else
 
@@ -169,30 +170,31 @@ def get_config() -> ConfigDict:
     # vf/training/sharding.py says what each axis splits, and what it costs. One of them may be -1: what is left.
     mesh.data = -1
     mesh.fsdp = 1
-    mesh.frames = 1  # for less than one clip a device
+    mesh.frames = 1  # above 1 where there is less than one clip per device
     mesh.tensor = 1
-    mesh.cpu_devices = 0  # on CPU: devices to make of one machine, best one per core; 0 = what jax gives
+    mesh.cpu_devices = 0  # on CPU: number of devices, best one per core; 0 = as many as jax makes
 
     config.plan = plan = ConfigDict()
     plan.target = ""  # v5e:16x16 | v4:4x4x8 | v5p:2x4x4*2 (two slices) | v6e:8x8 | gpu:8xH200 | cpu:8
-    plan.mesh = "best"  # best (of all that fit) | config (what `mesh` says)
+    plan.mesh = "best"  # best (of all that fit) | config (the one in `mesh`)
     plan.compile = "train,sample"  # what is compiled: train,sample | train | none (count only)
-    plan.meshes = 2  # of the best ranked, how many are compiled
-    plan.blocks = 0  # residual blocks a level that are compiled; 0 = all, and fewer where the limits end that
-    plan.finish = False  # also generate code for a TPU: twice the time or more, and its compiler's own figures
-    plan.minutes = 20.0  # limit of one compilation; its memory:
-    plan.gigabytes = 20.0
-    plan.classes = 0  # of data that is not here, for model.condition=label; and for model.context=embedding:
-    plan.embedding_dim = 0
-    plan.cache = ""  # what was compiled before; "" = ~/.cache/vf/plans
+    plan.meshes = 2  # how many of the best-ranked meshes are compiled
+    plan.blocks = 0  # residual blocks per level that are compiled; 0 = all, or one where all exceed the limits
+    plan.finish = False  # also generate code for a TPU, for its compiler's own figures: twice the time or more
+    plan.minutes = 20.0  # limit on the time of one compilation
+    plan.gigabytes = 20.0  # limit on its memory
+    plan.classes = 0  # number of classes where the data is not on this machine, for model.condition=label
+    plan.embedding_dim = 0  # likewise channels of the embedding, for model.context=embedding
+    plan.cache = ""  # folder of compilations' results; "" = ~/.cache/vf/plans
     return config
 
 
 def resolved(path: Path) -> ConfigDict:
-    """The config that a run has resolved and kept as JSON; fields that it does not know keep their defaults.
+    """The resolved config of a run, read from JSON; fields that the file lacks keep their defaults.
 
     `data.eval_split` and `data.eval_split_file` of earlier runs become the fields that replaced them. Raises UserError
-    where the file cannot be read, or has fields that are unknown here or of another type."""
+    where the file cannot be read, or has fields that are unknown here or of another type.
+    """
 
     def fill(config: ConfigDict, fields: dict, prefix: str = "") -> None:
         for name, value in fields.items():
@@ -215,10 +217,11 @@ def resolved(path: Path) -> ConfigDict:
 
 
 def _convert_eval_split(fields: dict) -> None:
-    """Changes a config, in place, of the time when one field named both the reference set and the validation set.
+    """Converts, in place, a config from when one field named both the reference set and the validation set.
 
-    `data.eval_split` (of a folder of videos, `eval_split_file`) was empty for the clips that are trained on, and
-    training left none of these out."""
+    That field, `data.eval_split` (for a folder of videos `eval_split_file`), was empty for the training clips, and
+    training left none of them out.
+    """
     data = fields["data"]
     for kind, default in (("split", "train"), ("split_file", "")):
         if f"eval_{kind}" not in data:
@@ -242,7 +245,7 @@ def vary(config: ConfigDict, variant: str, variants: dict) -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> None:
-    """Everything that a recipe does, at toy size: minutes on two cores; its samples show nothing."""
+    """Changes `config` to toy size: everything that a recipe does in minutes on two cores. Its samples show nothing."""
     # Compiling is most of the time at this size: few levels, attention in the middle only.
     small = {"width": 16, "width_mult": (1, 2), "num_res_blocks": 1, "attention": (), "head_dim": 16, "norm_groups": 8}
     config.base.net = network(**small, patch=4)

@@ -23,8 +23,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.base.images = 4  # it is not pretrained, so it needs more images than one of each clip
     config.residual.net = base.network(width=64, width_mult=(1,), patch=4, temporal=("conv", "attention"), **small)
     config.residual.net.temporal_attention_at = (1,)  # over frames it is cheap, and motion gains
-    # Predicting the clean clip and judging it as v: after a few hundred steps samples have flat backgrounds and one
-    # sprite, where eps or v as prediction still give noise.
+    # The networks predict the clean clip, and the loss is the error of v: after a few hundred steps samples have flat
+    # backgrounds and one sprite, where predicting eps or v still gives noise.
     config.base.prediction = config.residual.prediction = "x_0"
     config.base.loss = config.residual.loss = "v"
 

@@ -3,9 +3,10 @@
     python -m vf.data.prepare folder --source=DIR --out=data/folder [--table=FILE.csv]
     python -m vf.main --config=configs/folder.py --workdir=runs/folder
 
-`--config.data.source=DIR` names another place, also a folder of videos that is decoded on the fly. One video in twenty,
-chosen by the hash of its name, is of the validation set (`data.validation_share`), unless a split or a list is named:
-`--config.data.validation_split=test` (as folders or the table say it), `--config.data.validation_split_file=FILE`.
+`--config.data.source=DIR` names another folder, which may also be one of videos that are decoded on the fly. One video
+in twenty, chosen by the hash of its name, belongs to the validation set (`data.validation_share`), unless a split or a
+list is named: `--config.data.validation_split=test` (a split that folders or the table define), or
+`--config.data.validation_split_file=FILE`.
 Variants, as `configs/folder.py:NAME`:
 
     smoke   the whole road at toy size, minutes on two CPU cores; its samples show nothing yet

@@ -3,12 +3,12 @@
     python -m vf.data.prepare ucf101 --source=UCF-101 --splits=ucfTrainTestlist --out=data/ucf101
     python -m vf.main --config=configs/ucf101.py --workdir=runs/ucf101
 
-The 9,537 training clips of the first official split are what the paper is read to have used; the 3,783 of its test list
-are the validation set, and the training clips are the reference set of scores, as TATS has it. Another place, or the
-AVI files themselves in their own layout, decoded on the fly, are named by `--config.data.source=DIR`
-(`--config.data.split_file=trainlist01.txt --config.data.validation_split_file=testlist01.txt` then says which are
-which; without, a share of the videos is the validation set). Data that was prepared without the official lists has no
-test split: `--config.data.validation_split=` takes a share there. Variants, as `configs/ucf101.py:NAME`:
+Training uses the 9,537 clips of the first official train list, as we read the paper; the 3,783 clips of its test list
+are the validation set, and the training clips are the reference set of scores, as TATS has it. `--config.data.source`
+names another folder of prepared data, or the folder of the AVI files, which are then decoded on the fly
+(`--config.data.split_file=trainlist01.txt --config.data.validation_split_file=testlist01.txt` selects the official
+split there; without them a share of the videos is the validation set). Data that was prepared without the official
+lists has no test split: `--config.data.validation_split=` takes a share there. Variants, as `configs/ucf101.py:NAME`:
 
     smoke   the whole road at toy size, minutes on two CPU cores; its samples show nothing yet
     class   class-conditional, for classifier-free guidance
@@ -16,8 +16,8 @@ test split: `--config.data.validation_split=` takes a share there. Variants, as 
     karlo   likewise from Karlo's unCLIP decoder (893 M), the nearest public network to the paper's
 
 The last two read weights/adm.safetensors or weights/karlo.safetensors (`--config.base.pretrained=FILE` names another),
-which `python -m vf.pretrained.convert` makes of the public files. `--config.model.condition=label` tells either the
-classes; `--config.model.context=embedding` ties frames as the paper does, by an embedding in the records.
+which `python -m vf.pretrained.convert` makes of the public files. `--config.model.condition=label` conditions either on
+the classes; `--config.model.context=embedding` ties frames as the paper does, by an embedding in the records.
 """
 
 from ml_collections import ConfigDict
@@ -48,7 +48,7 @@ def adm(config: ConfigDict) -> None:
 
 
 def karlo(config: ConfigDict) -> None:
-    """The same on the larger base, with 209 M beside it; activations are computed again to save memory."""
+    """The same with the larger base and a residual generator of 209 M; activations are recomputed to save memory."""
     pretrained(config, "weights/karlo.safetensors")
     config.residual.net = base.network(width=192, width_mult=(1, 2, 3, 3), num_res_blocks=2, **MIXING)
     config.model.remat = "blocks"
@@ -58,8 +58,11 @@ MIXING = {"temporal": ("conv", "attention")}
 
 
 def pretrained(config: ConfigDict, file: str) -> None:
-    """What both have in common. The public networks predict eps under a cosine schedule; the paper tells neither the
-    learning rates ("small" for the base) nor the precision."""
+    """Settings of both pretrained variants, whose base generator starts from `file`.
+
+    The public networks predict eps under a cosine schedule. The paper gives neither the learning rates ("small" for
+    the base) nor the precision.
+    """
     config.base.pretrained = file
     config.noise.schedule = "cosine"
     config.noise.steps = 1000

@@ -4,7 +4,7 @@
     python -m vf.main --config=configs/weizmann.py --workdir=runs/weizmann
 
 DIR holds `<person>_<action>.avi`, flat or in folders of actions. There is no official split: about a tenth of the 93
-clips, chosen by the hash of their names, are the validation set (11 where they lie flat), and the others train.
+clips, chosen by the hash of their names, are the validation set (11 where DIR is flat), and the others train.
 Variants, as `configs/weizmann.py:NAME`:
 
     smoke   the whole road at toy size, minutes on two CPU cores; its samples show nothing yet

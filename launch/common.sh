@@ -1,20 +1,20 @@
 # shellcheck shell=bash
-# What the launchers share; sourced, not run.
+# Functions that the launchers share; sourced, not run.
 #
-# A launcher writes a recipe, a bash script of commands and comments, and hands it to `perform`: with --dry-run it is
-# printed, otherwise run. What is printed is therefore what would be run, loops and restarts included.
+# A launcher writes a recipe, a bash script of commands and comments, and passes it to `perform`: with --dry-run it is
+# printed, otherwise run. The printed text is therefore the one that would be run, loops and restarts included.
 
-# Every launcher fills `option` with the flags it knows and their defaults; a switch has the default "no".
+# Every launcher fills `option` with its flags and their defaults; a switch has the default "no".
 declare -A option
 flags=() # of vf.main, verbatim: what follows after --
 
-# One sentence on what was expected, and exit status 2: bad input, which no restart mends.
+# Prints one sentence on what was expected and exits with status 2: bad input, which a restart cannot correct.
 fail() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 2
 }
 
-# The words, quoted for a shell where they need it, as a person would.
+# The words, quoted for a shell only where they need it.
 quote() {
   local word separator=""
   for word in "$@"; do
@@ -26,7 +26,7 @@ quote() {
   done
 }
 
-# What a launcher says of itself at its top, for --help.
+# For --help: prints the comment at the top of the launcher.
 for word in "$@"; do
   [[ $word != -- ]] || break
   if [[ $word == @(-h|--help) ]]; then
@@ -35,7 +35,7 @@ for word in "$@"; do
   fi
 done
 
-# The first word says what to do. $1: what there is, separated by spaces; $2: the word.
+# The first word is the action. $1: the valid actions, separated by spaces; $2: the word.
 action=""
 choose_action() {
   action=${2-}
@@ -83,7 +83,7 @@ number() {
 }
 
 # The arguments of vf.main, as words of the array `arguments`: mode, run, a compilation cache that restarts and
-# neighbouring jobs share, then the caller's flags, which win where they say otherwise.
+# neighbouring jobs share, then the caller's flags, which take precedence.
 # $1: the mode, or `run` where it is among the caller's flags. $2: the folder, where it is not option[workdir].
 arguments=()
 collect_arguments() {
@@ -121,7 +121,7 @@ names() {
   done
 }
 
-# Each option named must be a place that outlives machines.
+# Each option named must be a path that outlives machines.
 bucket() {
   local key
   for key in "$@"; do
@@ -132,21 +132,21 @@ bucket() {
 
 # The code as one archive, $1/code.tar.gz.
 archive() {
-  echo "# What is committed of one revision, as one archive: the same code on every machine, and after every restart."
+  echo "# The committed code of one revision, as one archive: the same on every machine, and after every restart."
   echo "mkdir -p $(quote "$1")"
   echo "git archive --format=tar.gz $(quote "--output=$1/code.tar.gz" "${option[revision]}")"
 }
 
-# A folder for what this start prints, below $1.
+# A folder for the output of this start, below $1.
 log_folder() { echo "started=$1/\$(date +%Y%m%d-%H%M%S) && mkdir -p \"\$started\""; }
 
 # Lines of commands as one condition, indented.
 chain() { sed 's/^/  /; $!s/$/ \&\&/'; }
 
-# The beginning of a loop: what it makes of failures.
+# The beginning of a loop: how it counts failures.
 failures() {
   cat <<E
-# After ${option[restarts]} failures on the same machines something is wrong that starting again does not mend.
+# After ${option[restarts]} failures on the same machines the cause is one that a restart does not remove.
 crashes=0
 failed() { # status, of what
   crashes=\$((crashes + 1))
@@ -157,17 +157,17 @@ failed() { # status, of what
 E
 }
 
-# The end of a loop's round: what it makes of $status. $1: how to be rid of the machines.
+# The end of a loop's round: how it handles $status. $1: the command that deletes the machines.
 verdict() {
   cat <<E
-  # 5. Done, or bad input, which is as bad next time: the end. Anything else starts again.
+  # 5. Done, or bad input, which would fail again: the end. Anything else starts again.
   case \$status in
     0)
       echo $(quote "done. The machines are still there, and cost: $1")
       exit 0
       ;;
     2) exit 2 ;;
-    143) sleep 30 ;; # told to stop, mostly by a preemption, which takes a while to show; it has saved a checkpoint
+    143) sleep 30 ;; # stopped by a signal, mostly of a preemption, which is visible only after a while; it has saved a checkpoint
     *) failed "\$status" vf.main ;;
   esac
 E

@@ -3,7 +3,7 @@
 # machines. It replaces the Cloud TPU API of tpu_vm.sh, which gets no new versions.
 #
 #   launch/gce.sh train|evaluate|sample --name= --zone= --machine= --hosts= --workdir=gs://... [FLAGS] -- --config=...
-#       makes the group, sets up every machine and runs; after a preemption makes it anew and goes on
+#       creates the group, sets up every machine and runs; after a preemption creates it again and resumes
 #   launch/gce.sh create|setup|run|logs|status|stop|delete ...         one step of it
 #
 # FLAGS: --topology=4x4 (of a TPU slice of several hosts) --provisioning=spot|standard|flex-start --accelerator=tpu|cuda
@@ -46,7 +46,7 @@ group="gcloud compute instance-groups managed"
 
 # Commands, each as text; they are joined to recipes below.
 
-# The policy and the template stay when the group goes, so that it can be made anew.
+# The policy and the template stay when the group is deleted, so that it can be created again.
 prepare() {
   [[ $slice == no ]] || cat <<E
 # The policy is what makes one slice of the machines: links between all chips, in this shape.
@@ -70,7 +70,7 @@ gcloud compute instance-templates describe $name --project=$project >/dev/null 2
   )
 E
 }
-# A slice is made whole or not at all. Nothing is repaired machine by machine: one new machine is no use to the others.
+# A slice is made whole or not at all. Single machines are not repaired: a new machine cannot join a slice.
 create() {
   printf '%s' "$group create $name $in_zone --template=projects/$project/global/instanceTemplates/$name" \
     " --size=$hosts --default-action-on-vm-failure=do-nothing"
@@ -85,7 +85,7 @@ find_hosts() {
 }
 functions() {
   cat <<E
-# One command on every machine at once; one that is left out hangs the others. What machine I prints goes to I.log in
+# One command on every machine at once; one that is left out hangs the others. The output of machine I goes to I.log in
 # \$started; the first status that is not 0 is returned. @FIRST@ stands for machine 0, @PROCESS@ for a machine's number.
 everywhere() {
   local i pid pids=() first=0 status command
@@ -119,7 +119,7 @@ $({
 E
 }
 stop() { echo "everywhere 'bash vf/launch/host.sh stop'"; }
-# TPU machines find one another by themselves; GPU machines are told, by the name of the first.
+# TPU machines find one another by themselves; GPU machines get flags with the name of the first.
 run() {
   local command
   command="bash vf/launch/host.sh run $(quote "${arguments[@]}")"
@@ -154,7 +154,7 @@ set -euo pipefail
 $(functions)
 $(find_hosts)
 $(log_folder "$logs")
-# What a former start left behind goes first: on every machine, before any of them starts.
+# Left-over processes and lockfiles are removed first: on every machine, before any of them starts.
 $(stop)
 $(run)
 E
@@ -199,7 +199,7 @@ $(failures)
 
 complete=no
 while true; do
-  # 1. The group: made where there is none; waited for; made anew where a machine of it has gone.
+  # 1. The group: made where there is none; waited for; created again where a machine of it has gone.
   $(find_hosts)
   echo "\$(date +%T) $name: \${#hosts[@]} of $hosts machines"
   if ! $group describe $name $in_zone >/dev/null 2>&1; then
@@ -220,10 +220,10 @@ while true; do
   $(log_folder "$logs")
   setup || { failed \$? setup; continue; }
 
-  # 3. What a former start left behind (a process, libtpu's lockfile) goes first, on every machine.
+  # 3. What an earlier start has left (a process, libtpu's lockfile) is removed first, on every machine.
   $(stop) || { failed \$? cleanup; continue; }
 
-  # 4. One start. It goes on from the last checkpoint.
+  # 4. One start. It resumes from the last checkpoint.
   status=0
   $(run) || status=\$?
 

@@ -34,7 +34,7 @@ list() {
   python3 -c 'import json, sys; print(json.dumps([w.replace("$(", "$$(").replace("@PROCESS@", "$(PROCESS)") for w in sys.argv[1:]], ensure_ascii=False))' "$@"
 }
 
-# The template with every ${NAME} filled in from the environment; one that is not there is an error.
+# The template with every ${NAME} filled in from the environment; a missing one is an error.
 render() {
   python3 -c 'import os, string, sys; sys.stdout.write(string.Template(open(sys.argv[1]).read()).substitute(os.environ))' "$templates/$1.yaml"
 }
@@ -49,7 +49,7 @@ YAML
 E
 }
 
-# What the pods of every kind of job share.
+# Fields that the pods of every kind of job share.
 describe_pods() {
   need name image workdir type
   names name
@@ -93,7 +93,7 @@ E
   train)
     describe_pods
     collect_arguments train
-    # A single one is told so. On TPUs jax finds the others by itself; elsewhere each process is told.
+    # A single process gets --processes=1. On TPUs jax finds the others by itself; elsewhere each process gets flags.
     if ((HOSTS * SLICES == 1)); then
       arguments+=(--processes=1)
     elif [[ $kind != tpu ]]; then
@@ -106,7 +106,7 @@ E
   evaluate | sample)
     ((option[hosts] == 1 && option[slices] == 1)) || fail "--hosts and --slices are for train: $action has one host"
     describe_pods
-    if ((option[samplers] > 1)); then # each draws to a folder of its own, from the run's weights
+    if ((option[samplers] > 1)); then # each draws to a separate folder, from the run's weights
       [[ $action == sample ]] || fail "--samplers is for sample"
       flags+=("--config.init_from=${option[workdir]}" --config.sample.seed=@PROCESS@)
       collect_arguments sample "${option[workdir]}/more/@PROCESS@"
@@ -120,7 +120,7 @@ E
   logs)
     need name
     perform <<E
-# Every host of the training job; each line says which. Cloud Logging keeps them when the pods are gone.
+# Logs of every host of the training job; each line has its host. Cloud Logging retains them when the pods are gone.
 kubectl logs --namespace=$namespace --selector=jobset.sigs.k8s.io/jobset-name=${option[name]} --prefix --tail=-1 --follow --max-log-requests=256
 E
     ;;
@@ -134,7 +134,7 @@ E
   stop)
     need name
     perform <<E
-# Pods get SIGTERM, save a checkpoint and end. The same train command goes on from there.
+# Pods get SIGTERM, save a checkpoint and end. The same train command resumes from there.
 kubectl delete --namespace=$namespace --ignore-not-found jobset/${option[name]} job/${option[name]}-evaluate job/${option[name]}-sample
 E
     ;;

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What one machine of a run does; tpu_vm.sh and gce.sh call it on all of them over ssh.
+# The steps of one machine of a run; tpu_vm.sh and gce.sh call it on all of them over ssh.
 #
 #   host.sh setup cpu|cuda|tpu     makes .venv
-#   host.sh stop                   ends what runs here (it saves a checkpoint first) and what it may have left
+#   host.sh stop                   ends vf.main (it saves a checkpoint first), and left-over processes
 #   host.sh run [FLAGS]            starts vf.main, or finds it running; shows its log until it ends; its exit status
 #   host.sh log                    shows the log
 #
@@ -45,7 +45,7 @@ stop() {
     sleep 10
     sudo fuser --silent --kill "${chips[@]}" || true
   fi
-  # A process that was killed leaves it, and the next one then finds no TPU.
+  # A killed process leaves its lockfile, and the next process then finds no TPU.
   sudo rm -f /tmp/libtpu_lockfile
 }
 
@@ -64,7 +64,7 @@ run() {
   while running; do sleep 5; done
   sleep 1 # the log's last lines
   kill "$tail"
-  [[ -f $outcome ]] || { echo "vf.main was killed on $(hostname); the log's end may say why" >&2; return 137; }
+  [[ -f $outcome ]] || { echo "vf.main was killed on $(hostname); see the end of the log" >&2; return 137; }
   return "$(<"$outcome")"
 }
 

@@ -9,7 +9,7 @@
 # SIGTERM, then SIGKILL after S more. The first status that is not 0 is returned. A run that failed starts again up to
 # K times (0), but not after status 2, bad input. Ctrl-C and SIGTERM are passed on, and end the restarts; the second
 # Ctrl-C kills.
-# Logs: DIR/process_I.log, below WORKDIR/logs unless said; process 0 is shown on the terminal too.
+# Logs: DIR/process_I.log, by default below WORKDIR/logs; process 0 is shown on the terminal too.
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -77,13 +77,13 @@ if [[ ${option[dry_run]} == yes ]]; then
   done
   echo "wait"
   echo "# When one fails, the others are ended after ${option[grace]} s; exit status 2 (bad input) is final, any other"
-  echo "# starts them all again, up to ${option[restarts]} times: they go on from the last checkpoint."
+  echo "# starts them all again, up to ${option[restarts]} times: they resume from the last checkpoint."
   exit
 fi
 
 pids=()
 stopped=""
-# Whoever is still there gets the signal. A process that is gone is not an error.
+# Sends the signal to every process that still runs. A process that has ended is not an error.
 signal_all() {
   local pid
   for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done

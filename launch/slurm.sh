@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A SLURM cluster: writes a batch script and submits it. jax finds the other tasks by what srun tells each.
+# A SLURM cluster: writes a batch script and submits it. jax finds the other tasks by srun's variables.
 #
 #   launch/slurm.sh train    --name= --workdir=DIR --nodes=4 --gpus=8 [FLAGS] -- --config=... [flags of vf.main]
 #   launch/slurm.sh evaluate --name= --workdir=DIR [--after=JOB] ...     beside training: starts when JOB has started
@@ -28,7 +28,7 @@ number nodes gpus cpus warning restarts
 [[ ${option[workdir]} != *[[:space:]]* ]] || fail "--workdir must be without spaces: SLURM's directives cannot quote them"
 workdir=${option[workdir]} name=${option[name]}
 
-if [[ ${option[array]} ]]; then # each draws to a folder of its own, from the run's weights
+if [[ ${option[array]} ]]; then # each draws to a separate folder, from the run's weights
   flags+=("--config.init_from=$workdir" "--config.sample.seed=@I@")
   collect_arguments sample "$workdir/more/@I@"
 else
@@ -61,7 +61,7 @@ batch=$(
 #SBATCH --gpus-per-node=${option[gpus]}
 #SBATCH --cpus-per-task=$((option[cpus] * per_task))
 #SBATCH --time=${option[time]}
-${directives}# One log for all tasks and all restarts; each line says which task it is of.
+${directives}# One log for all tasks and all restarts; each line has the number of its task.
 #SBATCH --output=$logs/%x-$([[ ${option[array]} ]] && echo %A-%a || echo %j).log
 #SBATCH --open-mode=append
 # A preempted job goes back to the queue. Before the time limit this script gets SIGTERM, early enough to save.
@@ -76,7 +76,7 @@ srun --label --kill-on-bad-exit=0 --wait=60 --ntasks-per-node=$tasks --gpus-per-
 step=\$!
 job=\${SLURM_ARRAY_JOB_ID:+\${SLURM_ARRAY_JOB_ID}_\$SLURM_ARRAY_TASK_ID}
 job=\${job:-\$SLURM_JOB_ID}
-# All tasks are told: they agree on a step, save a checkpoint and end with 143. (srun itself would kill them on SIGTERM.)
+# All tasks get the signal: they agree on a step, save a checkpoint and end with 143. (srun itself would kill them.)
 trap 'scancel --signal=TERM "\$job"' TERM
 wait "\$step"
 status=\$?
@@ -85,13 +85,13 @@ while kill -0 "\$step" 2>/dev/null; do # the signal ended the first wait
   status=\$?
 done
 
-# 0: done. 2: bad input, as bad next time. 143: out of time, saved. Anything else: a crash, or a node is missing.
+# 0: done. 2: bad input, which would fail again. 143: out of time, saved. Anything else: a crash, or a node is missing.
 case \$status in
   0 | 2) exit "\$status" ;;
   143) ;;
   *) if ((\${SLURM_RESTART_COUNT:-0} >= ${option[restarts]})); then exit "\$status"; fi ;;
 esac
-# Who cancelled the job does not want it back.
+# A job that was cancelled is not requeued.
 [[ \$(squeue --noheader --format=%T --jobs="\$job") == RUNNING ]] || exit "\$status"
 echo "exit status \$status; back to the queue (restart \$((\${SLURM_RESTART_COUNT:-0} + 1)))"
 exec scontrol requeue "\$job"

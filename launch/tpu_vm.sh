@@ -2,7 +2,7 @@
 # TPU slices of the Cloud TPU API (v4, v5e, v5p, v6e).
 #
 #   launch/tpu_vm.sh train|evaluate|sample --name= --zone= --type= --workdir=gs://... [FLAGS] -- --config=... [vf.main]
-#       asks for the slice, sets up every worker and runs; after a preemption asks again and goes on
+#       requests the slice, sets up every worker and runs; after a preemption requests it again and resumes
 #   launch/tpu_vm.sh create|setup|run|logs|status|stop|delete ...         one step of it
 #
 # FLAGS: --project= --runtime= (TPU software version; by --type) --revision=HEAD (of the code) --constraints=FILE
@@ -51,7 +51,7 @@ push() { echo "$vm scp $(quote "$1") $name:$2 $in_zone --worker=all"; }
 state() { echo "$slices describe $name $in_zone --format='value($state_field)'"; }
 delete() { echo "$slices delete $name $in_zone --quiet$force"; }
 stop() { everywhere 'bash vf/launch/host.sh stop'; }
-# What a start prints goes to a folder of its own, one file per worker.
+# The output of a start goes to a separate folder, one file per worker.
 run() { everywhere "bash vf/launch/host.sh run $(quote "${arguments[@]}")" "--output-directory=\"\$started\""; }
 create() {
   local runtime=${option[runtime]:-$(runtime_of "${option[type]}")} command
@@ -80,7 +80,7 @@ case $action in
   create)
     need type
     perform <<E
-# The slice; a queued resource waits until there is room.
+# The slice; a queued resource waits for capacity.
 $(create)
 E
     ;;
@@ -96,9 +96,9 @@ E
     collect_arguments run
     perform <<E
 set -euo pipefail
-# What a former start left behind goes first: on every worker, before any worker starts.
+# Left-over processes and lockfiles are removed first: on every worker, before any worker starts.
 $(stop)
-# What worker I prints goes to I.log here.
+# The output of worker I goes to I.log on this machine.
 $(log_folder "$logs")
 $(run)
 E
@@ -142,7 +142,7 @@ $(setup | chain)
 $(failures)
 
 while true; do
-  # 1. The slice: asked for where there is none, cleared away where it was preempted, else waited for.
+  # 1. The slice: requested where there is none, deleted where it was preempted, else waited for.
   state=\$($(state) 2>/dev/null || echo NONE)
   echo "\$(date +%T) $name: \$state"
   case \$state in
@@ -165,10 +165,10 @@ while true; do
   # 2. Every worker is made ready. Where that fails, one of them may just have gone: look again.
   setup || { failed \$? setup; continue; }
 
-  # 3. What a former start left behind (a process, libtpu's lockfile) goes first, on every worker.
+  # 3. What an earlier start has left (a process, libtpu's lockfile) is removed first, on every worker.
   $(stop) || { failed \$? cleanup; continue; }
 
-  # 4. One start. It goes on from the last checkpoint. What worker I prints goes to I.log here.
+  # 4. One start. It resumes from the last checkpoint. The output of worker I goes to I.log on this machine.
   $(log_folder "$logs")
   status=0
   $(run) || status=\$?

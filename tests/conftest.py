@@ -31,7 +31,7 @@ jaxtyping.install_import_hook(SHAPED, f"{shapes.__name__}.checked")
 
 @pytest.fixture
 def unchecked(monkeypatch) -> None:
-    """For calls with wrong shapes on purpose, to see what those are told whose code nobody checks."""
+    """Switches checks of shapes off, for calls with wrong shapes on purpose: without the checks, the error is ours."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -46,10 +46,10 @@ def real_clips() -> Path:
 
 @pytest.fixture
 def bucket(monkeypatch) -> dict[str, bytes]:
-    """A stand-in for gs://, as strict as an object store: {"bucket/name": content}.
+    """A fake gs:// store, as strict as the real one: {"bucket/name": content}.
 
-    What is written appears when the file is closed; nothing is appended, renamed or made a folder; and listings are
-    remembered unless the settings forbid it, as gcsfs does."""
+    Content appears when the file is closed; files cannot be appended to or renamed, and there are no folders; listings
+    are cached unless the settings forbid it, as in gcsfs."""
     import fsspec
     from etils.epath import backend
     from fsspec.registry import _registry

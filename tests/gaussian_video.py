@@ -2,7 +2,7 @@
 
 With x ~ N(m, S) over frames every conditional mean is linear. Perfect networks are therefore matrices, and the clips
 of a sampler that uses them are Gaussian, with a mean and a covariance that follow from a recursion over its steps. All
-of it is float64 and takes nothing from `vf.diffusion` but the table of the schedule, so that it can judge the rest.
+of it is float64 and uses nothing of `vf.diffusion` but the table of the schedule, so that it can check the rest.
 
 Means are left out: networks are matrices that act on deviations, z - alpha m for a noised frame, and give deviations.
 """
@@ -45,8 +45,8 @@ class Estimate(NamedTuple):
 
 def one_network(S: np.ndarray, K: np.ndarray, alpha: float, sigma: float) -> Estimate:
     """One network that sees all frames, whose noise has covariance K over frames."""
-    nothing = np.zeros_like(S)
-    x, eps = np.hstack([np.linalg.cholesky(S), nothing]), np.hstack([nothing, np.linalg.cholesky(K)])
+    zeros = np.zeros_like(S)
+    x, eps = np.hstack([np.linalg.cholesky(S), zeros]), np.hstack([zeros, np.linalg.cholesky(K)])
     z = alpha * x + sigma * eps
     return Estimate(_mean(x, z), _mean(eps, z))
 
@@ -72,11 +72,11 @@ def two_networks(
     seen = np.stack([z[base], *(embedding if context == "embedding" else [])])
     generator = Estimate(_mean(x[base, None], seen), _mean(b[None], seen))
     known = b if context == "base_frame" else (generator.noise @ seen)[0]
-    own = (eps - np.outer(np.sqrt(lam), known))[others] / np.sqrt(1 - lam[others])[:, None]
+    residual = (eps - np.outer(np.sqrt(lam), known))[others] / np.sqrt(1 - lam[others])[:, None]
     z_prime = z[others] - sigma * np.outer(np.sqrt(lam[others]), known)
     beside = {"none": [], "embedding": embedding, "base_frame": [x[base]]}[context]
     seen = np.vstack([z_prime, *beside])
-    return generator, Estimate(_mean(x[others], seen), _mean(own, seen))
+    return generator, Estimate(_mean(x[others], seen), _mean(residual, seen))
 
 
 def joint(S: np.ndarray, lam: np.ndarray, base: int, alpha: float, sigma: float, context: str) -> np.ndarray:

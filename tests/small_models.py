@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vf import rng
-from vf.diffusion import decompose
-from vf.diffusion import noise as priors
+from vf.diffusion import decompose, noise
 from vf.diffusion.schedule import cosine
 from vf.models.one_network import OneNetwork
 from vf.models.videofusion import VideoFusion
@@ -49,13 +48,13 @@ def one_network(prior=None, **changes):
         "shape": SHAPE,
         "base_frame": BASE,
         "net": net,
-        "prior": prior or priors.Independent(),
+        "prior": prior or noise.Independent(),
     }
     return OneNetwork(**fields | changes)
 
 
 def awake(model, seed=1):
-    """Parameters with nothing at zero: at initialisation the networks say nothing."""
+    """Parameters of which none is zero: at initialisation the networks' output is zero."""
     random = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.map(lambda p: jnp.float32(0.1 * random.normal(size=p.shape)), shapes)

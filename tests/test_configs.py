@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data.made import write, write_frames
+from tests.data.synthetic import write, write_frames
 from vf import main
 from vf.config import build, check, data, models, networks, scores
 from vf.data.preparation import prepare
@@ -20,7 +20,7 @@ from vf.types import UserError
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 VARIANTS = {"ucf101": ("", "smoke", "class"), "demo": ("",), "paper": ("", "adm")}
-# What converted files of the published networks say of themselves.
+# Descriptions in the converted files of the published networks.
 ADM = {
     "width": 192, "width_mult": [1, 2, 3, 4], "num_res_blocks": 3, "attention": [2, 4, 8], "head_dim": 64,
     "attention_order": "new", "learned_variance": True, "num_classes": 1000, "norm_groups": 32, "patch": 1,
@@ -45,7 +45,7 @@ def get(name: str, variant: str = ""):
     ("name", "variant"), [(n, v) for n in NAMES for v in VARIANTS.get(n, ("", "smoke"))], ids=lambda word: word or "-"
 )
 def test_every_config_builds(name, variant):
-    """Shapes only, so that the paper-sized ones cost nothing."""
+    """Shapes only, so that the paper-sized configs are cheap."""
     config = get(name, variant)
     check.check(config, "train")
     config.data.source = "sprites"  # the size and the labels of the data do not change the shapes that matter here
@@ -151,7 +151,7 @@ def test_metrics_without_weights_name_the_flag():
         scores.scorers(config)
 
 
-def test_errors_of_the_rooms_below_name_the_flag(tmp_path):
+def test_errors_of_lower_rooms_name_the_flag(tmp_path):
     config = get("folder")
     config.data.source = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no such folder: .* \(--config\.data\.source\)$"):
@@ -159,7 +159,7 @@ def test_errors_of_the_rooms_below_name_the_flag(tmp_path):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_every_recipe_has_a_validation_set_of_its_own(name, prepared):
+def test_every_recipe_has_a_separate_validation_set(name, prepared):
     """Videos that training leaves out; scores compare with the training clips, or with a split that is named."""
     config = get(name)
     config.data.source = str(prepared(name))
@@ -195,7 +195,7 @@ def test_smoke_starts_on_prepared_data(name, prepared, tmp_path, monkeypatch):
     waits = [row["train/data_wait"] for row in rows if "train/data_wait" in row]
     assert waits
     assert all(0 <= wait <= 1 for wait in waits)
-    # A number on clips that steps have seen says so.
+    # A loss of clips that were trained on is marked as such.
     part = "seen" if name == "folder" else "validation"
     names = {key for row in rows for key in row if key.startswith(("validation/", "seen/"))}
     assert names == {f"{part}/{net}{kind}/t500" for net in ("base", "residual") for kind in ("", "_eps")}
@@ -204,7 +204,7 @@ def test_smoke_starts_on_prepared_data(name, prepared, tmp_path, monkeypatch):
 
 
 def check_that_seen_clips_do_not_validate(config, tmp_path, monkeypatch):
-    """Of a run that has trained on all videos: neither when it goes on, is judged, nor where another begins with it."""
+    """Videos that a run has trained on cannot validate: when it resumes or is evaluated, or as a start of another."""
     begun = []
     monkeypatch.setattr(train, "run", lambda spec, *_, **__: begun.append(spec.run.evaluation.seen) or {})
     later = config.copy_and_resolve_references()
@@ -226,7 +226,7 @@ def check_that_seen_clips_do_not_validate(config, tmp_path, monkeypatch):
     assert begun == [True, True]
 
 
-def test_a_size_other_than_the_prepared_one_is_told(tmp_path):
+def test_a_size_other_than_the_prepared_one_is_refused(tmp_path):
     sky_timelapse(tmp_path / "source")
     parameters = Parameters(
         dataset="sky_timelapse", source=str(tmp_path / "source"), size=16, encoding="raw", quality=0, splits="",
@@ -246,7 +246,7 @@ def test_a_size_other_than_the_prepared_one_is_told(tmp_path):
 
 
 def test_attention_kernels():
-    """The fused kernel is NVIDIA's: `auto` does without elsewhere, and asking for it says what is missing."""
+    """The fused kernel needs an NVIDIA GPU: `auto` avoids it elsewhere, and asking for it is a clear error."""
     assert networks.attention_kernel("auto", jax.numpy.bfloat16) == "xla"
     assert networks.attention_kernel("xla", jax.numpy.float32) == "xla"
     with pytest.raises(UserError, match="kernel of NVIDIA GPUs, and this is cpu; or take --config"):

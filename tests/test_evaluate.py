@@ -1,4 +1,4 @@
-"""The command as people give it, and its manners: one sentence, status 2 and no number where something is wrong."""
+"""The command as users give it; for bad input it prints one sentence, exits with 2 and writes no number."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.made import write, write_frames
+from tests.data.synthetic import write, write_frames
 from vf import evaluate
 from vf.data.clips import Windows
 from vf.evaluate import protocol_of
@@ -38,7 +38,7 @@ def clips(n: int, seed: int, frames: int = 16, side: int = 8) -> np.ndarray:
 
 
 def tiny(params, fingerprint, lineage, *, exact=True):
-    """In the place of I3D: mean colours, times a weight."""
+    """Stands in for I3D: mean colours, times a weight."""
 
     def apply(params, x):
         if x.shape[1] < 9:
@@ -48,14 +48,14 @@ def tiny(params, fingerprint, lineage, *, exact=True):
     return Network("i3d", 3, params, apply, {"weights": fingerprint, "eps": lineage.eps, "exact": exact})
 
 
-def save_weights(path: Path, scale: float = 1.0, whose: str = "rgb_scratch") -> Path:
-    weights.save(path, "i3d", {"scale": np.float32(scale)}, {"weights": whose, "black_white_16": 1.0})
+def save_weights(path: Path, scale: float = 1.0, origin: str = "rgb_scratch") -> Path:
+    weights.save(path, "i3d", {"scale": np.float32(scale)}, {"weights": origin, "black_white_16": 1.0})
     return path
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """A folder with real and generated clips and converted weights, of a network in the place of I3D."""
+def workspace(tmp_path, monkeypatch) -> Path:
+    """A folder with real and generated clips and converted weights of a small network that stands in for I3D."""
     monkeypatch.setattr(fvd, "network", tiny)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -74,33 +74,33 @@ def run(*flags: str) -> dict:
     return json.loads(Path("out.json").read_text())
 
 
-def refused(capsys, *flags: str) -> str:
-    """What is said on stderr: one line; nothing on stdout, no file."""
+def error_line(capsys, *flags: str) -> str:
+    """The one line on stderr of a command that fails; checks that stdout is empty and no file is written."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as error:
         evaluate.main(flags)
     assert error.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert output.out == ""
     assert not Path("out.json").is_file()
-    lines = said.err.splitlines()
-    assert len(lines) == 1, said.err
+    lines = output.err.splitlines()
+    assert len(lines) == 1, output.err
     assert lines[0].startswith("vf: ")
-    assert "Traceback" not in said.err
+    assert "Traceback" not in output.err
     return lines[0]
 
 
 # ---- a number, and what comes with it --------------------------------------------------------------------------
 
 
-def test_a_score_with_its_protocol(place, capsys):
+def test_a_score_with_its_protocol(workspace, capsys):
     found = run(*GOOD, "--metrics=fvd,kvd", "--bootstrap=20")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("fvd", "kvd"):
         told = found["scores"][name]
         assert told["protocol_hash"] == protocol_hash(told["protocol"])
-        assert told["protocol_hash"] in said
-        assert f"{told['value']:.4f}" in said
+        assert told["protocol_hash"] in output
+        assert f"{told['value']:.4f}" in output
         assert told["low"] <= told["value"] <= told["high"]
         assert (told["n_real"], told["n_generated"], told["reference_n"]) == (40, 30, 20)
     assert found["scores"]["fvd"]["real_against_real"] < found["scores"]["fvd"]["value"] + 1
@@ -109,16 +109,16 @@ def test_a_score_with_its_protocol(place, capsys):
     protocol = found["scores"]["fvd"]["protocol"]
     assert protocol["real"] == {"fingerprint": found["real"]["fingerprint"], "left_out": 0}
     for warning in ("30 clips the distance is mostly bias", "30 clips the distance varies", "40 real and 30 generated"):
-        assert said.count(warning) == 1
+        assert output.count(warning) == 1
 
 
-def test_the_number_is_the_distance(place):
+def test_the_number_is_the_distance(workspace):
     x, y = (clips(n, seed).astype(np.float64).mean((1, 2, 3)) / 64 for n, seed in ((40, 0), (30, 1)))
     found = run(*GOOD, "--lineage=google")["scores"]["fvd"]["value"]
     assert found == pytest.approx(fvd.fvd(x, y, fvd.LINEAGES["google"]), rel=1e-4)
 
 
-def test_one_metric_is_shown_with_its_whole_protocol(place, capsys):
+def test_one_metric_is_shown_with_its_whole_protocol(workspace, capsys):
     run(*GOOD)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("protocol ")]
     assert "metric fvd" in line
@@ -126,7 +126,7 @@ def test_one_metric_is_shown_with_its_whole_protocol(place, capsys):
 
 
 @pytest.mark.parametrize("form", ["frames", "gifs"])
-def test_the_same_number_from_the_same_pixels(place, form):
+def test_the_same_number_from_the_same_pixels(workspace, form):
     """As folders of frames, more than ten of them, or as GIFs of any rate."""
     value = run(*GOOD)["scores"]["fvd"]["value"]
     for k, clip in enumerate(clips(30, 1)):
@@ -142,7 +142,7 @@ def test_the_same_number_from_the_same_pixels(place, form):
     assert found["scores"]["fvd"]["value"] == pytest.approx(value, rel=1e-6)
 
 
-def test_the_same_number_from_any_batch_and_number_of_devices(place, monkeypatch):
+def test_the_same_number_from_any_batch_and_number_of_devices(workspace, monkeypatch):
     value = run(*GOOD, "--no-cache")["scores"]["fvd"]
     for size, count in ((1, 8), (7, 1), (16, 3), (500, 1)):
         monkeypatch.setattr(jax, "local_devices", lambda count=count: jax.devices()[:count])
@@ -151,7 +151,7 @@ def test_the_same_number_from_any_batch_and_number_of_devices(place, monkeypatch
         assert found["protocol_hash"] == value["protocol_hash"]
 
 
-def test_features_are_reused_and_never_stale(place, monkeypatch):
+def test_features_are_reused_and_never_stale(workspace, monkeypatch):
     """Neither with another video of the same name nor with other weights in a file of the same name."""
     runs: list[int] = []
     whole = features._run
@@ -170,13 +170,13 @@ def test_features_are_reused_and_never_stale(place, monkeypatch):
     assert len(runs) == 5
     assert third["value"] == pytest.approx(4 * second["value"], rel=1e-5)
     assert third["protocol_hash"] != second["protocol_hash"]
-    for path in (place / "cache").rglob("*.safetensors"):
+    for path in (workspace / "cache").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
     assert run(*GOOD)["scores"]["fvd"] == third
     assert len(runs) == 7
 
 
-def test_another_real_set_is_another_protocol(place):
+def test_another_real_set_is_another_protocol(workspace):
     first = run(*GOOD)["scores"]["fvd"]
     changed = clips(40, 0)
     changed[0, 0, 0, 0, 0] ^= 1
@@ -184,9 +184,9 @@ def test_another_real_set_is_another_protocol(place):
     assert run(*GOOD)["scores"]["fvd"]["protocol_hash"] != first["protocol_hash"]
 
 
-def test_other_weights_need_to_be_asked_for(place, capsys):
-    save_weights(Path("i3d.safetensors"), whose="rgb_imagenet")
-    told = refused(capsys, *GOOD)
+def test_other_weights_need_to_be_asked_for(workspace, capsys):
+    save_weights(Path("i3d.safetensors"), origin="rgb_imagenet")
+    told = error_line(capsys, *GOOD)
     assert "these are the rgb_imagenet weights" in told
     assert told.strip().endswith("(--other-weights)")
     assert list(run(*GOOD, "--other-weights")["scores"]) == ["fd_i3d"]
@@ -206,43 +206,43 @@ def test_every_field_of_a_protocol_has_a_flag(field):
     assert made == dataclasses.replace(ClipProtocol("google"), **{field.name: value})
 
 
-def test_a_flag_can_take_back_what_a_preset_says():
+def test_a_flag_can_override_a_preset():
     args = evaluate.arguments(["--generated=x", "--protocol=styleganv_ucf101_16f", "--no-fewer-real", "--n-real=0"])
     made = protocol_of(args)
     assert (made.fewer_real, made.n_real, made.size) == (False, 0, 256)
 
 
-def test_fewer_real_clips_where_the_protocol_allows_it(place, capsys):
+def test_fewer_real_clips_are_accepted_where_the_protocol_allows_them(workspace, capsys):
     flags = (*GOOD, "--protocol=styleganv_sky_16f", "--n-generated=30", "--size=0", "--split=")
     assert run(*flags)["scores"]["fvd"]["n_real"] == 40
     Path("out.json").unlink()
-    assert "real.npz gives 40 clips" in refused(capsys, *flags, "--no-fewer-real")
+    assert "real.npz gives 40 clips" in error_line(capsys, *flags, "--no-fewer-real")
 
 
-def test_trials(place, capsys):
+def test_trials(workspace, capsys):
     found = run(*GOOD, "--n-real=10", "--n-generated=10", "--trials=4")["scores"]["fvd"]
     assert found["drawn_from"] == [40, 30]
     assert (found["n_real"], found["n_generated"]) == (10, 10)
     assert f"+- {found['std']:.4g}" in capsys.readouterr().out
     Path("out.json").unlink()
-    assert "trials" in refused(capsys, *GOOD, "--trials=4", "--bootstrap=20")
-    assert "gives 30 clips where the protocol takes 31" in refused(capsys, *GOOD, "--n-generated=31", "--trials=2")
+    assert "trials" in error_line(capsys, *GOOD, "--trials=4", "--bootstrap=20")
+    assert "gives 30 clips where the protocol takes 31" in error_line(capsys, *GOOD, "--n-generated=31", "--trials=2")
 
 
-def test_a_property_needs_no_real_clips(place, capsys):
+def test_a_property_needs_no_real_clips(workspace, capsys):
     found = run("--generated=generated.npz", "--metrics=flicker", "--out=out.json")
     assert list(found["scores"]) == ["flicker"]
     assert "real" not in found
     assert "flicker" in capsys.readouterr().out
 
 
-def test_segments(place):
+def test_segments(workspace):
     for name, seed in (("real", 0), ("generated", 1)):
         save_npz(f"{name}.npz", clips(20, seed, frames=40))
     assert list(run(*GOOD, "--metrics=fvd_segments", "--frames=40")["scores"]) == ["fvd_segment_00", "fvd_segment_01"]
 
 
-def test_the_subset_of_a_protocol_is_of_both_sides(place):
+def test_the_subset_of_a_protocol_is_of_both_sides(workspace):
     """StyleGAN-V takes the first of both."""
     found = run(*GOOD, "--n-real=20", "--n-generated=10", "--subset=first")["scores"]["fvd"]
     save_npz("real.npz", clips(40, 0)[:20])
@@ -250,11 +250,11 @@ def test_the_subset_of_a_protocol_is_of_both_sides(place):
     assert run(*GOOD)["scores"]["fvd"]["value"] == pytest.approx(found["value"], rel=1e-6)
 
 
-# ---- what is wrong is told in one sentence ---------------------------------------------------------------------
+# ---- bad input is answered in one sentence ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ((), "--generated is missing"),
         (("--generated=generated.npz",), "--real is missing, and fvd compares with real clips"),
@@ -294,9 +294,9 @@ def test_the_subset_of_a_protocol_is_of_both_sides(place):
         (("--selfcheck", "--i3d=no.safetensors"), "no weights at no.safetensors"),
     ],
 )
-def test_one_sentence(place, capsys, flags, told):
-    said = refused(capsys, *flags)
-    assert re.search(told, said), said
+def test_bad_input_is_answered_with_one_sentence(workspace, capsys, flags, message):
+    error = error_line(capsys, *flags)
+    assert re.search(message, error), error
 
 
 def dim(n: int) -> np.ndarray:
@@ -304,7 +304,7 @@ def dim(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"clips": clips(5, 0).astype(np.float32) / 127.5 - 1}, "uint8 .* found float32"),
         ({"clips": clips(5, 0).transpose(0, 1, 4, 2, 3)}, r"found uint8 \[5, 16, 3, 8, 8\]"),
@@ -315,67 +315,67 @@ def dim(n: int) -> np.ndarray:
     ],
     ids=["floats", "channels first", "another key", "of 0 to 1", "empty", "one"],
 )
-def test_arrays_that_are_no_clips(place, capsys, arrays, told):
+def test_arrays_that_are_not_clips(workspace, capsys, arrays, message):
     np.savez("generated.npz", **arrays)
-    said = refused(capsys, *GOOD)
-    assert re.search(told, said), said
+    error = error_line(capsys, *GOOD)
+    assert re.search(message, error), error
 
 
-def test_folders_that_hold_something_else(place, capsys):
+def test_folders_that_hold_something_else(workspace, capsys):
     Path("folder").mkdir()
-    assert "folder holds no videos" in refused(capsys, *GOOD, "--generated=folder")
+    assert "folder holds no videos" in error_line(capsys, *GOOD, "--generated=folder")
     write(Path("folder/a.mp4"))
     write(Path("folder/b.mp4"), times=range(12))
-    told = refused(capsys, *GOOD, "--generated=folder")
-    assert "1 of the clips of folder are too short for 16 frames with stride 1 (the first, b.mp4 has 12" in told
+    error = error_line(capsys, *GOOD, "--generated=folder")
+    assert "1 of the clips of folder are too short for 16 frames with stride 1 (the first, b.mp4 has 12" in error
     Path("folder/b.mp4").write_bytes(b"no video")
-    assert "1 of the clips of folder cannot be read (the first, b.mp4: " in refused(capsys, *GOOD, "--real=folder")
+    assert "1 of the clips of folder cannot be read (the first, b.mp4: " in error_line(capsys, *GOOD, "--real=folder")
     Path("folder/b.mp4").unlink()
     write_frames(Path("folder/c"), range(20), size=(32, 32))
-    assert "choose one size for all (--size)" in refused(capsys, *GOOD, "--generated=folder")
+    assert "choose one size for all (--size)" in error_line(capsys, *GOOD, "--generated=folder")
     Path("folder/c/frame_4.png").write_bytes(b"no picture")
-    assert "its frame frame_4.png cannot be read" in refused(capsys, *GOOD, "--generated=folder", "--size=8")
+    assert "its frame frame_4.png cannot be read" in error_line(capsys, *GOOD, "--generated=folder", "--size=8")
 
 
 @pytest.mark.parametrize("out", [".", "/dev/null", "file/out.json", "/proc/none/out.json"])
-def test_an_output_that_cannot_be_written_is_told_before_any_work(place, capsys, monkeypatch, out):
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(workspace, capsys, monkeypatch, out):
     Path("file").write_text("in the way")
     monkeypatch.setattr(evaluate, "open_sides", lambda *args: pytest.fail("work was done"))
-    assert out in refused(capsys, *GOOD[:-1], f"--out={out}")
+    assert out in error_line(capsys, *GOOD[:-1], f"--out={out}")
     assert not Path("/dev/null").is_file()
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(place, capsys):
+def test_a_cache_that_cannot_be_written_is_a_warning(workspace, capsys):
     Path("file").write_text("in the way")
     run(*GOOD, "--cache=file")
     assert "features are not kept" in capsys.readouterr().err
 
 
-def test_a_damaged_file_of_weights(place, capsys):
+def test_a_damaged_file_of_weights(workspace, capsys):
     content = bytearray(Path("i3d.safetensors").read_bytes())
     content[-1] ^= 1
     Path("i3d.safetensors").write_bytes(content)
-    assert "holds other values than were written" in refused(capsys, *GOOD)
+    assert "holds other values than were written" in error_line(capsys, *GOOD)
 
 
-def test_weights_of_another_network(place, capsys):
+def test_weights_of_another_network(workspace, capsys):
     weights.save("c3d.safetensors", "c3d", {"scale": np.float32(1)}, {})
-    assert "holds weights of c3d, where those of i3d are needed" in refused(capsys, *GOOD, "--i3d=c3d.safetensors")
+    assert "holds weights of c3d, where those of i3d are needed" in error_line(capsys, *GOOD, "--i3d=c3d.safetensors")
 
 
-def test_features_that_are_no_numbers(place, capsys):
+def test_features_that_are_not_finite(workspace, capsys):
     save_weights(Path("i3d.safetensors"), scale=np.inf)
-    assert "features with NaN or infinities" in refused(capsys, *GOOD)
+    assert "features with NaN or infinities" in error_line(capsys, *GOOD)
 
 
-def test_captions_have_to_fit(place, capsys, monkeypatch):
+def test_captions_must_match_the_clips(workspace, capsys, monkeypatch):
     monkeypatch.setattr(evaluate.networks, "networks", lambda *args, **more: ({}, True))
     flags = ("--generated=generated.npz", "--metrics=clipsim")
-    assert "clipsim needs --captions=FILE" in refused(capsys, *flags)
-    assert "clipsim needs --vocabulary=FILE" in refused(capsys, *flags, "--captions=captions.txt")
+    assert "clipsim needs --captions=FILE" in error_line(capsys, *flags)
+    assert "clipsim needs --vocabulary=FILE" in error_line(capsys, *flags, "--captions=captions.txt")
     flags = (*flags, "--captions=captions.txt", "--vocabulary=words.txt.gz")
-    assert "captions.txt cannot be read" in refused(capsys, *flags)
-    assert "set --n-generated=0" in refused(capsys, *flags, "--n-generated=10")
+    assert "captions.txt cannot be read" in error_line(capsys, *flags)
+    assert "set --n-generated=0" in error_line(capsys, *flags, "--n-generated=10")
 
 
 def test_the_command_itself(tmp_path):
@@ -393,8 +393,8 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as error:
         evaluate.main(["--help"])
     assert error.value.code == 0
-    said = capsys.readouterr().out
-    assert all(f"--{name}" in said for name in ("real", "generated", "protocol", "i3d", "n-real", "no-fewer-real"))
+    output = capsys.readouterr().out
+    assert all(f"--{name}" in output for name in ("real", "generated", "protocol", "i3d", "n-real", "no-fewer-real"))
 
 
 @pytest.mark.slow
@@ -415,21 +415,21 @@ def test_the_whole_command_with_i3d(tmp_path, monkeypatch, capsys):
     for name, seed in (("real", 0), ("generated", 1)):
         save_npz(f"{name}.npz", clips(4, seed, frames=9, side=16))
     flags = (*GOOD, "--frames=9", "--cache=cache", "--metrics=fvd,kvd")
-    assert "--other-weights" in refused(capsys, *flags)
+    assert "--other-weights" in error_line(capsys, *flags)
     found = run(*flags, "--other-weights", "--batch-size=8")["scores"]
     assert found.keys() == {"fd_i3d", "kd_i3d"}
     assert found["fd_i3d"]["value"] > 0
     assert run(*flags, "--other-weights")["scores"] == found  # from the cache
-    said = capsys.readouterr().out
-    assert "9 frames are no multiple of 8" in said
-    assert "4 real clips leave the covariance of 400 features singular" in said
+    output = capsys.readouterr().out
+    assert "9 frames are no multiple of 8" in output
+    assert "4 real clips leave the covariance of 400 features singular" in output
 
 
 # ---- both sides ------------------------------------------------------------------------------------------------
 
 
-def test_generated_clips_are_taken_frame_by_frame(place):
-    """A stride is of the real videos: generated clips are as long as what they are compared with."""
+def test_the_stride_applies_to_real_clips_only(workspace):
+    """The stride applies to real videos: every frame of a generated clip counts."""
     save_npz("long.npz", clips(10, 2, frames=64))
     protocol = ClipProtocol("google", windows="first", stride=4)
     real, generated = evaluate.open_sides(Path("long.npz"), Path("long.npz"), protocol)
@@ -438,7 +438,7 @@ def test_generated_clips_are_taken_frame_by_frame(place):
     np.testing.assert_array_equal(generated[:], true[:, :16])
 
 
-def test_sides_are_what_open_set_gives(place):
+def test_sides_are_what_open_set_gives(workspace):
     protocol = ClipProtocol("google", windows="random", seed=4, n_real=12)
     real, generated = evaluate.open_sides(Path("real.npz"), Path("generated.npz"), protocol)
     choice = Choice(Windows(16, start="random"), n=12, seed=4)
@@ -447,7 +447,7 @@ def test_sides_are_what_open_set_gives(place):
     assert evaluate.open_sides(None, Path("generated.npz"), protocol)[0] is None
 
 
-def test_a_table_says_everything_once():
+def test_a_table_states_every_fact_once():
     protocol = {"metric": "a", "clips": {"n": 3, "size": [4, 4]}, "empty": ""}
     scores = [
         Score("a", 1234.56789, 0.001234, protocol, {"low": 1200.0, "high": 1300.0, "reference_n": 9, "n_real": 20,

@@ -16,23 +16,23 @@ from vf.types import UserError
 RUN = "gs://bucket/run"
 
 
-def test_local_paths_are_as_before(monkeypatch, tmp_path):
+def test_local_paths_are_unchanged(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert files.path("~/x") == tmp_path / "x"
     assert files.path("runs/x") == Path("runs/x")
-    assert files.path(Path("~/x")) == Path("~/x")  # a program's own path says what it means
+    assert files.path(Path("~/x")) == Path("~/x")  # a path made by the program is taken literally
     assert isinstance(files.path("x"), Path)
     assert not files.is_remote("runs/x")
     assert files.folder(str(tmp_path / "new")) == tmp_path / "new"
     assert not (tmp_path / "new").exists()
 
 
-def test_addresses_keep_their_slashes(bucket):
+def test_slashes_of_addresses_are_preserved(bucket):
     found = files.path(RUN)
     assert os.fspath(found) == RUN
     assert os.fspath(files.path(found) / "a.b") == f"{RUN}/a.b"
     assert files.is_remote(found)
-    assert files.folder(RUN) == found  # though nothing is there yet
+    assert files.folder(RUN) == found  # though it does not exist yet
 
 
 def test_a_store_without_its_package_is_a_user_error(monkeypatch):
@@ -49,31 +49,31 @@ def test_a_store_without_its_package_is_a_user_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError("Forbidden: bucket/run\nAnonymous caller"), r"OSError: Forbidden: bucket/run Anonymous.*gcloud auth"),
         (RuntimeError("401, Invalid Credentials"), r"401.*gcloud auth"),
         (FileNotFoundError("The specified bucket does not exist."), r"bucket gs://bucket exists and that"),
     ],
 )
-def test_a_store_that_refuses_is_a_user_error(bucket, monkeypatch, error, told):
+def test_a_store_that_refuses_is_a_user_error(bucket, monkeypatch, error, message):
     def refuse(self, *_, **__):
         raise error
 
     store = files.path(RUN)._backend.fs(RUN)
     monkeypatch.setattr(type(store), "_open", refuse)
-    with pytest.raises(UserError, match=told) as found:
+    with pytest.raises(UserError, match=message) as found:
         files.check_writable(files.path(RUN))
     assert "\n" not in str(found.value)
     monkeypatch.setattr(type(store), "ls", refuse)
     if isinstance(error, FileNotFoundError):
         files.folder(RUN)  # the same answer as where nothing was written yet
     else:
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             files.folder(RUN)
 
 
-def test_the_stand_in_is_strict(bucket):
+def test_the_fake_store_is_strict(bucket):
     path = files.path(RUN) / "a"
     path.write_text("1")
     with pytest.raises(AssertionError, match="mode"):
@@ -148,12 +148,12 @@ def lines():
     return files.read_lines(files.path(RUN) / "log.jsonl")[1]
 
 
-def test_lines_wait_and_the_last_part_grows(bucket, monkeypatch):
+def test_lines_are_buffered_and_the_last_part_grows(bucket, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(files.time, "time", lambda: clock[0])
     one = store_writer()
     one.line("1")
-    assert lines() == []  # a job killed here loses what waits
+    assert lines() == []  # a job killed here loses the buffered lines
     one.flush()
     clock[0] += 10
     one.line("2")
@@ -165,7 +165,7 @@ def test_lines_wait_and_the_last_part_grows(bucket, monkeypatch):
     one.flush()
     assert lines() == ["1", "2", "3"]
     assert len(bucket) == 2
-    monkeypatch.setattr(files, "MOST_LINES", 5)
+    monkeypatch.setattr(files, "PART_LINES", 5)
     for number in range(4, 13):
         clock[0] += 10
         one.line(str(number))
@@ -185,7 +185,7 @@ def test_waiting_lines_are_written_without_another_call(bucket):
     assert lines() == ["1"]
 
 
-def test_a_store_that_fails_for_a_while_loses_nothing(bucket, monkeypatch):
+def test_a_store_that_fails_for_a_while_loses_no_lines(bucket, monkeypatch):
     one, good = store_writer(0.05), files.write_whole
     failed = threading.Event()
 
@@ -195,7 +195,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(bucket, monkeypatch):
 
     monkeypatch.setattr(files, "write_whole", fail)
     one.line("1")
-    assert failed.wait(10)  # in the background, where it ends nothing
+    assert failed.wait(10)  # in the background, where an error does not end the job
     with pytest.raises(OSError, match="no network"):
         one.flush()
     one.line("2")

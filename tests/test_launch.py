@@ -106,7 +106,7 @@ def test_scripts_are_valid_bash(script):
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if s.stem not in ("common", "host")], ids=lambda p: p.name)
 @pytest.mark.parametrize("words", [["--help"], ["train", "--name=x", "-h"]])
-def test_help_is_what_the_script_says_of_itself(script, words):
+def test_help_prints_the_script_s_header(script, words):
     done = subprocess.run([script, *words], capture_output=True, text=True)
     assert done.returncode == 0
     assert f"  launch/{script.name} " in done.stdout
@@ -149,7 +149,7 @@ def test_cleanup_comes_before_the_start(name):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["tpu_vm.sh"], "the first word must be one of train"),
         (["tpu_vm.sh", "train", "--name=x"], "--zone is missing"),
@@ -170,10 +170,10 @@ def test_cleanup_comes_before_the_start(name):
         (["local.sh", "2", "--workdir=x", "--process=1"], "leave it out"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(words, said):
+def test_launchers_answer_bad_input_in_one_sentence(words, message):
     done = launch(words)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
@@ -183,11 +183,11 @@ def test_the_environment_stands_for_flags():
     assert "delete run2 --zone=z1" in done.stdout
 
 
-# Cloud machines: the loop, against a gcloud that follows a story
+# Cloud machines: the loop, against a gcloud that follows a script
 
 
 def cloud(folder: Path, states: list[str], statuses: list[int]) -> Path:
-    """Stand-ins: gcloud tells `states` in turn, host.sh ends with `statuses` in turn; `calls` holds both."""
+    """Stand-ins: gcloud reports `states` in turn, host.sh ends with `statuses` in turn; `calls` holds both."""
     (folder / "states").write_text("\n".join(states) + "\n")
     (folder / "statuses").write_text("".join(f"{s}\n" for s in statuses))
     host = folder / "home" / "vf" / "launch"
@@ -232,8 +232,8 @@ esac""",
     return folder / "calls"
 
 
-def story(calls: Path) -> list[str]:
-    """What happened, in a word each."""
+def events(calls: Path) -> list[str]:
+    """The calls in order, a word or two for each."""
     words = []
     for line in calls.read_text().splitlines():
         known = ("git archive", "templates create", "policy", "create", "delete", "scp", "host")
@@ -242,13 +242,13 @@ def story(calls: Path) -> list[str]:
     return words
 
 
-def test_tpu_slice_is_made_again_after_a_preemption(tmp_path):
+def test_a_tpu_slice_is_created_again_after_a_preemption(tmp_path):
     states = ["NONE", "WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDING", "SUSPENDED", "NONE", "ACTIVE"]
     calls = cloud(tmp_path, states, [143, 0])
     done = launch(RECIPES["tpu train"], cwd=tmp_path, PATH=path_with(tmp_path / "bin"))
     assert done.returncode == 0, done.stderr
     start = ["scp", "setup", "stop", "run"]
-    assert story(calls) == ["git archive", "create", *start, "delete", "create", *start]
+    assert events(calls) == ["git archive", "create", *start, "delete", "create", *start]
     for file in tmp_path.glob("arguments.*"):
         expected = ["--workdir=gs://b/runs/ucf", "--compile_cache=gs://b/runs/xla", "--mode=train", *FLAGS]
         assert file.read_text().splitlines() == expected
@@ -271,32 +271,32 @@ def test_which_statuses_start_again(tmp_path, kind, statuses, restarts, ends, st
     calls = cloud(tmp_path, states, statuses)
     done = launch([*words, f"--restarts={restarts}", "--", *FLAGS], cwd=tmp_path, PATH=path_with(tmp_path / "bin"))
     assert done.returncode == ends, done.stderr
-    assert story(calls).count("run") == starts
-    assert story(calls).count("stop") == starts
+    assert events(calls).count("run") == starts
+    assert events(calls).count("stop") == starts
 
 
 @pytest.mark.parametrize("kind", ["tpu", "gce"])
-def test_a_request_that_is_refused_is_not_made_for_ever(tmp_path, kind):
+def test_a_refused_request_is_not_repeated_for_ever(tmp_path, kind):
     words = RECIPES[f"{kind} train"]
     calls = cloud(tmp_path, ["NONE" if kind == "tpu" else ""] * 9, [])
     (tmp_path / "refused").touch()
     at = words.index("--")
     done = launch([*words[:at], "--restarts=2", *words[at:]], cwd=tmp_path, PATH=path_with(tmp_path / "bin"))
     assert done.returncode == 1
-    assert "run" not in story(calls)
+    assert "run" not in events(calls)
     assert "(failure 3; 2 are forgiven)" in done.stderr or kind == "gce"  # which is refused the policy before
 
 
-def test_gpu_group_is_made_again_when_a_machine_has_gone(tmp_path):
+def test_a_gpu_group_is_created_again_when_a_machine_has_gone(tmp_path):
     states = ["", "h0", "h0 h1", "h1", "", "h2 h3"]
     calls = cloud(tmp_path, states, [1, 1, 0, 0])
     words = ["gce.sh", "train", *GPUS, "--hosts=2", "--", *FLAGS]
     done = launch(words, cwd=tmp_path, PATH=path_with(tmp_path / "bin"))
     assert done.returncode == 0, done.stderr
     start = ["scp", "scp", "setup", "setup", "stop", "stop", "run", "run"]
-    assert story(calls) == ["git archive", "templates create", "create", *start, "delete", "create", *start]
-    told = sorted(tuple(f.read_text().splitlines()[-3:]) for f in tmp_path.glob("arguments.*"))
-    assert told == [
+    assert events(calls) == ["git archive", "templates create", "create", *start, "delete", "create", *start]
+    last_arguments = sorted(tuple(f.read_text().splitlines()[-3:]) for f in tmp_path.glob("arguments.*"))
+    assert last_arguments == [
         (f"--coordinator={first}:8476", "--processes=2", f"--process={i}") for first in ("h0", "h2") for i in (0, 1)
     ]
     assert all(f.read_text().splitlines()[3:-3] == FLAGS for f in tmp_path.glob("arguments.*"))
@@ -309,7 +309,7 @@ def test_a_loop_that_is_started_again_does_not_wait_for_stopped_machines(tmp_pat
     (tmp_path / "stopped").write_text("h0\n")
     done = launch(["gce.sh", "train", *GPUS, "--hosts=2", "--", *FLAGS], cwd=tmp_path, PATH=path_with(tmp_path / "bin"))
     assert done.returncode == 0, done.stderr
-    assert [each for each in story(calls) if each in ("create", "delete", "run")] == ["delete", "create", "run", "run"]
+    assert [each for each in events(calls) if each in ("create", "delete", "run")] == ["delete", "create", "run", "run"]
 
 
 def test_slice_of_several_hosts_has_a_topology():
@@ -355,7 +355,7 @@ touch {tmp_path}/active
     return tmp_path, ["bash", str(tmp_path / "launch" / "host.sh")], env
 
 
-def test_host_runs_as_a_unit_and_tells_its_status(host):
+def test_host_runs_as_a_unit_and_reports_its_status(host):
     folder, command, env = host
     words = ["--workdir=gs://b/runs/ucf", *FLAGS]
     done = subprocess.run(
@@ -381,8 +381,8 @@ def test_host_passes_sigterm_on_and_waits_for_the_checkpoint(host):
 def test_host_stop_clears_the_lockfile(host):
     folder, command, env = host
     subprocess.run([*command, "stop"], env=env, check=True)
-    said = (folder / "sudo").read_text()
-    assert said.index("systemctl stop vf") < said.index("rm -f /tmp/libtpu_lockfile")
+    commands = (folder / "sudo").read_text()
+    assert commands.index("systemctl stop vf") < commands.index("rm -f /tmp/libtpu_lockfile")
 
 
 # One machine
@@ -390,7 +390,7 @@ def test_host_stop_clears_the_lockfile(host):
 
 @pytest.fixture
 def python(tmp_path):
-    """A python that writes down what it got, and behaves as $STORY says."""
+    """A python that records its arguments and environment, and behaves as $STORY says."""
     stand_in(
         tmp_path / "bin",
         "python",
@@ -413,8 +413,8 @@ esac""",
     return tmp_path
 
 
-def local(folder: Path, story: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    env = {"PYTHON": str(folder / "bin" / "python"), "PATH": path_with(folder / "bin"), "STORY": story} | env
+def local(folder: Path, events: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    env = {"PYTHON": str(folder / "bin" / "python"), "PATH": path_with(folder / "bin"), "STORY": events} | env
     return launch(["local.sh", *words, "--workdir=run", *FLAGS], cwd=folder, **env)
 
 
@@ -422,7 +422,7 @@ def got(folder: Path) -> list[list[str]]:
     return [f.read_text().splitlines() for f in sorted(folder.glob("got.*"))]
 
 
-def test_local_processes_know_who_they_are(python):
+def test_local_processes_receive_their_process_flags(python):
     done = local(python, "done", "3", "--devices=2")
     assert done.returncode == 0, done.stderr
     everyone = got(python)
@@ -452,7 +452,7 @@ def test_local_failure_ends_the_others(python):
     assert "saved" in (python / "run" / "logs" / "process_2.log").read_text()
 
 
-def test_local_failure_ends_the_deaf_too(python):
+def test_local_failure_ends_processes_that_ignore_sigterm(python):
     assert local(python, "deaf", "2", "--grace=1").returncode == 7
 
 
@@ -469,12 +469,12 @@ def test_local_bad_input_is_final(python):
 
 
 @contextlib.contextmanager
-def interruptible(python: Path, story: str) -> Iterator[subprocess.Popen[bytes]]:
+def interruptible(python: Path, events: str) -> Iterator[subprocess.Popen[bytes]]:
     """local.sh with two processes, once both have begun."""
-    env = clean_env(PYTHON=str(python / "bin" / "python"), PATH=path_with(python / "bin"), STORY=story)
+    env = clean_env(PYTHON=str(python / "bin" / "python"), PATH=path_with(python / "bin"), STORY=events)
     command = [str(LAUNCH / "local.sh"), "2", "--restarts=5", "--workdir=run"]
     logs = [python / "run" / "logs" / f"process_{i}.log" for i in range(2)]
-    # A job in a shell's background is born deaf to Ctrl-C, and so would be what it starts.
+    # A job in a shell's background ignores Ctrl-C from its start, and so would its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(command, cwd=python, env=env, stdout=subprocess.DEVNULL)
@@ -541,7 +541,7 @@ exit "$STATUS" """,
     ],
     ids=["done", "bad input", "missing host", "too many crashes", "out of time", "cancelled"],
 )
-def test_slurm_requeues_what_can_go_on(slurm, status, restarted, state, requeued):
+def test_slurm_requeues_resumable_jobs(slurm, status, restarted, state, requeued):
     env = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarted), "STATUS": str(status), "STATE": state}
     words = ["slurm.sh", "train", *SLURM, f"--python={slurm}/bin/python", "--", *FLAGS]
     done = launch(words, cwd=slurm, PATH=path_with(slurm / "bin"), **env)
@@ -721,12 +721,12 @@ def test_jobset_of_a_slice():
     assert job["spec"]["parallelism"] == job["spec"]["completions"] == 4
     assert job["spec"]["backoffLimit"] == 0
     # Kubernetes would expand $(y): it is written $$(y).
-    plain = [word.replace("$(", "$$(") for word in FLAGS]
+    escaped = [word.replace("$(", "$$(") for word in FLAGS]
     assert container(job)["args"] == [
         "--workdir=gs://b/runs/ucf",
         "--compile_cache=gs://b/runs/xla",
         "--mode=train",
-        *plain,
+        *escaped,
     ]
     assert container(job)["resources"]["limits"] == {"google.com/tpu": 4}
 
@@ -746,11 +746,11 @@ def test_jobset_restarts_after_preemptions_but_not_after_bad_input():
     assert rules[1]["onPodConditions"][0]["type"] == "DisruptionTarget"
 
 
-def test_gpu_pods_are_told_who_they_are():
+def test_gpu_pods_receive_their_process_flags():
     (jobset,) = manifests("gke gpus")
     pod = jobset["spec"]["replicatedJobs"][0]["template"]
-    told = container(pod)["args"][-3:]
-    assert told == ["--coordinator=run1-train-0-0.run1:8476", "--processes=4", "--process=$(PROCESS)"]
+    last_arguments = container(pod)["args"][-3:]
+    assert last_arguments == ["--coordinator=run1-train-0-0.run1:8476", "--processes=4", "--process=$(PROCESS)"]
     assert container(pod)["env"][0]["name"] == "PROCESS"
     assert pod["spec"]["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Rooms that are tested as one.
 ROOMS = {
-    "config": "test_configs",  # every shipped config is built, and wrong values are told
+    "config": "test_configs",  # every shipped config is built, and wrong values are refused
 }
 # Modules that have no door of their own: {module: tests of the door through which they are used}.
 THROUGH = {

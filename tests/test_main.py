@@ -1,4 +1,4 @@
-"""The entry: whole jobs at toy size on the embedded sprites, resumed and repeated; and what bad input is told."""
+"""The entry: whole jobs at toy size on the built-in sprites, resumed and repeated; and the errors for bad input."""
 
 import importlib.util
 import json
@@ -72,7 +72,7 @@ def finished(tmp_path_factory):
     return workdir, scores
 
 
-def test_a_run_is_a_folder_that_explains_itself(finished):
+def test_a_run_describes_itself_in_its_folder(finished):
     workdir, scores = finished
     assert json.loads((workdir / "config.json").read_text()) == values.to_json(tiny())
     facts = json.loads((workdir / "run.json").read_text())["starts"][0]
@@ -91,7 +91,7 @@ def test_a_run_is_a_folder_that_explains_itself(finished):
     assert (workdir / "index.html").exists()
 
 
-def test_two_and_two_steps_are_four(finished, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):
     """Stopped after 2 steps and started again: the same weights, bit for bit, so the same data and draws too."""
     whole, _ = finished
     main.run(tiny(train__steps=2), tmp_path, "train")
@@ -183,7 +183,7 @@ def loaded(folder) -> ConfigDict:
     return module.get_config()
 
 
-def test_a_model_travels(finished, exported, tmp_path):
+def test_an_exported_model_samples_the_same_clips(finished, exported, tmp_path):
     """Sampled from the exported folder alone, with its own config and without data: the run's clips, bit for bit."""
     workdir, _ = finished
     config = loaded(exported)
@@ -218,8 +218,8 @@ def test_a_model_of_an_earlier_version_travels(finished, exported, tmp_path):
     np.testing.assert_array_equal(made, same)
 
 
-def test_an_evaluation_job_judges_what_there_is_to_start_from(finished, exported, tmp_path):
-    """A workdir without a run: the start is judged once, as the run's own last step was."""
+def test_an_evaluation_job_evaluates_the_start(finished, exported, tmp_path):
+    """A workdir without a run: the start is evaluated once, and scores as the last step of the run did."""
     _, scores = finished
     found = main.run(tiny(init_from=str(exported)), tmp_path, "evaluate")
     assert found == pytest.approx(scores)
@@ -263,13 +263,13 @@ def test_both_kinds_of_folder_give_the_same_arrays(finished, exported):
     assert not jax.tree.all(jax.tree.map(lambda s: s.is_fully_replicated, where))
 
 
-def test_what_networks_have_learned_is_compared_before_they_are_read(exported, monkeypatch, tmp_path):
-    """Every difference is told as a flag, and with these flags the networks fit."""
+def test_network_settings_are_compared_before_weights_are_read(exported, monkeypatch, tmp_path):
+    """Every difference is reported as a flag, and with these flags the networks fit."""
     changes = {"base__net__width": 16, "residual__net__temporal": (), "residual__prediction": "eps"}
     config = tiny(init_from=str(exported), noise__schedule="linear", **changes)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         main.run(config, tmp_path, "sample")
-    message = str(told.value)
+    message = str(raised.value)
     assert "base.net.width is 16 here and 8 there" in message
     assert f"take --config={exported / 'config.py'}" in message
     given = [word for word in shlex.split(re.sub(r", or take.*", "", message)) if word.startswith("--config.")]
@@ -305,14 +305,14 @@ def test_noise_and_classes_are_compared_too(exported):
         start.start(tiny(init_from=str(exported)), both, classes[:-1])
 
 
-def test_more_differences_than_one_wants_to_read(exported):
+def test_many_differences_are_abridged(exported):
     config = tiny(init_from=str(exported))
     config.base.net.update({"width": 16, "num_res_blocks": 2, "patch": 2, "head_dim": 4, "norm_groups": 2})
     with pytest.raises(UserError, match=r"\(and 1 more\)"):
         start.start(config, ("base",))
 
 
-def test_a_start_that_is_none(finished, exported, tmp_path):
+def test_bad_starts_are_refused(finished, exported, tmp_path):
     workdir, _ = finished
     both = tiny(init_from=str(exported), base__init_from=str(workdir))
     with pytest.raises(UserError, match=r"init_from and base\.init_from both"):
@@ -332,30 +332,30 @@ def test_evaluating_again_gives_the_same_scores(finished):
     assert again == pytest.approx(scores, nan_ok=True)
 
 
-def test_an_evaluation_job_judges_what_was_not(finished):
-    """Following a finished run: training judged the last step, the job the one before, once; the best is marked."""
+def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished):
+    """Following a finished run: training evaluated the last step, the job the one before; the best is recorded."""
     workdir, scores = finished
-    mark = build.evaluation_fingerprint(tiny())
-    assert read_evaluations(workdir, mark).keys() == {4}
+    fingerprint = build.evaluation_fingerprint(tiny())
+    assert read_evaluations(workdir, fingerprint).keys() == {4}
     main.run(tiny(), workdir, "evaluate")
-    judged = read_evaluations(workdir, mark)
-    assert judged.keys() == {2, 4}
-    assert judged[4] == pytest.approx(scores)
+    evaluations = read_evaluations(workdir, fingerprint)
+    assert evaluations.keys() == {2, 4}
+    assert evaluations[4] == pytest.approx(scores)
     assert (workdir / "tensorboard" / "evaluate").is_dir()
     best = json.loads((workdir / "best.json").read_text())
-    values = {step: found["fd_random_conv3d"] for step, found in judged.items()}
+    values = {step: found["fd_random_conv3d"] for step, found in evaluations.items()}
     assert values[best["step"]] == best["value"] == min(values.values())
     before = (workdir / "metrics.jsonl").read_text()
     assert main.run(tiny(), workdir, "evaluate") == pytest.approx(scores)
-    assert (workdir / "metrics.jsonl").read_text() == before  # nothing was left to do
+    assert (workdir / "metrics.jsonl").read_text() == before  # everything had been evaluated
     torn = (workdir / "evaluations.jsonl").read_text() + '{"fingerprint": torn'
     (workdir / "evaluations.jsonl").write_text(torn)
-    assert read_evaluations(workdir, mark) == judged
+    assert read_evaluations(workdir, fingerprint) == evaluations
 
 
 def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
-    """Training and an evaluation job give what they give on a disk. Checkpoints alone lie on one: Orbax writes them by
-    other means, which know no stand-in for a store."""
+    """Training and an evaluation job give the same as on a disk. Only checkpoints are on a disk here: Orbax writes them
+    by a library that cannot use the fake store."""
 
     def on_disk(directory, **options):
         return Checkpoints(directory.replace("gs://bucket", str(tmp_path)), **options)
@@ -366,11 +366,11 @@ def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
     assert main.run(tiny(), workdir, "train") == pytest.approx(finished[1])
     bucket["bucket/run/checkpoints/4/commit_success.txt"] = b""  # of which Orbax would have left many
     main.run(tiny(), workdir, "evaluate")
-    mark = build.evaluation_fingerprint(tiny())
-    judged = read_evaluations(workdir, mark)
-    assert judged.keys() == {2, 4}
+    fingerprint = build.evaluation_fingerprint(tiny())
+    evaluations = read_evaluations(workdir, fingerprint)
+    assert evaluations.keys() == {2, 4}
     best = json.loads(bucket["bucket/run/best.json"])
-    assert best["value"] == min(found["fd_random_conv3d"] for found in judged.values())
+    assert best["value"] == min(found["fd_random_conv3d"] for found in evaluations.values())
     assert not {name for name in bucket if "judging" in name or "writable" in name}
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]
@@ -411,7 +411,7 @@ def test_scores_by_name(finished, tmp_path):
         ({"eval__selfcheck": True}, "set --config.eval.i3d=FILE"),
     ],
 )
-def test_what_an_evaluation_needs_is_told(finished, changes, message):
+def test_what_an_evaluation_needs_is_named(finished, changes, message):
     workdir, _ = finished
     with pytest.raises(UserError, match=message):
         main.run(tiny(**changes), workdir, "evaluate")
@@ -487,7 +487,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished):
         main.run(config, workdir, "sample")
 
 
-def test_nothing_to_sample_from(tmp_path):
+def test_sampling_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="train first"):
         main.run(tiny(), tmp_path, "sample")
 
@@ -514,12 +514,12 @@ def test_nothing_to_sample_from(tmp_path):
         ("data__source", "nowhere", "nowhere"),
     ],
 )
-def test_bad_values_are_told_in_a_sentence(tmp_path, field, value, message):
+def test_bad_values_are_answered_in_one_sentence(tmp_path, field, value, message):
     with pytest.raises(UserError, match=message):
         main.run(tiny(**{field: value}), tmp_path / "run", "train")
 
 
-def test_a_linear_schedule_of_few_steps_is_told_in_a_sentence(tmp_path):
+def test_a_linear_schedule_of_few_steps_is_answered_in_one_sentence(tmp_path):
     with pytest.raises(UserError, match="more than 20 steps, got 20"):
         main.run(tiny(noise__schedule="linear", noise__steps=20, eval__levels=(10,)), tmp_path / "run", "train")
 
@@ -534,6 +534,10 @@ def test_embedding_needs_records_that_have_one(real_clips, tmp_path):
     ("arguments", "message"),
     [
         (["--config=configs/demo.py", "--config.train.batchsize=8"], "did you mean train.batch_size?"),
+        (
+            ["--config=configs/demo.py", "--config.data.eval_split=test"],
+            "replaced by data.validation_split (for losses",
+        ),
         (["--config=configs/ucf101.py:smke"], "did you mean smoke?"),
         (["--config=configs/dmo.py"], "did you mean configs/demo.py?"),
         (["--config=configs/demo.py", "--workdr=x"], "did you mean workdir?"),
@@ -543,7 +547,7 @@ def test_embedding_needs_records_that_have_one(real_clips, tmp_path):
     ],
 )
 def test_the_command_line_suggests_the_nearest_name(arguments, message):
-    """A mistyped flag, field or variant: one line on stderr that names the nearest known one, exit status 2."""
+    """A mistyped or old flag, field or variant: one line on stderr that names the right one, exit status 2."""
     code = f"import sys; sys.argv[1:] = {arguments!r}; from vf.main import cli; cli()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

@@ -1,4 +1,4 @@
-"""A public file's whole road: converted, looked at, trained on, exported, and loaded again where it came from."""
+"""A public file from end to end: converted, sampled, fine-tuned, exported, and loaded again in its original library."""
 
 import json
 
@@ -14,7 +14,7 @@ from vf.config import build, check, data, models, networks, start
 from vf.data.pipeline import NoClips
 from vf.diffusion import solvers
 from vf.pretrained import convert, export
-from vf.pretrained.base import open_base, remembered
+from vf.pretrained.base import header_text, open_base
 from vf.types import UserError
 
 torch = pytest.importorskip("torch")
@@ -35,7 +35,7 @@ def file(net, tmp_path_factory):
 
 
 def config(file, **changes):
-    """The demo's, on this base: told nothing, eps under a cosine schedule."""
+    """The demo's config on this base: no conditions, eps under a cosine schedule."""
     fixed = {
         "base__pretrained": str(file), "base__prediction": "eps", "base__loss": "", "model__condition": "none",
         "base__net__dropout": 0.0,
@@ -83,7 +83,7 @@ def _keys(made, count):
     return rng.example_keys(made.sample.seed, rng.Purpose.SAMPLE, np.arange(count, dtype=np.uint32))
 
 
-def test_the_config_says_what_the_file_decides(file, tmp_path):
+def test_the_config_follows_the_file(file, tmp_path):
     made = config(file)
     resolved = networks.resolved(made, tmp_path)
     assert (made.base.net.width, resolved.base.net.width) == (8, 32)
@@ -91,7 +91,7 @@ def test_the_config_says_what_the_file_decides(file, tmp_path):
     assert resolved.base.net.learned_variance
     with pytest.raises(UserError, match="no weights at"):
         networks.resolved(config(tmp_path / "none.safetensors"), tmp_path)
-    (tmp_path / "base.json").write_text(remembered(open_base(file)).replace(open_base(file).fingerprint, "another"))
+    (tmp_path / "base.json").write_text(header_text(open_base(file)).replace(open_base(file).fingerprint, "another"))
     with pytest.raises(UserError, match=r"is not what the run in .* began with"):
         networks.resolved(made, tmp_path, fresh=False)
     gone = networks.resolved(config(tmp_path / "none.safetensors"), tmp_path, fresh=False)
@@ -100,12 +100,12 @@ def test_the_config_says_what_the_file_decides(file, tmp_path):
         check.check(config(file, base__init_from="runs/x", init_from="runs/y"), "train")
 
 
-def test_a_start_is_the_file(file, tmp_path):
+def test_a_run_starts_from_the_arrays_of_the_file(file, tmp_path):
     made = networks.resolved(config(file), tmp_path)
     model = models.model(made, NoClips())
     shapes = model.shapes()
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     begins = start.start(made, model.networks)
     assert begins.networks == ("base",)
     assert begins.origin["fingerprint"] == open_base(file).fingerprint
@@ -117,7 +117,7 @@ def test_a_start_is_the_file(file, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_road(net, file, tmp_path, monkeypatch):
+def test_conversion_training_export_and_reloading(net, file, tmp_path, monkeypatch):
     """Trained, exported, loaded in diffusers with equal outputs; resumed where the file has gone."""
     made = config(file, train__steps=2)
     main.run(made, tmp_path / "run", "train")

@@ -25,7 +25,7 @@ def test_every_example_of_every_purpose_and_seed_has_its_own_key():
     assert len(np.unique(drawn, axis=0)) == 2 * len(rng.Purpose) * 4
 
 
-def test_a_key_does_not_know_its_batch():
+def test_a_key_does_not_depend_on_its_batch():
     index = jnp.array([9, 2, 2**32 - 1], jnp.uint32)
     whole = rng.example_keys(0, rng.Purpose.TRAIN, index)
     assert (rng.example_keys(0, rng.Purpose.TRAIN, index[::-1][:2]) == whole[::-1][:2]).all()

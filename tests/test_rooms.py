@@ -1,4 +1,4 @@
-"""The house's plan holds: rooms import downward only, configs stop at the door, and the maths is pure."""
+"""Rules on imports: rooms import lower rooms only, only `config` reads configs, and `diffusion` needs no framework."""
 
 import ast
 from collections import defaultdict
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = [  # lowest first; rooms of one floor do not know each other
+FLOORS = [  # lowest first; rooms of one floor do not import each other
     {"types", "rng"},
     {"files"},
     {"video"},
@@ -37,7 +37,7 @@ def imports(path):
 
 
 def room(module):
-    """The room of a module such as `vf.nets.unet`. Specs are a room of their own, below those who use them."""
+    """The room of a module such as `vf.nets.unet`. Specs are a separate room, below those that use them."""
     parts = module.split(".")[1:]
     return "config.specs" if parts[:2] == ["config", "specs"] else parts[0]
 
@@ -53,10 +53,10 @@ def doors():
     """{(room, room that it imports): modules that do}."""
     found = defaultdict(set)
     for path in FILES:
-        mine = room(module_of(path))
+        own_room = room(module_of(path))
         for name in imports(path):
-            if name in MODULES and room(name) != mine:
-                found[mine, room(name)].add(module_of(path))
+            if name in MODULES and room(name) != own_room:
+                found[own_room, room(name)].add(module_of(path))
     return found
 
 
@@ -71,7 +71,7 @@ def test_no_two_rooms_import_each_other():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "vf" / "diffusion").glob("*.py")), ids=lambda p: p.name)
-def test_the_maths_is_pure(path):
+def test_diffusion_imports_no_framework(path):
     assert not {"flax", "ml_collections", "optax", "orbax", "absl"} & {name.split(".")[0] for name in imports(path)}
 
 
@@ -92,8 +92,8 @@ def config_fields(path):
 
 def test_configs_are_read_in_one_room():
     """`ConfigDict` is known in `config` and, as a type to hand on, in `main`; its fields are read in `config` alone."""
-    knows = {room(module_of(path)) for path in FILES if "ml_collections.ConfigDict" in set(imports(path))}
-    assert knows == {"config", "main"}
+    importers = {room(module_of(path)) for path in FILES if "ml_collections.ConfigDict" in set(imports(path))}
+    assert importers == {"config", "main"}
     reads = {
         f"{path.name}:{line} {field}"
         for path in FILES

@@ -1,4 +1,4 @@
-"""Pixels survive the crossings and the disk exactly, and pictures for the eye show the right thing."""
+"""Pixels survive conversions and the disk exactly, and strips, grids and animations show the right frames."""
 
 import av
 import jax
@@ -19,7 +19,7 @@ def flat_frames(height: int = 10, width: int = 12) -> np.ndarray:
 
 
 def random_clips(n: int = 5, t: int = 4, h: int = 6, w: int = 8) -> np.ndarray:
-    # Clear of the colours of gap and mark, so that tests can tell pictures from what surrounds them.
+    # Different from the colours of gap and base frame, so that tests can distinguish pictures from what surrounds them.
     return np.random.default_rng(0).integers(0, 120, (n, t, h, w, 3), dtype=np.uint8)
 
 
@@ -180,7 +180,7 @@ def test_film_strip_marks_the_base_frame_column_only(base_frame):
         for t in range(4):
             cell = strip[n * high : (n + 1) * high, t * wide : (t + 1) * wide]
             np.testing.assert_array_equal(cell[pad:-pad, pad:-pad], video.enlarge(clips[n, t], scale))
-    marked = (strip == video.MARK).all(-1)
+    marked = (strip == video.BASE_FRAME_COLOUR).all(-1)
     columns = np.flatnonzero(marked.any(0))
     assert (columns[0], columns[-1]) == (base_frame * wide, (base_frame + 1) * wide - 1)
     assert marked[:, base_frame * wide].all()

@@ -1,11 +1,11 @@
-"""Scores anybody's clips against real ones.
+"""Scores clips of any origin against real ones.
 
     python -m vf.evaluate --real=DIR --generated=DIR --protocol=styleganv --metrics=fvd,kvd --i3d=FILE --out=FILE.json
     python -m vf.evaluate --selfcheck --i3d=FILE
 
 Either side is a folder of videos, GIFs or folders of frames, an `.npz` with uint8 [n t h w 3] under `clips`, or a
-prepared data set. A protocol says which of their clips are compared and how; its fields are flags too. Features are
-kept under a hash of all that made them.
+prepared data set. A protocol specifies which clips are compared and how; its fields are flags too. Features are cached
+under a hash of everything that determines them.
 """
 
 import argparse
@@ -36,36 +36,39 @@ Sides = tuple[ClipSet | None, ClipSet]
 
 
 def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Sides:
-    """Both sets as `protocol` chooses them. Raises UserError as `open_set`."""
+    """Opens both sets with the clips that `protocol` selects; None for `real` None. Raises UserError as `open_set`."""
     shared: dict[str, Any] = {
         "size": protocol.size,
         "resampler": protocol.resampler,
         "subset": protocol.subset,
         "seed": protocol.seed,
     }
-    several = protocol.trials > 1  # they draw from as many clips as there are, up to one set for each
+    several = protocol.trials > 1  # trials draw from all clips there are, up to one set for each
     try:
         windows = Windows(
             protocol.frames, protocol.stride, fps=protocol.fps, start=protocol.windows, hop=protocol.hop
         )  # fmt: skip
-        # Generated clips are as long as the clips compared; a generator with a stride would be another protocol.
+        # Generated clips have no stride: a generator that is sampled with one has another protocol.
         generated_windows = Windows(protocol.frames, start=protocol.generated_windows)
     except ValueError as error:
         raise UserError(str(error)) from error
-    wanted = Choice(
+    real_choice = Choice(
         windows, split=protocol.split, n=protocol.n_real * protocol.trials, fewer=protocol.fewer_real or several,
         **shared,
     )  # fmt: skip
-    given = Choice(
+    generated_choice = Choice(
         generated_windows, n=protocol.n_generated * protocol.trials, fewer=several, strict=True,
         **shared,
     )  # fmt: skip
 
-    def opened(flag: str, path: Path, choice: Choice) -> ClipSet:
+    def open_side(flag: str, path: Path, choice: Choice) -> ClipSet:
         with naming_flags({"source": flag}):
             return open_set(path, choice)
 
-    sides = None if real is None else opened("--real", real, wanted), opened("--generated", generated, given)
+    sides = (
+        None if real is None else open_side("--real", real, real_choice),
+        open_side("--generated", generated, generated_choice),
+    )
     for side, least in zip(sides, (0 if protocol.fewer_real else protocol.n_real, protocol.n_generated), strict=True):
         if side is not None and len(side) < least:
             raise UserError(f"{side.name} gives {len(side)} clips where the protocol takes {least}: bring more")
@@ -73,24 +76,24 @@ def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Si
 
 
 def result(scores: Sequence[Score], sides: Sides, protocol: ClipProtocol) -> dict[str, Any]:
-    """What the JSON file holds."""
-    found = {
+    """The content of the JSON file: facts of both sets, and every score with its protocol."""
+    sets = {
         name: {"path": side.name, "fingerprint": side.fingerprint, "clips": len(side), **side.facts}
         for name, side in zip(("real", "generated"), sides, strict=True)
         if side is not None
     }
-    told = {
+    results = {
         score.name: {
             "value": score.value, "real_against_real": score.reference, **score.details,
             "protocol": score.protocol, "protocol_hash": protocol_hash(score.protocol),
         }
         for score in scores
     }  # fmt: skip
-    return to_json({**found, "unknown": protocol.unknown, "scores": told})
+    return to_json({**sets, "unknown": protocol.unknown, "scores": results})
 
 
 def table(scores: Sequence[Score], unknown: str = "") -> str:
-    """The scores for a terminal; below it each warning once, and every protocol by its hash."""
+    """The scores as a table for a terminal, followed by each warning once and every protocol by its hash."""
     rows = [("metric", "value", "95 %", "real against real", "n real", "n generated", "protocol")]
     for score in scores:
         d = score.details
@@ -115,10 +118,10 @@ def table(scores: Sequence[Score], unknown: str = "") -> str:
     protocols = {protocol_hash(score.protocol): to_json(score.protocol) for score in scores}
     shared = set.intersection(*({json.dumps(item) for item in p.items()} for p in protocols.values()))
     for digest, protocol in protocols.items():
-        own = {k: v for k, v in protocol.items() if len(protocols) == 1 or json.dumps((k, v)) not in shared}
-        lines.append(f"protocol {digest}: {_words(own)}")
+        differing = {k: v for k, v in protocol.items() if len(protocols) == 1 or json.dumps((k, v)) not in shared}
+        lines.append(f"protocol {digest}: {_on_one_line(differing)}")
     if shared and len(protocols) > 1:
-        lines.append(f"and of all of them: {_words(dict(sorted(json.loads(item) for item in shared)))}")
+        lines.append(f"and of all of them: {_on_one_line(dict(sorted(json.loads(item) for item in shared)))}")
     if unknown:
         lines.append(f"not known of this protocol: {unknown}")
     return "\n".join(lines)
@@ -128,21 +131,23 @@ def _number(x: float) -> str:
     return f"{x:.4f}" if abs(x) >= 0.1 else f"{x:.4g}"
 
 
-def _words(value: Any) -> str:
+def _on_one_line(value: Any) -> str:
     """Any JSON value on one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{k} ({_words(v)})" if isinstance(v, dict) else f"{k} {_words(v)}" for k, v in value.items())
+        return ", ".join(
+            f"{k} ({_on_one_line(v)})" if isinstance(v, dict) else f"{k} {_on_one_line(v)}" for k, v in value.items()
+        )
     return " x ".join(map(str, value)) if isinstance(value, list) else "-" if value in ("", None) else str(value)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One sentence, without the usage of forty flags."""
+        """Raises UserError with the message alone, instead of printing the usage of forty flags."""
         raise UserError(f"{message}; --help lists all flags")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags. Raises UserError for a value that is out of range or unknown."""
+    """Parses flags. Raises UserError for a value that is out of range or unknown."""
     about = (__doc__ or "").split("\n\n")[0]
     parser = _Parser(prog="python -m vf.evaluate", description=about)
     add = parser.add_argument
@@ -197,23 +202,23 @@ def _override(group: Any, field: dataclasses.Field) -> None:
 
 
 def protocol_of(args: argparse.Namespace) -> ClipProtocol:
-    """The protocol that was named, with the fields that flags change. Raises UserError for numbers out of range."""
+    """The protocol that --protocol names, with the fields that flags change. UserError for numbers out of range."""
     changes = {
         field.name: value
         for field in dataclasses.fields(ClipProtocol)
         if (value := getattr(args, field.name, None)) is not None
     }
-    made = dataclasses.replace(PROTOCOLS[args.protocol], **changes)
+    protocol = dataclasses.replace(PROTOCOLS[args.protocol], **changes)
     for name, least in (("frames", 1), ("stride", 1), ("hop", 1), ("trials", 1), ("n_real", 0), ("n_generated", 0),
                         ("size", 0), ("fps", 0), ("seed", 0)):  # fmt: skip
         most = 2**63 - 1 if name == "seed" else 10**6
-        if not least <= getattr(made, name) <= most:
-            raise UserError(f"--{name.replace('_', '-')} must be {least} to {most}, got {getattr(made, name)}")
-    return made
+        if not least <= getattr(protocol, name) <= most:
+            raise UserError(f"--{name.replace('_', '-')} must be {least} to {most}, got {getattr(protocol, name)}")
+    return protocol
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Scores two sets; prints a table and returns what `--out` gets. Raises UserError."""
+    """Scores two sets, prints a table and writes `--out`; returns the content of that file. Raises UserError."""
     protocol = protocol_of(args)
     lineage = fvd.LINEAGES[protocol.lineage]
     names = tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
@@ -222,47 +227,47 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.bootstrap and protocol.trials > 1:
         raise UserError(f"{protocol.trials} trials give a deviation already: take --trials=1 or no --bootstrap")
     if args.out:
-        _writable(args.out)
+        _check_writable(args.out)
     known = suite.metrics(lineage)
-    wanted = [known["fvd" if name == suite.SEGMENTS else name] for name in names]
-    if args.real is None and (needy := [n for n, m in zip(names, wanted, strict=True) if m.distance is not None]):
-        raise UserError(f"--real is missing, and {needy[0]} compares with real clips; try --real=DIR")
+    needed = [known["fvd" if name == suite.SEGMENTS else name] for name in names]
+    if args.real is None and (distances := [n for n, m in zip(names, needed, strict=True) if m.distance is not None]):
+        raise UserError(f"--real is missing, and {distances[0]} compares with real clips; try --real=DIR")
     files = {name: getattr(args, name) for name in networks.FAMILIES if getattr(args, name)}
-    made, others = networks.networks(
-        [metric.network for metric in wanted], files, lineage, protocol.frames,
+    built, others = networks.networks(
+        [metric.network for metric in needed], files, lineage, protocol.frames,
         exact=not args.platform_precision, other=args.other_weights,
     )  # fmt: skip
     sides = open_sides(args.real, args.generated, protocol)
-    if "clipsim" in names and (there := sides[1].facts["clips_there"]) != len(sides[1]):
+    if "clipsim" in names and (available := sides[1].facts["clips_there"]) != len(sides[1]):
         raise UserError(
-            f"clipsim has a caption for each generated clip, and the protocol takes {len(sides[1])} of {there}: set "
-            "--n-generated=0"
+            f"clipsim has a caption for each generated clip, and the protocol takes {len(sides[1])} of {available}: "
+            "set --n-generated=0"
         )
-    judge = suite.Suite(
-        names, made, protocol, args.batch_size, None if args.no_cache else args.cache, args.bootstrap, others,
+    scorer = suite.Suite(
+        names, built, protocol, args.batch_size, None if args.no_cache else args.cache, args.bootstrap, others,
         _captions(args, files) if "clipsim" in names else None,
     )  # fmt: skip
     try:
-        scores = judge(*sides)
+        scores = scorer(*sides)
     except ValueError as error:
         raise UserError(f"these clips cannot be scored: {error}") from error
     if sides[0] is not None:
-        # Which clips are real is part of what a number means: their content, wherever it lies.
+        # The protocol of a number includes the content of the real clips, but not their path.
         real = {"fingerprint": sides[0].fingerprint, "left_out": sides[0].facts["left_out"]}
         scores = [dataclasses.replace(s, protocol={**s.protocol, "real": real}) for s in scores]
-    found = result(scores, sides, protocol)
+    output = result(scores, sides, protocol)
     if args.out:
         try:
             with replacing(args.out) as temporary:
-                temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+                temporary.write_text(json.dumps(output, indent=2, allow_nan=False) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {args.out} ({error.strerror}): choose another --out") from error
     print(table(scores, protocol.unknown))
-    return found
+    return output
 
 
-def _writable(out: Path) -> None:
-    """Raises UserError now, rather than after hours of work."""
+def _check_writable(out: Path) -> None:
+    """Raises UserError where `out` cannot be written, before hours of work."""
     if out.exists() and not out.is_file():
         raise UserError(f"--out={out} is no ordinary file: name a JSON file to be written")
     try:
@@ -274,9 +279,9 @@ def _writable(out: Path) -> None:
 
 
 def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Captions:
-    for name, what in (("captions", "a text file with one caption a line"), ("vocabulary", "CLIP's")):
+    for name, expected in (("captions", "a text file with one caption a line"), ("vocabulary", "CLIP's")):
         if getattr(args, name) is None:
-            raise UserError(f"clipsim needs --{name}=FILE: {what}")
+            raise UserError(f"clipsim needs --{name}=FILE: {expected}")
     try:
         texts = args.captions.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -286,7 +291,9 @@ def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Capt
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    logging.basicConfig(level=logging.WARNING, format="vf: %(message)s", force=True)  # orbax sets up its own
+    logging.basicConfig(
+        level=logging.WARNING, format="vf: %(message)s", force=True
+    )  # force, since orbax configures logging
     try:
         args = arguments(argv)
         with naming_flags(FLAGS):

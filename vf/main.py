@@ -1,10 +1,10 @@
 """The only entry: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate|plan`.
 
 Fields of the config are overridden as `--config.train.batch_size=8`; a variant is named as `configs/ucf101.py:smoke`.
-Bad input ends the program with one sentence and exit status 2; SIGTERM saves the step that trains, status 143.
+Bad input ends the program with one sentence and exit status 2; SIGTERM saves the current training step, status 143.
 
-On several hosts, or in several processes, every one gets the same command. Clusters that jax knows are found; elsewhere
-each process is told who it is: `--coordinator=HOST:PORT --processes=N --process=I` (`docs/hosts.md`).
+On several hosts, or in several processes, every one gets the same command. Clusters that jax supports are detected;
+elsewhere each process needs `--coordinator=HOST:PORT --processes=N --process=I` (`docs/hosts.md`).
 """
 
 import functools
@@ -39,15 +39,15 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The config, as configs/NAME.py or configs/NAME.py:VARIANT.")
 flags.DEFINE_string("workdir", None, "The run's folder: everything is written there, and resumed from there.")
 flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for processes that no cluster tells who they are.")
-flags.DEFINE_integer("processes", None, "How many processes there are; 1 is alone, whatever the cluster says.")
-flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where jax detects no cluster.")
+flags.DEFINE_integer("processes", None, "Number of processes; 1 is a single process in any cluster.")
+flags.DEFINE_integer("process", None, "Number of this process, from 0.")
 flags.DEFINE_string(
-    "compile_cache", "~/.cache/vf/xla", "Folder of compiled programs, best one that all share; '' = none."
+    "compile_cache", "~/.cache/vf/xla", "Folder of compiled programs, if possible one that all hosts share; '' = none."
 )
-flags.DEFINE_bool("compile_only", False, "Compile the training step, so that later starts find it, and end.")
+flags.DEFINE_bool("compile_only", False, "Compile the training step into the cache, and end.")
 flags.DEFINE_integer("profile", 0, "Trace so many steps for xprof, into the run's folder.", lower_bound=0)
-flags.DEFINE_float("startup_timeout", 300.0, "Seconds in which all processes must have come.", lower_bound=1)
+flags.DEFINE_float("startup_timeout", 300.0, "Seconds in which all processes must have joined.", lower_bound=1)
 flags.DEFINE_float("heartbeat_timeout", 30.0, "Seconds of silence after which a host counts as dead.", lower_bound=10)
 
 
@@ -60,10 +60,10 @@ def run(
     profile: int = 0,
     compile_only: bool = False,
 ) -> dict[str, float]:
-    """One job. Returns the last scores (none of modes sample and plan).
+    """Runs one job. Returns the last scores; {} for the modes sample and plan.
 
-    hosts: this process among those of the run, which have come together; default alone.
-    profile, compile_only: of `jobs.train.run`.
+    hosts: the processes of the run, which have joined; default a single process.
+    profile, compile_only: as in `jobs.train.run`.
 
     Raises UserError, and Stopped as `jobs.train.run` does."""
     check(config, mode)
@@ -88,23 +88,24 @@ def main(argv: list[str]) -> None:
     planning = FLAGS.mode == "plan"
     build.cpu_devices(FLAGS.config, plan=planning)
     workdir = files.folder(FLAGS.workdir)
-    keep_programs(FLAGS.compile_cache)  # before anything is compiled
+    cache_programs(FLAGS.compile_cache)  # before anything is compiled
     process = None if planning else this_process(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     facts = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
     hosts = Hosts(
         process, fingerprint(to_json(FLAGS.config), facts) if process else {}, workdir,
         startup_timeout=FLAGS.startup_timeout, heartbeat_timeout=FLAGS.heartbeat_timeout, trains=FLAGS.mode == "train",
     )  # fmt: skip
-    # SIGTERM unwinds the stack, or saves first: processes and shared memory are given back.
+    # SIGTERM unwinds the stack, or saves first, so that processes and shared memory are released.
     signal.signal(signal.SIGTERM, hosts.terminate)
     with hosts:
         run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
 
 
-def keep_programs(folder: str) -> None:
-    """Keeps what is compiled in `folder`, for this and all later jobs; "" does not. The environment's word counts more.
+def cache_programs(folder: str) -> None:
+    """Caches compiled programs in `folder`, for this and all later jobs; "" disables it.
 
-    All processes read there and the first writes: on several hosts it should be a folder that they share.
+    JAX_COMPILATION_CACHE_DIR takes precedence. All processes read the folder and the first writes: on
+    several hosts it should be a folder that they share.
     """
     if folder and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(Path(folder).expanduser()))

@@ -1,4 +1,4 @@
-"""Every random draw is a function of (seed, purpose, example): nothing is carried, nothing depends on the machine.
+"""Every random draw is a function of (seed, purpose, example), without any state, the same on every machine.
 
 A draw that concerns a training example is keyed by the example's number in the run (step * batch_size + row), one that
 concerns a sample by the sample's number; so it is the same on 1 or 256 devices, in any batch, after any restart.
@@ -11,7 +11,7 @@ from jaxtyping import Array, Key, UInt
 
 
 class Purpose(enum.IntEnum):
-    """What a draw is for. Numbers are part of a run's reproducibility: append, never renumber."""
+    """The purpose of a draw. Runs reproduce by these numbers: append, never renumber."""
 
     PARAMETERS = 0
     TRAIN = 1

@@ -1,4 +1,4 @@
-"""Names shared by every layer: the shapes of a batch and the error that users see."""
+"""Names shared by every room: the shapes of a batch and the error that users see."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ the example is keyed by it, so that no draw depends on the number of devices or 
 
 
 class UserError(Exception):
-    """Bad input, in one sentence: what was expected, what came, what to do. `vf.main` prints it and exits with 2.
+    """Bad input, in one sentence: what was expected, what was found, what to do. `vf.main` prints it and exits with 2.
 
     Args:
-        message: the sentence. It calls parameters by their own names, since code that commands share knows no flags.
+        message: the sentence. It uses the names of parameters, since code that commands share knows no flags.
         parameter: the parameter to be changed, for `naming_flags`; "" where there is no single one.
     """
 
@@ -45,7 +45,7 @@ def naming_flags(flags: Mapping[str, str]) -> Iterator[None]:
 
 
 def __getattr__(name: str) -> Any:
-    """`Array` when it is asked for: processes that prepare or read data need no jax, which takes most of a second."""
+    """Imports jax for `Array` only on demand: processes that prepare or read data do not need it (most of a second)."""
     if name == "Array":
         import jax
         import numpy as np

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.made import CLASSES, parameters, write
+from tests.data.synthetic import CLASSES, parameters, write
 from vf.data.preparation import prepare
 
 

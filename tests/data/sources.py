@@ -1,4 +1,4 @@
-"""Made folders and archives of empty files, listed."""
+"""Folders and archives of empty files, and their listings."""
 
 import io
 import tarfile
@@ -49,25 +49,25 @@ def pack(archive: Path, contents: dict[str, bytes]) -> Path:
     return archive
 
 
-def listed(dataset: str, source: Path, *, splits: Path | None = None, fold: int = 1, table: Path | None = None):
+def list_clips(dataset: str, source: Path, *, splits: Path | None = None, fold: int = 1, table: Path | None = None):
     return DATASETS[dataset](source, splits, fold, table)
 
 
-def told(dataset: str, source: Path, **kwargs) -> str:
+def error_message(dataset: str, source: Path, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
-        listed(dataset, source, **kwargs)
+        list_clips(dataset, source, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def facts(found: Listing) -> dict[str, str]:
-    """Split and label of each clip, in order; an item's path or member is there."""
+def splits_and_labels(found: Listing) -> dict[str, str]:
+    """Split and label of each clip, in order; checks that each item's path exists and that names are distinct."""
     for item in found.items:
         assert item.member or item.path.exists()
     assert len({item.name for item in found.items}) == len(found.items)
     return {item.name: " ".join(filter(None, (item.split, item.label))) for item in found.items}
 
 
-def tabled(tmp_path: Path, table: str | bytes, *names: str, dataset: str = "webvid") -> Listing:
+def list_with_table(tmp_path: Path, table: str | bytes, *names: str, dataset: str = "webvid") -> Listing:
     write(tmp_path, {"captions.csv": table})
-    return listed(dataset, make(tmp_path / "videos", *names), table=tmp_path / "captions.csv")
+    return list_clips(dataset, make(tmp_path / "videos", *names), table=tmp_path / "captions.csv")

@@ -54,7 +54,7 @@ def test_centre_start_leaves_as_much_before_as_after(length):
     assert after - start in (0, 1)
 
 
-def test_too_short_a_video_is_told():
+def test_a_video_that_is_too_short_is_refused():
     for choose in (centre_start, lambda *shape: random_start(np.random.default_rng(0), *shape)):
         with pytest.raises(ValueError, match=r"need a video of 16 frames, but it has 15"):
             choose(15, 16, 1)
@@ -75,7 +75,7 @@ def test_crop_is_the_largest_centred_square(height, width):
 
 
 def naive_blocks(length: int, frames: int, stride: int) -> list[list[int]]:
-    """DIGAN's clips: the video in pieces of frames x stride, every piece dealt out like cards to `stride` clips."""
+    """DIGAN's clips: the video in pieces of frames x stride, its frames dealt in turn to `stride` clips."""
     clips = []
     video = list(range(length))
     while len(video) >= frames * stride:

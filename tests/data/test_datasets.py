@@ -1,10 +1,10 @@
-"""Each data set's layouts, as people have them and as nobody should."""
+"""Each data set's layouts: those in use, and malformed ones."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.data.sources import UCF, facts, listed, make, pack, told, write
+from tests.data.sources import UCF, error_message, list_clips, make, pack, splits_and_labels, write
 from vf.data.datasets import DATASETS, WEIZMANN
 
 # Files in the order of their clips, a folder of frames by its only frame; and each clip's split and class.
@@ -37,9 +37,9 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("dataset", "expected"), LAYOUTS)
 def test_layouts_in_natural_order(tmp_path, dataset, expected):
-    found = listed(dataset, make(tmp_path, *reversed(expected)))
+    found = list_clips(dataset, make(tmp_path, *reversed(expected)))
     names = [str(Path(name).parent) if name.lower().endswith((".jpg", ".png")) else name for name in expected]
-    assert list(facts(found).items()) == list(zip(names, expected.values(), strict=True))
+    assert list(splits_and_labels(found).items()) == list(zip(names, expected.values(), strict=True))
     labels = {item.label for item in found.items} - {""}
     assert found.classes == (WEIZMANN if dataset == "weizmann" else tuple(sorted(labels)))
     assert (found.lost, found.unlisted) == ({}, [])
@@ -49,11 +49,12 @@ def test_layouts_in_natural_order(tmp_path, dataset, expected):
 def test_sources_without_clips_are_explained(tmp_path, dataset):
     table = write(tmp_path, {"t.csv": "path\na.avi\n"}) / "t.csv"
     kwargs = {"table": table} if dataset == "webvid" else {}
-    assert "does not exist" in told(dataset, tmp_path / "nowhere", **kwargs)
-    assert "does not exist" in told(dataset, tmp_path / ("x" * 300), **kwargs)
+    assert "does not exist" in error_message(dataset, tmp_path / "nowhere", **kwargs)
+    assert "does not exist" in error_message(dataset, tmp_path / ("x" * 300), **kwargs)
     empty = make(tmp_path / "empty", "1.png", "UCF101.rar")
     assert all(
-        part in told(dataset, empty, **kwargs) for part in ("no videos", ".avi", "no folders", ".png", "another source")
+        part in error_message(dataset, empty, **kwargs)
+        for part in ("no videos", ".avi", "no folders", ".png", "another source")
     )
 
 
@@ -61,30 +62,30 @@ def test_options_of_other_data_sets_are_refused(tmp_path):
     make(tmp_path, "bend/a_bend.avi")
     for dataset in DATASETS:
         if dataset != "ucf101":
-            assert "split files are for ucf101" in told(dataset, tmp_path, splits=tmp_path)
+            assert "split files are for ucf101" in error_message(dataset, tmp_path, splits=tmp_path)
         if dataset not in ("webvid", "folder"):
-            assert "a table is for" in told(dataset, tmp_path, table=tmp_path)
+            assert "a table is for" in error_message(dataset, tmp_path, table=tmp_path)
 
 
 def test_videos_outside_of_classes(tmp_path):
-    found = listed("ucf101", make(tmp_path, *UCF, "loose.avi"))
-    assert set(facts(found)) == set(UCF)
+    found = list_clips("ucf101", make(tmp_path, *UCF, "loose.avi"))
+    assert set(splits_and_labels(found)) == set(UCF)
     assert found.lost == {"loose.avi": "lies in no folder of a class"}
-    assert "CLASS/v_CLASS" in told("ucf101", tmp_path / "Bowling")
+    assert "CLASS/v_CLASS" in error_message("ucf101", tmp_path / "Bowling")
 
 
 @pytest.mark.parametrize(
     ("file", "why"), [("eli_swim.avi", "no action"), ("run/eli_walk.avi", "two actions: run and walk")]
 )
 def test_a_name_without_one_action_is_lost(tmp_path, file, why):
-    found = listed("weizmann", make(tmp_path, "eli_skip.avi", file))
-    assert facts(found) == {"eli_skip.avi": "train skip"}
+    found = list_clips("weizmann", make(tmp_path, "eli_skip.avi", file))
+    assert splits_and_labels(found) == {"eli_skip.avi": "train skip"}
     assert list(found.lost) == [file]
     assert why in found.lost[file]
 
 
-def test_webvid_wants_one_table(tmp_path):
+def test_webvid_requires_exactly_one_table(tmp_path):
     source = make(tmp_path, "1.mp4")
-    assert "found 0: name one" in told("webvid", source)
-    assert "found 2: name one" in told("webvid", make(source, "a.csv", "b.csv"))
-    assert "found 0: name one" in told("webvid", pack(tmp_path / "u.zip", {"1.mp4": b""}))
+    assert "found 0: name one" in error_message("webvid", source)
+    assert "found 2: name one" in error_message("webvid", make(source, "a.csv", "b.csv"))
+    assert "found 0: name one" in error_message("webvid", pack(tmp_path / "u.zip", {"1.mp4": b""}))

@@ -1,4 +1,4 @@
-"""Embeddings belong to the base frame of the window: those of frame k say k, and minus k where it is mirrored."""
+"""Embeddings belong to the base frame of the window: that of frame k holds k, or -k where it is mirrored."""
 
 import json
 from itertools import islice
@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from configs import base
-from tests.data.made import colour, number
+from tests.data.synthetic import colour, number
+from vf.config import build, networks
 from vf.config import data as config_data
-from vf.config import networks
 from vf.data import inspect, prepare
 from vf.data.clips import Windows
 from vf.data.embeddings import Layout
@@ -20,7 +20,7 @@ from vf.data.prepared import Prepared
 from vf.types import UserError
 
 SIZE = 16
-VIDEOS = {"A/clip": 70, "B/clip": 41, "C/clip": 23}  # frames; the class tells which video it is
+VIDEOS = {"A/clip": 70, "B/clip": 41, "C/clip": 23}  # numbers of frames; the class identifies the video
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def source(tmp_path_factory) -> Path:
 
 
 def vectors(video: int, frames: range) -> np.ndarray:
-    """f32 [n 3]: what the embedding of each of `frames` says."""
+    """f32 [n 3]: the embedding of each of `frames`."""
     return np.array([(video + 1, k, 7) for k in frames], np.float32)
 
 
 def arrays(every: int, mirrored: bool = True) -> dict:
-    """What a file of embeddings holds; with `every` 0 one a video, which says that it is frame 1,000's."""
+    """The arrays of a file of embeddings; with `every` 0 one embedding a video, written as that of frame 1,000."""
     parts = [vectors(v, range(0, n, every) if every else range(1000, 1001)) for v, n in enumerate(VIDEOS.values())]
     found = {"name": list(VIDEOS), "embedding": np.concatenate(parts)}
     if every:
@@ -56,15 +56,15 @@ def save(file: Path, found: dict) -> Path:
 
 
 def make(source: Path, out: Path, file: Path | None) -> dict:
-    """The command's flags, and what it does with them."""
+    """Prepares with the command's flags, and returns the manifest."""
     flags = ["folder", f"--source={source}", f"--out={out}", f"--size={SIZE}", "--workers=1"]
     parameters, args = prepare.arguments(flags + ([f"--embeddings={file}"] if file else []))
     return prepare.prepare(parameters, args.out, args.workers)
 
 
 @pytest.fixture(scope="module")
-def made(source, tmp_path_factory):
-    """(every, mirrored) -> a prepared data set, made once."""
+def prepare_with(source, tmp_path_factory):
+    """A function of (every, mirrored) that gives a prepared data set, made once."""
     known: dict[tuple[int, bool], Path] = {}
 
     def get(every: int, mirrored: bool = True) -> Path:
@@ -110,27 +110,30 @@ def seen(batch: dict[str, np.ndarray], base_frame: int) -> list[tuple[int, int, 
     ],
 )
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_clip_has_the_embedding_of_its_own_base_frame(made, every, base_frame, changes, flip):
-    config = configured(made(every), **{"noise.base_frame": base_frame}, **changes)
+def test_a_clip_has_the_embedding_of_its_own_base_frame(prepare_with, every, base_frame, changes, flip):
+    config = configured(prepare_with(every), **{"noise.base_frame": base_frame}, **changes)
     clips = config_data.source(config)
     at = config_data.base_frame(config)
     assert at == (2 if base_frame == -1 else base_frame)
-    told = set()
+    seen_vectors = set()
     with batches(clips, seed=1, batch_size=16, threads=2, flip=flip) as iterator:
         for batch in islice(iterator, 4):
             assert set(batch) == {"video", "label", "embedding", "index"}
             for (video, frame, flipped), vector in zip(seen(batch, at), batch["embedding"], strict=True):
-                wanted = nearest(frame, list(VIDEOS.values())[video], every)
-                assert vector.tolist() == (vectors(video, range(wanted, wanted + 1))[0] * (1 - 2 * flipped)).tolist()
-                told.add((video, wanted, flipped))
-    assert {flipped for *_, flipped in told} == ({False, True} if flip else {False})
-    assert len({(video, frame) for video, frame, _ in told}) > (16 if every == 1 else 4 if every < 50 else 2)
+                nearest_frame = nearest(frame, list(VIDEOS.values())[video], every)
+                assert (
+                    vector.tolist()
+                    == (vectors(video, range(nearest_frame, nearest_frame + 1))[0] * (1 - 2 * flipped)).tolist()
+                )
+                seen_vectors.add((video, nearest_frame, flipped))
+    assert {flipped for *_, flipped in seen_vectors} == ({False, True} if flip else {False})
+    assert len({(video, frame) for video, frame, _ in seen_vectors}) > (16 if every == 1 else 4 if every < 50 else 2)
 
 
-def test_a_middle_window_has_the_embedding_of_its_own_base_frame(made):
+def test_a_middle_window_has_the_embedding_of_its_own_base_frame(prepare_with):
     """Evaluation takes middle windows; they are neither random nor mirrored."""
     for start in ("random", "centre"):
-        clips = fixed_clips(Prepared(made(3), windows=Windows(6, 2, start=start), base_frame=1), 3)
+        clips = fixed_clips(Prepared(prepare_with(3), windows=Windows(6, 2, start=start), base_frame=1), 3)
         for (video, frame, _), vector in zip(seen(clips, 1), clips["embedding"], strict=True):
             frames = list(VIDEOS.values())[video]
             assert frame == (frames - 11) // 2 + 2
@@ -149,8 +152,8 @@ def older(data: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("age", ["new", "old"])
-def test_one_embedding_a_video_serves_its_middle_window_alone(made, tmp_path, age):
-    data = made(0, False) if age == "new" else older(made(0, False), tmp_path / "old")
+def test_one_embedding_a_video_serves_its_middle_window_alone(prepare_with, tmp_path, age):
+    data = prepare_with(0, False) if age == "new" else older(prepare_with(0, False), tmp_path / "old")
     for start in ("random", "first", "all", "blocks"):
         with pytest.raises(
             UserError, match=rf"one embedding for each video.* start at {start}: take windows at the centre"
@@ -166,8 +169,8 @@ def test_one_embedding_a_video_serves_its_middle_window_alone(made, tmp_path, ag
         assert number(clip["video"][2][:, : SIZE // 2]) == (frames - 6) // 2 + 2
 
 
-def test_mirrored_clips_need_mirrored_embeddings(made):
-    for root, windows in ((made(3, False), Windows(6)), (made(0, False), Windows(6, start="centre"))):
+def test_mirrored_clips_need_mirrored_embeddings(prepare_with):
+    for root, windows in ((prepare_with(3, False), Windows(6)), (prepare_with(0, False), Windows(6, start="centre"))):
         clips = Prepared(root, windows=windows, base_frame=2)
         for how in ({"threads": 2}, {"workers": 1}) if windows.start == "random" else ({"threads": 0},):
             iterator = batches(clips, seed=0, batch_size=1, flip=True, **how)
@@ -177,29 +180,42 @@ def test_mirrored_clips_need_mirrored_embeddings(made):
             assert (next(iterator)["embedding"][:, 0] > 0).all()
         with batches(Prepared(root, windows=windows), seed=0, batch_size=4, flip=True) as iterator:
             assert set(next(iterator)) == {"video", "label", "index"}
-    clips = Prepared(made(0), windows=Windows(6, start="centre"), base_frame=2)  # one a video may be mirrored too
+    clips = Prepared(
+        prepare_with(0), windows=Windows(6, start="centre"), base_frame=2
+    )  # one a video may be mirrored too
     with batches(clips, seed=0, batch_size=30, flip=True) as iterator:
         batch = next(iterator)
     assert set(batch["embedding"][:, 1]) == {1000, -1000}
     assert [flipped for *_, flipped in seen(batch, 2)] == (batch["embedding"][:, 1] < 0).tolist()
 
 
-def test_a_base_frame_outside_the_clip_is_refused(made):
+def test_training_on_mirrored_clips_without_mirrored_embeddings_is_refused_at_the_start(prepare_with, tmp_path):
+    """The error names the flag. Clips that are read without embeddings may be mirrored."""
+    config = configured(prepare_with(3, False), **{"data.flip": True, "data.validation_share": 0.0})
+    with pytest.raises(UserError, match=r"no embeddings of mirrored frames.* \(--config\.data\.flip\)$"):
+        build.train(config, tmp_path, fresh=True)
+    for changes in ({"data.flip": False}, {"model.context": "base_frame"}, {"data.source": str(prepare_with(3))}):
+        allowed = config.copy_and_resolve_references()
+        allowed.update_from_flattened_dict(changes)
+        config_data.check_flip(allowed, config_data.source(allowed))
+
+
+def test_a_base_frame_outside_the_clip_is_refused(prepare_with):
     for base_frame in (-1, 6):
         with pytest.raises(UserError, match=rf"the base frame must be one of 0..5, got {base_frame}"):
-            Prepared(made(3), windows=Windows(6), base_frame=base_frame)
+            Prepared(prepare_with(3), windows=Windows(6), base_frame=base_frame)
 
 
-def test_what_there_is_is_told(made, source, tmp_path, capsys):
-    manifest = json.loads((made(3) / "manifest.json").read_text())
+def test_the_embeddings_of_a_data_set_are_reported(prepare_with, source, tmp_path, capsys):
+    manifest = json.loads((prepare_with(3) / "manifest.json").read_text())
     assert manifest["embeddings"] == {"dim": 3, "every": 3, "mirrored": True}
-    told = "embeddings: one every 3 frames, 3 numbers each, and those of the mirrored frames"
-    assert told in prepare.report(manifest, made(3)).splitlines()
-    inspect.main([f"--data={made(3)}", f"--out={tmp_path / 'sheet.png'}"])
-    assert told in capsys.readouterr().out
+    line = "embeddings: one every 3 frames, 3 numbers each, and those of the mirrored frames"
+    assert line in prepare.report(manifest, prepare_with(3)).splitlines()
+    inspect.main([f"--data={prepare_with(3)}", f"--out={tmp_path / 'sheet.png'}"])
+    assert line in capsys.readouterr().out
     bare = make(source, tmp_path / "bare", None)
     assert bare["embeddings"] == {"dim": 0, "every": 0, "mirrored": False}
-    assert "embeddings" not in prepare.report(bare, tmp_path)
+    assert "embeddings:" not in prepare.report(bare, tmp_path)
     with pytest.raises(UserError, match="no embedding of the base frame"):
         networks.embedding_dim(configured(tmp_path / "bare"), config_data.source(configured(tmp_path / "bare")))
 
@@ -207,9 +223,9 @@ def test_what_there_is_is_told(made, source, tmp_path, capsys):
 def test_a_video_of_another_length_than_its_embeddings_is_lost(source, tmp_path):
     """Another decoder may have found other frames, and then no embedding is known to be that of its frame."""
     found = arrays(3) | {"frames": [70, 42, 23]}  # 42 frames have as many embeddings as 41
-    made = make(source, tmp_path / "data", save(tmp_path / "vectors.npz", found))
-    assert made["rejected"] == {"B/clip": "has 41 frames, and the file of embeddings says 42"}
-    assert made["splits"]["train"]["index"]["name"] == ["A/clip", "C/clip"]
+    manifest = make(source, tmp_path / "data", save(tmp_path / "vectors.npz", found))
+    assert manifest["rejected"] == {"B/clip": "has 41 frames, and the file of embeddings says 42"}
+    assert manifest["splits"]["train"]["index"]["name"] == ["A/clip", "C/clip"]
     batch = fixed_clips(Prepared(tmp_path / "data", windows=Windows(6), base_frame=2), 2)
     for (video, frame, _), vector in zip(seen(batch, 2), batch["embedding"], strict=True):
         assert vector[1] == nearest(frame, [70, 41, 23][video], 3)
@@ -231,7 +247,7 @@ def test_a_video_of_another_length_than_its_embeddings_is_lost(source, tmp_path)
         ({"embedding": np.zeros((46, 0)), "mirrored": None}, r"they have shapes \[3\] and \[46, 0\]"),
     ],
 )
-def test_a_file_that_does_not_fit_together_is_told(source, tmp_path, changes, message):
+def test_an_inconsistent_file_of_embeddings_is_refused(source, tmp_path, changes, message):
     file = save(tmp_path / "vectors.npz", arrays(3) | changes)
     with pytest.raises(UserError, match=rf"should hold `name` .*{message}"):
         make(source, tmp_path / "data", file)

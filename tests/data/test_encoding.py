@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.data.made import parameters, write
+from tests.data.synthetic import parameters, write
 from vf.data.clips import Windows
 from vf.data.preparation import prepare
 from vf.data.prepared import Prepared

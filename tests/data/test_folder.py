@@ -1,4 +1,4 @@
-"""Made videos whose frame k has colour k, real clips, and everything that is no video."""
+"""Synthetic videos whose frame k has colour k, real clips, and files that are not videos."""
 
 import threading
 from itertools import islice
@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.data.made import H264, LENGTH, MPEG4, VIDEOS, colour, number, write
+from tests.data.synthetic import H264, LENGTH, MPEG4, VIDEOS, colour, number, write
 from vf.data import decode
 from vf.data.clips import Windows, num_starts
 from vf.data.folder import VideoFolder
@@ -17,7 +17,7 @@ from vf.types import UserError
 
 
 class Start:
-    """In place of a generator: chooses the start that it was told."""
+    """Stands in for a random generator: chooses the given start."""
 
     def __init__(self, start: int):
         self.start = start
@@ -52,8 +52,8 @@ def test_frame_k_has_colour_k_in_every_window(coloured, tmp_path, name):
         source.clip(0, Start(num_starts(LENGTH, 3, 4)))  # the file is known to have LENGTH frames, and no more
 
 
-def test_the_made_videos_are_as_hard_as_they_should_be(coloured):
-    """Guards the test above: key frames are sparse, orders differ, and one container tells false times."""
+def test_the_synthetic_videos_are_as_difficult_as_intended(coloured):
+    """Guards the test above: key frames are sparse, orders differ, and one container holds false times."""
     orders = {}
     for name in VIDEOS:
         with av.open(str(coloured / name)) as container:
@@ -84,11 +84,11 @@ def test_a_window_decodes_its_own_group_of_pictures_and_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["lands too late", "is refused"])
-def test_where_seeking_fails_decoding_begins_at_the_beginning(coloured, tmp_path, monkeypatch, fault):
+def test_where_seeking_fails_decoding_starts_from_the_first_frame(coloured, tmp_path, monkeypatch, fault):
     seeks = []
 
     class Container:
-        """The true one, but for seeking."""
+        """The real container, except for seeking."""
 
         def __init__(self, true):
             self.true, self.decode, self.demux = true, true.decode, true.demux
@@ -215,7 +215,7 @@ def test_a_flat_folder_has_no_labels(coloured):
     assert source.clip(0, None)["label"] == 0
 
 
-def test_what_is_no_video_is_left_out_with_a_reason(one_video, caplog):
+def test_files_that_are_not_videos_are_left_out_with_a_reason(one_video, caplog):
     place = one_video / "Class"
     (place / "text.avi").write_text("a list of words, not of pictures\n" * 50)
     (place / "zero.mp4").write_bytes(b"")
@@ -245,36 +245,36 @@ def test_exactly_the_needed_length_is_enough(one_video):
         VideoFolder(one_video, windows=Windows(21), size=8)
 
 
-def test_a_file_that_vanishes_is_a_bad_record(one_video):
+def test_a_file_that_disappears_is_a_bad_record(one_video):
     source = VideoFolder(one_video, windows=Windows(2), size=8)
     (one_video / "Class" / "v.avi").unlink()
     with pytest.raises(BadRecord, match=r"Class/v\.avi: No such file"):
         source.clip(0, None)
 
 
-def test_folders_that_cannot_serve_are_explained(tmp_path, one_video):
-    def told(root: Path, **kwargs) -> str:
+def test_unusable_folders_are_explained(tmp_path, one_video):
+    def error_message(root: Path, **kwargs) -> str:
         with pytest.raises(UserError) as caught:
             VideoFolder(root, windows=Windows(2), size=8, **kwargs)
         return str(caught.value)
 
-    missing = told(tmp_path / "nowhere")
+    missing = error_message(tmp_path / "nowhere")
     assert all(part in missing for part in ("no such folder", "CLASS/VIDEO", ".webm", "name one"))
     (tmp_path / "empty" / "Class").mkdir(parents=True)
-    empty = told(tmp_path / "empty")
+    empty = error_message(tmp_path / "empty")
     assert all(part in empty for part in ("1 folders and no video", "CLASS/VIDEO", ".avi", "name the right folder"))
     deep = tmp_path / "deep" / "UCF-101"
     deep.mkdir(parents=True)
     (one_video / "Class").rename(deep / "Class")
-    assert str(deep / "Class" / "v.avi") in told(deep.parent)
+    assert str(deep / "Class" / "v.avi") in error_message(deep.parent)
     (deep / "loose.avi").write_bytes(b"")
-    assert "keep one layout" in told(deep)
+    assert "keep one layout" in error_message(deep)
     (deep / "loose.avi").unlink()
-    assert "split file" in told(deep, split_file=tmp_path / "nowhere.txt")
+    assert "split file" in error_message(deep, split_file=tmp_path / "nowhere.txt")
     (tmp_path / "blank.txt").write_text("\n\n")
-    assert "is empty" in told(deep, split_file=tmp_path / "blank.txt")
+    assert "is empty" in error_message(deep, split_file=tmp_path / "blank.txt")
     (tmp_path / "other.txt").write_text("Other/v.avi 1\n")
-    assert "is not in the folder" in told(deep, split_file=tmp_path / "other.txt")
+    assert "is not in the folder" in error_message(deep, split_file=tmp_path / "other.txt")
 
 
 def test_batches_of_videos_are_the_same_for_any_number_of_threads(coloured):
@@ -324,7 +324,7 @@ def test_a_corrupted_file_is_skipped_with_its_name(real_clips, tmp_path, caplog)
     assert "corrupted.mp4: Invalid data" in caplog.text
 
 
-def test_nothing_of_a_folder_stays_open(coloured):
+def test_no_file_of_a_folder_stays_open(coloured):
     before = set(threading.enumerate())
     source = VideoFolder(coloured, windows=Windows(2), size=8)
     source.clip(0, None)

@@ -1,4 +1,4 @@
-"""Made videos whose frame k shows k by its colour, and which video it is; looked at before and after preparation."""
+"""Synthetic videos whose colours show frame number and video, inspected before and after preparation."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from tests.data.made import MPEG4
+from tests.data.synthetic import MPEG4
 from vf.data import inspect
 from vf.data.clips import Windows
 from vf.data.preparation import prepare
@@ -94,7 +94,7 @@ def shown(sheet: np.ndarray, rows: int, frames: int, size: int) -> list[list[tup
     side = scale * size
     across, down = side + inspect.PAD, side + inspect.LINE + inspect.MARGIN
     assert sheet.shape[0] == rows * down + inspect.MARGIN
-    assert sheet.shape[1] == max(inspect.LEAST_WIDTH, frames * across - inspect.PAD) + 2 * inspect.MARGIN
+    assert sheet.shape[1] == max(inspect.MIN_WIDTH, frames * across - inspect.PAD) + 2 * inspect.MARGIN
     found, rest = [], sheet.copy()
     for top in range(inspect.MARGIN + inspect.LINE, sheet.shape[0], down):
         lefts = range(inspect.MARGIN, inspect.MARGIN + frames * across, across)
@@ -102,9 +102,9 @@ def shown(sheet: np.ndarray, rows: int, frames: int, size: int) -> list[list[tup
         strip = rest[top : top + side, inspect.MARGIN : inspect.MARGIN + frames * across - inspect.PAD]
         for left in range(0, strip.shape[1] - side, across):
             assert np.all(strip[:, left + side : left + across] == GAP)
-        strip[:] = inspect.PAPER
-        rest[top - inspect.LINE : top] = inspect.PAPER
-    assert np.all(rest == inspect.PAPER)
+        strip[:] = inspect.BACKGROUND
+        rest[top - inspect.LINE : top] = inspect.BACKGROUND
+    assert np.all(rest == inspect.BACKGROUND)
     return found
 
 
@@ -181,9 +181,9 @@ def test_the_seed_alone_chooses_and_fewer_clips_are_the_first_of_more(prepared, 
 
 
 def test_statistics_of_a_prepared_set(prepared, tmp_path, capsys):
-    told = run(capsys, f"--data={prepared}", f"--out={tmp_path / 'x.png'}", "--frames=6").splitlines()
+    lines = run(capsys, f"--data={prepared}", f"--out={tmp_path / 'x.png'}", "--frames=6").splitlines()
     manifest = json.loads((prepared / "manifest.json").read_text())
-    assert told[:9] == [
+    assert lines[:9] == [
         f"{prepared}: folder, prepared at 32 x 32, raw, fingerprint {manifest['fingerprint']}",
         "train: 4 clips, 106 frames, 0:00:05 (h:m:s)",  # 82 / 25 + 24 / 12 = 5.28 s
         "  length: 3 to 70 frames, median 16.5",
@@ -201,11 +201,11 @@ def test_statistics_of_a_prepared_set(prepared, tmp_path, capsys):
         first += VIDEOS[name][0]
     pixels = np.concatenate(drawn).reshape(-1, 3)
     mean, std = (" ".join(f"{x:.1f}" for x in values) for values in (pixels.mean(0), pixels.std(0)))
-    assert told[9:11] == [
+    assert lines[9:11] == [
         "pixels of 4 clips drawn, 6 frames each (red, green, blue in 0..255)",
         f"  mean {mean}, standard deviation {std}",
     ]
-    assert told[11:] == [
+    assert lines[11:] == [
         "rejected: 3 clips",
         f"  2 x such as A/short1.mkv: {manifest['rejected']['A/short1.mkv']}",
         f"  1 x such as A/text.mkv: {manifest['rejected']['A/text.mkv']}",
@@ -219,15 +219,15 @@ def test_statistics_of_a_prepared_set(prepared, tmp_path, capsys):
 
 def test_a_folder_of_videos_needs_no_preparation(source, tmp_path, capsys, written):
     out = tmp_path / "x.png"
-    told = run(capsys, f"--data={source}", f"--out={out}", "--frames=4").splitlines()
-    assert told[:5] == [
+    lines = run(capsys, f"--data={source}", f"--out={out}", "--frames=4").splitlines()
+    assert lines[:5] == [
         f"{source}: a folder of videos, not prepared, seen at 128 x 128",
         "all videos: 9 clips, 172 frames, 0:00:12 (h:m:s)",  # 86 / 25 + 24 / 12 + 62 / 10 = 11.6 s
         "  length: 2 to 70 frames, median 9",
         "  rate: 25 fps (5), 10 fps (3), 12 fps (1)",
         "  classes: 3, clips of each: A (4), C (3), B (2)",
     ]
-    assert told[-3:] == [
+    assert lines[-3:] == [
         "rejected: 1 clips",
         "  1 x such as A/text.mkv: Invalid data found when processing input",
         f"{out}: 9 clips, one a row",
@@ -244,14 +244,14 @@ def test_a_folder_of_videos_needs_no_preparation(source, tmp_path, capsys, writt
 
 
 def test_a_flat_folder_has_no_classes(source, tmp_path, capsys, written):
-    told = run(capsys, f"--data={source / 'C'}", f"--out={tmp_path / 'x.png'}", "--frames=1")
-    assert "classes" not in told
+    lines = run(capsys, f"--data={source / 'C'}", f"--out={tmp_path / 'x.png'}", "--frames=1")
+    assert "classes" not in lines
     assert sorted(text for _, text in written) == sorted(
         ["v4.mkv", "40 frames", "v5.mkv", "17 frames", "unlisted.mkv", "5 frames"]
     )
 
 
-def test_a_clip_that_cannot_be_read_is_told_and_shown_grey(source, tmp_path, capsys, written):
+def test_a_clip_that_cannot_be_read_is_reported_and_shown_grey(source, tmp_path, capsys, written):
     for name in ("v0.mkv", "v2.mkv"):
         (tmp_path / name).write_bytes((source / "A" / name).read_bytes())
     torn = tmp_path / "v0.mkv"
@@ -260,12 +260,12 @@ def test_a_clip_that_cannot_be_read_is_told_and_shown_grey(source, tmp_path, cap
     assert torn.read_bytes().count(packets[30]) == 1
     # The length of a part of the picture, beyond the packet's end.
     torn.write_bytes(torn.read_bytes().replace(packets[30], b"\x7f\xff\xff\xff" + packets[30][4:]))
-    told = run(capsys, f"--data={tmp_path}", f"--out={tmp_path / 'x.png'}", "--frames=4").splitlines()
-    assert told[-2:] == [
+    lines = run(capsys, f"--data={tmp_path}", f"--out={tmp_path / 'x.png'}", "--frames=4").splitlines()
+    assert lines[-2:] == [
         "cannot be read: v0.mkv: Invalid data found when processing input",
         f"{tmp_path / 'x.png'}: 2 clips, one a row",
     ]
-    assert "pixels of 1 clips drawn, 4 frames each (red, green, blue in 0..255)" in told
+    assert "pixels of 1 clips drawn, 4 frames each (red, green, blue in 0..255)" in lines
     sheet = np.asarray(Image.open(tmp_path / "x.png"))
     row = [text for _, text in written].index("v0.mkv") // 2
     assert written[2 * row + 1][1] == "cannot be read   70 frames"
@@ -305,25 +305,25 @@ def report(data: inspect.Collection) -> list[str]:
     return inspect.report(data, inspect.draw(data, 1, 1, 0)).splitlines()
 
 
-def test_time_is_that_of_clips_whose_rate_is_known():
+def test_duration_counts_only_clips_of_known_rate():
     clips = [inspect.Clip("a", "", 3600 * 30, 30.0), inspect.Clip("b", "", 10, 0.0), inspect.Clip("c", "", 20, 0.0)]
-    told = report(collection(clips))
-    assert told[1] == "all: 3 clips, 108,030 frames, 1:00:00 (h:m:s) (of 1 clips)"
-    assert told[3] == "  rate: unknown (2), 30 fps (1)"
+    lines = report(collection(clips))
+    assert lines[1] == "all: 3 clips, 108,030 frames, 1:00:00 (h:m:s) (of 1 clips)"
+    assert lines[3] == "  rate: unknown (2), 30 fps (1)"
     assert report(collection(clips[1:]))[1] == "all: 2 clips, 30 frames"
 
 
-def test_of_many_classes_those_with_most_and_fewest_clips_are_told():
+def test_of_many_classes_the_largest_and_smallest_are_reported():
     classes = tuple("abcdefgh")
     clips = [inspect.Clip(f"{name}{k}", name, 5, 25.0) for k in range(7) for name in classes[k + 1 :]]
-    told = "  classes: 8, clips of each: h (7), g (6), f (5), ..., c (2), b (1), a (0)"
-    assert told in report(collection(clips, classes))
+    line = "  classes: 8, clips of each: h (7), g (6), f (5), ..., c (2), b (1), a (0)"
+    assert line in report(collection(clips, classes))
 
 
-def test_reasons_that_differ_in_numbers_are_one_and_the_most_frequent_come_first():
-    said = [("a", "is odd"), *((f"{k}", f"has {k} frames") for k in range(12)), ("c", "x"), ("d", "y"), ("a", "x")]
-    told = report(collection([inspect.Clip("a", "", 1, 0.0)], unusual=said))
-    assert told[-5:] == [
+def test_reasons_that_differ_only_in_numbers_are_grouped_with_the_most_frequent_first():
+    remarks = [("a", "is odd"), *((f"{k}", f"has {k} frames") for k in range(12)), ("c", "x"), ("d", "y"), ("a", "x")]
+    lines = report(collection([inspect.Clip("a", "", 1, 0.0)], unusual=remarks))
+    assert lines[-5:] == [
         "unusual: 15 clips",  # one of them twice
         "  12 x such as 0: has 0 frames",
         "  2 x such as c: x",
@@ -353,8 +353,8 @@ def test_names_of_any_length_fit_into_the_sheet(written):
     assert about.startswith("ccc")
     assert about.endswith("   12,345 frames")
     rest = sheet.copy()
-    rest[inspect.MARGIN :, inspect.MARGIN : -inspect.MARGIN] = inspect.PAPER
-    assert np.all(rest == inspect.PAPER)  # nothing in the margins
+    rest[inspect.MARGIN :, inspect.MARGIN : -inspect.MARGIN] = inspect.BACKGROUND
+    assert np.all(rest == inspect.BACKGROUND)  # nothing in the margins
     length = ImageFont.load_default(inspect.FONT).getlength
     gap = sheet.shape[1] - 2 * inspect.MARGIN - length(name) - length(about)
     assert inspect.MARGIN <= gap < 3 * inspect.MARGIN
@@ -374,14 +374,14 @@ def test_names_of_any_length_fit_into_the_sheet(written):
         ("--data=PREPARED --out=DIR/x.png --seed=-1", "--seed must be at least 0, got -1"),
     ],
 )
-def test_bad_input_is_one_sentence(prepared, source, tmp_path, capsys, flags, why):
+def test_bad_input_is_answered_in_one_sentence(prepared, source, tmp_path, capsys, flags, why):
     for name, place in (("PREPARED", prepared), ("SOURCE", source), ("=DIR", f"={tmp_path}")):
         flags = flags.replace(name, str(place))
     with pytest.raises(SystemExit, match=r"^2$"):
         inspect.main(flags.split())
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith("vf: ")
-    assert "--config" not in told
-    assert re.search(why, told)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("vf: ")
+    assert "--config" not in error
+    assert re.search(why, error)
     assert not list(tmp_path.iterdir())

@@ -1,15 +1,17 @@
-"""The manifest tells what a prepared data set holds."""
+"""The manifest describes what a prepared data set holds."""
 
 import json
 
-from tests.data.made import CLASSES, LENGTH
+from tests.data.synthetic import CLASSES, LENGTH
 
 
-def test_the_manifest_tells_what_there_is(prepared):
+def test_the_manifest_describes_the_data_set(prepared):
     out, manifest = prepared
     assert json.loads((out / "manifest.json").read_text()) == manifest
     assert manifest["classes"] == list(CLASSES)
-    counts = {split: (made["clips"], made["frames"], made["per_class"]) for split, made in manifest["splits"].items()}
+    counts = {
+        split: (facts["clips"], facts["frames"], facts["per_class"]) for split, facts in manifest["splits"].items()
+    }
     assert counts == {
         "train": (6, 6 * LENGTH, dict.fromkeys(CLASSES, 2)),
         "test": (3, 3 * LENGTH, dict.fromkeys(CLASSES, 1)),

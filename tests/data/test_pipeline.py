@@ -1,4 +1,4 @@
-"""The order of examples is a law; read-ahead, hosts, restarts and broken records do not bend it."""
+"""The order of examples is fixed; read-ahead, hosts, restarts and broken records do not change it."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from vf.types import UserError
 
 
 class Numbers:
-    """Pixels tell the record, the embedding also tells the random draw (-1: the middle window)."""
+    """Pixels show the record; the embedding holds the record and the random draw (-1: the middle window)."""
 
     num_classes = 7
     class_names = tuple("abcdefg")
@@ -40,8 +40,8 @@ class Numbers:
         return {
             "video": np.full((2, 4, 4, 3), record % 256, np.uint8),
             "label": np.array(record % 7, np.int32),
-            "embedding": (said := np.array([record, -1 if rng is None else rng.random()], np.float32)),
-            "mirrored_embedding": -said,
+            "embedding": (vector := np.array([record, -1 if rng is None else rng.random()], np.float32)),
+            "mirrored_embedding": -vector,
         }
 
 
@@ -102,7 +102,7 @@ def test_a_late_start_reads_nothing_before_it():
     np.testing.assert_array_equal(batch["index"], 8 * 10**8 + np.arange(8))
 
 
-def test_rows_do_not_know_their_batch():
+def test_rows_do_not_depend_on_the_rest_of_their_batch():
     small, large = take(12, Numbers(20), batch_size=4), take(2, Numbers(20), batch_size=24)
     assert_same(join(small), join(large))
     np.testing.assert_array_equal(join(small)["index"], np.arange(48))
@@ -158,7 +158,7 @@ def test_the_last_record_is_replaced_by_the_first():
     assert records_of(take(1, Numbers(8, (7,)), shuffle=False)) == [0, 1, 2, 3, 4, 5, 6, 0]
 
 
-def test_one_bad_in_a_hundred_is_borne_and_two_are_not():
+def test_one_bad_record_in_a_hundred_is_tolerated_and_two_are_not():
     take(13, Numbers(100, (4,)))
     with pytest.raises(UserError, match=r"2 of 100 records.*clip4\.avi: torn"):
         take(13, Numbers(100, (4, 5)))
@@ -172,7 +172,7 @@ def test_small_sources_may_lose_all_but_one():
         take(1, Numbers(5, (0, 1, 2, 3, 4)))
 
 
-def test_other_errors_of_a_source_come_through():
+def test_other_errors_of_a_source_are_raised():
     class Broken(Numbers):
         def clip(self, record, rng):
             raise ZeroDivisionError
@@ -182,7 +182,7 @@ def test_other_errors_of_a_source_come_through():
 
 
 @pytest.mark.parametrize(("batch_size", "rows"), [(6, [6]), (6, [-1, 0]), (6, []), (0, None), (-4, None)])
-def test_rows_that_are_not_there_are_refused(batch_size, rows):
+def test_rows_outside_the_batch_are_refused(batch_size, rows):
     with pytest.raises(UserError, match=rf"batch_size - 1 = {batch_size - 1}, but these are"):
         batches(Numbers(20), seed=0, batch_size=batch_size, rows=rows)
 
@@ -273,34 +273,34 @@ def test_fixed_clips_replace_and_refuse_as_batches_do(caplog):
 
 
 def test_processes_that_read_change_nothing():
-    plain = take(7, Numbers(200, (17,)), flip=True)
+    serial = take(7, Numbers(200, (17,)), flip=True)
     late = take(4, Numbers(200, (17,)), workers=2, start=3, flip=True)
-    for one, other in zip(late, plain[3:], strict=True):
+    for one, other in zip(late, serial[3:], strict=True):
         assert_same(one, other)
     halves = [take(2, Numbers(200, (17,)), workers=1, flip=True, rows=range(p, p + 4), start=3) for p in (0, 4)]
-    for batch, *parts in zip(plain[3:5], *halves, strict=True):
+    for batch, *parts in zip(serial[3:5], *halves, strict=True):
         assert_same(batch, join(parts))
 
 
 class Ramp(Numbers):
-    """Columns tell left from right."""
+    """Columns differ, so that a mirrored clip can be recognised."""
 
     def clip(self, record, rng):
         return {**super().clip(record, rng), "video": np.tile(np.arange(4, dtype=np.uint8)[:, None], (2, 4, 1, 3))}
 
 
-def test_every_second_clip_is_mirrored_by_its_number_alone():
-    plain = join(take(60, Ramp(20)))["video"]
+def test_half_of_the_clips_are_mirrored_by_their_number_alone():
+    original = join(take(60, Ramp(20)))["video"]
     batch = join(take(60, Ramp(20), flip=True))
     mirrored = batch["video"]
     which = (mirrored[:, 0, 0, 0, 0] == 3).nonzero()[0]
     np.testing.assert_array_equal((batch["embedding"][:, 1] < 0).nonzero()[0], which)
-    np.testing.assert_array_equal(mirrored[which], plain[which][:, :, :, ::-1])
+    np.testing.assert_array_equal(mirrored[which], original[which][:, :, :, ::-1])
     others = np.setdiff1d(np.arange(480), which)
-    np.testing.assert_array_equal(mirrored[others], plain[others])
+    np.testing.assert_array_equal(mirrored[others], original[others])
     assert abs(len(which) - 240) < 5 * np.sqrt(120)
     np.testing.assert_array_equal(join(take(20, Ramp(20), flip=True, batch_size=24))["video"], mirrored)
-    assert (fixed_clips(Ramp(20), 20)["video"] == plain[0]).all()
+    assert (fixed_clips(Ramp(20), 20)["video"] == original[0]).all()
 
 
 def test_waiting_is_measured():
@@ -373,7 +373,7 @@ if __name__ == "__main__":
     ("how", "number", "code"),
     [("end", None, 0), ("raise", None, 1), ("wait", signal.SIGTERM, 143), ("wait", signal.SIGKILL, -9)],
 )
-def test_no_process_and_no_shared_memory_is_left(tmp_path, how, number, code):
+def test_no_process_and_no_shared_memory_remains(tmp_path, how, number, code):
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.made import interrupt, number, parameters, write, write_frames
+from tests.data.synthetic import interrupt, number, parameters, write, write_frames
 from vf.data import records
 from vf.data.clips import Windows
 from vf.data.folder import VideoFolder
@@ -18,7 +18,7 @@ from vf.data.prepared import Prepared
 from vf.types import UserError
 
 
-def test_the_same_command_again_does_nothing_and_another_is_refused(prepared, ucf):
+def test_repeating_a_command_changes_nothing_and_another_command_is_refused(prepared, ucf):
     out, manifest = prepared
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert prepare(parameters(ucf, "ucf101"), out, workers=2) == manifest | {"already": True}
@@ -27,7 +27,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(prepared, uc
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_a_killed_preparation_goes_on_where_it_was(many, tmp_path):
+def test_a_killed_preparation_resumes_where_it_stopped(many, tmp_path):
     out = tmp_path / "out"
     assert interrupt(many, out, signal.SIGKILL)[0] == -signal.SIGKILL
     time.sleep(0.5)  # for its worker to follow
@@ -38,18 +38,18 @@ def test_a_killed_preparation_goes_on_where_it_was(many, tmp_path):
     with pytest.raises(UserError, match="unfinished preparation with other parameters"):
         prepare(parameters(many, size=8), out, workers=1)
 
-    def keep(path, *args, **kwargs):  # what is cleared away
-        kept.update({p.name: p.stat().st_mtime_ns for p in Path(path).glob("*.clip")})
+    def record_and_remove(path, *args, **kwargs):  # what is cleared away
+        removed.update({p.name: p.stat().st_mtime_ns for p in Path(path).glob("*.clip")})
         remove(path, *args, **kwargs)
 
-    kept: dict[str, int] = {}
+    removed: dict[str, int] = {}
     remove = shutil.rmtree
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shutil, "rmtree", keep)
-        made = prepare(parameters(many), out, workers=1)
-    assert {name: kept[name] for name in staged} == staged  # finished clips were not decoded again
-    assert len(kept) == 63
-    assert made["fingerprint"] == prepare(parameters(many), tmp_path / "again", workers=2)["fingerprint"]
+        patch.setattr(shutil, "rmtree", record_and_remove)
+        manifest = prepare(parameters(many), out, workers=1)
+    assert {name: removed[name] for name in staged} == staged  # finished clips were not decoded again
+    assert len(removed) == 63
+    assert manifest["fingerprint"] == prepare(parameters(many), tmp_path / "again", workers=2)["fingerprint"]
 
 
 def staged_only(source: Path, out: Path) -> list[Path]:
@@ -73,8 +73,8 @@ def test_a_source_that_has_changed_is_staged_again(tmp_path):
     assert len(staged_only(tmp_path / "videos", tmp_path / "out")) == 2
     write(tmp_path / "videos" / "a.avi", times=range(9))
     write_frames(tmp_path / "videos" / "b", range(7))
-    made = prepare(parameters(tmp_path / "videos"), tmp_path / "out", workers=1)
-    assert made["splits"]["train"]["index"]["frames"] == [9, 7]
+    manifest = prepare(parameters(tmp_path / "videos"), tmp_path / "out", workers=1)
+    assert manifest["splits"]["train"]["index"]["frames"] == [9, 7]
 
 
 def test_a_torn_staged_clip_is_made_again(tmp_path):
@@ -96,23 +96,23 @@ def test_two_preparations_do_not_mix(ucf, tmp_path):
         prepare(parameters(ucf), tmp_path, workers=1)
 
 
-def test_where_every_clip_is_bad_there_is_no_data_set(tmp_path):
+def test_a_source_of_bad_clips_alone_gives_no_data_set(tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "empty.avi").touch()
     with pytest.raises(UserError, match=r"every clip was rejected, for example empty.avi"):
         prepare(parameters(tmp_path / "videos"), tmp_path / "out", workers=1)
 
 
-def test_a_split_that_is_all_bad_is_left_out(tmp_path):
+def test_a_split_of_bad_clips_alone_is_left_out(tmp_path):
     write_frames(tmp_path / "videos" / "train" / "a")
     write_frames(tmp_path / "videos" / "test" / "b", [0, 1, 3])
-    made = prepare(parameters(tmp_path / "videos"), tmp_path / "out", workers=1)
-    assert list(made["splits"]) == ["train"]
-    assert list(made["rejected"]) == ["test/b"]
+    manifest = prepare(parameters(tmp_path / "videos"), tmp_path / "out", workers=1)
+    assert list(manifest["splits"]) == ["train"]
+    assert list(manifest["rejected"]) == ["test/b"]
     assert len(Prepared(tmp_path / "out", windows=Windows(4))) == 1
 
 
-def test_an_embedding_that_is_missing_is_told(ucf, tmp_path):
+def test_a_missing_embedding_is_reported(ucf, tmp_path):
     np.savez(tmp_path / "vectors.npz", name=["other.avi"], embedding=np.zeros((1, 5), np.float32))
     for bad in (np.zeros(9, np.float32), np.zeros((2, 3), np.float32)):
         np.savez(tmp_path / "bad.npz", name=["a"], embedding=bad)
@@ -126,9 +126,9 @@ def test_an_embedding_that_is_missing_is_told(ucf, tmp_path):
 
 
 def test_the_real_clips(real_clips, tmp_path):
-    made = prepare(parameters(real_clips / "UCF-101", "ucf101", size=64), tmp_path, workers=2)
-    assert made["splits"]["train"]["index"]["frames"] == [250] * 10
-    assert made["splits"]["train"]["per_class"] == {"PlayingGuitar": 10}
+    manifest = prepare(parameters(real_clips / "UCF-101", "ucf101", size=64), tmp_path, workers=2)
+    assert manifest["splits"]["train"]["index"]["frames"] == [250] * 10
+    assert manifest["splits"]["train"]["per_class"] == {"PlayingGuitar": 10}
     decoded = VideoFolder(real_clips / "UCF-101", windows=Windows(16), size=64)
     read = Prepared(tmp_path, windows=Windows(16))
     for record in range(10):
@@ -139,7 +139,7 @@ def test_the_real_clips(real_clips, tmp_path):
 def test_the_real_broken_clip_and_another_container(real_clips, tmp_path):
     for folder in ("broken", "other"):
         shutil.copytree(real_clips / folder, tmp_path / "videos", dirs_exist_ok=True)
-    made = prepare(parameters(tmp_path / "videos"), tmp_path / "out", workers=1)
-    assert list(made["rejected"]) == ["corrupted.mp4"]
-    assert made["splits"]["train"]["index"]["frames"] == [310]
-    assert made["splits"]["train"]["index"]["fps"] == [30.0]
+    manifest = prepare(parameters(tmp_path / "videos"), tmp_path / "out", workers=1)
+    assert list(manifest["rejected"]) == ["corrupted.mp4"]
+    assert manifest["splits"]["train"]["index"]["frames"] == [310]
+    assert manifest["splits"]["train"]["index"]["fps"] == [30.0]

@@ -1,4 +1,4 @@
-"""The command as users give it: colours tell frames, and everything that is broken is told."""
+"""The command as users give it: frames are known by their colours, and everything that is broken is reported."""
 
 import json
 import os
@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.made import LENGTH, ROOT, colour, interrupt, number, write, write_frames
+from tests.data.synthetic import LENGTH, ROOT, colour, interrupt, number, write, write_frames
 from vf.data.clips import Windows
 from vf.data.prepare import LOST
 from vf.data.prepared import Prepared
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory) -> Path:
-    """Every kind of unusual and of broken input."""
-    root = tmp_path_factory.mktemp("zoo")
+def unusual_videos(tmp_path_factory) -> Path:
+    """A folder with every kind of unusual and of broken input."""
+    root = tmp_path_factory.mktemp("unusual")
     write(root / "good.avi")
     whole = (root / "good.avi").read_bytes()
     for tenth in range(1, 10):
@@ -99,19 +99,19 @@ UNUSUAL = {
 
 
 def run(source: Path, out: Path, *flags: str, largest: int = 0) -> subprocess.CompletedProcess:
-    """The command as users give it; on a system that refuses files of more than `largest` bytes, 0 = any."""
+    """The command as users give it, on a system that refuses files of more than `largest` bytes (0: any size)."""
     words = [sys.executable, "-m", "vf.data.prepare", "folder", f"--source={source}", f"--out={out}", *flags]
     words += ["--size=16", "--workers=1"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(words, text=True, cwd=ROOT, **streams) as process:
         if largest:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest, largest))
-        said = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(words, process.returncode, *said)
+        outputs = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(words, process.returncode, *outputs)
 
 
-def test_bad_files_are_left_out_and_told(zoo, tmp_path):
-    done = run(zoo, tmp_path / "out")
+def test_bad_files_are_left_out_and_reported(unusual_videos, tmp_path):
+    done = run(unusual_videos, tmp_path / "out")
     assert done.returncode == LOST, done.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert set(manifest["rejected"]) == set(REASONS)
@@ -120,7 +120,7 @@ def test_bad_files_are_left_out_and_told(zoo, tmp_path):
         assert manifest["rejected"][name]
         assert f"{name}: {manifest['rejected'][name]}" in done.stdout
     for name, note in UNUSUAL.items():
-        assert any(note in told for told in manifest["notes"][name]), name
+        assert any(note in recorded for recorded in manifest["notes"][name]), name
     index = manifest["splits"]["train"]["index"]
     frames = dict(zip(index["name"], index["frames"], strict=True))
     expected = {"good.avi": LENGTH, "odd.mkv": 5, "variable.mkv": 8, "grey.avi": 4, "turned.mp4": 6, "frames": 20}
@@ -140,14 +140,14 @@ def test_bad_files_are_left_out_and_told(zoo, tmp_path):
     assert corners[2].max() < 60
 
 
-def test_strict_makes_any_loss_a_failure(zoo, tmp_path):
-    done = run(zoo, tmp_path, "--strict")
+def test_strict_makes_any_loss_a_failure(unusual_videos, tmp_path):
+    done = run(unusual_videos, tmp_path, "--strict")
     assert done.returncode == 2
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith(f"vf: {len(REASONS)} clips were rejected, and none may be")
-    assert told.endswith("(--strict)")
+    last_line = done.stderr.splitlines()[-1]
+    assert last_line.startswith(f"vf: {len(REASONS)} clips were rejected, and none may be")
+    assert last_line.endswith("(--strict)")
     assert not (tmp_path / "manifest.json").exists()
-    again = run(zoo, tmp_path)  # what was packed before is not taken for finished
+    again = run(unusual_videos, tmp_path)  # what was packed before is not taken for finished
     assert again.returncode == LOST, again.stderr
     assert len(Prepared(tmp_path, windows=Windows(2))) == len(
         json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]["index"]["name"]
@@ -155,7 +155,7 @@ def test_strict_makes_any_loss_a_failure(zoo, tmp_path):
 
 
 @pytest.mark.parametrize("largest", [30_000, 200_000])  # a clip has 70 x 16 x 16 x 3 bytes, and there are nine
-def test_a_full_disk_is_told_and_finished_clips_are_kept(ucf, tmp_path, largest):
+def test_a_full_disk_is_reported_and_finished_clips_remain(ucf, tmp_path, largest):
     done = run(ucf, tmp_path / "out", largest=largest)  # refused as on a full disk
     assert done.returncode == 2
     assert f"vf: cannot write to {tmp_path / 'out'}" in done.stderr
@@ -165,7 +165,7 @@ def test_a_full_disk_is_told_and_finished_clips_are_kept(ucf, tmp_path, largest)
     assert run(ucf, tmp_path / "out").returncode == 0
 
 
-def test_an_output_that_cannot_be_written_is_told(ucf, tmp_path):
+def test_an_output_that_cannot_be_written_is_reported(ucf, tmp_path):
     (tmp_path / "file").touch()
     done = run(ucf, tmp_path / "file" / "out")
     assert done.returncode == 2
@@ -173,7 +173,7 @@ def test_an_output_that_cannot_be_written_is_told(ucf, tmp_path):
 
 
 def test_sigterm_stops_it_in_one_sentence(many, tmp_path):
-    status, said = interrupt(many, tmp_path, signal.SIGTERM)
+    status, stderr = interrupt(many, tmp_path, signal.SIGTERM)
     assert status == 130
-    assert "vf: stopped; finished clips are kept" in said
-    assert "Traceback" not in said
+    assert "vf: stopped; finished clips are kept" in stderr
+    assert "Traceback" not in stderr

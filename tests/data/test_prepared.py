@@ -1,4 +1,4 @@
-"""Clips of a prepared data set are those of its videos; what is damaged is told."""
+"""Clips of a prepared data set are those of its videos; damage is reported."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.data.made import LENGTH, number, parameters, single, write_frames
+from tests.data.synthetic import LENGTH, number, parameters, single, write_frames
 from vf.data.clips import Windows
 from vf.data.folder import VideoFolder
 from vf.data.pipeline import BadRecord
@@ -39,7 +39,7 @@ def test_prepared_clips_are_the_decoded_ones_bit_for_bit(prepared, ucf, windows)
             assert one["label"] == other["label"]
 
 
-def test_splits_are_told_apart_and_can_be_joined(prepared):
+def test_splits_are_separate_and_can_be_joined(prepared):
     out, manifest = prepared
     train, test, both = (Prepared(out, windows=Windows(4), split=s) for s in ("train", "test", "train+test"))
     assert (len(train), len(test), len(both)) == (6, 3, 9)
@@ -51,7 +51,7 @@ def test_splits_are_told_apart_and_can_be_joined(prepared):
         Prepared(out, windows=Windows(4), split="dev")
 
 
-def test_a_damaged_record_is_bad_and_no_crash(prepared, tmp_path):
+def test_a_damaged_record_is_a_bad_record(prepared, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(prepared[0], copy)
     (file,) = copy.glob("*/*/*train.array_record*")
@@ -68,7 +68,7 @@ def test_a_damaged_record_is_bad_and_no_crash(prepared, tmp_path):
     assert all(error.startswith(("Archery", "Bowling", "Surfing")) for error in bad)
 
 
-def test_what_is_no_prepared_data_set_is_told(prepared, tmp_path):
+def test_a_folder_that_is_not_a_prepared_data_set_is_refused(prepared, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 0}))
     with pytest.raises(UserError, match="has format 0, expected 1 or 2"):
         Prepared(tmp_path, windows=Windows(4))

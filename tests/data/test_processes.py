@@ -1,4 +1,4 @@
-"""A job that crashes its process costs no other."""
+"""A job that crashes its process affects no other job."""
 
 import os
 
@@ -6,7 +6,7 @@ from vf.data.processes import Workers
 
 
 def crash_on_seven(k: int) -> dict:
-    """Work for a workers."""
+    """Work for a worker process."""
     if k == 7:
         os._exit(11)
     return {"k": k}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.data.made import CLASSES, LENGTH, ROOT, number, parameters, single
+from tests.data.synthetic import CLASSES, LENGTH, ROOT, number, parameters, single
 from vf.data import records
 from vf.data.clips import Windows
 from vf.data.encoding import decode
@@ -58,15 +58,15 @@ def test_neither_writing_nor_reading_needs_tensorflow(ucf, tmp_path):
 def test_a_large_split_is_several_files(ucf, tmp_path, prepared):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "SHARD", 20_000)  # two records and a bit
-        made = prepare(parameters(ucf, "ucf101"), tmp_path, workers=1)
-    assert made["fingerprint"] == prepared[1]["fingerprint"]
+        manifest = prepare(parameters(ucf, "ucf101"), tmp_path, workers=1)
+    assert manifest["fingerprint"] == prepared[1]["fingerprint"]
     assert len(list(tmp_path.rglob("ucf101_clips-train.array_record-*"))) == 17  # of 6 clips of 54 kB
     one, other = single(tmp_path), single(prepared[0])
     for record in range(len(other)):
         np.testing.assert_array_equal(one.clip(record, None)["video"], other.clip(record, None)["video"])
 
 
-def test_a_disk_that_fills_while_records_are_written_is_told(tmp_path):
+def test_a_disk_that_fills_while_records_are_written_is_reported(tmp_path):
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, most))
     try:
@@ -83,7 +83,7 @@ def test_captions_labels_and_embeddings_travel_in_records(ucf, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     np.savez(tmp_path / "vectors.npz", name=[f"{name}.avi" for name in names], embedding=vectors)
     given = parameters(ucf, table=str(tmp_path / "table.csv"), embeddings=str(tmp_path / "vectors.npz"))
-    made = prepare(given, tmp_path / "out", workers=1)
+    manifest = prepare(given, tmp_path / "out", workers=1)
     source = Prepared(tmp_path / "out", windows=Windows(4, start="centre"), base_frame=1)
     assert source.class_names == ("kind 0", "kind 1")
     assert source.embedding_dim == 5
@@ -91,6 +91,6 @@ def test_captions_labels_and_embeddings_travel_in_records(ucf, tmp_path):
         clip = source.clip(k, None)
         assert clip["label"] == k % 2
         np.testing.assert_array_equal(clip["embedding"], vectors[k])
-    rows = tfds.builder_from_directory(tmp_path / "out" / made["builder"]).as_data_source("train")
+    rows = tfds.builder_from_directory(tmp_path / "out" / manifest["builder"]).as_data_source("train")
     assert {row["caption"].decode() for row in rows} == {f"clip {k}, with a comma" for k in range(6)}
-    assert len(made["unlisted"]) == 3
+    assert len(manifest["unlisted"]) == 3

@@ -26,36 +26,36 @@ def content(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def kept(store):
+def stored_files(store):
     prefix = "bucket/data/set/"
     return {name.removeprefix(prefix): data for name, data in store.items() if name.startswith(prefix)}
 
 
 def test_a_folder_is_fetched_once_and_what_changes_again(store, monkeypatch):
-    folder = remote.at_hand(ADDRESS)
-    assert content(folder) == kept(store)
+    folder = remote.local_copy(ADDRESS)
+    assert content(folder) == stored_files(store)
     before = (folder / "train/0.array_record").stat().st_mtime_ns
     store["bucket/data/set/train/1.array_record"] = b"longer than it was"
     store["bucket/data/set/train/2.array_record"] = b"new"
     del store["bucket/data/set/train/0.array_record"]
-    assert remote.at_hand(f"{ADDRESS}/") == folder
-    assert content(folder) == kept(store)
+    assert remote.local_copy(f"{ADDRESS}/") == folder
+    assert content(folder) == stored_files(store)
     store["bucket/data/set/train/0.array_record"] = b"abc"
-    remote.at_hand(ADDRESS)
+    remote.local_copy(ADDRESS)
     after = (folder / "train/0.array_record").stat().st_mtime_ns
     assert after > before
-    remote.at_hand(ADDRESS)
+    remote.local_copy(ADDRESS)
     assert (folder / "train/0.array_record").stat().st_mtime_ns == after  # nothing to fetch
 
 
 def test_data_that_was_prepared_anew_is_fetched_whole(store):
-    remote.at_hand(ADDRESS)
+    remote.local_copy(ADDRESS)
     store["bucket/data/set/manifest.json"] = b'{"size": 64}'
     store["bucket/data/set/train/0.array_record"] = b"ABC"  # as long as before
-    assert content(remote.at_hand(ADDRESS)) == kept(store)
+    assert content(remote.local_copy(ADDRESS)) == stored_files(store)
 
 
-def test_a_fetch_that_broke_off_goes_on(store, monkeypatch):
+def test_an_interrupted_fetch_resumes(store, monkeypatch):
     from fsspec.spec import AbstractFileSystem
 
     whole = AbstractFileSystem.get_file
@@ -67,14 +67,14 @@ def test_a_fetch_that_broke_off_goes_on(store, monkeypatch):
 
     monkeypatch.setattr(AbstractFileSystem, "get_file", broken)
     with pytest.raises(UserError, match=r"stopped \(OSError: no network\): the same command goes on"):
-        remote.at_hand(ADDRESS)
+        remote.local_copy(ADDRESS)
     monkeypatch.setattr(AbstractFileSystem, "get_file", whole)
-    assert content(remote.at_hand(ADDRESS)) == kept(store)
+    assert content(remote.local_copy(ADDRESS)) == stored_files(store)
 
 
-def test_nothing_there_is_told(store):
+def test_an_empty_address_is_reported(store):
     with pytest.raises(UserError, match=r"found nothing there|cannot be read"):
-        remote.at_hand("gs://bucket/data/other")
+        remote.local_copy("gs://bucket/data/other")
 
 
 def test_videos_in_a_store_are_a_source(bucket, real_clips, tmp_path, monkeypatch):
@@ -86,5 +86,5 @@ def test_videos_in_a_store_are_a_source(bucket, real_clips, tmp_path, monkeypatc
     assert len(data.source(config)) == 2
     # A plan fetches nothing.
     config.plan.classes = 3
-    monkeypatch.setattr(remote, "at_hand", lambda _: pytest.fail("fetched"))
+    monkeypatch.setattr(remote, "local_copy", lambda _: pytest.fail("fetched"))
     assert data.plan_source(config).num_classes == 3

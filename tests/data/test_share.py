@@ -1,4 +1,4 @@
-"""A validation set that no list names: chosen by the videos' names alone, and never a window of what is trained on."""
+"""A validation set that no list names: chosen by the videos' names alone, and disjoint from the training videos."""
 
 import hashlib
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from tests.data.made import colour, number, write
+from tests.data.synthetic import colour, number, write
 from vf.config import check, data
 from vf.data.clips import STARTS
 from vf.data.pipeline import batches, fixed_clips
 from vf.data.preparation import prepare
-from vf.data.share import Share, place
+from vf.data.share import Share, position
 from vf.data.staging import Parameters
 from vf.types import UserError
 
@@ -21,31 +21,32 @@ NAMES = [f"class/video_{k}.avi" for k in range(4000)]
 
 def test_a_video_s_part_depends_on_its_name_alone():
     """The stated function of sha256; other videos, and their order, change nothing."""
-    kept = Share(0.1, True).keep(NAMES)
-    for name, inside in zip(NAMES[:100], kept, strict=False):
+    selected = Share(0.1, True).select(NAMES)
+    for name, is_selected in zip(NAMES[:100], selected, strict=False):
         head = hashlib.sha256(name.encode()).hexdigest()[:16]
-        assert inside == (int(head, 16) < 0.1 * 2**64)
-    assert abs(kept.mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / len(NAMES))
-    np.testing.assert_array_equal(Share(0.1, True).keep(NAMES[::-3]), kept[::-3])
-    np.testing.assert_array_equal(Share(0.1, False).keep(NAMES), ~kept)
-    assert not (kept & ~Share(0.2, True).keep(NAMES)).any()  # a larger share holds it
-    assert Share(0.1, True).keep(["caf\udce9.avi", *NAMES]).sum() >= kept.sum()  # names that are not UTF-8 have a place
+        assert is_selected == (int(head, 16) < 0.1 * 2**64)
+    assert abs(selected.mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / len(NAMES))
+    np.testing.assert_array_equal(Share(0.1, True).select(NAMES[::-3]), selected[::-3])
+    np.testing.assert_array_equal(Share(0.1, False).select(NAMES), ~selected)
+    assert not (selected & ~Share(0.2, True).select(NAMES)).any()  # a larger share holds it
+    # Names that are not UTF-8 have a place.
+    assert Share(0.1, True).select(["caf\udce9.avi", *NAMES]).sum() >= selected.sum()
 
 
 @pytest.mark.parametrize("validation", [True, False])
-def test_a_part_without_videos_is_told_with_the_share_that_would_do(validation):
-    names = sorted(NAMES[:20], key=place)
-    share = Share(place(names[0]) if validation else place(names[-1]) * 1.001, validation)
-    with pytest.raises(UserError, match=r"leaves none to (the validation set|training): take") as told:
-        share.keep(names)
-    better = float(str(told.value).split("take a share of ")[1].split()[0])
-    assert Share(better, validation).keep(names).sum() == 1
+def test_a_part_without_videos_is_refused_and_a_sufficient_share_named(validation):
+    names = sorted(NAMES[:20], key=position)
+    share = Share(position(names[0]) if validation else position(names[-1]) * 1.001, validation)
+    with pytest.raises(UserError, match=r"leaves none to (the validation set|training): take") as raised:
+        share.select(names)
+    better = float(str(raised.value).split("take a share of ")[1].split()[0])
+    assert Share(better, validation).select(names).sum() == 1
     with pytest.raises(UserError, match="bring more videos"):
-        Share(0.0 if validation else 1.0, validation).keep(names[:1])
+        Share(0.0 if validation else 1.0, validation).select(names[:1])
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def sources(tmp_path_factory):
     """{how: folder} of twelve videos: to be decoded, and prepared; and a list of two of them."""
     root = tmp_path_factory.mktemp("share")
     for k, name in enumerate(VIDEOS):
@@ -83,13 +84,13 @@ def trained_on(config) -> set[int]:
 
 @pytest.mark.parametrize("windows", STARTS)
 @pytest.mark.parametrize("how", ["decoded", "prepared"])
-def test_no_window_of_a_validation_video_is_trained_on(made, how, windows):
+def test_no_window_of_a_validation_video_is_trained_on(sources, how, windows):
     """Whatever the windows, decoded or prepared: the same videos, and all of them in one part or the other."""
-    chosen = config(made[how], data__windows=windows)
+    chosen = config(sources[how], data__windows=windows)
     validation = data.source(chosen, "validation")
     clips = fixed_clips(validation, len(validation))["video"]
     assert len(clips) == len(shown(clips))  # one window a video
-    assert shown(clips) == {k for k, name in enumerate(VIDEOS) if place(name) < 0.3}
+    assert shown(clips) == {k for k, name in enumerate(VIDEOS) if position(name) < 0.3}
     assert trained_on(chosen) == set(range(12)) - shown(clips)
     reference = data.source(chosen, "reference")  # the clips that are trained on, one window each
     assert shown(fixed_clips(reference, len(reference))["video"]) == set(range(12)) - shown(clips)
@@ -99,30 +100,30 @@ def test_no_window_of_a_validation_video_is_trained_on(made, how, windows):
 
 
 @pytest.mark.parametrize("how", ["decoded", "prepared"])
-def test_a_share_of_nothing_trains_on_all_and_says_so(made, how):
-    chosen = config(made[how], data__validation_share=0.0)
+def test_a_share_of_zero_trains_on_all_videos_and_warns(sources, how):
+    chosen = config(sources[how], data__validation_share=0.0)
     validation = data.source(chosen, "validation")
     assert trained_on(chosen) == shown(fixed_clips(validation, 12)["video"]) == set(range(12))
     assert data.validation_is_seen(chosen)
 
 
-def test_a_list_of_validation_videos_is_left_out_of_training(made, tmp_path):
-    """Whatever the share; and where a list of training videos names one of them, that is told."""
-    chosen = config(made["decoded"], data__validation_split_file=str(made["list"]))
+def test_a_list_of_validation_videos_is_left_out_of_training(sources, tmp_path):
+    """Whatever the share; a list of training videos that names one of them is refused."""
+    chosen = config(sources["decoded"], data__validation_split_file=str(sources["list"]))
     assert shown(fixed_clips(data.source(chosen, "validation"), 2)["video"]) == {3, 8}
     assert trained_on(chosen) == set(range(12)) - {3, 8}
     assert not data.validation_is_seen(chosen)
-    chosen.eval.reference_split_file = str(made["list"])
+    chosen.eval.reference_split_file = str(sources["list"])
     assert shown(fixed_clips(data.source(chosen, "reference"), 2)["video"]) == {3, 8}
-    chosen.data.split_file = str(made["list"])
+    chosen.data.split_file = str(sources["list"])
     with pytest.raises(UserError, match=f"both name {VIDEOS[3]} .and 1 more.: a video either trains or validates"):
         data.source(chosen)
     (tmp_path / "all.txt").write_text("\n".join(VIDEOS))
     with pytest.raises(UserError, match="names every video of"):
-        data.source(config(made["decoded"], data__validation_split_file=str(tmp_path / "all.txt")))
+        data.source(config(sources["decoded"], data__validation_split_file=str(tmp_path / "all.txt")))
 
 
-def test_splits_that_do_not_fit_are_told(made):
+def test_inconsistent_splits_are_refused(sources):
     for part, changes, message in (
         ("training", {"data__validation_split": "train"}, "data.split=train trains on train, which"),
         (
@@ -140,9 +141,9 @@ def test_splits_that_do_not_fit_are_told(made):
         ("validation", {"data__validation_share": 1e-9}, "leaves none to the validation set"),
     ):
         with pytest.raises(UserError, match=message):
-            data.source(config(made["prepared"], **changes), part)
+            data.source(config(sources["prepared"], **changes), part)
     with pytest.raises(UserError, match="the clips of tfds:ucf101 have no names to choose a validation set by"):
         data.source(config("tfds:ucf101"))
     for share in (-0.1, 1.0):
         with pytest.raises(UserError, match=r"data.validation_share must be at least 0 and less than 1"):
-            check.check(config(made["prepared"], data__validation_share=share), "train")
+            check.check(config(sources["prepared"], data__validation_share=share), "train")

@@ -11,23 +11,23 @@ FRAMES, SIZE, BASE = 8, 16, 3
 
 @pytest.fixture(scope="module")
 def source() -> Sprites:
-    return Sprites(frames=FRAMES, size=SIZE, base=BASE)
+    return Sprites(frames=FRAMES, size=SIZE, base_frame=BASE)
 
 
 def test_a_clip_is_a_function_of_split_and_record(source: Sprites) -> None:
-    again = Sprites(frames=FRAMES, size=SIZE, base=BASE, length=5)  # the length is none of a clip's business
+    again = Sprites(frames=FRAMES, size=SIZE, base_frame=BASE, length=5)  # whatever the clip's length
     for record in (4, 0, 3):  # in any order
         for name, value in source.clip(record).items():
             np.testing.assert_array_equal(value, again.clip(record, np.random.default_rng(9))[name])
     videos = {source.clip(record)["video"].tobytes() for record in range(50)}
     assert len(videos) == 50
-    test = Sprites(frames=FRAMES, size=SIZE, base=BASE, split="test")
+    test = Sprites(frames=FRAMES, size=SIZE, base_frame=BASE, split="test")
     assert not videos & {test.clip(record)["video"].tobytes() for record in range(50)}
 
 
 def test_only_known_splits() -> None:
     with pytest.raises(KeyError):
-        Sprites(frames=FRAMES, size=SIZE, base=BASE, split="dev")
+        Sprites(frames=FRAMES, size=SIZE, base_frame=BASE, split="dev")
 
 
 def test_colours_are_those_of_the_palette(source: Sprites) -> None:
@@ -74,7 +74,7 @@ def test_a_whole_step_moves_the_mask_by_a_pixel() -> None:
         np.testing.assert_allclose(np.roll(still, (1, -1), (0, 1)), moved, atol=1e-12)
 
 
-def test_bounce_is_the_mirror_law() -> None:
+def test_bounce_reflects_at_the_walls() -> None:
     low, high = MARGIN * SIZE, (1 - MARGIN) * SIZE
     inside = np.linspace(low, high, 41)
     np.testing.assert_allclose(sprites.bounce(inside, SIZE), inside)
@@ -101,7 +101,7 @@ def test_paths_keep_their_speed_away_from_the_walls(stride: int) -> None:
         np.testing.assert_allclose(step[free], np.broadcast_to(step.max(0), step.shape)[free], atol=1e-9)
 
 
-def test_the_embedding_tells_the_base_frame(source: Sprites) -> None:
+def test_the_embedding_determines_the_base_frame(source: Sprites) -> None:
     for record in range(30):
         factors, clip = source.factors(record), source.clip(record)
         shape, colour, background, where = np.split(clip["embedding"], np.cumsum([3, 6, 3]))
@@ -117,7 +117,7 @@ def test_the_embedding_tells_the_base_frame(source: Sprites) -> None:
         assert abs(difference).max() <= 1
 
 
-def test_the_mirrored_embedding_tells_the_mirrored_base_frame(source: Sprites) -> None:
+def test_the_mirrored_embedding_determines_the_mirrored_base_frame(source: Sprites) -> None:
     for record in range(30):
         factors, clip = source.factors(record), source.clip(record)
         mirrored = dataclasses.replace(factors, path=factors.path * (1, -1) + (0, SIZE))
@@ -127,7 +127,7 @@ def test_the_mirrored_embedding_tells_the_mirrored_base_frame(source: Sprites) -
         np.testing.assert_allclose((clip["mirrored_embedding"][12:] + 1) / 2 * SIZE, mirrored.path[BASE], atol=1e-5)
 
 
-def test_every_factor_is_met_about_equally_often(source: Sprites) -> None:
+def test_every_factor_occurs_about_equally_often(source: Sprites) -> None:
     drawn = [source.factors(record) for record in range(900)]
     for name, kinds in (("shape", SHAPES), ("colour", COLOURS), ("background", BACKGROUNDS)):
         count = np.bincount([getattr(factors, name) for factors in drawn], minlength=len(kinds))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.made import MPEG4, colour, parameters, write
+from tests.data.synthetic import MPEG4, colour, parameters, write
 from vf.data.listing import Item
 from vf.data.staging import stage
 from vf.types import UserError
 
 
-def test_a_source_that_goes_away_stops_the_run(tmp_path):
+def test_a_source_that_disappears_stops_the_preparation(tmp_path):
     write(tmp_path / "a.avi", times=range(5))
     item = Item("a.avi", tmp_path / "a.avi")
     (tmp_path / "a.avi").unlink()

@@ -1,10 +1,10 @@
-"""What a table names, however it does, and what it says wrongly."""
+"""The spellings of clips that tables use, and their mistakes."""
 
 import os
 
 import pytest
 
-from tests.data.sources import facts, listed, make, tabled, told, write
+from tests.data.sources import error_message, list_clips, list_with_table, make, splits_and_labels, write
 
 SPELLINGS = ("p/1.mp4", "p/1", "./p/1.mp4", r"p\1.mp4", r".\p\1", "1.mp4", "1")
 SPELLINGS += ("videos/p/1.mp4", "{source}/p/1.mp4", "p/1.avi", "p/1.MP4")
@@ -12,14 +12,16 @@ SPELLINGS += ("videos/p/1.mp4", "{source}/p/1.mp4", "p/1.avi", "p/1.MP4")
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_a_table_names_a_clip_in_many_ways(tmp_path, name):
-    found = tabled(tmp_path, f"path,caption\n{name.format(source=tmp_path / 'videos')},a cat\n", "p/1.mp4", "p/11.mp4")
+    found = list_with_table(
+        tmp_path, f"path,caption\n{name.format(source=tmp_path / 'videos')},a cat\n", "p/1.mp4", "p/11.mp4"
+    )
     assert [(item.name, item.caption) for item in found.items] == [("p/1.mp4", "a cat")]
     assert (found.lost, found.unlisted) == ({}, ["p/11.mp4"])
 
 
-def test_what_a_table_names_exactly_goes_first(tmp_path):
-    found = tabled(tmp_path, "path\n1\np/1.mp4\n", "1.mp4", "q/1.mp4", "p/1.mp4", "p/1.avi", "q/p/1.mp4")
-    assert list(facts(found)) == ["1.mp4", "p/1.mp4"]
+def test_an_exact_name_in_a_table_takes_precedence(tmp_path):
+    found = list_with_table(tmp_path, "path\n1\np/1.mp4\n", "1.mp4", "q/1.mp4", "p/1.mp4", "p/1.avi", "q/p/1.mp4")
+    assert list(splits_and_labels(found)) == ["1.mp4", "p/1.mp4"]
     assert found.lost == {}
 
 
@@ -39,40 +41,40 @@ WEBVID = "videoid,contentUrl,duration,page_dir,name\n1,http://x/1.mp4,PT1S,0_5,a
     ],
 )
 def test_public_headings_give_captions(tmp_path, table, files):
-    found = tabled(tmp_path, table, *files)
+    found = list_with_table(tmp_path, table, *files)
     assert [item.caption for item in found.items] == ["a cat", "a dog"]
     assert (found.lost, found.unlisted, found.classes) == ({}, [], ())
     (tmp_path / "captions.csv").rename(tmp_path / "videos" / "captions.csv")
     make(tmp_path / "videos", "._captions.csv")
-    assert listed("webvid", tmp_path / "videos") == found
+    assert list_clips("webvid", tmp_path / "videos") == found
 
 
 def test_captions_keep_their_commas_lines_and_letters(tmp_path):
     caption = 'a cat, "Tom",\r\nand a dog, größer'
     quoted = caption.replace('"', '""')
-    found = tabled(tmp_path, f'path,caption\n1.mp4,"{quoted}"\n2.mp4,x\n', "1.mp4", "2.mp4")
+    found = list_with_table(tmp_path, f'path,caption\n1.mp4,"{quoted}"\n2.mp4,x\n', "1.mp4", "2.mp4")
     assert [item.caption for item in found.items] == [caption, "x"]
 
 
 def test_a_table_overrides_and_selects(tmp_path):
     table = "path,label,caption,split\ntest/a/1.mp4,,first,\ntest/a/2.mp4,b,,validation\ntrain/c/3.mp4,10,,TEST\n"
     files = ("test/a/1.mp4", "test/a/2.mp4", "train/c/3.mp4", "train/c/4.mp4")
-    found = tabled(tmp_path, table, *files, dataset="folder")
-    assert facts(found) == {"test/a/1.mp4": "test a", "test/a/2.mp4": "val b", "train/c/3.mp4": "test 10"}
+    found = list_with_table(tmp_path, table, *files, dataset="folder")
+    assert splits_and_labels(found) == {"test/a/1.mp4": "test a", "test/a/2.mp4": "val b", "train/c/3.mp4": "test 10"}
     assert [item.caption for item in found.items] == ["first", "", ""]
     assert (found.classes, found.lost, found.unlisted) == (("10", "a", "b"), {}, ["train/c/4.mp4"])
 
 
 def test_labels_that_are_numbers_are_classes_in_their_order(tmp_path):
-    found = tabled(tmp_path, "path,label\n1,10\n2,9\n3,0\n", "1.mp4", "2.mp4", "3.mp4", dataset="folder")
-    assert facts(found) == {"1.mp4": "train 10", "2.mp4": "train 9", "3.mp4": "train 0"}
+    found = list_with_table(tmp_path, "path,label\n1,10\n2,9\n3,0\n", "1.mp4", "2.mp4", "3.mp4", dataset="folder")
+    assert splits_and_labels(found) == {"1.mp4": "train 10", "2.mp4": "train 9", "3.mp4": "train 0"}
     assert found.classes == ("0", "9", "10")
 
 
-def test_a_table_of_bytes_that_are_no_utf8(tmp_path):
+def test_a_table_that_is_not_utf8(tmp_path):
     odd = os.fsdecode(b"caf\xe9.mp4")
     table = b'path,label,caption\ncaf\xe9.mp4,"a\nb",caf\xe9\ncaf\\xe8.mp4,a b,\n'
-    found = tabled(tmp_path, table, odd, os.fsdecode(b"caf\xe8.mp4"), dataset="folder")
+    found = list_with_table(tmp_path, table, odd, os.fsdecode(b"caf\xe8.mp4"), dataset="folder")
     assert {item.name: item.caption for item in found.items} == {odd: r"caf\xe9", os.fsdecode(b"caf\xe8.mp4"): ""}
     assert (found.classes, found.lost) == (("a b",), {})  # of one line, and as the manifest spells its names
 
@@ -96,19 +98,19 @@ def test_a_table_of_bytes_that_are_no_utf8(tmp_path):
     ],
 )
 @pytest.mark.parametrize("dataset", ["webvid", "folder"])
-def test_rows_that_cannot_serve_are_lost_with_the_reason(tmp_path, dataset, rows, lost, why):
+def test_unusable_rows_are_left_out_with_the_reason(tmp_path, dataset, rows, lost, why):
     table = f"path,label,split\n3.mp4,z,val\n{rows}\n4.mp4,z,val\n"
-    found = tabled(tmp_path, table, "a/1.mp4", "a/2.mp4", "b/2.mp4", "3.mp4", "4.mp4", dataset=dataset)
-    assert facts(found) == {"3.mp4": "val z", "4.mp4": "val z"}
+    found = list_with_table(tmp_path, table, "a/1.mp4", "a/2.mp4", "b/2.mp4", "3.mp4", "4.mp4", dataset=dataset)
+    assert splits_and_labels(found) == {"3.mp4": "val z", "4.mp4": "val z"}
     assert list(found.lost) == [lost]
     assert found.lost[lost].startswith(why)
     rest = {"a/1.mp4", "a/2.mp4", "b/2.mp4"}
     assert set(found.unlisted) == rest - set(found.lost)
 
 
-def test_a_quote_that_is_never_closed_is_told(tmp_path):
-    found = tabled(tmp_path, 'path,text\n1,x\n2,"y\n3,z\n', "1.mp4", "2.mp4", "3.mp4")
-    assert set(facts(found)) == {"1.mp4"}
+def test_a_quote_that_is_never_closed_is_refused(tmp_path):
+    found = list_with_table(tmp_path, 'path,text\n1,x\n2,"y\n3,z\n', "1.mp4", "2.mp4", "3.mp4")
+    assert set(splits_and_labels(found)) == {"1.mp4"}
     assert found.lost == {"captions.csv, line 3": "the row cannot be read: unexpected end of data"}
 
 
@@ -127,12 +129,12 @@ def test_a_quote_that_is_never_closed_is_told(tmp_path):
         (None, ("cannot be read",)),
     ],
 )
-def test_tables_that_cannot_serve_are_explained(tmp_path, table, parts):
+def test_unusable_tables_are_explained(tmp_path, table, parts):
     path = tmp_path / "t.csv"
     if table is not None:
         write(tmp_path, {"t.csv": table})
     source = make(tmp_path / "videos", "a.mp4")
     for dataset in ("webvid", "folder"):
-        reason = told(dataset, source, table=path)
+        reason = error_message(dataset, source, table=path)
         assert all(part in reason for part in (str(path), *parts)), reason
         assert len(reason) < 1000

@@ -1,4 +1,4 @@
-"""TFDS's own video data sets; most of this needs TensorFlow, which is no requirement, and is skipped without."""
+"""Video data sets of TFDS; most of this needs TensorFlow, which is no requirement, and is skipped without."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.data.made import colour, number
+from tests.data.synthetic import colour, number
 from vf.data.clips import Windows
 from vf.data.pipeline import BadRecord, batches
 from vf.data.tfds_video import TfdsVideos
@@ -23,13 +23,13 @@ def test_without_tensorflow_one_sentence(monkeypatch):
 
 
 @pytest.mark.parametrize("windows", [Windows(4, fps=8), Windows(4, start="all")])
-def test_what_records_do_not_tell_is_refused(windows):
+def test_options_that_need_what_tfds_does_not_record_are_refused(windows):
     with pytest.raises(UserError, match="neither rate nor length"):
         TfdsVideos("ucf101", windows=windows, size=16, split="train")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def data_dir(tmp_path_factory) -> Path:
     """A data set like TFDS's ucf101, of three clips whose frame k has colour k."""
     pytest.importorskip("tensorflow")
 
@@ -58,8 +58,8 @@ def made(tmp_path_factory) -> Path:
     return root
 
 
-def test_frame_k_is_colour_k(made):
-    source = TfdsVideos("made_videos", windows=Windows(4, 2), size=16, split="train", data_dir=made)
+def test_frame_k_is_colour_k(data_dir):
+    source = TfdsVideos("made_videos", windows=Windows(4, 2), size=16, split="train", data_dir=data_dir)
     assert (len(source), source.class_names) == (3, ("a", "b"))
     for record, length in enumerate(LENGTHS[:2]):
         clip = source.clip(record, None)
@@ -72,8 +72,8 @@ def test_frame_k_is_colour_k(made):
         assert next(iterator)["video"].shape == (4, 4, 16, 16, 3)
 
 
-def test_what_is_not_there_is_told(made):
+def test_a_missing_data_set_or_split_is_refused(data_dir):
     with pytest.raises(UserError, match="TFDS knows no data set no_such_set"):
-        TfdsVideos("no_such_set", windows=Windows(4), size=16, split="train", data_dir=made)
+        TfdsVideos("no_such_set", windows=Windows(4), size=16, split="train", data_dir=data_dir)
     with pytest.raises(UserError, match="is not prepared as ArrayRecord"):
-        TfdsVideos("made_videos", windows=Windows(4), size=16, split="test", data_dir=made)
+        TfdsVideos("made_videos", windows=Windows(4), size=16, split="test", data_dir=data_dir)

@@ -1,8 +1,8 @@
-"""UCF101's own lists, as they are and as editors leave them."""
+"""UCF101's official lists, as published and as editors leave them."""
 
 import pytest
 
-from tests.data.sources import LISTS, UCF, facts, listed, make, pack, told, write
+from tests.data.sources import LISTS, UCF, error_message, list_clips, make, pack, splits_and_labels, write
 
 
 @pytest.mark.parametrize("place", ["given", "zip", "inside", "beside", "above"])
@@ -16,31 +16,31 @@ def test_official_lists_split_and_number(tmp_path, place):
     else:
         write((source if place == "inside" else source.parent) / "ucfTrainTestlist", LISTS)
     top = "UCF-101/" if place == "above" else ""
-    found = listed("ucf101", source.parent if top else source, splits=splits)
+    found = list_clips("ucf101", source.parent if top else source, splits=splits)
     expected = {UCF[2]: "train Archery", UCF[0]: "train Bowling", UCF[1]: "test Bowling"}
-    assert list(facts(found).items()) == [(top + name, fact) for name, fact in expected.items()]
+    assert list(splits_and_labels(found).items()) == [(top + name, fact) for name, fact in expected.items()]
     assert found.classes == ("Archery", "Bowling", "Rafting")
     assert (found.lost, found.unlisted) == ({}, [f"{top}Archery/extra.avi"])
 
 
 def test_the_fold_chooses_the_lists(tmp_path):
     others = {"trainlist03.txt": f"{UCF[1]} 2\n", "testlist03.txt": UCF[0]}
-    found = listed("ucf101", make(tmp_path / "u", *UCF), splits=write(tmp_path / "s", LISTS | others), fold=3)
-    assert facts(found) == {UCF[0]: "test Bowling", UCF[1]: "train Bowling"}
+    found = list_clips("ucf101", make(tmp_path / "u", *UCF), splits=write(tmp_path / "s", LISTS | others), fold=3)
+    assert splits_and_labels(found) == {UCF[0]: "test Bowling", UCF[1]: "train Bowling"}
 
 
 def test_lists_as_editors_leave_them(tmp_path):
     """A byte order mark, Windows' line ends and separators, blank lines, a row twice."""
     lists = {name: f"\ufeff\n{text}".replace("\n", " \r\n\r\n") for name, text in LISTS.items()}
     lists["testlist01.txt"] += f".\\{UCF[1]}".replace("/", "\\")
-    found = listed("ucf101", make(tmp_path / "u", *UCF), splits=write(tmp_path / "s", lists))
-    assert facts(found) == {UCF[2]: "train Archery", UCF[0]: "train Bowling", UCF[1]: "test Bowling"}
+    found = list_clips("ucf101", make(tmp_path / "u", *UCF), splits=write(tmp_path / "s", lists))
+    assert splits_and_labels(found) == {UCF[2]: "train Archery", UCF[0]: "train Bowling", UCF[1]: "test Bowling"}
     assert (found.classes, found.lost, found.unlisted) == (("Archery", "Bowling", "Rafting"), {}, [])
 
 
 def test_classes_are_numbered_by_value(tmp_path):
     splits = write(tmp_path / "s", LISTS | {"classInd.txt": "10 Rafting\n2 Bowling\n1 Archery\n"})
-    assert listed("ucf101", make(tmp_path / "u", *UCF), splits=splits).classes == ("Archery", "Bowling", "Rafting")
+    assert list_clips("ucf101", make(tmp_path / "u", *UCF), splits=splits).classes == ("Archery", "Bowling", "Rafting")
 
 
 ABSENT = "testlist01.txt names it, but it is not in the source"
@@ -66,8 +66,8 @@ UNKNOWN = "it has two classes: Archery and number 7, which classInd.txt does not
         ({"testlist01.txt": f"{UCF[1]}\n{'x' * 9999}\n"}, "x" * 9999, ABSENT),
     ],
 )
-def test_what_lists_say_wrongly_is_lost_with_the_reason(tmp_path, changed, lost, why):
-    found = listed("ucf101", make(tmp_path / "u", *UCF), splits=write(tmp_path / "s", LISTS | changed))
+def test_clips_that_lists_misname_are_left_out_with_the_reason(tmp_path, changed, lost, why):
+    found = list_clips("ucf101", make(tmp_path / "u", *UCF), splits=write(tmp_path / "s", LISTS | changed))
     assert found.lost[lost] == why
     assert not {item.name for item in found.items} & {*found.lost, *found.unlisted}
     assert {item.name for item in found.items} | (set(found.lost) & set(UCF)) == set(UCF)
@@ -76,32 +76,36 @@ def test_what_lists_say_wrongly_is_lost_with_the_reason(tmp_path, changed, lost,
 
 def test_lists_fit_converted_videos_and_folders_of_frames_but_no_copies(tmp_path):
     source = make(tmp_path / "u", UCF[0][:-4] + ".mp4", UCF[1][:-4] + "/1.jpg", f"one/{UCF[2]}", f"two/{UCF[2]}")
-    found = listed("ucf101", source, splits=write(tmp_path / "s", LISTS))
-    assert facts(found) == {UCF[0][:-4] + ".mp4": "train Bowling", UCF[1][:-4]: "test Bowling"}
+    found = list_clips("ucf101", source, splits=write(tmp_path / "s", LISTS))
+    assert splits_and_labels(found) == {UCF[0][:-4] + ".mp4": "train Bowling", UCF[1][:-4]: "test Bowling"}
     assert found.lost == {UCF[2]: f"trainlist01.txt names it, and it may be one/{UCF[2]} or two/{UCF[2]}"}
     assert found.unlisted == [f"one/{UCF[2]}", f"two/{UCF[2]}"]
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_lists_that_cannot_serve_are_explained(tmp_path, name):
+def test_unusable_lists_are_explained(tmp_path, name):
     source = make(tmp_path / "u", *UCF)
     splits = write(tmp_path / "s", LISTS)
     (splits / name).write_text("\ufeff \r\n\r\n")
-    assert all(part in told("ucf101", source, splits=splits) for part in (f"{splits / name} is empty", "each line"))
+    assert all(
+        part in error_message("ucf101", source, splits=splits) for part in (f"{splits / name} is empty", "each line")
+    )
     (splits / name).unlink()
     for kind in ("absent", "a folder"):
-        reason = told("ucf101", source, splits=splits)
+        reason = error_message("ucf101", source, splits=splits)
         assert all(part in reason for part in (f"{splits / name} cannot be read", "UCF101's own lists", "each line"))
         if kind == "absent":
             (splits / name).mkdir()
-    assert "cannot be read" in told("ucf101", source, splits=make(tmp_path, "trainlist01.txt") / "trainlist01.txt")
-    assert "cannot be read" in told("ucf101", source, splits=pack(tmp_path / "s.zip", {"readme.txt": b""}))
+    assert "cannot be read" in error_message(
+        "ucf101", source, splits=make(tmp_path, "trainlist01.txt") / "trainlist01.txt"
+    )
+    assert "cannot be read" in error_message("ucf101", source, splits=pack(tmp_path / "s.zip", {"readme.txt": b""}))
 
 
 @pytest.mark.parametrize("line", ["Archery", "one Archery", "1 Other", "4 Archery", "1 Archery\n" * 2])
 def test_class_numbers_that_make_no_sense_are_explained(tmp_path, line):
     splits = write(tmp_path / "s", LISTS | {"classInd.txt": f"1 Archery\n{line}\n"})
-    assert "a number and a class, each once" in told("ucf101", make(tmp_path / "u", *UCF), splits=splits)
+    assert "a number and a class, each once" in error_message("ucf101", make(tmp_path / "u", *UCF), splits=splits)
 
 
 @pytest.mark.parametrize("place", ["inside", "beside", "given"])
@@ -109,5 +113,5 @@ def test_lists_of_an_archive(tmp_path, place):
     lists = {f"ucfTrainTestlist/{name}": text.encode() for name, text in LISTS.items()}
     archive = pack(tmp_path / "u.tar", dict.fromkeys(UCF, b"") | (lists if place == "inside" else {}))
     splits = None if place == "inside" else write(tmp_path / "ucfTrainTestlist", LISTS)
-    found = listed("ucf101", archive, splits=splits if place == "given" else None)
-    assert facts(found) == {UCF[2]: "train Archery", UCF[0]: "train Bowling", UCF[1]: "test Bowling"}
+    found = list_clips("ucf101", archive, splits=splits if place == "given" else None)
+    assert splits_and_labels(found) == {UCF[2]: "train Archery", UCF[0]: "train Bowling", UCF[1]: "test Bowling"}

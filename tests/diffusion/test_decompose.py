@@ -1,12 +1,11 @@
-"""The laws of the decomposition, hop by hop, in closed form."""
+"""The equations of the decomposition, one by one, in closed form."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vf.diffusion import decompose, gaussian
-from vf.diffusion import noise as priors
+from vf.diffusion import decompose, gaussian, noise
 from vf.diffusion.schedule import cosine, spread
 
 FRAMES, BASE = 6, 2
@@ -16,7 +15,7 @@ VECTOR = (0.1, 0.9, 0.3, 0.0, 0.7, 0.5)  # entry BASE is replaced by 1
 
 def parts(lam, n=4, seed=0):
     keys = jax.random.split(jax.random.key(seed), n)
-    return jax.vmap(lambda k: priors.Decomposed(lam).parts(k, SHAPE))(keys)
+    return jax.vmap(lambda k: noise.Decomposed(lam).parts(k, SHAPE))(keys)
 
 
 def noised(lam, t=600, n=4):
@@ -75,7 +74,7 @@ def test_covariance_of_the_noise(value):
     np.fill_diagonal(expected, 1)
     # The standard error of a sample covariance of unit normals is at most sqrt(2 / n) = 0.0065.
     np.testing.assert_allclose(np.cov(draws.T), expected, atol=0.03)
-    np.testing.assert_allclose(priors.Decomposed(lam).covariance(FRAMES), expected, atol=1e-7)
+    np.testing.assert_allclose(noise.Decomposed(lam).covariance(FRAMES), expected, atol=1e-7)
     np.testing.assert_allclose(draws.mean(0), 0, atol=0.03)
 
 
@@ -115,33 +114,33 @@ def test_true_base_noise_leaves_a_less_noisy_frame():
 
 @pytest.mark.parametrize("kind", gaussian.PREDICTIONS)
 def test_oracles_have_no_loss_and_give_back_eps(kind):
-    """The true b and r (told as eps, x_0 or v) make equation (7) zero and equation (6) exact off the base frame."""
+    """The true b and r (given as eps, x_0 or v) make equation (7) zero and equation (6) exact off the base frame."""
     lam = decompose.make_lambda(VECTOR, FRAMES, BASE)
     x, b, r, eps, z, alpha, sigma = noised(lam)
     prime = decompose.residual_input(z, b, lam, sigma)
-    said = gaussian.target(kind, x, r, spread(alpha, x), decompose.residual_sigma(lam, sigma))
-    error = decompose.residual_error(kind, said, x, eps, b, lam, alpha, sigma)
+    value = gaussian.target(kind, x, r, spread(alpha, x), decompose.residual_sigma(lam, sigma))
+    error = decompose.residual_error(kind, value, x, eps, b, lam, alpha, sigma)
     np.testing.assert_allclose(error, 0, atol=1e-10)
-    np.testing.assert_allclose(decompose.eps_hat(kind, said, prime, b, lam, alpha, sigma), eps, atol=2e-5)
+    np.testing.assert_allclose(decompose.eps_hat(kind, value, prime, b, lam, alpha, sigma), eps, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", gaussian.PREDICTIONS)
-def test_the_residual_generator_can_make_up_for_a_wrong_base(kind):
-    """z' is alpha x + sigma own for any b_hat, so a value that tells own gives the true eps, whatever b_hat is."""
+def test_the_residual_generator_can_correct_a_wrong_base(kind):
+    """z' = alpha x + sigma r' for any b_hat, so a value that states r' gives the true eps, whatever b_hat is."""
     lam = decompose.make_lambda(0.5, FRAMES, BASE)
     x, b, _, eps, z, alpha, sigma = noised(lam)
     wrong = b + jax.random.normal(jax.random.key(5), b.shape)
-    own = (eps - np.sqrt(0.5) * wrong[:, None]) / np.sqrt(0.5)
-    said = gaussian.target(kind, x, own, spread(alpha, x), decompose.residual_sigma(lam, sigma))
+    residual = (eps - np.sqrt(0.5) * wrong[:, None]) / np.sqrt(0.5)
+    value = gaussian.target(kind, x, residual, spread(alpha, x), decompose.residual_sigma(lam, sigma))
     prime = decompose.residual_input(z, wrong, lam, sigma)
-    given = decompose.eps_hat(kind, said, prime, wrong, lam, alpha, sigma)
+    given = decompose.eps_hat(kind, value, prime, wrong, lam, alpha, sigma)
     np.testing.assert_allclose(np.delete(given, BASE, 1), np.delete(eps, BASE, 1), atol=2e-5)
-    error = decompose.residual_error(kind, said, x, eps, wrong, lam, alpha, sigma)
+    error = decompose.residual_error(kind, value, x, eps, wrong, lam, alpha, sigma)
     np.testing.assert_allclose(np.delete(error, BASE, 1), 0, atol=1e-9)
 
 
 def test_posterior_means_have_a_loss():
-    """A base that predicts E[b | z^c] instead of b leaves an error: its own posterior variance."""
+    """A base that predicts E[b | z^c] instead of b leaves an error: its posterior variance."""
     lam = decompose.make_lambda(0.5, FRAMES, BASE)
     _, b, _, _, z, _, sigma = noised(lam, n=64)
     posterior = sigma[0] * z[:, BASE]  # x and b are unit normals, alpha^2 + sigma^2 = 1

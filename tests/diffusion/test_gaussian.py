@@ -18,11 +18,11 @@ X, EPS = jax.random.normal(jax.random.key(0), (2, 500))
 def test_every_ordered_pair(given, wanted, angle, shrink):
     alpha, sigma = jnp.cos(angle), shrink * jnp.sin(angle)
     z = gaussian.corrupt(X, EPS, alpha, sigma)
-    said = gaussian.target(given, X, EPS, alpha, sigma)
-    told = gaussian.CONVERT[wanted](given, said, z, alpha, sigma)
+    prediction = gaussian.target(given, X, EPS, alpha, sigma)
+    converted = gaussian.CONVERT[wanted](given, prediction, z, alpha, sigma)
     worst = 1e-5 / min(float(alpha), float(sigma))  # eps -> x_0 divides by alpha, x_0 -> eps by sigma
-    np.testing.assert_allclose(told, gaussian.target(wanted, X, EPS, alpha, sigma), atol=worst)
-    np.testing.assert_allclose(gaussian.to_noise(given, said, z, alpha, sigma), sigma * EPS, atol=worst)
+    np.testing.assert_allclose(converted, gaussian.target(wanted, X, EPS, alpha, sigma), atol=worst)
+    np.testing.assert_allclose(gaussian.to_noise(given, prediction, z, alpha, sigma), sigma * EPS, atol=worst)
 
 
 def test_v_is_salimans_and_hos():
@@ -50,15 +50,15 @@ def test_an_unknown_prediction_is_named():
 
 
 @pytest.mark.parametrize("shrink", [1.0, np.sqrt(0.5)])
-@pytest.mark.parametrize(("predicted", "judged"), list(itertools.product(gaussian.PREDICTIONS, repeat=2)))
-def test_loss_weight_is_the_ratio_of_squared_errors(predicted, judged, shrink):
-    """Judge a wrong prediction in both units: the squared errors differ by the weight."""
+@pytest.mark.parametrize(("predicted", "loss_kind"), list(itertools.product(gaussian.PREDICTIONS, repeat=2)))
+def test_loss_weight_is_the_ratio_of_squared_errors(predicted, loss_kind, shrink):
+    """A wrong prediction in both units: the squared errors differ by the weight."""
     alpha, sigma = jnp.cos(0.8), shrink * jnp.sin(0.8)
     z = gaussian.corrupt(X, EPS, alpha, sigma)
     wrong = gaussian.target(predicted, X, EPS, alpha, sigma) + 0.3
-    other = gaussian.CONVERT[judged](predicted, wrong, z, alpha, sigma)
-    ratio = np.mean((other - gaussian.target(judged, X, EPS, alpha, sigma)) ** 2) / 0.09
-    np.testing.assert_allclose(gaussian.loss_weight(predicted, judged, alpha, sigma, 1e9), ratio, rtol=1e-3)
+    other = gaussian.CONVERT[loss_kind](predicted, wrong, z, alpha, sigma)
+    ratio = np.mean((other - gaussian.target(loss_kind, X, EPS, alpha, sigma)) ** 2) / 0.09
+    np.testing.assert_allclose(gaussian.loss_weight(predicted, loss_kind, alpha, sigma, 1e9), ratio, rtol=1e-3)
 
 
 def test_loss_weight_is_bounded():

@@ -1,18 +1,17 @@
-"""Every prior's noise has unit marginals and the covariance that its formula says."""
+"""Every prior's noise has unit marginals and the covariance of its formula."""
 
 import jax
 import numpy as np
 import pytest
 
-from vf.diffusion import decompose
-from vf.diffusion import noise as priors
+from vf.diffusion import decompose, noise
 
 SHAPE = (5, 4, 4, 3)
 PRIORS = {
-    "independent": priors.Independent(),
-    "decomposed": priors.Decomposed(decompose.make_lambda(0.5, 5, 1)),
-    "mixed": priors.Mixed(1.5),
-    "progressive": priors.Progressive(2.0),
+    "independent": noise.Independent(),
+    "decomposed": noise.Decomposed(decompose.make_lambda(0.5, 5, 1)),
+    "mixed": noise.Mixed(1.5),
+    "progressive": noise.Progressive(2.0),
 }
 
 
@@ -27,26 +26,26 @@ def test_covariance(name):
 
 def test_pyoco_formulas():
     """Mixed: a^2 / (1 + a^2) between any two frames. Progressive: (a / sqrt(1 + a^2))^|i - j|."""
-    mixed, progressive = priors.Mixed(2.0).covariance(3), priors.Progressive(2.0).covariance(3)
+    mixed, progressive = noise.Mixed(2.0).covariance(3), noise.Progressive(2.0).covariance(3)
     np.testing.assert_allclose(mixed[0], [1, 0.8, 0.8])
     np.testing.assert_allclose(progressive[0], [1, 2 / np.sqrt(5), 0.8])
-    np.testing.assert_allclose(priors.Progressive(3.0).covariance(3)[0], [1, 3 / np.sqrt(10), 0.9])
-    assert (priors.Mixed().a, priors.Progressive().a) == (1, 2)  # the paper's, by our reading
+    np.testing.assert_allclose(noise.Progressive(3.0).covariance(3)[0], [1, 3 / np.sqrt(10), 0.9])
+    assert (noise.Mixed().a, noise.Progressive().a) == (1, 2)  # the paper's, by our reading
 
 
 def test_mixed_is_decomposed_without_a_base_frame():
     lam = np.full(4, 0.5, np.float32)
-    np.testing.assert_allclose(priors.Mixed(1.0).covariance(4), priors.Decomposed(lam).covariance(4), atol=1e-7)
+    np.testing.assert_allclose(noise.Mixed(1.0).covariance(4), noise.Decomposed(lam).covariance(4), atol=1e-7)
 
 
 def test_pixels_are_independent():
     keys = jax.random.split(jax.random.key(1), 4000)
-    eps = np.asarray(jax.vmap(lambda k: priors.Progressive(2.0).draw(k, (3, 2, 2, 1)))(keys))[:, 2].reshape(-1, 4)
+    eps = np.asarray(jax.vmap(lambda k: noise.Progressive(2.0).draw(k, (3, 2, 2, 1)))(keys))[:, 2].reshape(-1, 4)
     np.testing.assert_allclose(np.cov(eps.T), np.eye(4), atol=0.1)
 
 
-def test_base_and_residual_noise_come_apart():
-    """Held base noise, redrawn residual noise: the base frame stays, the others change (content against motion)."""
+def test_base_and_residual_noise_are_drawn_separately():
+    """Fixed base noise, redrawn residual noise: the base frame stays, the others change (content against motion)."""
     prior = PRIORS["decomposed"]
     b, r = prior.parts(jax.random.key(0), SHAPE)
     _, other = prior.parts(jax.random.key(1), SHAPE)

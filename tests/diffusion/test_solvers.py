@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from tests import gaussian_video as closed
-from vf.diffusion import decompose, solvers
-from vf.diffusion import noise as priors
+from vf.diffusion import decompose, noise, solvers
 from vf.diffusion.schedule import cosine, linear, time_grid
 
 FRAMES = 4
 S = closed.covariance(FRAMES)
 MEAN = np.array([0.5, -0.2, 0.1, 0.3])
 PRIORS = {
-    "independent": priors.Independent(),
-    "decomposed": priors.Decomposed(decompose.make_lambda(0.5, FRAMES, 1)),
-    "progressive": priors.Progressive(2.0),
+    "independent": noise.Independent(),
+    "decomposed": noise.Decomposed(decompose.make_lambda(0.5, FRAMES, 1)),
+    "progressive": noise.Progressive(2.0),
 }
 
 
@@ -36,14 +35,14 @@ def exact_denoiser(K, schedule):
 
 
 def mean_and_covariance(denoise, start, injected, schedule, grid, eta):
-    """Of the clips whose first noise has covariance `start`, and whose injected noise `injected`, both [f f]."""
+    """Mean and covariance of clips whose first noise has covariance `start`, and injected noise `injected` [f f]."""
     noisy = len(grid) - 1 if eta else 0  # steps that inject
     roots = np.zeros((1 + noisy, 1 + (1 + noisy) * FRAMES, FRAMES), np.float32)
     for k, root in enumerate(roots):  # noise of the start, then of each step: in rows of its own; row 0 has none
         root[1 + k * FRAMES :][:FRAMES] = np.linalg.cholesky(injected if k else start).T
     roots = jnp.asarray(roots[..., None, None, None])
-    noise = lambda t: roots[1 + jnp.argmax(jnp.asarray(grid) == t)]  # noqa: E731
-    clips = solvers.solve(denoise, roots[0], grid, schedule, solver=solvers.DDIM(eta), noise=noise)
+    draw_noise = lambda t: roots[1 + jnp.argmax(jnp.asarray(grid) == t)]  # noqa: E731
+    clips = solvers.solve(denoise, roots[0], grid, schedule, solver=solvers.DDIM(eta), noise=draw_noise)
     clips = np.asarray(clips, np.float64).reshape(-1, FRAMES)
     parts = clips[1:] - clips[0]
     return clips[0], parts.T @ parts
@@ -61,7 +60,7 @@ def test_the_exact_denoiser_gives_the_datas_mean_and_covariance(name, schedule):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", list(PRIORS))
 def test_few_steps_follow_the_recursion(name, eta):
-    """Where steps are few, samplers of another eta have another covariance; each has its own."""
+    """Where steps are few, samplers of another eta have another covariance, and the recursion gives each."""
     schedule, K = cosine(), PRIORS[name].covariance(FRAMES)
     grid = np.array(
         [900, 700, 550, 400, 250, 100, 20, -1], np.int32
@@ -83,16 +82,16 @@ def test_injected_noise_of_another_prior_loosens_the_frames():
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_one_point_is_found_in_one_step(eta):
+def test_a_single_data_point_is_reached_in_one_step(eta):
     """Where all data is one clip, the true eps leads there from any noise, in any number of steps."""
     schedule, point = cosine(), jnp.linspace(-1, 1, 12).reshape(1, 3, 2, 2, 1)
     denoise = lambda z, t: (z - schedule.alpha(t) * point) / schedule.sigma(t)  # noqa: E731
     z_T = jax.random.normal(jax.random.key(0), (5, 3, 2, 2, 1))
-    noise = lambda t: jax.random.normal(jax.random.fold_in(jax.random.key(1), t), z_T.shape)  # noqa: E731
+    draw_noise = lambda t: jax.random.normal(jax.random.fold_in(jax.random.key(1), t), z_T.shape)  # noqa: E731
     for steps in (1, 10):
         grid = time_grid(steps, 1000)
         # From t = 999 the signal is 5e-5 of z: bounding x_0 keeps rounding from growing 20,000-fold.
-        given = solvers.solve(denoise, z_T, grid, schedule, solver=solvers.DDIM(eta), noise=noise, clip_x_0=1.0)
+        given = solvers.solve(denoise, z_T, grid, schedule, solver=solvers.DDIM(eta), noise=draw_noise, clip_x_0=1.0)
         np.testing.assert_allclose(given, jnp.broadcast_to(point, z_T.shape), atol=5e-3)
 
 
@@ -105,7 +104,7 @@ def test_smaller_noise_is_an_ordinary_diffusion():
     np.testing.assert_allclose(end, 1, atol=0.02)  # unit data from noise of any amplitude
 
 
-def test_trajectory_is_kept_only_on_demand():
+def test_the_trajectory_is_returned_only_on_demand():
     schedule, z_T = cosine(), jnp.ones((2, 1, 1, 1, 1))
     denoise = lambda z, t: 0.1 * z  # noqa: E731
     grid = time_grid(7, 1000)

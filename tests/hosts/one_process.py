@@ -1,6 +1,6 @@
 """One process of several, without a model: `python one_process.py INDEX COUNT PORT WORKDIR JOB [NAME=VALUE ...]`.
 
-What is left of the line is its fingerprint. Prints what the job says; ends as `vf.main` does."""
+The rest of the line is its fingerprint. Prints the job's output; ends as `vf.main` does."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def sleep(hosts: run.Hosts, index: int) -> None:
     time.sleep(600)
 
 
-def steps_told_before(hosts: run.Hosts, index: int) -> None:
+def stop_at_one_step(hosts: run.Hosts, index: int) -> None:
     """Steps of different speed, until all stop. SIGTERM comes to two before the first, as it may while they compile."""
     if index < 2:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -51,7 +51,7 @@ def defect(hosts: run.Hosts, index: int) -> None:
     time.sleep(600)
 
 
-JOBS = {job.__name__: job for job in (share, sleep, steps_told_before, bad_input, defect)}
+JOBS = {job.__name__: job for job in (share, sleep, stop_at_one_step, bad_input, defect)}
 
 
 def main(index: int, count: int, port: int, workdir: Path, job: str, *facts: str) -> None:

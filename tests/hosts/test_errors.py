@@ -1,4 +1,4 @@
-"""Every way to end has a status, and says no more than it must."""
+"""Every way to end has an exit status, and prints no more than it must."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from vf.types import UserError
         (SystemExit(143), (143, "")),
     ],
 )
-def test_what_is_foreseen_is_one_line(error, expected):
+def test_expected_errors_are_one_line(error, expected):
     assert exit_status(error) == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from vf.hosts import process
 from vf.hosts.errors import HostsError
-from vf.hosts.process import Process, found, this_process
+from vf.hosts.process import Process, from_cluster, this_process
 from vf.types import UserError
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
@@ -16,7 +16,7 @@ GKE = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
 POD = {"JOB_COMPLETION_INDEX": "3"}
 
 
-def test_flags_say_which_process_it_is():
+def test_flags_specify_the_process():
     assert this_process("10.0.0.1:8476", 4, 3) == Process(3, 4, "10.0.0.1:8476")
     assert this_process("[::1]:8476", 2, 0) == Process(0, 2, "[::1]:8476")
     assert this_process("10.0.0.1:8476", 1, 0) is None
@@ -32,7 +32,7 @@ def test_flags_say_which_process_it_is():
         (("a:b", 2, 1), "coordinator must be HOST:PORT"),
     ],
 )
-def test_flags_that_do_not_fit(flags, message):
+def test_inconsistent_flags_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         this_process(*flags)
 
@@ -58,20 +58,20 @@ def test_flags_that_do_not_fit(flags, message):
     ],
 )
 def test_clusters(environment, on_tpu, expected):
-    assert found(environment, on_tpu) == expected
+    assert from_cluster(environment, on_tpu) == expected
 
 
-def test_a_pod_must_be_told(monkeypatch):
+def test_a_pod_needs_its_process_flags(monkeypatch):
     """Pods of an indexed job may be one run, or many."""
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
-    with pytest.raises(HostsError, match=r"Kubernetes tells .* or processes=1 for this one"):
+    with pytest.raises(HostsError, match=r"Kubernetes gives .* or processes=1 for this one"):
         this_process(None, None, None)
     assert this_process(None, 1, None) is None
 
 
 @pytest.fixture
 def metadata(monkeypatch):
-    """Compute Engine's attributes of a machine, as its metadata server gives them to those who say the header."""
+    """Compute Engine's attributes of a machine, as its metadata server gives them to requests with its header."""
     attributes: dict[str, str] = {}
 
     class Server(http.server.BaseHTTPRequestHandler):
@@ -87,22 +87,22 @@ def metadata(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # no server
         yield attributes
         server.shutdown()
 
 
 def test_a_slice_of_tpu_machines(metadata):
-    assert found({}, True) is None  # a machine that is no part of a slice has none of these attributes
+    assert from_cluster({}, True) is None  # a machine that is no part of a slice has none of these attributes
     metadata |= {"agent-worker-number": "1", "worker-network-endpoints": "unknown:0:10.0.0.1,unknown:1:10.0.0.2"}
-    assert found({}, True) == Process(1, 2)
+    assert from_cluster({}, True) == Process(1, 2)
     metadata["tpu-env"] = "TYPE: 'v5e'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
-    assert found({}, True) == Process(3, 4)
+    assert from_cluster({}, True) == Process(3, 4)
     metadata |= {"worker-network-endpoints": "host", "agent-worker-number": "0", "tpu-env": ""}
-    assert found({}, True) is None
+    assert from_cluster({}, True) is None
 
 
 def test_a_cluster_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(process, "found", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(process, "from_cluster", lambda *_, **__: 1 / 0)
     with pytest.raises(HostsError, match=r"does not say which.*division by zero.*processes=1 for this one alone"):
         this_process(None, None, None)

@@ -122,14 +122,14 @@ def wait_until(process, condition, seconds=300):
 
 
 def sentences(text: str) -> list[str]:
-    """What the program itself says in a log."""
+    """The lines of a log that the program itself has written."""
     return [line for line in text.splitlines() if line.startswith("vf: ")]
 
 
 # Alone
 
 
-def test_a_single_process_needs_nobody():
+def test_a_single_process_waits_for_no_other():
     with Hosts() as alone:
         assert alone.share(3) == 3
         with pytest.raises(SystemExit, match="143"):  # before the first step
@@ -141,21 +141,21 @@ def test_a_single_process_needs_nobody():
             alone.pause(for_good=False)
 
 
-def test_who_is_here_is_read_from_any_folder(bucket, tmp_path):
+def test_present_processes_are_read_from_any_folder(bucket, tmp_path):
     for folder in (tmp_path, files.path("gs://b/run")):
-        assert run.here(folder, 60) == set()
+        assert run.present(folder, 60) == set()
         for number, age in ((0, 0), (12, 50), (3, 70)):  # the last one's start is over
             files.write_whole(folder / f".host-{number}-{int(time.time()) - age}", "")
-        assert run.here(folder, 60) == {0, 12}
+        assert run.present(folder, 60) == {0, 12}
         for note in folder.glob(".host-12-*"):
             note.unlink(missing_ok=True)
-        assert run.here(folder, 60) == {0}
+        assert run.present(folder, 60) == {0}
 
 
 # Together
 
 
-def test_they_share_also_where_a_proxy_is_set(together):
+def test_values_are_shared_even_where_a_proxy_is_set(together):
     """Values of process 0, of any length; and process 0 ends with the last one."""
     nowhere = "http://127.0.0.1:9"
     for process in together("share", 2, "steps=4", http_proxy=nowhere, https_proxy=nowhere).values():
@@ -164,7 +164,7 @@ def test_they_share_also_where_a_proxy_is_set(together):
         assert "shared [0, 'x'] {'größer': [0, None]}" in text
 
 
-def test_who_does_not_come_is_named_to_all(together, tmp_path):
+def test_a_missing_process_is_named_to_all(together, tmp_path):
     for process in together("share", 4, indices=(0, 2), STARTUP_TIMEOUT="4").values():
         status, text = ended(process)
         assert status == 3, text
@@ -174,14 +174,14 @@ def test_who_does_not_come_is_named_to_all(together, tmp_path):
     assert not list(tmp_path.glob(".host*"))
 
 
-def test_process_0_is_missed_too(together):
+def test_a_missing_process_0_is_named(together):
     (process,) = together("share", 2, indices=(1,), STARTUP_TIMEOUT="2").values()
     status, text = ended(process)
     assert status == 3, text
     assert "1 of 2 processes came within 2 s, and process [0] did not" in sentences(text)[0]
 
 
-def test_who_differs_is_named_to_all(together, tmp_path):
+def test_a_process_that_differs_is_named_to_all(together, tmp_path):
     for process in together("share", 2, "steps={index}").values():
         status, text = ended(process)
         assert status == 3, text
@@ -208,7 +208,7 @@ def test_unequal_devices_are_told_before_anything_is_gathered(together):
 def test_all_stop_at_one_step(together):
     """Which is none that one has passed, also where SIGTERM comes before the first one."""
     lines = set()
-    for process in together("steps_told_before", 3).values():
+    for process in together("stop_at_one_step", 3).values():
         status, text = ended(process)
         assert status == 143, text
         lines.update(sentences(text))
@@ -224,7 +224,7 @@ def test_bad_input_ends_all_with_its_sentence(together):
 
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_killed_host_ends_the_others(together, who):
-    """Whatever they do, and by jax, which names it where its own service has survived."""
+    """Whatever they do; by jax, which names the dead process where its service has survived."""
     processes = together("sleep", 2, HEARTBEAT_TIMEOUT="6")
     wait_until(processes[1 - who], lambda: all("sleeps" in one.log.read_text() for one in processes.values()))
     processes[who].kill()
@@ -242,7 +242,7 @@ def test_a_defect_of_one_ends_the_others(together):
     assert ended(processes[0], 30)[0] == -signal.SIGABRT
 
 
-def test_what_differs_is_named():
+def test_differences_are_named():
     one = {"mode": "train", "config.train.steps": "4", "jax": "0.10"}
     two = {"mode": "train", "config.train.steps": "6", "jax": "0.9", "libtpu": "1"}
     assert difference([HostInfo("a", one), HostInfo("b", dict(one))]) is None
@@ -262,7 +262,7 @@ def losses(workdir) -> dict[int, float]:
 
 
 def stopped(processes, workdir):
-    """SIGTERM to the last one has ended all with 143, after one step that they say and have saved."""
+    """SIGTERM to the last one has ended all with 143, after one step that all report and have saved."""
     processes[-1].terminate()
     lines = set()
     for process in processes:
@@ -271,10 +271,10 @@ def stopped(processes, workdir):
         lines.add(sentences(text)[-1])
     with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
         step = checkpoints.latest()
-        assert lines == {f"vf: told to stop; step {step} is saved, and the same command goes on from there"}
+        assert lines == {f"vf: stopped by a signal; step {step} is saved, and the same command goes on from there"}
 
 
-def test_two_train_as_one_and_sigterm_saves(main, tmp_path):
+def test_two_processes_train_like_one_and_sigterm_saves(main, tmp_path):
     """To rounding; neither their number nor a restart on another number of them matters."""
     two, one = tmp_path / "two", tmp_path / "one"
     processes = main(2, "two")
@@ -304,7 +304,7 @@ def test_another_config_ends_all_with_status_3(main):
 
 
 @pytest.mark.slow
-def test_four_train_and_two_go_on(main, tmp_path):
+def test_four_processes_train_and_two_resume(main, tmp_path):
     """Parameters split over all devices too, and an evaluation by both."""
     split = "--config.mesh.fsdp=-1", "--config.mesh.data=1"
     evaluation = "--config.train.steps=4", "--mode=evaluate", "--config.sample.seed=1"  # other samples than training's

@@ -40,24 +40,24 @@ def test_label_and_embedding_of_a_sample_are_of_one_validation_clip(monkeypatch,
     pairs = {(int(label), *row) for label, row in zip(clips["label"], clips["embedding"], strict=True)}
     assert {(int(label), *row) for label, row in zip(made["label"], made["embedding"], strict=True)} <= pairs
     assert len(np.unique(made["embedding"], axis=0)) > 64  # another clip for each, as far as there are
-    lent = opened.sampling["embeddings_of"]  # a score says whose they are
-    assert (lent["set"], lent["split"]) == ("validation", "test")
+    donors = opened.sampling["embeddings_of"]  # a score says whose they are
+    assert (donors["set"], donors["split"]) == ("validation", "test")
 
 
-def test_the_class_asked_for_is_the_donor_s(monkeypatch, tmp_path):
+def test_the_requested_class_is_the_donor_s(monkeypatch, tmp_path):
     made, _ = conditions(monkeypatch, tmp_path, sample__label=7)
     assert set(made["label"]) == set(classes(made["embedding"])) == {7}
     made, _ = conditions(monkeypatch, tmp_path, sample__label=7, model__condition="none")
     assert set(classes(made["embedding"])) == {7}
 
 
-def test_without_classes_donors_come_as_they_are(monkeypatch, tmp_path):
+def test_without_classes_donors_are_taken_in_order(monkeypatch, tmp_path):
     made, opened = conditions(monkeypatch, tmp_path, model__condition="none", eval__clips=50)
     np.testing.assert_array_equal(made["embedding"], opened.validation.clips["embedding"][np.arange(72) % 50])
     np.testing.assert_array_equal(made["label"], classes(made["embedding"]))
 
 
-def test_a_class_without_a_donor_is_told_before_anything_is_trained(monkeypatch, tmp_path):
+def test_a_class_without_a_donor_is_refused_before_training(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"samples of class \d+ need the embedding of a validation clip of that class"):
         conditions(monkeypatch, tmp_path, eval__clips=8)
     with pytest.raises(UserError, match=r"sample\.label must be a class, 0 to 17, or -1"):
@@ -65,7 +65,7 @@ def test_a_class_without_a_donor_is_told_before_anything_is_trained(monkeypatch,
 
 
 def test_donors_of_a_class_take_turns():
-    """The next one of the class; from the first again when all have lent."""
+    """The next clip of the class; the first again after the last."""
     job = SampleSpec(SampleOptions(np.arange(2)), count=8, batch_size=8, seed=0, weights="ema", label=-1, fps=8)
     model = types.SimpleNamespace(null_label=2, embedding_dim=1)
     records = {"label": np.array([1, 0, 1, 1], np.int32), "embedding": np.arange(4.0, dtype=np.float32)[:, None]}

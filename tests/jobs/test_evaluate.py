@@ -9,7 +9,7 @@ from vf.types import UserError
 
 
 class Run:
-    """A run that writes checkpoints at given seconds and keeps the last `keep`; the clock is ours."""
+    """A run that writes checkpoints at given seconds and keeps the last `keep`; the clock is simulated."""
 
     def __init__(self, written: dict[int, float], *, keep: int = 99, cost: float = 1.0, records: bool = True) -> None:
         self.now, self.written, self.keep, self.cost, self.records = 0.0, written, keep, cost, records
@@ -36,11 +36,11 @@ class Run:
                       clock=lambda: self.now, sleep=self.sleep)  # fmt: skip
 
 
-def test_following_evaluates_each_checkpoint_as_it_comes():
+def test_following_evaluates_each_new_checkpoint():
     assert Run({10: 0, 20: 50, 30: 120}).follow(last=30) == [10, 20, 30]
 
 
-def test_the_newest_comes_first():
+def test_the_newest_checkpoint_is_evaluated_first():
     """An evaluation that takes longer than the run takes to the next checkpoint catches up afterwards."""
     assert Run({10: 0, 20: 5, 30: 10, 40: 15}, cost=30).follow(last=40) == [10, 40, 30, 20]
 
@@ -58,7 +58,7 @@ def test_it_ends_when_the_run_has_died(caplog):
     assert "no new checkpoint for 100 s" in caplog.text
 
 
-def test_what_is_evaluated_already_is_left_alone():
+def test_evaluated_checkpoints_are_not_evaluated_again():
     run = Run({10: 0, 20: 0, 30: 0})
     run.evaluated = {20, 30}
     assert run.follow(last=30) == [10]

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vf.diffusion import decompose
-from vf.diffusion import noise as priors
+from vf.diffusion import decompose, noise
 from vf.diffusion.schedule import cosine
 from vf.jobs import evaluator
 from vf.models.one_network import OneNetwork
@@ -45,9 +44,9 @@ def losses(model, batch_size=16, seed=0, levels=LEVELS):
         "label": np.zeros(CLIPS, np.int32), "index": np.arange(CLIPS, dtype=np.uint32),
     }  # fmt: skip
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
-    nothing = {"base": {}, "residual": {}}
+    no_params = {"base": {}, "residual": {}}
     program = programs.validation(model, mesh, seed)
-    return evaluator.validation_losses(program, nothing, clips, levels, batch_size, mesh)
+    return evaluator.validation_losses(program, no_params, clips, levels, batch_size, mesh)
 
 
 def test_each_network_s_error_at_each_level():
@@ -62,7 +61,7 @@ def test_each_network_s_error_at_each_level():
         assert found[f"base/t{t}"] == pytest.approx(1 + base**2, rel=0.08)
         off = np.sqrt(lam) * base + np.sqrt(1 - lam) * residual
         assert found[f"residual/t{t}"] == pytest.approx(1 + off**2, rel=0.08)
-    prior = priors.Independent()
+    prior = noise.Independent()
     one = losses(OneNetwork(schedule=cosine(), shape=SHAPE, base_frame=BASE, net=constant(2.0), prior=prior))
     assert set(one) == {f"base{kind}/t{t}" for kind in ("", "_eps") for t in LEVELS}
     assert one["base/t500"] == pytest.approx(2, rel=0.08)

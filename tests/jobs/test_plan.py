@@ -1,4 +1,4 @@
-"""A plan's numbers are those of the run, what is compiled is told from what is counted, and bad targets are told."""
+"""A plan's numbers are those of the run, compiled and counted figures are labelled, and bad targets are refused."""
 
 import functools
 import importlib.util
@@ -43,27 +43,27 @@ def plan(config, target, tmp_path):
 def test_counts_of_the_demo_are_the_real_ones(tmp_path, capsys):
     """Parameters, and bytes of each part of the state on each device, of arrays that are there."""
     config = tiny(plan__compile="none", plan__mesh="config", mesh__data=2, mesh__fsdp=4)
-    made = plan(config, "cpu:8", tmp_path)
+    result = plan(config, "cpu:8", tmp_path)
     mesh = build.mesh(config)
     subject = build.plan_subject(config, mesh, None)
     state = programs.first_state(subject.model, subject.tx, mesh, 0)[0]()
-    assert made["parameters"] == {
+    assert result["parameters"] == {
         name: sum(a.size for a in jax.tree.leaves(tree)) for name, tree in state.params.items()
     }
     first = jax.devices()[0]
     for part, tree in (("parameters", state.params), ("average", state.ema), ("optimizer", state.opt_state)):
-        held = [s.data.nbytes for a in jax.tree.leaves(tree) for s in a.addressable_shards if s.device == first]
-        assert made["best"]["state_bytes"][part] == sum(held), part
-    assert made["best"]["mesh"] == {"data": 2, "fsdp": 4, "frames": 1, "tensor": 1}
-    best, here = made["best"], made["chip"]
-    assert set(here["sources"].values()) == {"measured"}
-    seconds = best["useful_flops"] / here["flops_f32"]
+        shard_bytes = [s.data.nbytes for a in jax.tree.leaves(tree) for s in a.addressable_shards if s.device == first]
+        assert result["best"]["state_bytes"][part] == sum(shard_bytes), part
+    assert result["best"]["mesh"] == {"data": 2, "fsdp": 4, "frames": 1, "tensor": 1}
+    best, chip = result["best"], result["chip"]
+    assert set(chip["sources"].values()) == {"measured"}
+    seconds = best["useful_flops"] / chip["flops_f32"]
     assert best["seconds"]["compute"] == pytest.approx(seconds)
     assert seconds <= best["seconds"]["least"] <= best["seconds"]["serial"]
     assert best["mfu"]["least"] == pytest.approx(seconds / best["seconds"]["least"])
-    said = capsys.readouterr().out
-    assert "counted, not compiled" in said
-    assert "Each cpu, measured here" in said
+    output = capsys.readouterr().out
+    assert "counted, not compiled" in output
+    assert "Each cpu, measured here" in output
     assert "fits: " in best["verdict"]
 
 
@@ -71,74 +71,74 @@ def test_counts_of_the_demo_are_the_real_ones(tmp_path, capsys):
 def test_a_compiled_plan_has_the_compiler_s_memory(tmp_path, capsys):
     """On CPU devices, in the process apart; a second time nothing is compiled."""
     config = tiny(plan__compile="train", plan__mesh="config", mesh__fsdp=8, mesh__data=1)
-    made = plan(config, "cpu:8", tmp_path)["best"]
+    result = plan(config, "cpu:8", tmp_path)["best"]
     lowered = lower.lower_training(functools.partial(build.plan_subject, config), (1, 8, 1, 1), None, jax.devices())
     memory = lowered.compile().memory_analysis()
     rows = 8 * math.prod((8, 16, 16, 3)) + 8 * 4 * 2  # the batch: clips, labels, numbers
-    assert made["argument_bytes"] == memory.argument_size_in_bytes - rows // 8
-    assert made["temporary_bytes"] == memory.temp_size_in_bytes
-    assert {each["axes"] for each in made["collectives"]} == {"fsdp"}
+    assert result["argument_bytes"] == memory.argument_size_in_bytes - rows // 8
+    assert result["temporary_bytes"] == memory.temp_size_in_bytes
+    assert {each["axes"] for each in result["collectives"]} == {"fsdp"}
     assert "compiled in" in capsys.readouterr().out
-    assert made["fits"]
-    assert made["seconds"]["network"] > 0
-    assert 0.9 <= made["useful_flops"] / made["flops"] <= 1.1
-    assert made["mfu"]["least"] <= 1.1
+    assert result["fits"]
+    assert result["seconds"]["network"] > 0
+    assert 0.9 <= result["useful_flops"] / result["flops"] <= 1.1
+    assert result["mfu"]["least"] <= 1.1
     again = plan(config, "cpu:8", tmp_path)["best"]
     timed = "seconds", "network_by_axes", "mfu", "bound"  # with what the machine can do, measured anew
-    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in made.items() if k not in timed}
+    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in result.items() if k not in timed}
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_what_was_compiled_is_found_again_unless_the_compiler_s_flags_differ(tmp_path, monkeypatch):
+def test_a_compiled_program_is_reused_unless_the_compiler_s_flags_differ(tmp_path, monkeypatch):
     """The compiler is not asked here: it refuses each program at once."""
-    asked = []
+    limits = []
 
     def refuse(*args):
-        asked.append(args)
+        limits.append(args)
         return compiling.Compiled("", 0.0, failure="no")
 
-    monkeypatch.setattr(compiling, "compile_apart", refuse)
+    monkeypatch.setattr(compiling, "compile_in_process", refuse)
     target, mesh = parse_target("cpu:8"), sharding.make_mesh(8)
     settings = PlanSettings(None, "train", 1, 0, False, 1.0, 1.0, tmp_path)
     for flags in ("", "", "--xla_other", "--xla_other", ""):
         monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
-        made = planning.compiled(None, "train", mesh, target, CHIPS["H100"], settings, "fingerprint", None)
-        assert made == {"failure": "no", "compile_seconds": 0.0}
-    assert len(asked) == 2
+        result = planning.compiled(None, "train", mesh, target, CHIPS["H100"], settings, "fingerprint", None)
+        assert result == {"failure": "no", "compile_seconds": 0.0}
+    assert len(limits) == 2
 
 
-def test_what_was_ended_is_tried_again_with_other_limits_only(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(compiling, "compile_apart", lambda *args: asked.append(args[2:4]))
+def test_an_ended_compilation_is_repeated_with_other_limits_only(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(compiling, "compile_in_process", lambda *args: limits.append(args[2:4]))
     target, mesh = parse_target("cpu:8"), sharding.make_mesh(8)
     for minutes in (1.0, 1.0, 2.0, 2.0, 1.0):
         settings = PlanSettings(None, "train", 1, 0, False, minutes, 1.0, tmp_path)
         assert planning.compiled(None, "train", mesh, target, CHIPS["H100"], settings, "fingerprint", None) is None
-    assert asked == [(1.0, 1.0), (2.0, 1.0)]
+    assert limits == [(1.0, 1.0), (2.0, 1.0)]
 
 
 def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, monkeypatch):
     config = paper.get_config()
     config.plan.compile = "none"
-    made = plan(config, "v5e:8x8", tmp_path)
-    assert 2.05e9 < made["parameters"]["base"] < 2.15e9
-    assert 0.45e9 < made["parameters"]["residual"] < 0.52e9
-    assert all(math.prod(each["mesh"].values()) == 64 for each in made["meshes"])
-    assert made["best"]["fits"]
-    state = 16 * sum(made["parameters"].values()) / 64  # float32: parameter, average, two moments
-    assert state < made["best"]["memory"]["state"] < 1.05 * state
-    order = [each["seconds"]["serial"] for each in made["meshes"] if each["fits"]]
+    result = plan(config, "v5e:8x8", tmp_path)
+    assert 2.05e9 < result["parameters"]["base"] < 2.15e9
+    assert 0.45e9 < result["parameters"]["residual"] < 0.52e9
+    assert all(math.prod(each["mesh"].values()) == 64 for each in result["meshes"])
+    assert result["best"]["fits"]
+    state = 16 * sum(result["parameters"].values()) / 64  # float32: parameter, average, two moments
+    assert state < result["best"]["memory"]["state"] < 1.05 * state
+    order = [each["seconds"]["serial"] for each in result["meshes"] if each["fits"]]
     assert order == sorted(order)
-    said = capsys.readouterr().out
-    assert "2,097.6 M parameters" in said
-    assert "--config.mesh.fsdp=" in said
+    output = capsys.readouterr().out
+    assert "2,097.6 M parameters" in output
+    assert "--config.mesh.fsdp=" in output
 
     config = tiny(plan__compile="none", train__batch_size=2**24, sample__batch_size=64, eval__batch_size=64)
-    made = plan(config, "v5e:8x8", tmp_path)
-    assert not made["best"]["fits"]
-    assert "does not fit" in made["best"]["verdict"]
-    assert "try --config.model.remat=blocks" in made["best"]["verdict"]
-    assert "or --config.train.accumulate=2, which halves" in made["best"]["verdict"]
+    result = plan(config, "v5e:8x8", tmp_path)
+    assert not result["best"]["fits"]
+    assert "does not fit" in result["best"]["verdict"]
+    assert "try --config.model.remat=blocks" in result["best"]["verdict"]
+    assert "or --config.train.accumulate=2, which halves" in result["best"]["verdict"]
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config.plan.compile = "train"
@@ -175,7 +175,7 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
         ),
     ],
 )
-def test_bad_plans_are_told(changes, target, message, tmp_path):
+def test_bad_plans_are_refused(changes, target, message, tmp_path):
     config = tiny(**{"plan__compile": "none"} | changes)
     with pytest.raises(UserError, match=message):
         plan(config, target, tmp_path)

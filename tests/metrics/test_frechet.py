@@ -43,10 +43,10 @@ def test_parts_merge_to_the_whole_in_any_order() -> None:
 
 
 def test_the_empty_set_is_neutral() -> None:
-    whole, nothing = Moments.of(gaussian(2)), Moments.empty(7)
-    assert_same(nothing.merge(whole), whole)
-    assert_same(whole.merge(nothing), whole)
-    assert nothing.merge(nothing).n == 0
+    whole, empty = Moments.of(gaussian(2)), Moments.empty(7)
+    assert_same(empty.merge(whole), whole)
+    assert_same(whole.merge(empty), whole)
+    assert empty.merge(empty).n == 0
 
 
 @pytest.mark.parametrize("n", [60, 4])  # 4 < 7 dimensions: singular covariance

@@ -6,7 +6,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from vf.metrics import fvd
-from vf.metrics.fvd import BLACK_WHITE, LINEAGES, Lineage, black_white, verdict
+from vf.metrics.fvd import BLACK_WHITE, LINEAGES, Lineage, black_white, weights_problem
 from vf.nets.feature_network import Network
 
 
@@ -114,8 +114,8 @@ def test_fewer_clips_than_features(lineage):
     assert fvd.fvd(real, generated, LINEAGES[lineage]) == pytest.approx(formula(real, generated), abs=near)
 
 
-def test_lineages_differ_where_they_say_so():
-    """ddof weighs a percent of 90 clips, float32 and the root next to nothing."""
+def test_lineages_differ_in_their_stated_fields():
+    """With 90 clips ddof changes the distance by a percent, float32 and the root by far less."""
     real, generated = features(0, 90), features(1, 90)
     found = {name: fvd.fvd(real, generated, lineage) for name, lineage in LINEAGES.items()}
     assert found["styleganv"] == found["cdfvd-i3d"]
@@ -182,11 +182,11 @@ def test_black_against_white():
 
 @pytest.mark.parametrize("factor", [1, 1.0049, 0.9951])
 def test_the_true_weights_pass(factor):
-    assert verdict(factor * BLACK_WHITE[16]) == ""
+    assert weights_problem(factor * BLACK_WHITE[16]) == ""
 
 
 @pytest.mark.parametrize(
-    ("value", "eps", "told"),
+    ("value", "eps", "cause"),
     [
         (BLACK_WHITE[16] * 1.01, 1e-3, "these are other weights"),
         (BLACK_WHITE[16] * 0.99, 1e-3, "rgb_imagenet"),
@@ -197,18 +197,18 @@ def test_the_true_weights_pass(factor):
         (float("inf"), 1e-5, "the file is damaged"),
     ],
 )
-def test_a_verdict_says_what_is_probably_wrong(value, eps, told):
-    assert told in verdict(value, eps)
+def test_a_failed_check_of_weights_names_the_probable_cause(value, eps, cause):
+    assert cause in weights_problem(value, eps)
 
 
 def test_the_public_figures_cover_10_to_30_frames():
-    """Of which 16 is the one that every port agrees on; the list is theirs, so only its form is checked."""
+    """The ports agree on the figure for 16 frames; the list is published, so only its form is checked."""
     assert sorted(BLACK_WHITE) == list(range(10, 31))
     assert BLACK_WHITE[16] == pytest.approx(152.9175, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", LINEAGES)
-def test_a_network_says_how_its_lineage_runs_it(name):
+def test_a_network_records_how_its_lineage_runs_it(name):
     lineage = LINEAGES[name]
     protocol = fvd.network({}, "abc", lineage).protocol
     assert (protocol["eps"], protocol["weights"], protocol["precision"]) == (lineage.eps, "abc", "float32")
@@ -217,7 +217,7 @@ def test_a_network_says_how_its_lineage_runs_it(name):
     assert fvd.network({}, "abc", lineage, exact=False).protocol["precision"] == "default"
 
 
-def test_facts_leave_out_whose_code_it_is():
+def test_facts_exclude_the_origin_of_the_code():
     one, other = (Lineage("tf1", "squash", 1e-3, 1, "float64", "svd", code) for code in ("a", "b"))
     assert one.facts() == other.facts()
     assert set(one.facts()) == {"grid", "aspect", "eps", "ddof", "dtype", "root"}

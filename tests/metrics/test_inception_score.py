@@ -16,12 +16,12 @@ def drawn() -> np.ndarray:
     return softmax(np.random.default_rng(0).normal(0, 3, (60, 7)))
 
 
-def test_it_counts_classes_that_are_told_with_certainty():
+def test_certain_predictions_score_the_number_of_classes():
     for classes in (1, 2, 7):
         assert inception_score(np.eye(7)[np.arange(70) % classes])[0] == pytest.approx(classes, rel=1e-12)
 
 
-def test_doubt_or_sameness_scores_one(drawn):
+def test_uncertain_or_identical_predictions_score_one(drawn):
     assert inception_score(np.full((20, 5), 0.2))[0] == pytest.approx(1, rel=1e-12)
     assert inception_score(np.repeat(drawn[:1], 20, 0))[0] == pytest.approx(1, rel=1e-12)
 
@@ -64,7 +64,7 @@ def test_eps_is_inside_both_logarithms(drawn):
         (np.array([[np.nan, 1.0]]), 1, "apply softmax"),
     ],
 )
-def test_what_is_no_probability_is_told(p, splits, what):
+def test_values_that_are_not_probabilities_are_refused(p, splits, what):
     with pytest.raises(ValueError, match=what):
         inception_score(p, splits=splits)
 
@@ -74,7 +74,7 @@ def many() -> np.ndarray:
     return softmax(np.random.default_rng(2).normal(0, 3, (205, 6)))
 
 
-def test_variants_count_classes_and_see_sameness():
+def test_variants_count_classes_and_detect_identical_clips():
     for name, variant in VARIANTS.items():
         sure = np.eye(8)[np.arange(variant.clips) % 8]
         mean, _ = score(sure, variant)

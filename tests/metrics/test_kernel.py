@@ -67,7 +67,7 @@ def test_it_is_symmetric_and_grows_with_the_distance():
     assert polynomial_mmd(features(1, 150), x) == pytest.approx(found[0], rel=1e-9)
 
 
-def test_float64_inside_whatever_comes():
+def test_float64_arithmetic_for_any_input():
     x, y = 300 * features(0, 50), 300 * features(1, 50)  # kernel values of 1e14, which float32 sums would blur
     exact = polynomial_mmd(x.astype(np.float32).astype(np.float64), y.astype(np.float32).astype(np.float64))
     assert polynomial_mmd(x.astype(np.float32), y.astype(np.float32)) == exact
@@ -82,7 +82,7 @@ def test_float64_inside_whatever_comes():
         (np.full((3, 4), np.nan), np.zeros((3, 4)), "NaN"),
     ],
 )
-def test_bad_features_are_told(x, y, what):
+def test_bad_features_are_refused(x, y, what):
     with pytest.raises(ValueError, match="expected") as error:
         polynomial_mmd(x, y)
     assert what in str(error.value)

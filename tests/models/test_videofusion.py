@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests.small_models import BASE, FRAMES, SCHEDULE, SHAPE, Stub, awake, fusion, keys, one_network, unet
-from vf.diffusion import decompose, gaussian
-from vf.diffusion import noise as priors
+from vf.diffusion import decompose, gaussian, noise
 from vf.diffusion.schedule import time_grid
 from vf.models.sampler import SampleOptions, sample
 from vf.models.videofusion import CONTEXTS
@@ -25,7 +24,7 @@ def clips(n=3):
 def test_oracles_have_no_loss(kind, context):
     """Networks that know x and so the true noise: loss 0 at every frame, and eps_hat = eps."""
     x = clips()
-    b, r = jax.vmap(lambda k: priors.Decomposed(decompose.make_lambda(0.5, FRAMES, BASE)).parts(
+    b, r = jax.vmap(lambda k: noise.Decomposed(decompose.make_lambda(0.5, FRAMES, BASE)).parts(
         jax.random.fold_in(k, 1), SHAPE))(keys(3))  # fmt: skip
     t = jnp.array([10, 500, 900])
 
@@ -48,17 +47,19 @@ def test_oracles_have_no_loss(kind, context):
 @pytest.mark.parametrize("value", [0.5, 0.9])
 @pytest.mark.parametrize("kind", gaussian.PREDICTIONS)
 def test_equation_7_measures_every_kind_of_prediction(kind, value):
-    """One r_hat, told as any kind and judged as eps: (1 - lambda) |r - r_hat|^2; where lambda = 1 it costs nothing."""
+    """One r_hat, predicted as any kind, with its loss as eps: (1 - lambda) |r - r_hat|^2, which is 0 at lambda = 1."""
     lam = decompose.make_lambda((value, 1, value, 1), FRAMES, BASE)
     x, t = clips(), jnp.array([300, 500, 700])
-    b, r = jax.vmap(lambda k: priors.Decomposed(lam).parts(jax.random.fold_in(k, 1), SHAPE))(keys(3))
+    b, r = jax.vmap(lambda k: noise.Decomposed(lam).parts(jax.random.fold_in(k, 1), SHAPE))(keys(3))
     r_hat = r + 0.1 * jnp.tanh(x)
     alpha, sigma = (s(t)[:, None, None, None, None] for s in (SCHEDULE.alpha, SCHEDULE.sigma))
-    own = sigma * jnp.sqrt(1 - lam)[:, None, None, None]
-    x_hat = (alpha * x + own * (r - r_hat)) / alpha
-    told = Stub(lambda z, t, **_: gaussian.target(kind, x_hat, r_hat, alpha, own))
+    residual_sigma = sigma * jnp.sqrt(1 - lam)[:, None, None, None]
+    x_hat = (alpha * x + residual_sigma * (r - r_hat)) / alpha
+    residual = Stub(lambda z, t, **_: gaussian.target(kind, x_hat, r_hat, alpha, residual_sigma))
     truth = Stub(lambda z, t, **_: b[:, None])
-    model = fusion(base=truth, residual=told, lam=lam, residual_prediction=kind, residual_loss="eps", loss_weight=1e9)
+    model = fusion(
+        base=truth, residual=residual, lam=lam, residual_prediction=kind, residual_loss="eps", loss_weight=1e9
+    )
     loss = model.errors({"base": {}, "residual": {}}, x, {}, keys(3), t).loss
     expected = (1 - lam) * np.mean(np.square(np.float64(r - r_hat)), (2, 3, 4))
     expected[:, BASE] = 0
@@ -66,13 +67,13 @@ def test_equation_7_measures_every_kind_of_prediction(kind, value):
 
 
 @pytest.mark.parametrize("context", ["none", "base_frame", "one network"])
-def test_silence_finds_no_noise_in_any_model(context):
-    """The share of noise not found is 1 for networks that say nothing, whatever is known of the noise by then."""
-    silent = Stub(lambda z, t, **_: jnp.zeros_like(z[..., :3]))
+def test_zero_predictions_find_no_noise_in_any_model(context):
+    """The share of noise not found is 1 for networks that predict zero, whatever part of the noise is known by then."""
+    zero = Stub(lambda z, t, **_: jnp.zeros_like(z[..., :3]))
     if context == "one network":
-        model = one_network(priors.Mixed(), net=silent)
+        model = one_network(noise.Mixed(), net=zero)
     else:
-        model = fusion(0.8, base=silent, residual=silent, context=context)
+        model = fusion(0.8, base=zero, residual=zero, context=context)
     eps = model.errors({"base": {}, "residual": {}}, clips(64), {}, keys(64)).eps
     np.testing.assert_allclose(eps.mean(0), 1, atol=0.05)  # 12,288 draws a frame, of variance 2
 
@@ -91,15 +92,15 @@ def test_the_base_learns_from_its_own_frame_only(context):
     base_only = jnp.zeros(FRAMES).at[BASE].set(1)
     for leaf in jax.tree.leaves(gradient(params, 1 - base_only)["base"]):
         np.testing.assert_array_equal(leaf, 0)
-    own = gradient(params, base_only)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(own["base"]))
-    for leaf in jax.tree.leaves(own["residual"]):
+    gradients = gradient(params, base_only)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["base"]))
+    for leaf in jax.tree.leaves(gradients["residual"]):
         np.testing.assert_array_equal(leaf, 0)
 
 
 def test_more_images_train_the_base_alone():
     """Each is a frame of its clip, with the noise of its own time; the other frames' errors do not change."""
-    x = 1e6 * jnp.ones((3, *SHAPE)) * jnp.arange(FRAMES)[:, None, None, None]  # so that z tells the frame
+    x = 1e6 * jnp.ones((3, *SHAPE)) * jnp.arange(FRAMES)[:, None, None, None]  # so that z shows which frame it is
     shown = []
 
     def base(z, t, **_):
@@ -107,25 +108,25 @@ def test_more_images_train_the_base_alone():
         shown.append(jnp.round((z / alpha).mean((1, 2, 3, 4)) / 1e6).reshape(3, -1))
         return z / sigma
 
-    silent = Stub(lambda z, t, **_: jnp.zeros_like(z))
-    one, many = (fusion(base=Stub(base), residual=silent, context="base_frame", base_images=n) for n in (1, 9))
-    nothing = {"base": {}, "residual": {}}
-    errors = {m: m.errors(nothing, x, {}, keys(3), train=True) for m in (one, many)}
+    zero = Stub(lambda z, t, **_: jnp.zeros_like(z))
+    one, many = (fusion(base=Stub(base), residual=zero, context="base_frame", base_images=n) for n in (1, 9))
+    no_params = {"base": {}, "residual": {}}
+    errors = {m: m.errors(no_params, x, {}, keys(3), train=True) for m in (one, many)}
     assert [frames.shape for frames in shown] == [(3, 1), (3, 9)]
     np.testing.assert_array_equal(shown[1][:, 0], BASE)
     assert set(np.unique(shown[1][:, 1:])) == set(range(FRAMES))  # 24 draws
     np.testing.assert_array_equal(errors[one].eps, errors[many].eps)
     np.testing.assert_array_equal(*(np.delete(errors[m].loss, BASE, 1) for m in (one, many)))
-    many.errors(nothing, x, {}, keys(3))
+    many.errors(no_params, x, {}, keys(3))
     assert shown[2].shape == (3, 1)  # not in validation
-    exact = many.errors(nothing, 0 * x, {}, keys(3), train=True)  # where z = sigma eps the network above is right
+    exact = many.errors(no_params, 0 * x, {}, keys(3), train=True)  # where z = sigma eps the network above is right
     np.testing.assert_allclose(exact.loss[:, BASE], 0, atol=1e-9)
     with pytest.raises(ValueError, match="base_images"):
         fusion(base_images=0)
 
 
 @pytest.mark.parametrize("kind", ["two networks", "one"])
-def test_training_draws_of_a_clip_do_not_know_its_batch(kind):
+def test_training_draws_of_a_clip_do_not_depend_on_its_batch(kind):
     """Times, noise, images and dropout: a batch that is cut, over devices or in micro-batches, has the same errors."""
     small = unet(num_res_blocks=0, dropout=0.5)
     if kind == "one":
@@ -168,7 +169,7 @@ def test_eps_hat_is_the_base_models_where_lambda_is_one(value):
     np.testing.assert_array_equal(eps_hat(other)[:, BASE], given[:, BASE])
 
 
-def test_lambda_zero_ties_nothing():
+def test_lambda_zero_decouples_the_frames():
     """At lambda = 0 and without context, the other frames' eps_hat does not depend on the base frame at all."""
     model = fusion(0.0)
     params = awake(model)
@@ -227,7 +228,7 @@ def test_impossible_models_are_refused():
 
 
 def test_the_context_reaches_the_residual_generator():
-    """Base first: noise on the clean base frame changes what is said of the others; it is training's alone."""
+    """Base first: noise on the clean base frame changes the prediction of the others; only training adds it."""
     model = fusion(context="base_frame", context_noise=0.5)
     params = awake(model)
     x = clips()

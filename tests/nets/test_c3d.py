@@ -61,7 +61,7 @@ def torch_c3d(params: dict, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def cubic(picture: np.ndarray, size: int) -> np.ndarray:
-    """cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC) of floats [h w c]: OpenCV's own four weights."""
+    """cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC) of floats [h w c] by OpenCV's four weights."""
 
     def one(x: np.ndarray) -> np.ndarray:
         made, a = np.zeros((size, *x.shape[1:])), -0.75
@@ -130,7 +130,7 @@ def test_layers_are_those_of_pytorch(params):
 def test_frames_are_prepared_as_in_the_public_codes(params, variant, h, w):
     u8 = clips(2, 16, h, w)
     expected = (tgan_input if variant == "tgan" else tganv2_input)(u8, params["mean"])
-    found = np.asarray(c3d.prepared(u8, params["mean"], variant))
+    found = np.asarray(c3d.prepare(u8, params["mean"], variant))
     assert far(found.transpose(0, 4, 1, 2, 3), expected) < 1e-5
 
 
@@ -143,34 +143,34 @@ def test_network_is_preparation_and_layers(params):
         found = np.asarray(jax.jit(made.apply)(params, u8))
         assert found.shape == (2, made.dim)
         assert far(found, expected) < 1e-4
-    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-2  # so that the comparison says something
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-2  # so that the comparison is not trivial
 
 
 def test_stylegan_v_takes_the_first_frames_as_tganv2_does(params):
     u8 = clips(1, 20, 48, 48)
-    first = np.asarray(c3d.prepared(u8[:, :16], params["mean"], "tganv2"))
-    assert np.array_equal(c3d.prepared(u8, params["mean"], "styleganv"), first)
-    assert far(np.asarray(c3d.prepared(u8[:, :16], params["mean"], "tgan")), first) > 0.1
+    first = np.asarray(c3d.prepare(u8[:, :16], params["mean"], "tganv2"))
+    assert np.array_equal(c3d.prepare(u8, params["mean"], "styleganv"), first)
+    assert far(np.asarray(c3d.prepare(u8[:, :16], params["mean"], "tgan")), first) > 0.1
 
 
 @pytest.mark.parametrize("variant", ["tgan", "tganv2", "styleganv"])
-def test_a_clip_that_is_the_mean_is_nothing(variant):
+def test_a_clip_equal_to_the_mean_gives_zero(variant):
     """Constant per channel: R G B of the clip against B G R of the volume, and resampling that keeps constants."""
     mean = np.broadcast_to(np.float32([20, 90, 160]).reshape(3, 1, 1, 1), c3d.MEAN)
     u8 = np.broadcast_to(np.uint8([160, 90, 20]), (1, 16, 50, 70, 3))
-    assert np.abs(c3d.prepared(u8, mean, variant)).max() < 1e-3
-    assert np.abs(c3d.prepared(u8[..., ::-1], mean, variant)).max() == pytest.approx(140, abs=1e-3)
+    assert np.abs(c3d.prepare(u8, mean, variant)).max() < 1e-3
+    assert np.abs(c3d.prepare(u8[..., ::-1], mean, variant)).max() == pytest.approx(140, abs=1e-3)
 
 
-def test_protocol_tells_what_changes_the_features(params):
-    told = [
-        c3d.network(params, mark, variant=variant, output=output, exact=exact).protocol
-        for mark in ("f", "g")
+def test_the_protocol_records_what_changes_the_features(params):
+    protocols = [
+        c3d.network(params, fingerprint, variant=variant, output=output, exact=exact).protocol
+        for fingerprint in ("f", "g")
         for variant in c3d.PREPARATIONS
         for output in ("probabilities", "fc7")
         for exact in (True, False)
     ]
-    assert len({str(sorted(one.items())) for one in told}) == len(told)
+    assert len({str(sorted(one.items())) for one in protocols}) == len(protocols)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_clips_of_other_lengths_are_refused(params, variant, shape, what):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_unknown_or_of_another_shape_is_refused(params):
+def test_unknown_variants_and_other_shapes_are_refused(params):
     with pytest.raises(ValueError, match="tgan, tganv2, styleganv"):
         c3d.network(params, "f", variant="c3d")
     with pytest.raises(ValueError, match="probabilities, fc7"):

@@ -22,7 +22,7 @@ SIZE, VOCABULARY, CONTEXT, DIM = 64, 300, 20, 32
 
 @functools.cache
 def pair():
-    """A small CLIP, as Hugging Face has it and as ours takes it, with the two configurations."""
+    """A small CLIP of Hugging Face's and its arrays in our layout, with the two configurations."""
     torch.manual_seed(0)
     text = transformers.CLIPTextConfig(
         hidden_size=128, intermediate_size=160, num_hidden_layers=2, num_attention_heads=2, vocab_size=VOCABULARY,
@@ -75,7 +75,7 @@ def test_frames_are_prepared_as_pillow_does(height, width):
     size = 224 if height > 50 else SIZE
     frames = clips(1, 2, height, width)[0]
     frames[1] = np.arange(width)[:, None] * 255 // width  # smooth, beside noise
-    found = jax.jit(functools.partial(clip._preprocessed, size=size))(frames)
+    found = jax.jit(functools.partial(clip._preprocess, size=size))(frames)
     found = (np.asarray(found) * np.array(clip.STD) + np.array(clip.MEAN)) * 255
     true = np.stack([prepared(frame, size) for frame in frames])
     np.testing.assert_allclose(found, true, atol=1e-3)  # not a bit of a pixel differs

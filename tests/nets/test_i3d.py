@@ -17,7 +17,7 @@ from tests.nets import torch_i3d  # noqa: E402
 
 @functools.cache
 def pair(eps: float = 1e-3):
-    """PyTorch's network, and the same weights as ours takes them."""
+    """PyTorch's network, and the same weights in our layout."""
     net = torch_i3d.made(eps=eps)
     arrays, _ = canonical({name: array.numpy() for name, array in net.state_dict().items()})
     return net, Weights("i3d", arrays, "", {}).tree()
@@ -38,7 +38,7 @@ def test_it_is_the_same_network(frames, height, width):
     net, params = pair()
     x = clips(frames, height, width)
     ours = jax.jit(i3d.I3D().apply)({"params": params}, x)
-    assert relative(ours, torch_i3d.logits(net, x)) < 1e-5  # 1e-4 is asked for; the eps below moves it by more
+    assert relative(ours, torch_i3d.logits(net, x)) < 1e-5  # 1e-4 is required; the eps below changes it by more
 
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-5])
@@ -66,7 +66,7 @@ def test_parameters_are_those_of_the_public_checkpoints():
 
 
 @pytest.mark.parametrize("shape", [(8, 224, 224), (16, 192, 224), (16, 224, 225)])
-def test_clips_it_was_not_made_for_are_refused(shape):
+def test_clips_of_unsupported_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="I3D needs 9 frames or more"):
         jax.eval_shape(i3d.I3D().init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape, 3), float))
 
@@ -90,7 +90,7 @@ def test_convolutions_by_frames_are_convolutions(frames, side, kernel, stride):
 @pytest.mark.parametrize(
     ("grid", "aspect"), [("half_pixel", "squash"), ("half_pixel", "short_side"), ("tf1", "squash")]
 )
-def test_pixels_become_what_the_network_reads(grid, aspect):
+def test_pixels_are_resized_and_scaled(grid, aspect):
     """uint8 of any size, resized and scaled inside the program."""
     raw = np.random.default_rng(1).integers(0, 256, (2, 3, 40, 52, 3), np.uint8)
     rows, columns = resize.matrices(grid, aspect, 40, 52, 224)
@@ -98,7 +98,7 @@ def test_pixels_become_what_the_network_reads(grid, aspect):
     np.testing.assert_allclose(i3d.pixels(raw, grid, aspect), true, atol=2e-6)
 
 
-def test_the_whole_of_it():
+def test_i3d_from_pixels_to_features():
     net, params = pair()
     raw = np.random.default_rng(1).integers(0, 256, (1, 9, 40, 52, 3), np.uint8)
     made = i3d.network(params, "abc", grid="tf1")

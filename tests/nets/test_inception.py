@@ -227,19 +227,19 @@ class Pixels:
         return x[:, ::100, ::100].reshape(-1, inception.FEATURES)
 
 
-@pytest.mark.parametrize(("at_once", "b", "f"), [(64, 1, 1), (64, 1, 70), (6, 2, 5), (4, 7, 3), (1, 2, 2)])
+@pytest.mark.parametrize(("frames_per_pass", "b", "f"), [(64, 1, 1), (64, 1, 70), (6, 2, 5), (4, 7, 3), (1, 2, 2)])
 @pytest.mark.usefixtures("unchecked")
-def test_rows_are_frames_clip_by_clip(monkeypatch: pytest.MonkeyPatch, at_once: int, b: int, f: int) -> None:
+def test_rows_are_frames_clip_by_clip(monkeypatch: pytest.MonkeyPatch, frames_per_pass: int, b: int, f: int) -> None:
     """However many go at once, and without holding much more than that."""
     monkeypatch.setattr(inception, "Inception", Pixels)
     monkeypatch.setattr(inception, "FEATURES", 27)
-    monkeypatch.setattr(inception, "AT_ONCE", at_once)
+    monkeypatch.setattr(inception, "FRAMES_PER_PASS", frames_per_pass)
     Pixels.seen = []
     clips = np.random.default_rng(4).integers(0, 256, (b, f, 5, 4, 3), np.uint8)
     made = inception.network({}, "abc", mode="legacy_pytorch").apply({}, clips)
     expected = by_public_code(clips.reshape(-1, 5, 4, 3), "legacy_pytorch")[:, ::100, ::100].reshape(b * f, 27)
     np.testing.assert_allclose(made, expected, atol=1e-5)
-    assert max(Pixels.seen) <= max(b, at_once)
+    assert max(Pixels.seen) <= max(b, frames_per_pass)
 
 
 def test_parameters_are_those_of_the_public_file() -> None:
@@ -252,7 +252,7 @@ def test_parameters_are_those_of_the_public_file() -> None:
     assert learnt == 27_161_264 - 3_326_696 - 2_049_000
 
 
-def test_the_protocol_tells_modes_apart() -> None:
+def test_the_protocol_distinguishes_modes() -> None:
     networks = [inception.network({}, "abc", mode=mode, exact=exact) for mode in inception.MODES for exact in (0, 1)]
     protocols = [json.dumps(dict(network.protocol), sort_keys=True) for network in networks]
     assert len(set(protocols)) == 6

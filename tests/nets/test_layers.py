@@ -10,7 +10,7 @@ from vf.nets import layers
 
 
 def scrambled(params, seed=0, scale=0.3):
-    """Random values for every parameter, so that nothing hides behind a zero or one initialisation."""
+    """Random values for every parameter, so that no initialisation by zeros or ones hides an error."""
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(tree, [np.float32(scale * rng.normal(size=leaf.shape)) for leaf in leaves])

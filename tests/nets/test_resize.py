@@ -1,4 +1,4 @@
-"""Every grid against the library that owns it, or a transcription of its rule pixel by pixel."""
+"""Every grid against the library that it follows, or a transcription of its rule pixel by pixel."""
 
 import math
 
@@ -32,7 +32,7 @@ def resized(grid: str, x: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def applied(x: np.ndarray, matrices: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """In float64; `resize.apply` has a test of its own."""
+    """Resizes in float64; `resize.apply` has a separate test."""
     return np.einsum("Hh,Ww,hwc->HWc", *matrices, x.astype(np.float64), optimize=True)
 
 
@@ -161,7 +161,7 @@ def test_opencv_itself(size: int, out: int) -> None:
 
 
 @pytest.mark.parametrize("grid", resize.GRIDS)
-def test_laws(grid: str) -> None:
+def test_invariances_of_the_grids(grid: str) -> None:
     for size, out in [*SIZES, *SMALL, (2, 9), (9, 2), (1, 1)]:
         made = resize.matrix(grid, size, out)
         assert made.shape == (out, size)
@@ -209,7 +209,7 @@ def test_aspect_policies(height: int, width: int, size: int) -> None:
     close(squashed, by_torch(x, size, size, mode="bilinear", align_corners=False))
 
 
-def test_videogpts_rounding_of_squares_is_kept() -> None:
+def test_videogpts_rounding_of_squares_is_reproduced() -> None:
     rows, columns = resize.matrices("half_pixel", "short_side", 100, 100, 224)
     np.testing.assert_array_equal(rows, resize.matrix("half_pixel", 100, 225)[:224])
     np.testing.assert_array_equal(columns, resize.matrix("half_pixel", 100, 224))

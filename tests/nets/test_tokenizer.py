@@ -1,4 +1,4 @@
-"""Tokens against plain Python and Hugging Face's tokenizer, whatever file they come from."""
+"""Tokens against a transcription in Python and Hugging Face's tokenizer, from every kind of file."""
 
 import builtins
 import gzip
@@ -20,9 +20,9 @@ MERGES = [("t", "h"), ("th", "e</w>"), ("c", "a"), ("ca", "t</w>"), ("d", "o"), 
 
 def symbols() -> dict[int, str]:
     """The character that stands for each byte, in the order of the vocabulary."""
-    plain = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
-    others = [b for b in range(256) if b not in plain]
-    return {b: chr(b) for b in plain} | {b: chr(256 + k) for k, b in enumerate(others)}
+    printable = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + k) for k, b in enumerate(others)}
 
 
 def vocabulary() -> dict[str, int]:
@@ -57,14 +57,14 @@ def sources(tmp_path_factory):
     old.mkdir()
     (old / "vocab.json").write_text(json.dumps(vocabulary()), encoding="utf-8")
     (old / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]), encoding="utf-8")
-    theirs = transformers.CLIPTokenizer(vocab=vocabulary(), merges=MERGES)
-    theirs.save_pretrained(folder / "new")
+    hugging_face = transformers.CLIPTokenizer(vocab=vocabulary(), merges=MERGES)
+    hugging_face.save_pretrained(folder / "new")
     return {
         "openai": folder / "bpe.txt.gz",
         "old": old,
         "new": folder / "new",
         "json": folder / "new/tokenizer.json",
-    }, theirs
+    }, hugging_face
 
 
 CAPTIONS = [
@@ -80,13 +80,13 @@ CAPTIONS = [
 
 @pytest.mark.parametrize("kind", ["openai", "old", "new", "json"])
 def test_every_file_gives_the_same_tokens(sources, kind):
-    files, theirs = sources
+    files, hugging_face = sources
     tokens, truncated = Tokenizer(files[kind]).encode(CAPTIONS)
     assert tokens.tolist() == [by_hand(caption) for caption in CAPTIONS]
     assert truncated == 2  # 75 pieces fit between start and end
     assert (tokens[:, -1] == len(vocabulary()) - 1).all()
-    hers = theirs(CAPTIONS, padding="max_length", truncation=True, max_length=77)["input_ids"]
-    assert tokens.tolist() == hers
+    expected = hugging_face(CAPTIONS, padding="max_length", truncation=True, max_length=77)["input_ids"]
+    assert tokens.tolist() == expected
     assert Tokenizer(files[kind]).vocabulary == len(vocabulary())
 
 
@@ -97,7 +97,7 @@ def test_a_prefix_and_a_shorter_context(sources):
     assert truncated == 1
 
 
-def test_no_tokenizer_is_told_in_a_sentence(sources, tmp_path, monkeypatch):
+def test_a_missing_tokenizer_is_answered_in_one_sentence(sources, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no tokenizer at .*bpe_simple_vocab"):
         Tokenizer(tmp_path / "none.gz")
     with pytest.raises(UserError, match=r"no tokenizer at"):

@@ -14,7 +14,7 @@ BODY = UNet(
     cond_projection=False, context_dim=CONTEXT,
 )  # fmt: skip
 SIZES = {"clip_dim": DIM, "text_length": LENGTH, "image_tokens": 2}
-BARE, TOLD = Decoder(BODY, **SIZES), Decoder(BODY, texts=3, embedding=True, **SIZES)
+UNCONDITIONED, NET = Decoder(BODY, **SIZES), Decoder(BODY, texts=3, embedding=True, **SIZES)
 Z = np.random.default_rng(7).normal(size=(3, 1, 4, 4, 3)).astype(np.float32)
 T = np.array([10, 700, 500])
 IMAGE = np.random.default_rng(8).normal(size=(3, DIM)).astype(np.float32)
@@ -24,7 +24,7 @@ ROW = np.array([0, 1, 2])
 @pytest.fixture(scope="module")
 def params():
     """Random values everywhere; three texts of 3, 5 and 2 tokens."""
-    shapes = jax.eval_shape(lambda: TOLD.init(jax.random.key(0), Z, T, cond=IMAGE, label=ROW))["params"]
+    shapes = jax.eval_shape(lambda: NET.init(jax.random.key(0), Z, T, cond=IMAGE, label=ROW))["params"]
     rng = np.random.default_rng(1)
     flat = flatten_dict(shapes, sep="/")
     made = {name: rng.normal(size=leaf.shape).astype(np.float32) * 0.5 for name, leaf in flat.items()}
@@ -33,62 +33,62 @@ def params():
 
 
 @jax.jit
-def told(params, image, null, row):
-    return TOLD.apply({"params": unflatten_dict(params, sep="/")}, Z, T, cond=image, null=null, label=row)
+def apply(params, image, null, row):
+    return NET.apply({"params": unflatten_dict(params, sep="/")}, Z, T, cond=image, null=null, label=row)
 
 
 @jax.jit
-def bare(params):
-    return BARE.apply({"params": unflatten_dict(params, sep="/")}, Z, T)
+def apply_unconditioned(params):
+    return UNCONDITIONED.apply({"params": unflatten_dict(params, sep="/")}, Z, T)
 
 
 ALL, NONE = np.ones(3, bool), np.zeros(3, bool)
 
 
 def test_masked_tokens_do_not_count(params):
-    true = told(params, IMAGE, NONE, ROW)
+    true = apply(params, IMAGE, NONE, ROW)
     noise = np.random.default_rng(2).normal(size=params["texts/states"].shape).astype(np.float32)
     mask = params["texts/mask"][..., None]
     hidden = {"texts/states": params["texts/states"] + noise * (1 - mask)}
-    np.testing.assert_array_equal(told(params | hidden, IMAGE, NONE, ROW), true)
+    np.testing.assert_array_equal(apply(params | hidden, IMAGE, NONE, ROW), true)
     shown = {"texts/states": params["texts/states"] + noise * mask}
-    assert (np.abs(told(params | shown, IMAGE, NONE, ROW) - true).max((1, 2, 3, 4)) > 1e-4).all()
+    assert (np.abs(apply(params | shown, IMAGE, NONE, ROW) - true).max((1, 2, 3, 4)) > 1e-4).all()
 
 
 def test_image_and_text_are_chosen_apart(params):
     """A null row sees the learned vector for its embedding, and the text that its label names all the same."""
-    true = told(params, IMAGE, NONE, ROW)
-    some = told(params, IMAGE, np.array([True, False, False]), ROW)
+    true = apply(params, IMAGE, NONE, ROW)
+    some = apply(params, IMAGE, np.array([True, False, False]), ROW)
     np.testing.assert_array_equal(some[1:], true[1:])
     assert np.abs(some[0] - true[0]).max() > 1e-4
     learned = np.broadcast_to(params["null_embedding"], IMAGE.shape)
-    np.testing.assert_array_equal(told(params, IMAGE, ALL, ROW), told(params, learned, NONE, ROW))
-    other = told(params, IMAGE, NONE, np.array([1, 1, 2]))
+    np.testing.assert_array_equal(apply(params, IMAGE, ALL, ROW), apply(params, learned, NONE, ROW))
+    other = apply(params, IMAGE, NONE, np.array([1, 1, 2]))
     assert np.abs(other[0] - true[0]).max() > 1e-4
     np.testing.assert_array_equal(other[1:], true[1:])
 
 
 def test_no_texts_is_a_text_of_masked_tokens(params):
-    kept = {name: array for name, array in params.items() if not name.startswith("texts/")}
+    without_texts = {name: array for name, array in params.items() if not name.startswith("texts/")}
     blank = {name: np.zeros_like(params[name]) for name in ("texts/mask", "texts/pooled")}
-    np.testing.assert_allclose(bare(kept), told(params | blank, IMAGE, ALL, ROW), atol=1e-5)
-    shapes = jax.eval_shape(lambda: BARE.init(jax.random.key(0), Z, T))["params"]
-    assert flatten_dict(shapes, sep="/").keys() == kept.keys()
+    np.testing.assert_allclose(apply_unconditioned(without_texts), apply(params | blank, IMAGE, ALL, ROW), atol=1e-5)
+    shapes = jax.eval_shape(lambda: UNCONDITIONED.init(jax.random.key(0), Z, T))["params"]
+    assert flatten_dict(shapes, sep="/").keys() == without_texts.keys()
 
 
 def test_texts_do_not_train_and_everything_else_does(params):
     null = np.array([True, False, False])
-    moved = jax.jit(jax.grad(lambda p: (told(p, IMAGE, null, ROW) ** 2).sum()))(params)
+    moved = jax.jit(jax.grad(lambda p: (apply(p, IMAGE, null, ROW) ** 2).sum()))(params)
     still = {name for name, gradient in moved.items() if not np.any(gradient)}
     assert still == {"texts/states", "texts/mask", "texts/pooled"}
 
 
-def test_inputs_without_use_are_told():
+def test_unused_inputs_are_refused():
     with pytest.raises(ValueError, match="label was given to a network without texts"):
-        jax.eval_shape(lambda: BARE.init(jax.random.key(0), Z, T, label=ROW))
+        jax.eval_shape(lambda: UNCONDITIONED.init(jax.random.key(0), Z, T, label=ROW))
     with pytest.raises(ValueError, match="cond was given to a network built with embedding"):
-        jax.eval_shape(lambda: BARE.init(jax.random.key(0), Z, T, cond=IMAGE))
+        jax.eval_shape(lambda: UNCONDITIONED.init(jax.random.key(0), Z, T, cond=IMAGE))
     with pytest.raises(ValueError, match="cond is missing"):
-        jax.eval_shape(lambda: TOLD.init(jax.random.key(0), Z, T, label=ROW))
+        jax.eval_shape(lambda: NET.init(jax.random.key(0), Z, T, label=ROW))
     with pytest.raises(ValueError, match="clip_dim = 6"):
-        jax.eval_shape(lambda: TOLD.init(jax.random.key(0), Z, T, label=ROW, cond=IMAGE[:, :3]))
+        jax.eval_shape(lambda: NET.init(jax.random.key(0), Z, T, label=ROW, cond=IMAGE[:, :3]))

@@ -38,7 +38,7 @@ def count(shapes):
 
 
 def scrambled(net, *args, **kwargs):
-    """Random values for every parameter, so that nothing hides behind a zero initialisation."""
+    """Random values for every parameter, so that no initialisation by zeros hides an error."""
     rng = np.random.default_rng(1)
     draw = lambda leaf: np.float32(0.4 * rng.normal(size=leaf.shape))  # noqa: E731
     return {path: draw(leaf) for path, leaf in shapes_of(net, *args, **kwargs).items()}
@@ -189,7 +189,7 @@ def test_a_clip_without_mixing_is_so_many_images():
     np.testing.assert_allclose(shuffled, y[shuffle], atol=1e-5)
 
 
-def test_attention_and_mixing_sit_where_they_are_asked_for():
+def test_attention_and_mixing_are_at_the_requested_levels():
     def blocks(net, part):
         return {path.split("/")[0] for path in shapes_of(net, Z, T) if f"/{part}/" in path}
 
@@ -203,7 +203,7 @@ def test_attention_and_mixing_sit_where_they_are_asked_for():
     assert blocks(net, "temporal_conv") == set()
 
 
-def test_frame_index_counts_from_zero_and_tells_frames_apart():
+def test_frame_index_counts_from_zero_and_distinguishes_frames():
     net = UNet(**TINY, frame_embed=True)
     z = np.repeat(Z[:, :1], 3, axis=1)
     params = scrambled(net, z, T)
@@ -244,14 +244,14 @@ def test_every_condition_reaches_the_output():
 
 
 def test_patch_only_moves_pixels():
-    """A network on 2x2 patches is the plain network on 4 times the channels."""
-    patched, plain = UNet(**TINY, patch=2), UNet(**TINY, out_channels=12)
+    """A network on 2x2 patches is the network without patches on 4 times the channels."""
+    patched, reference = UNet(**TINY, patch=2), UNet(**TINY, out_channels=12)
     z = np.random.default_rng(3).normal(size=(2, 3, 8, 8, 3)).astype(np.float32)
     params = scrambled(patched, z, T)
     corners = [(i, j) for i in range(2) for j in range(2)]
     folded = np.concatenate([z[:, :, i::2, j::2] for i, j in corners], axis=-1)
     y = np.empty_like(z)
-    for (i, j), part in zip(corners, np.split(run(plain, params, folded, T), 4, axis=-1), strict=True):
+    for (i, j), part in zip(corners, np.split(run(reference, params, folded, T), 4, axis=-1), strict=True):
         y[:, :, i::2, j::2] = part
     np.testing.assert_allclose(run(patched, params, z, T), y, atol=1e-5)
 
@@ -268,7 +268,7 @@ def test_dropout_acts_in_training_only():
     assert np.abs(noisy[0] - y).max() > 1e-2
 
 
-def test_dropout_of_a_clip_does_not_know_its_batch():
+def test_dropout_of_a_clip_does_not_depend_on_its_batch():
     net = UNet(**SMALL, dropout=0.5)
     params, keys = scrambled(net, Z, T), jax.random.split(jax.random.key(0), len(Z))
     both = run(net, params, Z, T, dropout_keys=keys)
@@ -313,9 +313,9 @@ def test_remat_changes_neither_values_nor_gradients():
 
 @pytest.mark.parametrize("remat", ["dots", "blocks"])
 def test_remat_wraps_every_block(remat):
-    plain, net = UNet(**TINY), UNet(**TINY, remat=remat)
+    reference, net = UNet(**TINY), UNet(**TINY, remat=remat)
     params = scrambled(net, Z, T)
-    assert shapes_of(plain, Z, T) == shapes_of(net, Z, T)
+    assert shapes_of(reference, Z, T) == shapes_of(net, Z, T)
     text = str(jax.make_jaxpr(lambda z: net.apply({"params": unflatten_dict(params, sep="/")}, z, T))(Z))
     assert text.count("policy=") == 2 + 2 + 4 + 2  # down, middle, up, and one resampling block each way
 
@@ -360,7 +360,7 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_mistakes_are_named(change, inputs, message):
+def test_mistakes_are_refused_by_name(change, inputs, message):
     with pytest.raises(ValueError, match=message):
         shapes_of(UNet(**{**TINY, **change}), **{"z": Z, "t": T, **inputs})
 
@@ -378,8 +378,8 @@ def test_a_loop_over_equal_blocks_is_the_blocks_one_by_one(levels, remat):
                "norm_groups": 8, "temporal": ("conv", "attention"), "remat": remat, "dropout": 0.3}  # fmt: skip
     x, t = jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 3)), jnp.array([3, 500])
     keys = jax.random.split(jax.random.key(2))
-    plain, looped = UNet(**options), UNet(**options, scan=True)
-    params = scrambled(plain, x, t)
+    reference, looped = UNet(**options), UNet(**options, scan=True)
+    params = scrambled(reference, x, t)
     shapes = jax.eval_shape(looped.init, jax.random.key(0), x, t)["params"]
     assert set(flatten_dict(shapes, sep="/")) == set(params)
 
@@ -389,14 +389,14 @@ def test_a_loop_over_equal_blocks_is_the_blocks_one_by_one(levels, remat):
 
         return jax.jit(jax.value_and_grad(sines))
 
-    (one, grads), (other, looped_grads) = total(plain)(params), total(looped)(params)
+    (one, grads), (other, looped_grads) = total(reference)(params), total(looped)(params)
     np.testing.assert_allclose(one, other, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(looped_grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * max(np.abs(a).max(), 1))
-    assert len(total(looped).lower(params).as_text()) < len(total(plain).lower(params).as_text())
+    assert len(total(looped).lower(params).as_text()) < len(total(reference).lower(params).as_text())
 
 
-def test_what_is_placed_is_every_block_s_clips():
+def test_every_block_s_clips_are_placed():
     """The function is asked where clips lie, of every shape that they have on the way."""
     seen = set()
 

@@ -31,7 +31,7 @@ def relative(found, true) -> float:
 
 @functools.cache
 def masked():
-    """VideoMAE-v2 for 32 x 32 pixels, in PyTorch and as ours takes it."""
+    """VideoMAE-v2 for 32 x 32 pixels, in PyTorch and in our layout."""
     net = torch_vit.made(torch_vit.VideoMAE(WIDTH, 2, 2, 200, patch=2))
     arrays, about = videomae.canonical(torch_vit.state(net))
     return net, Weights("videomae", arrays, "", {}).tree(), vit.Config(**about["config"])
@@ -39,7 +39,7 @@ def masked():
 
 @functools.cache
 def predictive():
-    """V-JEPA for 48 x 48 pixels with its probe, likewise."""
+    """V-JEPA for 48 x 48 pixels with its probe, in PyTorch and in our layout."""
     net = torch_vit.made(torch_vit.VJEPA(WIDTH, 2, 2, 200, patch=8, size=48))
     probe = torch_vit.made(torch_vit.Probe(WIDTH, 2), 1)
     arrays, about = vjepa.canonical(torch_vit.state(net) | torch_vit.state(probe))
@@ -106,7 +106,7 @@ def test_every_eps_is_seen():
     assert relative(found, wrong) > 1e-3
 
 
-def test_what_the_scores_need_is_there_at_full_size():
+def test_the_scores_networks_exist_at_full_size():
     """Shapes against those that PyTorch's networks of the papers' sizes have, without their memory."""
     with torch.device("meta"):
         masked, predictive, probe = torch_vit.VideoMAE(), torch_vit.VJEPA(), torch_vit.Probe()
@@ -159,7 +159,7 @@ def test_positions_and_class_token_of_other_sizes_are_refused():
         jax.eval_shape(vit.Embed(vit.CLIP_B32).init, jax.random.key(0), np.zeros((1, 1, 256, 224, 3), np.float32))
 
 
-def test_protocols_say_what_changes_the_features():
+def test_protocols_record_what_changes_the_features():
     _, params, config = masked()
     exact, fast = (vit.videomae(params, "0123456789ab", config=config, exact=e).protocol for e in (True, False))
     assert exact["weights"] == "0123456789ab"

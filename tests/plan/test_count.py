@@ -27,7 +27,7 @@ def test_flops_are_those_of_the_closed_form():
     assert count.flops(branches.jaxpr) == 2 * 8 * 16 * 32
 
 
-def test_what_the_backward_pass_keeps_is_counted_for_each_clip():
+def test_activations_stored_for_the_backward_pass_are_counted_for_each_clip():
     def loss(params, rows):
         x = rows["x"]
         for _ in range(3):
@@ -38,7 +38,7 @@ def test_what_the_backward_pass_keeps_is_counted_for_each_clip():
     found = count.training(loss, lambda n: {"x": jax.ShapeDtypeStruct((n, 64), jnp.float32)}, shapes)
     assert found.forward_flops == 3 * 2 * 64 * 64
     assert found.largest_bytes == 64 * 4
-    assert 3 <= found.kept_bytes / (64 * 4) <= 7
+    assert 3 <= found.stored_bytes / (64 * 4) <= 7
 
 
 def test_a_convolution_multiplies_in_the_padding():

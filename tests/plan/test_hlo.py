@@ -111,7 +111,7 @@ def test_trips_are_read_from_the_condition(outer):
     assert hlo.loops(bare) == hlo.loops(text)
 
 
-def test_trips_that_nobody_knows():
+def test_unknown_trip_counts():
     text = compiled(lambda x: jax.lax.while_loop(lambda x: x.sum() < 1e3, lambda x: x @ x, x), jnp.ones((4, 4)))
     assert [loop.trips for loop in hlo.loops(text)] == [None]
     assert usage.flops(text) == 2 * 4**3

@@ -1,4 +1,4 @@
-"""Estimates are their closed forms; groups lie on tori as their coordinates say; the present machine is measured."""
+"""Estimates are their closed forms; groups lie on tori by their coordinates; the present machine is measured."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ V = 2.0**30  # bytes of an array
 
 
 def seconds(kind, span, chip):
-    """Of a collective of an array of V bytes."""
+    """Estimated time in seconds of a collective of an array of V bytes."""
     return roofline.traffic_seconds(Traffic(("x",), span, messages.wire_bytes(kind, int(V), span.group), kind), chip)
 
 
@@ -62,12 +62,12 @@ def test_float32_is_slower_on_gpus():
     assert slow.compute_s == pytest.approx(fast.compute_s * 989 / 494)
 
 
-def test_a_step_of_nothing():
+def test_an_empty_step():
     with pytest.raises(ValueError, match="expected a step with FLOPs, bytes or messages"):
         roofline.estimate(Step(0, 0), V4)
 
 
-def test_torus_is_the_books():
+def test_torus_formulas():
     # How to Scale Your Model, part 3: V / W on a ring with W both ways, over all axes at once, and (g-1)/g V one
     # way on a line.
     ring, plane, line = Span(4, 4, ((4, 2.0),)), Span(16, 16, ((4, 2.0), (4, 2.0))), Span(4, 4, ((4, 1.0),))
@@ -111,7 +111,7 @@ def test_between_slices_and_nodes():
 
 
 def torus(text, mesh):
-    """Chip, extents, and places of a mesh whose devices are in row-major order of slices and coordinates."""
+    """Chip, extents, and positions of a mesh whose devices are in row-major order of slices and coordinates."""
     target = parse_target(text)
     extents = (target.slices, *target.shape)
     places = np.stack(np.unravel_index(np.arange(target.devices), extents), -1)
@@ -162,7 +162,7 @@ def test_nodes(mesh, axis, expected):
     assert roofline.span(groups_along(mesh, axis), H100, (8, 8), places) == expected
 
 
-def test_places():
+def test_device_positions():
     class Device:
         def __init__(self, id, coords=None, slice_index=None):
             self.id, self.coords, self.slice_index = id, coords, slice_index
@@ -200,9 +200,9 @@ def test_traffic_of_a_program():
     times = roofline.estimate(Step(0, 0, got), H100)
     assert times.network_s == pytest.approx((10 * size * 3 / 4 + size / 4) / 450e9)
     assert times.bound == "network"
-    kept = json.loads(json.dumps([dataclasses.asdict(part) for part in got]))
-    assert [roofline.traffic_read(part) for part in kept] == got
-    twice = [roofline.traffic_read(part, 2.0) for part in kept]
+    stored = json.loads(json.dumps([dataclasses.asdict(part) for part in got]))
+    assert [roofline.traffic_from_json(part) for part in stored] == got
+    twice = [roofline.traffic_from_json(part, 2.0) for part in stored]
     assert roofline.estimate(Step(0, 0, twice), H100).network_s == pytest.approx(2 * times.network_s)
 
 

@@ -33,7 +33,7 @@ def test_target(text, kind, chip, shape, slices, devices, name, options):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("v5e:5x7", r"v5e:5x7 is no slice: v5e has 1x1, 2x2, .*16x16; the nearest is v5e:4x8$"),
         ("v5e:4x2", r"the nearest is v5e:2x4$"),
@@ -59,8 +59,8 @@ def test_target(text, kind, chip, shape, slices, devices, name, options):
         ("cpu:many", r"needs the number of CPU devices"),
     ],
 )
-def test_refused(text, says):
-    with pytest.raises(UserError, match=says):
+def test_refused(text, message):
+    with pytest.raises(UserError, match=message):
         parse_target(text)
 
 

@@ -1,4 +1,4 @@
-"""Memory and traffic read from compiled programs, against the compiler's own figures and closed forms."""
+"""Memory and traffic read from compiled programs, against the compiler's figures and closed forms."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""ADM's networks: the same function as diffusers' block by block, the same bits there and back, and bad files."""
+"""ADM's networks: the same function as diffusers' block by block, a bit-exact round trip, and bad files."""
 
 import hashlib
 import json
@@ -72,9 +72,9 @@ def test_both_orders_of_heads_are_the_same_function(net, public, order):
         for k, part in enumerate(parts):
             first = (head * 3 + k if order == "legacy" else k * 2 + head) * 64
             np.testing.assert_array_equal(qkv[first : first + 64], part[head * 64 : head * 64 + 64])
-    again, told = adm.canonical(old, {}, {"attention_order": order})
-    assert told["layout"] == "openai"
-    assert told["network"] == about["network"]
+    again, facts = adm.canonical(old, {}, {"attention_order": order})
+    assert facts["layout"] == "openai"
+    assert facts["network"] == about["network"]
     for name, array in made(again).items():
         np.testing.assert_array_equal(array, params[name])
     same_function(adm.net(about), weights.Weights("adm", params, "", {}).tree(), net, 16)
@@ -95,8 +95,8 @@ def test_the_full_size_has_exactly_the_published_names_and_shapes():
     published = adm.openai(dict.fromkeys(found), about)
     listed = "\n".join(f"{name} {list(lazy.shape)}" for name, lazy in sorted(published.items()))
     assert hashlib.sha256(listed.encode()).hexdigest()[:16] == MANIFEST
-    again, told = adm.canonical({name: _Shape(lazy.shape) for name, lazy in published.items()}, {}, {})
-    assert told["network"] == about["network"]
+    again, facts = adm.canonical({name: _Shape(lazy.shape) for name, lazy in published.items()}, {}, {})
+    assert facts["network"] == about["network"]
     assert {n: lazy.shape for n, lazy in again.items()} == {n: lazy.shape for n, lazy in found.items()}
     back, _ = adm.diffusers(dict.fromkeys(found), about)[""]
     assert {n: lazy.shape for n, lazy in back.items()} == {n: tuple(tensor.shape) for n, tensor in theirs.items()}
@@ -115,8 +115,8 @@ class _Shape:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_there_and_back_is_the_identity(net, dtype, tmp_path):
-    """.pt -> ours -> folder -> ours -> its names, every tensor bit for bit in its own dtype; one fingerprint."""
+def test_round_trip_is_the_identity(net, dtype, tmp_path):
+    """.pt -> ours -> folder -> ours -> original names, every tensor bit for bit in its dtype; one fingerprint."""
     kind = getattr(torch, dtype)
     lazy, about = adm.canonical(arrays(net), {}, {})
     first = {name: torch.from_numpy(a).to(kind) for name, a in made(adm.openai(made(lazy), about)).items()}
@@ -156,8 +156,8 @@ def test_a_sharded_folder_and_its_scheduler(net, tmp_path):
     net.save_pretrained(tmp_path / "unet", max_shard_size="1MB")
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 2
     (tmp_path / "scheduler").mkdir()
-    told = {"beta_schedule": "linear", "num_train_timesteps": 1000, "prediction_type": "v_prediction"}
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    scheduler_config = {"beta_schedule": "linear", "num_train_timesteps": 1000, "prediction_type": "v_prediction"}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler_config))
     run("adm", tmp_path, tmp_path / "a.safetensors")
     found = weights.load(tmp_path / "a.safetensors", "adm")
     assert found.about["schedule"] == {"name": "linear", "steps": 1000}
@@ -166,7 +166,7 @@ def test_a_sharded_folder_and_its_scheduler(net, tmp_path):
 
 
 def bad(tmp_path, tensors, message, family="adm"):
-    """The command says it in one line, exits with 2, and leaves nothing."""
+    """The command prints the error in one line, exits with 2, and leaves no file."""
     save_file(tensors, tmp_path / "bad.safetensors")
     fails(tmp_path, tmp_path / "bad.safetensors", message, family)
 
@@ -179,7 +179,7 @@ def fails(tmp_path, source, message, family="adm"):
     assert set(tmp_path.iterdir()) == before
 
 
-def test_files_that_are_no_adm(public, ours, tmp_path, capsys):
+def test_files_that_are_not_adm(public, ours, tmp_path, capsys):
     params, about = ours
     old = {name: np.ascontiguousarray(array) for name, array in made(adm.openai(params, about)).items()}
     for whole in (public, old):
@@ -198,8 +198,8 @@ def test_files_that_are_no_adm(public, ours, tmp_path, capsys):
     upsampler = {**old, "input_blocks.0.0.weight": np.zeros((64, 6, 3, 3), np.float32)}
     bad(tmp_path, upsampler, "its input has 6 channels.*upsampler")
     bad(tmp_path, old, "convert it as adm", family="karlo-decoder")
-    plain = {**old, "input_blocks.2.0.op.weight": np.zeros((64, 64, 3, 3), np.float32)}
-    bad(tmp_path, plain, "resamples by convolutions")
+    convolutional = {**old, "input_blocks.2.0.op.weight": np.zeros((64, 64, 3, 3), np.float32)}
+    bad(tmp_path, convolutional, "resamples by convolutions")
 
 
 def test_damaged_files_and_outputs_that_exist(net, tmp_path):
@@ -215,7 +215,7 @@ def test_damaged_files_and_outputs_that_exist(net, tmp_path):
     assert (tmp_path / "out.safetensors").read_text() == "mine"
     (tmp_path / "config").mkdir()
     net.save_pretrained(tmp_path / "config")
-    told = json.loads((tmp_path / "config" / "config.json").read_text())
+    config = json.loads((tmp_path / "config" / "config.json").read_text())
     (tmp_path / "out.safetensors").unlink()
     for change, message in (
         ({"act_fn": "gelu"}, "act_fn = 'gelu', where 'silu' was expected"),
@@ -223,7 +223,7 @@ def test_damaged_files_and_outputs_that_exist(net, tmp_path):
         ({"resnet_time_scale_shift": "default"}, "resnet_time_scale_shift"),
         ({"attention_head_dim": None}, "head_dim should be a positive number, and is None"),
     ):
-        (tmp_path / "config" / "config.json").write_text(json.dumps(told | change))
+        (tmp_path / "config" / "config.json").write_text(json.dumps(config | change))
         fails(tmp_path, tmp_path / "config", message)
 
 
@@ -241,17 +241,17 @@ def test_damaged_folders(net, tmp_path):
     (tmp_path / "aside").rename(first)
     (folder / "scheduler").mkdir()
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    for told, message in (
+    for settings, message in (
         ({"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012}, "betas from 0.00085 to 0.012"),
         ({"beta_schedule": "scaled_linear"}, "beta_schedule = 'scaled_linear'"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
     ):
-        scheduler.write_text(json.dumps(told))
+        scheduler.write_text(json.dumps(settings))
         fails(tmp_path, folder, message)
 
 
-def test_other_ways(net, public, ours, tmp_path, capsys):
-    """What cannot be written as something is told; 256 pixels are `legacy` and linear; 128 pixels are refused."""
+def test_exports_that_lose_information_are_refused(net, public, ours, tmp_path, capsys):
+    """Exports that another layout cannot hold are refused; 256 pixels are `legacy` and linear; 128 are refused."""
     params, about = ours
     weights.save(tmp_path / "a.safetensors", "adm", params, about)
     for family, target, message in (
@@ -283,7 +283,7 @@ def test_other_ways(net, public, ours, tmp_path, capsys):
         convert.convert_back("adm", "diffusers", tmp_path / "more.safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     fields = dict(about["network"]) | {"width_mult": (1, 1, 2, 2, 4, 4)}
-    told = adm.facts(fields, {}, {})
-    assert (told["network"]["attention_order"], told["schedule"]["name"]) == ("legacy", "linear")
+    facts = adm.facts(fields, {}, {})
+    assert (facts["network"]["attention_order"], facts["schedule"]["name"]) == ("legacy", "linear")
     with pytest.raises(ValueError, match="4 heads at every width"):
         adm.facts(dict(fields) | {"width_mult": (1, 1, 2, 3, 4)}, {}, {})

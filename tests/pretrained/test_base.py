@@ -1,4 +1,4 @@
-"""A converted image model as base generator: the same function, whatever it is told and whoever is beside it."""
+"""A converted image model as base generator: the same function under any conditions, with any residual generator."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ def mean(opened, file):
     arrays = dict(weights.load(file, "adm").arrays)
     table = arrays["embed/label/embedding"]
     arrays["embed/label/embedding"] = np.broadcast_to(table.astype(np.float64).mean(0).astype(np.float32), table.shape)
-    tree, net = weights.Weights("", arrays, "", {}).tree(), opened.own_network()
+    tree, net = weights.Weights("", arrays, "", {}).tree(), opened.original_network()
     return jax.jit(lambda z, t: net.apply({"params": tree}, z, t, label=jnp.zeros(len(z), int)))
 
 
@@ -69,7 +69,7 @@ def test_an_embedding_starts_without_effect(opened, mean):
     np.testing.assert_allclose(jax.jit(net.apply)({"params": tree}, Z, T, cond=cond), mean(Z, T), atol=1e-5)
 
 
-def test_classes_that_the_file_names_are_kept(opened, file, tmp_path):
+def test_classes_that_the_file_names_keep_their_rows(opened, file, tmp_path):
     """As of a base that was fine-tuned on some of them: its last row is "no class"."""
     found = weights.load(file, "adm")
     about = {**found.about, "classes": [*(f"c{k}" for k in range(9)), ""]}
@@ -119,9 +119,9 @@ def test_the_base_frame_is_the_image_models(opened, mean, lam, context):
 
 
 def model_noise(key, model):
-    from vf.diffusion import noise as priors
+    from vf.diffusion import noise
 
-    return priors.Decomposed(model.lam).parts(key, model.shape)[0]
+    return noise.Decomposed(model.lam).parts(key, model.shape)[0]
 
 
 def test_schedules_are_compared(opened):
@@ -135,8 +135,8 @@ def test_schedules_are_compared(opened):
             opened.check(*given)
 
 
-def test_the_header_serves_where_the_weights_have_gone(opened, tmp_path):
-    (tmp_path / "base.json").write_text(base.remembered(opened))
+def test_the_recorded_header_suffices_where_the_weights_have_gone(opened, tmp_path):
+    (tmp_path / "base.json").write_text(base.header_text(opened))
     again = base.open_base(tmp_path / "base.json")
     assert again == dataclasses.replace(opened, path=tmp_path / "base.json")
     assert again.network() == opened.network()
@@ -148,7 +148,7 @@ def test_the_header_serves_where_the_weights_have_gone(opened, tmp_path):
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory):
-    """Karlo's kind, with texts of two classes and of nothing."""
+    """A small decoder like Karlo's: without texts, and with those of two classes and the empty prompt."""
     nets = randomised(torch_karlo(**SMALL, context=96)), randomised(text_proj(64, 96, 128), 1)
     lazy, about = karlo.canonical(arrays(nets[0]) | arrays(nets[1], "text_proj/"), {}, {})
     rng = np.random.default_rng(2)
@@ -157,42 +157,42 @@ def decoder(tmp_path_factory):
         "texts/pooled": rng.normal(size=(3, 128)),
     }  # fmt: skip
     texts = {name: array.astype(np.float32) for name, array in texts.items()}
-    told = {"texts": ["archery", "tai chi", ""], "classes": ["Archery", "TaiChi"], "text_length": 8}
+    conditioned = {"texts": ["archery", "tai chi", ""], "classes": ["Archery", "TaiChi"], "text_length": 8}
     folder = tmp_path_factory.mktemp("karlo")
     weights.save(folder / "bare.safetensors", "karlo-decoder", lazy, about)
-    weights.save(folder / "told.safetensors", "karlo-decoder", made(lazy) | texts, about | told)
+    weights.save(folder / "told.safetensors", "karlo-decoder", made(lazy) | texts, about | conditioned)
     return base.open_base(folder / "bare.safetensors"), base.open_base(folder / "told.safetensors"), texts
 
 
-def test_karlo_is_told_classes_by_their_texts(decoder):
-    bare, told, texts = decoder
-    net = told.network(class_names=("TaiChi",))
-    tree = started(told, net, ("TaiChi",), label=np.zeros(2, int))
+def test_karlo_is_conditioned_on_classes_by_their_texts(decoder):
+    bare, conditioned, texts = decoder
+    net = conditioned.network(class_names=("TaiChi",))
+    tree = started(conditioned, net, ("TaiChi",), label=np.zeros(2, int))
     for name in ("states", "mask", "pooled"):
         np.testing.assert_array_equal(tree["texts"][name], texts[f"texts/{name}"][[1, 2]])
     with pytest.raises(UserError, match="no text of class Bowling"):
-        told.network(class_names=("Archery", "Bowling"))
+        conditioned.network(class_names=("Archery", "Bowling"))
     with pytest.raises(UserError, match="no texts, and the run's condition is label: convert it with a text encoder"):
         bare.network(class_names=("Archery",))
     with pytest.raises(UserError, match=r"the records' embedding has 64 numbers, and .* takes CLIP's of 128"):
         bare.network(embedding_dim=64)
-    assert (bare.classes, told.classes) == (0, 2)
+    assert (bare.classes, conditioned.classes) == (0, 2)
 
 
 def test_karlo_without_conditions_is_the_learned_null(decoder):
-    """The run's network, told nothing, is the file's own with the learned vector and the empty prompt."""
-    _, told, _ = decoder
-    net = told.network()
-    out = jax.jit(net.apply)({"params": started(told, net)}, Z, T)
-    own = told.own_network()
-    shapes = flatten_dict(jax.eval_shape(own.init, jax.random.key(0), Z, T)["params"], sep="/")
-    tree = weights.Weights("", told.params(shapes, own=True), "", {}).tree()
-    true = jax.jit(own.apply)({"params": tree}, Z, T, label=np.array([2, 2]))
+    """The run's network without conditions is the file's network with the learned vector and the empty prompt."""
+    _, conditioned, _ = decoder
+    net = conditioned.network()
+    out = jax.jit(net.apply)({"params": started(conditioned, net)}, Z, T)
+    original = conditioned.original_network()
+    shapes = flatten_dict(jax.eval_shape(original.init, jax.random.key(0), Z, T)["params"], sep="/")
+    tree = weights.Weights("", conditioned.params(shapes, original=True), "", {}).tree()
+    true = jax.jit(original.apply)({"params": tree}, Z, T, label=np.array([2, 2]))
     np.testing.assert_allclose(out, true, atol=1e-5)
 
 
-def test_an_embedding_that_was_learned_is_kept_or_told_as_none(file, opened, tmp_path):
-    """A base fine-tuned with embeddings: told them again; and without, what an embedding of zeros does."""
+def test_a_learned_embedding_is_preserved_or_replaced_by_zeros(file, opened, tmp_path):
+    """A base fine-tuned with embeddings: with them, the same; without, the same as with an embedding of zeros."""
     found = weights.load(file, "adm")
     rng = np.random.default_rng(3)
     beside = {"embed/cond/kernel": rng.normal(size=(5, 256)), "embed/cond/bias": rng.normal(size=256)}
@@ -200,14 +200,14 @@ def test_an_embedding_that_was_learned_is_kept_or_told_as_none(file, opened, tmp
     assert base.family_of(arrays) == "adm"
     weights.save(tmp_path / "b.safetensors", "adm", arrays, found.about)
     again = base.open_base(tmp_path / "b.safetensors")
-    told, bare = again.network(embedding_dim=5), again.network()
+    conditioned, bare = again.network(embedding_dim=5), again.network()
     zeros = np.zeros((2, 5), np.float32)
-    true = jax.jit(told.apply)({"params": started(again, told, cond=zeros)}, Z, T, cond=zeros)
+    true = jax.jit(conditioned.apply)({"params": started(again, conditioned, cond=zeros)}, Z, T, cond=zeros)
     np.testing.assert_allclose(jax.jit(bare.apply)({"params": started(again, bare)}, Z, T), true, atol=1e-5)
 
 
-def test_what_an_export_says(opened, file):
-    """Its own classes with "no class" last, its own schedule; the licence and the origin of the file."""
+def test_the_description_of_an_export(opened, file):
+    """The classes of the run with "no class" last, its schedule; the licence and the origin of the file."""
     shapes = dict(weights.load(file, "adm").arrays)
     shapes["embed/label/embedding"] = np.zeros((3, 256))
     net = opened.fields
@@ -224,7 +224,7 @@ def test_what_an_export_says(opened, file):
     assert base.described({"a": 0}, net, schedule={}, prediction="", image_size=8, classes=[], header=None) == ("", {})
 
 
-def test_what_can_be_a_public_file():
+def test_which_networks_can_be_public_files():
     assert base.family_of(["unet/conv_in/kernel", "null_embedding"]) == "karlo-decoder"
     assert base.family_of(["conv_in/kernel", "embed/time/out/bias"]) == "adm"
     assert base.family_of(["conv_in/kernel", "embed/frame/out/bias"]) == ""

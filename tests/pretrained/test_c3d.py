@@ -128,7 +128,7 @@ def test_torchscript_by_names(tmp_path, mean, names):
 
 
 @pytest.mark.parametrize("fc", [("fc6", "fc7", "fc8"), ("head.0", "head.3", "head.6")])
-def test_torchscript_of_unknown_names_is_taken_by_order(tmp_path, mean, fc):
+def test_torchscript_of_unknown_names_is_read_by_order(tmp_path, mean, fc):
     drawn = layers(2)
     scripted(tmp_path / "c3d.pt", drawn, [f"body.{k}" for k in range(8)] + list(fc), bgr=np.ones((3, 3)))
     found, about = canonical(files.read(tmp_path / "c3d.pt").arrays | {"mean": mean}, width=WIDTH)
@@ -136,14 +136,14 @@ def test_torchscript_of_unknown_names_is_taken_by_order(tmp_path, mean, fc):
     assert about["by_order"]
 
 
-@pytest.mark.parametrize(("column", "sign", "told"), [(8, -1, "tganv2, styleganv"), (29, 1, "tgan"), (20, 1, "none")])
-def test_a_window_in_the_file_tells_whose_it_is(tmp_path, mean, column, sign, told):
+@pytest.mark.parametrize(("column", "sign", "code"), [(8, -1, "tganv2, styleganv"), (29, 1, "tgan"), (20, 1, "none")])
+def test_a_window_in_the_file_identifies_its_code(tmp_path, mean, column, sign, code):
     drawn = layers()
     window = sign * mean[None, :, :, 8:120, column : column + 112]
     scripted(tmp_path / "c3d.pt", drawn, list(LAYERS), mean_bgr=window)
     found, about = canonical(files.read(tmp_path / "c3d.pt").arrays | {"mean": mean}, width=WIDTH)
     same(found, drawn, mean)
-    assert about["window"] == told
+    assert about["window"] == code
 
 
 def test_a_buffer_of_the_volumes_shape_is_the_mean(tmp_path, mean):
@@ -191,14 +191,14 @@ def test_converted_weights_give_the_features_of_the_port(tmp_path, mean):
         (lambda a: a.update({"conv1a/b": a["conv1a/b"] * np.inf}), "NaN or infinities: conv1a/b"),
     ],
 )
-def test_what_is_no_c3d_is_told(tmp_path, mean, change, what):
+def test_files_that_are_not_c3d_are_refused(tmp_path, mean, change, what):
     arrays = chainer(tmp_path / "c3d.npz", layers()) | {"mean": mean}
     change(arrays)
     with pytest.raises(ValueError, match=what):
         canonical(arrays, width=WIDTH)
 
 
-def test_another_torch_network_is_told(tmp_path, mean):
+def test_another_torch_network_is_refused(tmp_path, mean):
     drawn = layers()
     names = dict(zip(LAYERS, LAYERS, strict=True))
     del drawn["conv4b"], names["conv4b"]

@@ -75,9 +75,12 @@ def openai_names(state) -> dict[str, np.ndarray]:
         made[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]
         made[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
         made[f"ln_final.{kind}"] = state[f"text_model.final_layer_norm.{kind}"]
-        for theirs, hers, depth in (("visual.transformer", "vision_model", 2), ("transformer", "text_model", 3)):
+        for theirs, hugging_face, depth in (
+            ("visual.transformer", "vision_model", 2),
+            ("transformer", "text_model", 3),
+        ):
             for k in range(depth):
-                source, target = f"{hers}.encoder.layers.{k}", f"{theirs}.resblocks.{k}"
+                source, target = f"{hugging_face}.encoder.layers.{k}", f"{theirs}.resblocks.{k}"
                 parts = [state[f"{source}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
                 made[f"{target}.attn.in_proj_{kind}"] = np.concatenate(parts)
                 made |= {f"{target}.{b}.{kind}": state[f"{source}.{a}.{kind}"] for a, b in layer.items()}
@@ -131,13 +134,13 @@ def test_hugging_face_folder(net, true, tmp_path):
 
 
 def test_hugging_face_of_older_times(state, true):
-    """It kept the numbers of positions as well."""
+    """It stored the numbers of positions as well."""
     older = {f"{kind}_model.embeddings.position_ids": np.arange(12)[None] for kind in ("text", "vision")}
     equal(clip.canonical(state | older)[0], true)
 
 
 def test_full_size_tables_are_complete(net):
-    """Names of both layouts at full size, against Hugging Face's own, without the memory."""
+    """Names of both layouts at full size, against Hugging Face's network, without its memory."""
     with torch.device("meta"):
         full = transformers.CLIPModel(transformers.CLIPConfig())  # its defaults are ViT-B/32
     theirs = {name: tuple(tensor.shape) for name, tensor in full.state_dict().items()}
@@ -154,7 +157,7 @@ def test_other_files_are_refused(state):
     def without(arrays, part):
         return {name: array for name, array in arrays.items() if part not in name}
 
-    for bad, told in (
+    for bad, message in (
         ({"a": np.ones(3)}, "neither OpenAI's names nor Hugging Face's"),
         (without(openai, "visual.class_embedding"), "no vision transformer"),  # ResNets have conv1 as well
         (without(state, "text_model"), r"missing: text_model\.embeddings\.token_embedding"),
@@ -165,5 +168,5 @@ def test_other_files_are_refused(state):
         (openai | {"visual.ln_post.weight": np.ones(7)}, r"visual\.ln_post\.weight is \[7\]"),
         (state | {"visual_projection.weight": np.ones((24, 9))}, r"visual_projection\.weight is \[9, 24\]"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             clip.canonical(bad)

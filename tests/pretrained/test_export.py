@@ -1,4 +1,4 @@
-"""A folder of weights holds what the checkpoint held, whole or not at all; what is damaged is told in a sentence."""
+"""A folder of weights holds what the checkpoint held, whole or not at all; damage is reported in one sentence."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def test_shapes_are_read_without_a_config(run):
 
 
 @pytest.mark.parametrize("step", [None, 1])
-def test_there_and_back(run, tmp_path, step):
+def test_round_trip(run, tmp_path, step):
     out = tmp_path / "deep" / "model"
     export.export(run, out, step)
     names = {path.name for path in out.iterdir()}
@@ -72,12 +72,12 @@ def test_there_and_back(run, tmp_path, step):
     trained = export.find(out)
     assert trained.classes == ("one", "two")
     assert trained.origin()["fingerprints"]["base"] == found["base"].fingerprint
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[3])
-    wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), meant)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[3])
+    wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), meant)
     made = trained.read({"residual": wanted["residual"]})
     jax.tree.map(np.testing.assert_array_equal, made, {"residual": meant["residual"]})
-    assert {a.sharding for a in jax.tree.leaves(made)} == {here}
-    wanted["base"]["in"]["bias"] = jax.ShapeDtypeStruct((5,), np.float32, sharding=here)
+    assert {a.sharding for a in jax.tree.leaves(made)} == {sharding}
+    wanted["base"]["in"]["bias"] = jax.ShapeDtypeStruct((5,), np.float32, sharding=sharding)
     wanted["base"]["gate"] = wanted["residual"]["deep"]["er"]["scale"]
     with pytest.raises(
         UserError, match=r"base\.safetensors is of another network: 1 not in the file \(gate\); 1 of an"
@@ -125,7 +125,7 @@ def test_what_cannot_be_exported(run, tmp_path):
         export.export(run, tmp_path / "model")
 
 
-def test_damage_is_told(run, tmp_path):
+def test_damage_is_reported(run, tmp_path):
     export.export(run, out := tmp_path / "model")
     whole = (out / "residual.safetensors").read_bytes()
     wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), params(0))
@@ -144,16 +144,16 @@ def test_damage_is_told(run, tmp_path):
             export.find(out)
 
 
-def test_the_config_of_a_run_is_read_by_the_configs_here(tmp_path):
-    """What it lacks keeps its default, what is unknown here is refused."""
+def test_the_config_of_a_run_is_read_by_the_current_configs(tmp_path):
+    """Fields that it lacks keep their defaults; unknown fields are refused."""
     path = tmp_path / "config.json"
-    told = values.to_json(base.get_config()) | {"seed": 3}
-    told["noise"]["lam"] = [0.25, 0.5]
-    del told["eval"]["patience"], told["init_from"]
-    path.write_text(json.dumps(told))
+    recorded = values.to_json(base.get_config()) | {"seed": 3}
+    recorded["noise"]["lam"] = [0.25, 0.5]
+    del recorded["eval"]["patience"], recorded["init_from"]
+    path.write_text(json.dumps(recorded))
     found = base.resolved(path)
     assert found.noise.lam == (0.25, 0.5)
-    assert values.to_json(found) == values.to_json(base.get_config()) | {"seed": 3, "noise": told["noise"]}
+    assert values.to_json(found) == values.to_json(base.get_config()) | {"seed": 3, "noise": recorded["noise"]}
     for part, message in (
         ({"noise": {"lamda": 1}}, "the field noise.lamda, which no config here has"),
         ({"noise": 3}, "the field noise, which no config here has"),
@@ -177,7 +177,7 @@ def test_the_config_of_a_run_is_read_by_the_configs_here(tmp_path):
         ({"eval_split": "", "eval_split_file": "t.txt"}, ("", ""), ("", "t.txt")),  # every file was trained on
     ],
 )
-def test_a_config_of_when_one_field_named_both_sets_keeps_its_meaning(tmp_path, earlier, validation, reference):
+def test_a_config_with_one_field_for_both_sets_keeps_its_meaning(tmp_path, earlier, validation, reference):
     """All of the training split is trained on; losses are of the clips that scores compared with, unless trained on."""
     config = values.to_json(base.get_config())
     for name in ("validation_split", "validation_split_file", "validation_share"):

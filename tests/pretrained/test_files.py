@@ -47,7 +47,7 @@ def test_safetensors_npz_and_folders(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world", b"\x80\x04garbage", b"PK\3\4not a zip", b"\0" * 100])
-def test_what_is_no_file_of_weights(tmp_path, content):
+def test_files_that_are_not_weights(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read as weights"):
         files.read(tmp_path / "x")

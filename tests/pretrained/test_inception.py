@@ -1,4 +1,4 @@
-"""Files as pytorch-fid, NVIDIA and jax-fid lay them out, written by the libraries that own the formats."""
+"""Files as pytorch-fid, NVIDIA and jax-fid lay them out, written by the libraries that define the formats."""
 
 import pickle
 import warnings
@@ -123,12 +123,12 @@ def nvidias(public: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return made
 
 
-def test_there_are_94_units() -> None:
+def test_the_network_has_94_units() -> None:
     assert len(UNITS) == 94
     assert inception.units() == {name.replace(".", "/"): theirs.removeprefix("layers.") for name, theirs, *_ in UNITS}
 
 
-def test_every_array_has_its_place(public: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> None:
+def test_every_array_is_mapped(public: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> None:
     for name, *_ in UNITS:
         path = name.replace(".", "/")
         np.testing.assert_array_equal(ours[f"{path}/kernel"], public[f"{name}.conv.weight"].transpose(2, 3, 1, 0))
@@ -191,7 +191,7 @@ def test_jax_fids_pickle(public: dict[str, np.ndarray], ours: dict[str, np.ndarr
     assert about["layout"] == "jax-fid"
 
 
-def test_a_gamma_that_is_not_one_is_kept(public: dict[str, np.ndarray]) -> None:
+def test_a_gamma_that_is_not_one_is_preserved(public: dict[str, np.ndarray]) -> None:
     gamma = np.linspace(0.5, 2, 32, dtype=np.float32)
     made, _ = inception.canonical(public | {"Conv2d_1a_3x3.bn.weight": gamma})
     np.testing.assert_array_equal(made["Conv2d_1a_3x3/gamma"], gamma)
@@ -238,7 +238,7 @@ def test_other_networks_are_refused(public: dict[str, np.ndarray], arrays: dict,
         inception.canonical(changed(public, **arrays))
 
 
-def test_logits_may_be_missing_where_the_names_are_nobody_elses(public: dict[str, np.ndarray], ours: dict) -> None:
+def test_logits_may_be_missing_where_names_identify_the_file(public: dict[str, np.ndarray], ours: dict) -> None:
     made, _ = inception.canonical(changed(nvidias(public), **{"output.weight": None, "output.bias": None}))
     assert same(made, ours)
     with pytest.raises(ValueError, match=r"output.weight is \[1000, 2048\]"):

@@ -119,8 +119,8 @@ def test_the_full_size_has_exactly_the_published_names_and_shapes():
     assert shapes["model.text_seq_proj.1.weight"] == (1536,)
     assert shapes["model.clip_tok_proj.weight"] == (6144, 768)
     assert shapes["model.cf_param"] == (768,)
-    again, told = karlo.canonical({f"state_dict.{name}": _Shape(shape) for name, shape in shapes.items()}, {}, {})
-    assert told["network"] == about["network"]
+    again, facts = karlo.canonical({f"state_dict.{name}": _Shape(shape) for name, shape in shapes.items()}, {}, {})
+    assert facts["network"] == about["network"]
     assert again.keys() == found.keys()
 
 
@@ -137,7 +137,7 @@ def run(source, out, *flags):
     convert.main(["karlo-decoder", f"--source={source}", f"--out={out}", *flags])
 
 
-def test_there_and_back_is_the_identity(nets, pipeline, tmp_path, capsys):
+def test_round_trip_is_the_identity(nets, pipeline, tmp_path, capsys):
     """Folders -> ours -> Karlo's names -> ours -> folders; heads one after the other by its names."""
     run(pipeline, tmp_path / "a.safetensors")
     assert "text tokens are masked" in capsys.readouterr().out
@@ -159,11 +159,11 @@ def test_there_and_back_is_the_identity(nets, pipeline, tmp_path, capsys):
         assert loaded.keys() == arrays(net).keys()
         for key, array in arrays(net).items():
             np.testing.assert_array_equal(loaded[key], array)
-    told = json.loads((tmp_path / "folder" / "decoder_scheduler" / "scheduler_config.json").read_text())
-    assert told["_class_name"] == "UnCLIPScheduler"
+    scheduler_config = json.loads((tmp_path / "folder" / "decoder_scheduler" / "scheduler_config.json").read_text())
+    assert scheduler_config["_class_name"] == "UnCLIPScheduler"
 
 
-def test_files_that_are_no_decoder(pipeline, ours, nets, tmp_path):
+def test_files_that_are_not_a_decoder(pipeline, ours, nets, tmp_path):
     (tmp_path / "alone").mkdir()
     nets[0].save_pretrained(tmp_path / "alone")
     with pytest.raises(UserError, match="the folder text_proj is missing"):
@@ -181,25 +181,25 @@ def test_files_that_are_no_decoder(pipeline, ours, nets, tmp_path):
 
 
 def test_names_of_classes_are_prompts():
-    assert karlo.words("ApplyEyeMakeup") == "apply eye makeup"
-    assert [karlo.words(name) for name in ("TaiChi", "YoYo", "Archery", "CleanAndJerk")] == [
+    assert karlo.prompt("ApplyEyeMakeup") == "apply eye makeup"
+    assert [karlo.prompt(name) for name in ("TaiChi", "YoYo", "Archery", "CleanAndJerk")] == [
         "tai chi", "yo yo", "archery", "clean and jerk",
     ]  # fmt: skip
-    assert len(set(map(karlo.words, CLASSES))) == len(CLASSES) == 101
+    assert len(set(map(karlo.prompt, CLASSES))) == len(CLASSES) == 101
 
 
 def vocabulary(folder):
     """A tokenizer of CLIP's kind that knows letters only: vocab.json and merges.txt."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
-    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
+    prompt = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
+    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(prompt)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return len(words)
+    return len(prompt)
 
 
 @pytest.mark.slow
 def test_full_size_converts_within_its_memory_and_two_minutes(tmp_path):
-    """3.57 GB of random weights, there and back by the command; peak memory at most 1.3 times the file."""
+    """3.57 GB of random weights, a round trip by the command; peak memory at most 1.3 times the file."""
     with torch.device("meta"):
         shapes = {f"model.{n}": s for n, s in _original(torch_karlo(320, **FULL), text_proj(320)).items()}
     block = np.random.default_rng(0).normal(size=1 << 24).astype(np.float32)
@@ -222,7 +222,7 @@ def test_full_size_converts_within_its_memory_and_two_minutes(tmp_path):
 
 
 def _original(unet, beside):
-    """{name: shape} of Karlo's own file."""
+    """{name: shape} of Karlo's original file."""
     named = {name: _Shape(tensor.shape) for name, tensor in unet.state_dict().items()}
     named |= {f"text_proj/{name}": _Shape(tensor.shape) for name, tensor in beside.state_dict().items()}
     found, about = karlo.canonical(named, {}, {})
@@ -259,7 +259,7 @@ def encoder(tmp_path_factory):
     return net, folder
 
 
-def test_texts_are_what_transformers_makes_of_them(encoder, pipeline, tmp_path, capsys):
+def test_texts_are_encoded_like_transformers(encoder, pipeline, tmp_path, capsys):
     net, folder = encoder
     run(pipeline, tmp_path / "a.safetensors", f"--text-encoder={folder}")
     assert "text tokens are masked" not in capsys.readouterr().out

@@ -70,8 +70,8 @@ def test_two_names_of_one_storage(tmp_path):
         np.testing.assert_array_equal(found["c"], weight.t())
 
 
-def test_a_pickle_calls_nothing(tmp_path):
-    """Neither as torch's file nor as a plain one; what it asks for is named, and not done."""
+def test_a_pickle_executes_no_code(tmp_path):
+    """Neither in torch's container nor as a bare pickle; the call that it asks for is named, and not made."""
 
     class Foreign:
         def __reduce__(self):

@@ -43,8 +43,8 @@ def test_blocks_are_stacked_and_keys_have_no_bias(net, true, tmp_path):
     assert (k == 0).all()
     np.testing.assert_array_equal(q[1], torch_vit.state(net)["blocks.1.attn.q_bias"])
     np.testing.assert_array_equal(v[2], torch_vit.state(net)["blocks.2.attn.v_bias"])
-    mark = weights.save(tmp_path / "out.safetensors", "videomae", true, {})
-    assert weights.load(tmp_path / "out.safetensors", "videomae").fingerprint == mark
+    fingerprint = weights.save(tmp_path / "out.safetensors", "videomae", true, {})
+    assert weights.load(tmp_path / "out.safetensors", "videomae").fingerprint == fingerprint
 
 
 def without(state, *names):
@@ -53,7 +53,7 @@ def without(state, *names):
 
 def test_other_files_are_refused(net):
     state = torch_vit.state(net)
-    for bad, told in (
+    for bad, message in (
         ({}, r"no patch_embed\.proj\.weight"),
         ({"encoder." + name: array for name, array in state.items()}, r"no patch_embed\.proj\.weight"),  # pretraining's
         (without(state, "blocks.1.attn.v_bias"), r"missing: blocks\.1\.attn\.v_bias"),
@@ -66,7 +66,7 @@ def test_other_files_are_refused(net):
         (state | {"patch_embed.proj.weight": np.ones((128, 3, 2, 2))}, "4 axes, where 5"),
         (state | {"fc_norm.bias": np.full(128, np.nan)}, r"NaN or infinities: fc_norm\.bias"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             videomae.canonical(bad)
     arrays, about = videomae.canonical(without(state, "head.weight", "head.bias"))
     assert about["classes"] is None

@@ -53,14 +53,14 @@ def test_both_files(nets, true, prefix, tmp_path):
     assert vit.Config(**about["config"]) == vit.Config(WIDTH, DEPTH, 2, HIDDEN, PATCH, size=SIZE)
 
 
-def test_an_encoder_alone_is_taken_and_told(nets, true):
+def test_an_encoder_alone_is_accepted_with_a_warning(nets, true):
     state = {f"encoder.module.backbone.{name}": array for name, array in torch_vit.state(nets[0]).items()}
     found, about = vjepa.canonical(state | torch_vit.state(nets[1]))
     equal(found, true)
     assert about["branch"] == "encoder"
 
 
-def test_the_projection_is_kept(nets, true):
+def test_the_projection_is_preserved(nets, true):
     proj = torch_vit.state(nets[1])["pooler.cross_attention_block.xattn.proj.weight"]
     np.testing.assert_array_equal(true["pooler/proj/kernel"], proj.T)
 
@@ -71,7 +71,7 @@ def test_other_files_are_refused(nets):
     deeper = {"pooler.blocks.0.norm1.weight": np.ones(WIDTH)}
     narrow = torch_vit.state(torch_vit.made(torch_vit.Probe(64, 1)))
     cross = "pooler.cross_attention_block.norm2"
-    for bad, told in (
+    for bad, message in (
         (net, r"attentive probe is missing.* give its file also"),
         (probe, r"no patch_embed\.proj\.weight of a target_encoder"),
         (net | probe | image, "1000 classes"),
@@ -81,5 +81,5 @@ def test_other_files_are_refused(nets):
         ({n: a for n, a in net.items() if n != "pos_embed"} | probe, "1 missing: pos_embed"),
         (net | probe | {"pos_embed": np.zeros((1, 100, WIDTH))}, r"pos_embed is"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             vjepa.canonical(bad)

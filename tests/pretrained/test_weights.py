@@ -1,4 +1,4 @@
-"""The canonical file: what it holds comes back, and what is not what it says is refused."""
+"""The canonical file: its contents are read back, and a file that does not match its header is refused."""
 
 import re
 import subprocess
@@ -9,32 +9,35 @@ import pytest
 from safetensors.numpy import save_file
 
 from vf.pretrained import convert, names, weights
-from vf.pretrained.names import From
+from vf.pretrained.names import Origin
 from vf.types import UserError
 
 ARRAYS = {"a/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
 
 
-def test_there_and_back(tmp_path):
-    mark = weights.save(tmp_path / "w.safetensors", "i3d", ARRAYS, {"source": "x.pt"})
+def test_round_trip(tmp_path):
+    fingerprint = weights.save(tmp_path / "w.safetensors", "i3d", ARRAYS, {"source": "x.pt"})
     found = weights.load(tmp_path / "w.safetensors", "i3d")
-    assert found.fingerprint == mark == weights.fingerprint(ARRAYS)
+    assert found.fingerprint == fingerprint == weights.fingerprint(ARRAYS)
     assert found.about == {"source": "x.pt"}
     np.testing.assert_array_equal(found.tree()["a"]["kernel"], ARRAYS["a/kernel"])
 
 
 def test_a_fingerprint_is_of_the_values():
     """Not of order, precision of origin or memory layout; of names, shapes and numbers."""
-    mark = weights.fingerprint(ARRAYS)
-    assert len(mark) == 12
-    assert weights.fingerprint(dict(reversed(ARRAYS.items()))) == mark
-    assert weights.fingerprint({name: np.asfortranarray(a.astype(np.float64)) for name, a in ARRAYS.items()}) == mark
+    fingerprint = weights.fingerprint(ARRAYS)
+    assert len(fingerprint) == 12
+    assert weights.fingerprint(dict(reversed(ARRAYS.items()))) == fingerprint
+    assert (
+        weights.fingerprint({name: np.asfortranarray(a.astype(np.float64)) for name, a in ARRAYS.items()})
+        == fingerprint
+    )
     others = [
         {**ARRAYS, "b": ARRAYS["b"] * 2},
         {**ARRAYS, "b": ARRAYS["b"][None]},
         {"a/kernel": ARRAYS["a/kernel"], "c": ARRAYS["b"]},
     ]
-    assert len({mark, *map(weights.fingerprint, others)}) == 4
+    assert len({fingerprint, *map(weights.fingerprint, others)}) == 4
 
 
 def test_files_that_are_something_else(tmp_path):
@@ -60,25 +63,25 @@ def test_files_that_are_something_else(tmp_path):
         weights.load(path, "c3d")
 
 
-def test_renaming_misses_nothing():
-    table = {"ours": From("theirs", (1, 0)), "bias": From("b")}
+def test_renaming_covers_every_array():
+    table = {"ours": Origin("theirs", (1, 0)), "bias": Origin("b")}
     shapes = {"ours": (3, 2), "bias": (3,)}
     arrays = {"theirs": np.arange(6.0).reshape(2, 3), "b": np.ones((1, 3, 1)), "count": np.ones(())}
-    made = names.renamed(arrays, table, shapes, ignored=lambda name: name == "count")
+    made = names.rename(arrays, table, shapes, ignored=lambda name: name == "count")
     np.testing.assert_array_equal(made["ours"], arrays["theirs"].T)
     assert made["bias"].shape == (3,)
     assert made["ours"].dtype == np.float32
     with pytest.raises(ValueError, match="1 not of this network: count"):
-        names.renamed(arrays, table, shapes)
+        names.rename(arrays, table, shapes)
     with pytest.raises(ValueError, match="1 missing: b"):
-        names.renamed({"theirs": arrays["theirs"]}, table, shapes)
+        names.rename({"theirs": arrays["theirs"]}, table, shapes)
     with pytest.raises(ValueError, match=r"theirs is \[3, 2\] and should be \[2, 3\]"):
-        names.renamed({"theirs": arrays["theirs"], "b": np.ones(3)}, table, {**shapes, "ours": (2, 3)})
+        names.rename({"theirs": arrays["theirs"], "b": np.ones(3)}, table, {**shapes, "ours": (2, 3)})
     with pytest.raises(ValueError, match="NaN or infinities: b"):
-        names.renamed({"theirs": arrays["theirs"], "b": np.full(3, np.inf)}, table, shapes)
+        names.rename({"theirs": arrays["theirs"], "b": np.full(3, np.inf)}, table, shapes)
 
 
-def test_the_command_tells_errors_in_one_line(tmp_path):
+def test_the_command_reports_errors_in_one_line(tmp_path):
     command = [sys.executable, "-m", "vf.pretrained.convert", "i3d", f"--source={tmp_path / 'x.pt'}"]
     found = subprocess.run(
         [*command, f"--out={tmp_path / 'y.safetensors'}"], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The two public U-Nets as diffusers builds them, with random weights behind which nothing hides."""
+"""The two public U-Nets as diffusers builds them, with random weights none of which is neutral."""
 
 import math
 
@@ -61,9 +61,9 @@ def text_proj(width, context=1536, clip_dim=768):
     return UnCLIPTextProjModel(time_embed_dim=4 * width, cross_attention_dim=context, clip_embeddings_dim=clip_dim)
 
 
-def arrays(net, mark=""):
+def arrays(net, prefix=""):
     """{name: array} of a module."""
-    return {mark + name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
+    return {prefix + name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
 
 
 def outputs(net, wanted, *inputs, **options):

@@ -38,7 +38,7 @@ def test_series_share_the_axes_and_gaps_are_counted():
 
 
 @pytest.mark.parametrize("points", [[], [(3, 2.0)], [(3, 2.0), (4, 2.0)], [(1, float("inf"))], [(0, 0.0)] * 50])
-def test_a_chart_of_hardly_anything_is_still_a_chart(points):
+def test_a_chart_of_few_points_is_drawn(points):
     svg = chart({"a": points})
     assert "nan" not in svg
     assert svg.count("<circle") == (points == [(3, 2.0)])

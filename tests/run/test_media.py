@@ -1,4 +1,4 @@
-"""What is sampled is kept exactly, and drawn with the base frame marked."""
+"""Samples are stored exactly, and drawn with the base frame marked."""
 
 import json
 
@@ -18,7 +18,7 @@ def test_samples_are_lossless_and_marked_at_the_base_frame(tmp_path):
     np.testing.assert_array_equal(loaded["label"], np.arange(10))
     with Image.open(tmp_path / "strip.png") as strip:
         pixels = np.asarray(strip)
-    columns = np.flatnonzero((pixels == video.MARK).all(-1).any(0)) // (pixels.shape[1] // 4)
+    columns = np.flatnonzero((pixels == video.BASE_FRAME_COLOUR).all(-1).any(0)) // (pixels.shape[1] // 4)
     assert set(columns) == {1}
     assert pixels.shape[0] == media.STRIP_ROWS * pixels.shape[1] // 4  # Square cells, eight rows.
     with Image.open(tmp_path / "wall.gif") as wall:
@@ -42,6 +42,6 @@ def test_clips_of_one_frame_are_images(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"base_frame": 4}, {"base_frame": 0, "labels": [1, 2]}])
-def test_what_does_not_fit_the_clips_is_refused(tmp_path, wrong):
+def test_inconsistent_conditions_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=r"base_frame must be in|expected one 'label' for each of 3 clips"):
         media.write_samples(tmp_path, np.zeros((3, 4, 8, 8, 3), np.uint8), **wrong)

@@ -7,18 +7,18 @@ PROTOCOL = {"features": "i3d", "clips": 2048, "frames": 16}
 REMOTE = "gs://bucket/run"
 
 
-def test_a_torn_line_loses_nothing_else(tmp_path):
+def test_a_torn_line_loses_no_other_line(tmp_path):
     recorder = Recorder(tmp_path)
     recorder.scalars(1, {"a": 1})
     recorder.scalars(2, {"a": 2})
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
-    Recorder(tmp_path).scalars(3, {"a": 3})  # On a line of its own, not glued to the torn one.
+    Recorder(tmp_path).scalars(3, {"a": 3})  # On a separate line, not appended to the torn one.
     assert [(line["step"], line["a"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (3, 3.0)]
 
 
-def test_lines_that_are_no_reports_are_left_out(tmp_path):
+def test_lines_that_are_not_reports_are_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'[1]\n"step"\n{"a": 1}\n\xff\xfe\n{"step": 4, "a": 1}\n\n')
     assert read_metrics(tmp_path) == [{"step": 4, "a": 1}]
     assert read_metrics(tmp_path / "nowhere") == []

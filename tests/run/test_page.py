@@ -145,7 +145,7 @@ def test_the_package_holds_the_files_of_the_page():
     assert set(listed) == {path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
 
 
-def test_samples_of_earlier_versions_are_shown_by_todays_words(tmp_path):
+def test_samples_of_earlier_versions_are_shown_in_current_terms(tmp_path):
     folder = media.write_samples(media.step_folder(tmp_path, 1), clips_of(1), base_frame=2)
     today = page_of(tmp_path).html
     assert "base_frame 2" in today
@@ -175,7 +175,7 @@ def test_steps_are_in_the_order_of_numbers(tmp_path):
 
 def test_everything_is_escaped(run):
     page = page_of(run)
-    assert page.count("script") == 1  # The page's own.
+    assert page.count("script") == 1  # The page has one script.
     assert page.html.count("<script") == 1
     assert page.text.count(EVIL) >= 8
 
@@ -192,7 +192,7 @@ def test_scores_show_value_reference_target_and_protocol(run):
     assert "&quot;clips&quot;: 256" in body
 
 
-def test_two_protocols_do_not_share_a_place(tmp_path):
+def test_two_protocols_have_separate_entries(tmp_path):
     """Cards name the protocol where there are several; doubts, intervals and the best checkpoint are shown."""
     recorder = Recorder(tmp_path)
     recorder.score(1, "fvd", 100.0, {"n": 16}, details={"low": 90.0, "high": 110.0, "warnings": ["few clips & so on"]})
@@ -211,7 +211,7 @@ def test_two_protocols_do_not_share_a_place(tmp_path):
 
 
 @pytest.mark.parametrize("present", ["nothing", "metrics", "samples", "empty_samples", "damaged"])
-def test_the_page_stands_on_what_there_is(tmp_path, present):
+def test_the_page_of_an_incomplete_run(tmp_path, present):
     if present == "metrics":
         Recorder(tmp_path).scalars(1, {"train/loss": 0.5, "other": 1})
         with (tmp_path / "metrics.jsonl").open("a") as file:

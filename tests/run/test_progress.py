@@ -1,4 +1,4 @@
-"""The line on progress tells step, rate and time left, and costs the run no waiting."""
+"""The progress line shows step, rate and remaining time, and never makes the run wait."""
 
 import io
 

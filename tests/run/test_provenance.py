@@ -25,7 +25,7 @@ def test_command_line_hides_the_folders_of_the_machine(word, shown):
     assert provenance.command_line(["/opt/bin/python3", "-m", "vf.main", word]) == f"python3 -m vf.main {shown}"
 
 
-def test_revision_is_the_checkouts_own(tmp_path):
+def test_revision_is_that_of_the_checkout(tmp_path):
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
         command = ["git", "-C", str(root), *identity, *arguments]

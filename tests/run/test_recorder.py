@@ -106,7 +106,7 @@ def test_a_score_carries_its_protocol(tmp_path):
     }  # fmt: skip
 
 
-def test_describe_tells_config_versions_devices_and_keeps_earlier_starts(tmp_path):
+def test_describe_records_config_versions_devices_and_earlier_starts(tmp_path):
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     config = {"lr": 1e-3, "mult": (1, 2), "dtype": jnp.bfloat16, "nested": {"bad": math.inf}}
     Recorder(tmp_path).describe(config, mesh=mesh, seed=3, total_steps=10)
@@ -128,7 +128,7 @@ def test_describe_tells_config_versions_devices_and_keeps_earlier_starts(tmp_pat
     assert not list(tmp_path.glob("config.*.json"))
 
 
-def test_a_changed_config_leaves_the_earlier_one(tmp_path):
+def test_the_earlier_config_is_retained(tmp_path):
     for lr in (1, 2, 2):
         Recorder(tmp_path).describe({"lr": lr})
     assert read_json(tmp_path / "config.json") == {"lr": 2}
@@ -172,7 +172,7 @@ def test_tensorboard_shows_clips(tmp_path):
         assert image.size == (value.image.width, value.image.height) == (3 * 8 + 2, 6)
 
 
-def test_other_hosts_write_nothing(tmp_path):
+def test_only_the_first_host_writes(tmp_path):
     recorder = Recorder(tmp_path / "run", is_writer=False)
     recorder.describe({})
     recorder.scalars(1, {"a": 1})
@@ -202,7 +202,7 @@ def a_life(workdir) -> None:
         recorder.video(30, "samples", np.zeros((2, 2, 4, 4, 3), np.uint8))
 
 
-def test_a_life_in_an_object_store_is_that_on_a_disk(tmp_path, bucket):
+def test_a_run_in_an_object_store_equals_one_on_a_disk(tmp_path, bucket):
     for workdir in (tmp_path, REMOTE):
         a_life(workdir)
     local, remote = ([{**row, "time": 0} for row in read_metrics(workdir)] for workdir in (tmp_path, REMOTE))
@@ -230,8 +230,8 @@ def test_a_life_in_an_object_store_is_that_on_a_disk(tmp_path, bucket):
     assert drawn(REMOTE) == drawn(tmp_path)
 
 
-def test_a_killed_job_loses_what_waits_and_no_score(bucket):
-    """What is in the store at any moment is what a job killed then leaves."""
+def test_a_killed_job_loses_buffered_lines_and_no_score(bucket):
+    """A job killed at any moment leaves what is in the store by then."""
     recorder = Recorder(REMOTE)
     recorder.scalars(1, {"a": 1})
     assert read_metrics(REMOTE) == []
@@ -283,7 +283,7 @@ def test_an_error_is_not_hidden_by_a_store_that_fails_too(bucket, monkeypatch):
     assert [row["step"] for row in read_metrics(REMOTE)] == [1, 2]
 
 
-def test_a_folder_that_cannot_be_is_a_user_error(tmp_path):
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("kept")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match=r"run folder.*file.*choose another") as error:

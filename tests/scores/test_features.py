@@ -1,4 +1,4 @@
-"""Features do not depend on batches, devices, hosts or caches; what is kept is never stale; odd clips are told."""
+"""Features do not depend on batches, devices, hosts or caches; stale ones are not read; unusual clips are reported."""
 
 import dataclasses
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from vf.metrics.frechet import Moments, frechet_distance
 from vf.nets.feature_network import Network
 from vf.scores import features
-from vf.scores.features import Features, extract, fingerprint, oddities, warnings
+from vf.scores.features import Features, distance_warnings, extract, fingerprint, pixel_warnings
 
 N = 21
 
@@ -46,10 +46,10 @@ def true(clips: np.ndarray) -> np.ndarray:
 class Counted:
     """A set that counts what is decoded of it."""
 
-    def __init__(self, clips: np.ndarray, mark: str | None = None) -> None:
+    def __init__(self, clips: np.ndarray, fingerprint: str | None = None) -> None:
         self.clips, self.decoded, self.shape = clips, 0, clips.shape
-        if mark is not None:
-            self.fingerprint = mark
+        if fingerprint is not None:
+            self.fingerprint = fingerprint
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -61,7 +61,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 16, 21, 1000])
-def test_batches_change_nothing(batch_size):
+def test_features_do_not_depend_on_the_batch_size(batch_size):
     found = extract(colours(), clips(), batch_size=batch_size)
     np.testing.assert_allclose(found.values, true(clips()), rtol=1e-5)
     assert found.values.dtype == np.float32
@@ -71,7 +71,7 @@ def test_batches_change_nothing(batch_size):
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_devices_change_nothing(monkeypatch, count):
+def test_features_do_not_depend_on_the_number_of_devices(monkeypatch, count):
     devices = jax.local_devices()[:count]
     assert len(devices) == count
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
@@ -136,7 +136,7 @@ def test_a_fingerprint_is_of_pixels_and_shape():
     assert fingerprint(Counted(clips(), "known")) == "known"
 
 
-def test_kept_features_are_read_again(tmp_path):
+def test_cached_features_are_read_again(tmp_path):
     first = extract(colours(), Counted(clips(), "known"), cache=tmp_path)
     again = Counted(clips(), "known")
     second = extract(colours(), again, batch_size=5, cache=tmp_path)
@@ -146,8 +146,8 @@ def test_kept_features_are_read_again(tmp_path):
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["colours"]
 
 
-def test_nothing_stale_is_read(tmp_path):
-    """Other weights, another resize, another network, other pixels: each has a file of its own."""
+def test_no_stale_features_are_read(tmp_path):
+    """Other weights, another resize, another network, other pixels: each has a separate file."""
     base = colours(resize="a")
     extract(base, clips(), cache=tmp_path)
     changed = clips()
@@ -178,7 +178,7 @@ def flipped(content: bytes) -> bytes:
      lambda c: c.replace(b'"digests"', b'"digits_"'), lambda c: c.replace(b"values", b"walues")],
     ids=["empty", "header cut", "values cut", "noise", "flipped bit", "no digests", "no values"],
 )  # fmt: skip
-def test_damaged_files_are_made_again(tmp_path, caplog, damage):
+def test_damaged_files_are_computed_again(tmp_path, caplog, damage):
     true_values = extract(colours(), clips(), cache=tmp_path).values
     (path,) = tmp_path.iterdir()
     path.write_bytes(damage(path.read_bytes()))
@@ -189,7 +189,7 @@ def test_damaged_files_are_made_again(tmp_path, caplog, damage):
     assert not caplog.records
 
 
-def test_a_file_of_other_clips_under_the_name_is_not_taken(tmp_path):
+def test_a_cache_file_of_other_clips_is_not_used(tmp_path):
     """As a copy by hand may leave it."""
     extract(colours(), clips(), cache=tmp_path)
     (one,) = tmp_path.iterdir()
@@ -215,7 +215,7 @@ def test_the_default_cache(monkeypatch, tmp_path):
 
 
 class Hosts:
-    """Several hosts as threads, whose all-gather waits for one another."""
+    """Several hosts as threads; their all-gather waits until all have called it."""
 
     def __init__(self, monkeypatch, count: int) -> None:
         self.count, self.local = count, threading.local()
@@ -255,7 +255,7 @@ class Hosts:
 
 @pytest.mark.parametrize(("hosts", "n"), [(2, 21), (3, 7), (3, 2), (4, 5)])
 def test_hosts_share_the_work(monkeypatch, hosts, n):
-    """Also where some of them have nothing to do; each decodes its own clips only."""
+    """Also where some hosts have no clips; each host decodes only its part."""
     whole = extract(colours(), clips(n))
     sets = [Counted(clips(n), "known") for _ in range(hosts)]
     networks = [colours() for _ in range(hosts)]
@@ -266,7 +266,7 @@ def test_hosts_share_the_work(monkeypatch, hosts, n):
     assert sum(s.decoded for s in sets) == n
 
 
-def test_hosts_whose_caches_differ_do_not_wait_for_ever(monkeypatch, tmp_path):
+def test_hosts_whose_caches_differ_do_not_deadlock(monkeypatch, tmp_path):
     """Only the first host keeps features; caches need not be on a shared disk."""
     hosts = Hosts(monkeypatch, 2)
     networks = [colours(), colours()]
@@ -279,7 +279,7 @@ def test_hosts_whose_caches_differ_do_not_wait_for_ever(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (clips()[:0], r"one clip or more, \[n f h w 3\], got \[0, 3, 5, 6, 3\]"),
         (clips()[0], "got \\[3, 5, 6, 3\\]"),
@@ -288,13 +288,13 @@ def test_hosts_whose_caches_differ_do_not_wait_for_ever(monkeypatch, tmp_path):
         (clips().astype(np.int64), "pixels as uint8, got int64"),
     ],
 )
-def test_what_are_no_clips(wrong, told):
-    with pytest.raises(ValueError, match=told):
+def test_arrays_that_are_not_clips_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         extract(colours(), wrong)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_features_that_are_no_numbers(bad, tmp_path):
+def test_features_that_are_not_finite(bad, tmp_path):
     shown = clips()
     shown[[4, 11]] = 200
 
@@ -307,7 +307,7 @@ def test_features_that_are_no_numbers(bad, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_network_says_what_it_cannot_take():
+def test_a_network_s_refusal_of_clips_is_reported():
     def apply(params, x):
         raise ValueError("9 frames or more")
 
@@ -315,8 +315,8 @@ def test_a_network_says_what_it_cannot_take():
         extract(Network("picky", 1, {}, apply, {}), clips())
 
 
-def made(n: int, seed: int = 0, dim: int = 2, **changes) -> Features:
-    """Features of clips with nothing odd about them."""
+def fake(n: int, seed: int = 0, dim: int = 2, **changes) -> Features:
+    """Features of ordinary clips, which give no warning."""
     given = {
         "values": np.zeros((n, dim), np.float32), "digests": tuple(f"{seed}-{k}" for k in range(n)),
         "lowest": np.zeros(n, np.uint8), "highest": np.full(n, 255, np.uint8),
@@ -324,69 +324,71 @@ def made(n: int, seed: int = 0, dim: int = 2, **changes) -> Features:
     return Features(**(given | changes))
 
 
-def test_nothing_to_tell():
-    assert warnings(made(256), made(256, 1), 2) == []
+def test_ordinary_features_give_no_warning():
+    assert distance_warnings(fake(256), fake(256, 1), 2) == []
 
 
 @pytest.mark.parametrize(
-    ("real", "generated", "told"),
+    ("real", "generated", "expected"),
     [
-        (made(256), made(300, 1), ["256 real and 300 generated clips: compare numbers of equal counts only"]),
-        (made(256), made(256, 1, highest=np.r_[[0] * 3, [255] * 253].astype(np.uint8)),
+        (fake(256), fake(300, 1), ["256 real and 300 generated clips: compare numbers of equal counts only"]),
+        (fake(256), fake(256, 1, highest=np.r_[[0] * 3, [255] * 253].astype(np.uint8)),
          ["3 of 256 generated clips are black throughout"]),
-        (made(256, lowest=np.r_[[255], [0] * 255].astype(np.uint8)), made(256, 1),
+        (fake(256, lowest=np.r_[[255], [0] * 255].astype(np.uint8)), fake(256, 1),
          ["1 of 256 real clips are of one colour throughout"]),
-        (made(257, digests=("same", "same", *(str(k) for k in range(255)))), made(257, 1),
+        (fake(257, digests=("same", "same", *(str(k) for k in range(255)))), fake(257, 1),
          ["1 of 257 real clips repeat another one: duplicates bias the distance"]),
-        (made(256), made(256, 1, digests=tuple(f"{k // 2}-{k}" for k in range(256))),
+        (fake(256), fake(256, 1, digests=tuple(f"{k // 2}-{k}" for k in range(256))),
          ["2 generated clips equal a real one in every pixel"]),
-        (made(255), made(255, 1), ["with 255 clips the distance is mostly bias (it falls as 1 / n): it compares with "
-                                   "nothing published"]),
+        (fake(255), fake(255, 1),
+         ["with 255 clips the distance is mostly bias (it falls as 1 / n): it compares with nothing published"]),
     ],
     ids=["counts", "black", "one colour", "duplicates", "copies", "few"],
 )  # fmt: skip
-def test_what_is_told(real, generated, told):
-    assert warnings(real, generated, 2) == told
+def test_distance_warnings(real, generated, expected):
+    assert distance_warnings(real, generated, 2) == expected
 
 
 def test_too_few_clips_for_a_covariance():
     """n clips leave a covariance of rank n - 1."""
     assert (
         "real clips leave the covariance of 400 features singular"
-        in warnings(made(400, dim=400), made(401, 1, dim=400), 400)[0]
+        in distance_warnings(fake(400, dim=400), fake(401, 1, dim=400), 400)[0]
     )
-    assert not any("singular" in told for told in warnings(made(401, dim=400), made(401, 1, dim=400), 400))
-    frames = made(300, values=np.zeros((300, 2, 400), np.float32))  # two features a clip
-    assert not any("singular" in told for told in warnings(frames, frames, 400))
+    assert not any(
+        "singular" in warning for warning in distance_warnings(fake(401, dim=400), fake(401, 1, dim=400), 400)
+    )
+    frames = fake(300, values=np.zeros((300, 2, 400), np.float32))  # two features a clip
+    assert not any("singular" in warning for warning in distance_warnings(frames, frames, 400))
 
 
 def test_a_kernel_distance_fits_no_covariance():
-    assert warnings(made(255, dim=400), made(255, 1, dim=400), None) == [
+    assert distance_warnings(fake(255, dim=400), fake(255, 1, dim=400), None) == [
         "with 255 clips the distance varies much: it compares with nothing published"
     ]
 
 
 def test_the_counts_are_those_compared_at_a_time():
-    told = warnings(made(1000), made(1000, 1), 2, (100, 100))
-    assert told == [
+    warning = distance_warnings(fake(1000), fake(1000, 1), 2, (100, 100))
+    assert warning == [
         "with 100 clips the distance is mostly bias (it falls as 1 / n): it compares with nothing published"
     ]
 
 
 def test_one_clip_has_no_distance():
     with pytest.raises(ValueError, match="2 clips or more on each side, got 1 generated"):
-        warnings(made(5), made(1, 1), 2)
+        distance_warnings(fake(5), fake(1, 1), 2)
 
 
 def test_pixels_of_0_to_1():
-    dim = made(300, highest=np.ones(300, np.uint8))
-    for call in (lambda: warnings(dim, made(300, 1), 2), lambda: oddities("real", dim)):
+    dim = fake(300, highest=np.ones(300, np.uint8))
+    for call in (lambda: distance_warnings(dim, fake(300, 1), 2), lambda: pixel_warnings("real", dim)):
         with pytest.raises(ValueError, match=r"no pixel of the real clips exceeds 1: values of \[0, 1\]"):
             call()
 
 
 def test_a_set_that_is_all_black():
-    (told,) = oddities("generated", made(300, highest=np.zeros(300, np.uint8)))
-    assert told == (
+    (warning,) = pixel_warnings("generated", fake(300, highest=np.zeros(300, np.uint8)))
+    assert warning == (
         "300 of 300 generated clips are black throughout (values of [0, 1] that were cast to uint8 look so)"
     )

@@ -13,7 +13,7 @@ N, FRAMES, SIZE = 96, 8, 16
 
 
 def clips_from(start: int) -> np.ndarray:
-    source = Sprites(frames=FRAMES, size=SIZE, base=3)
+    source = Sprites(frames=FRAMES, size=SIZE, base_frame=3)
     return np.stack([source.clip(record)["video"] for record in range(start, start + N)])
 
 
@@ -62,7 +62,7 @@ def test_a_product_of_patches_is_a_convolution() -> None:
     np.testing.assert_allclose(patches @ kernel.reshape(-1, 4), expected, atol=1e-4)
 
 
-def test_streams_are_blind_to_what_they_should_not_see() -> None:
+def test_streams_ignore_what_they_should_not_see() -> None:
     rng = np.random.default_rng(1)
     still = np.repeat(rng.integers(0, 256, (1, 1, SIZE, SIZE, 3), np.uint8), FRAMES, axis=1)
     flat = np.broadcast_to(rng.integers(0, 256, (1, FRAMES, 1, 1, 3), np.uint8), (1, FRAMES, SIZE, SIZE, 3))
@@ -103,7 +103,7 @@ def change(clips: np.ndarray, strength: float) -> np.ndarray:
     ("corrupt", "strengths"),
     [(noise, (10, 20, 40)), (blur, (0.25, 0.5)), (shuffle, (0.5, 1)), (change, (0.1, 0.3, 1))],
 )
-def test_corruption_is_seen_and_more_of_it_more(
+def test_corruption_raises_the_distance_monotonically(
     moments: Moments, other: np.ndarray, corrupt, strengths: tuple[float, ...]
 ) -> None:
     floor = distance(moments, other)

@@ -1,4 +1,4 @@
-"""Clips to be scored: one set of pixels in every form that people have, and everything that is wrong told at once."""
+"""Clips to be scored: one set of pixels in every supported form, and errors raised when the set is opened."""
 
 import logging
 import shutil
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.made import number, write, write_frames
+from tests.data.synthetic import number, write, write_frames
 from vf.data.clips import Windows
 from vf.data.decode import FrameFolder, Pixels
 from vf.data.preparation import prepare
@@ -123,12 +123,12 @@ def test_frames_are_in_natural_order(tmp_path):
     assert [number(frame) for frame in found[:][0]] == list(range(20))
 
 
-def test_a_fingerprint_knows_pixels_and_choice_and_not_the_place(forms, tmp_path):
+def test_a_fingerprint_depends_on_pixels_and_choice_and_not_on_the_path(forms, tmp_path):
     choice = Choice(Windows(4, start="centre"), size=8)
     moved = tmp_path / "moved"
     shutil.copytree(forms["videos"], moved)
-    mark = open_set(forms["videos"], choice).fingerprint
-    assert open_set(moved, choice).fingerprint == mark
+    fingerprint = open_set(forms["videos"], choice).fingerprint
+    assert open_set(moved, choice).fingerprint == fingerprint
     others = [
         Choice(Windows(4, start="first"), size=8), Choice(Windows(5, start="centre"), size=8),
         Choice(Windows(4, 2, start="centre"), size=8), Choice(Windows(4, fps=25, start="centre"), size=8),
@@ -139,28 +139,28 @@ def test_a_fingerprint_knows_pixels_and_choice_and_not_the_place(forms, tmp_path
         Choice(Windows(4, start="all", hop=2), size=8), Choice(Windows(4, start="all", hop=3), size=8),
         Choice(Windows(4, start="random"), size=8), Choice(Windows(4, start="random"), size=8, seed=1),
     ]  # fmt: skip
-    marks = [open_set(moved, other).fingerprint for other in others]
-    assert len({mark, *marks}) == 1 + len(others)
+    fingerprints = [open_set(moved, other).fingerprint for other in others]
+    assert len({fingerprint, *fingerprints}) == 1 + len(others)
     changed = pixels(1, seed=9)[0]
     write_lossless(moved / "clip_4.mkv", changed)  # another video under the same name
-    assert open_set(moved, choice).fingerprint != mark
+    assert open_set(moved, choice).fingerprint != fingerprint
     shutil.copy(forms["videos"] / "clip_4.mkv", moved / "clip_4.mkv")
-    assert open_set(moved, choice).fingerprint == mark
+    assert open_set(moved, choice).fingerprint == fingerprint
     (moved / "clip_11.mkv").unlink()
-    assert open_set(moved, choice).fingerprint != mark
+    assert open_set(moved, choice).fingerprint != fingerprint
 
 
-def test_a_prepared_data_set_is_the_same_wherever_its_source_lay(forms, tmp_path):
+def test_a_prepared_data_set_does_not_depend_on_the_path_of_its_source(forms, tmp_path):
     choice = Choice(Windows(4, start="centre"))
-    mark = open_set(forms["prepared"], choice).fingerprint
+    fingerprint = open_set(forms["prepared"], choice).fingerprint
     shutil.copytree(forms["frames"], tmp_path / "elsewhere")
     write_prepared(tmp_path / "again", tmp_path / "elsewhere")
-    assert open_set(tmp_path / "again", choice).fingerprint == mark
+    assert open_set(tmp_path / "again", choice).fingerprint == fingerprint
     write_prepared(tmp_path / "smaller", tmp_path / "elsewhere", size=8)
-    assert open_set(tmp_path / "smaller", choice).fingerprint != mark
+    assert open_set(tmp_path / "smaller", choice).fingerprint != fingerprint
     write_pngs(tmp_path / "elsewhere" / NAMES[2], pixels(1, seed=9)[0])
     write_prepared(tmp_path / "changed", tmp_path / "elsewhere")
-    assert open_set(tmp_path / "changed", choice).fingerprint != mark
+    assert open_set(tmp_path / "changed", choice).fingerprint != fingerprint
 
 
 @pytest.mark.parametrize("form", ["frames", "clips.npz"])
@@ -191,7 +191,7 @@ def test_splits(tmp_path, caplog):
 
 @pytest.mark.parametrize("form", ["videos", "clips.npz"])
 @pytest.mark.parametrize("split", ["train", "test", "train+test"])
-def test_what_does_not_name_splits_is_taken_whole_and_told(forms, caplog, form, split):
+def test_sources_without_splits_are_used_whole_with_a_warning(forms, caplog, form, split):
     assert len(open_set(forms[form], Choice(Windows(4, start="first"), split=split))) == len(NAMES)
     assert f"does not say which of its clips are of split {split}: all are taken" in caplog.text
 
@@ -220,7 +220,7 @@ def test_prepared_short_clips_are_left_out_or_an_error(tmp_path):
         open_set(tmp_path / "data", Choice(Windows(3, 3, start="blocks")))
 
 
-def test_fewer_clips_than_the_protocol_takes(forms):
+def test_fewer_clips_than_the_protocol_requires(forms):
     windows = Windows(4, start="first")
     with pytest.raises(UserError, match="gives 11 clips of 4 frames with stride 1 where the protocol takes 12"):
         open_set(forms["videos"], Choice(windows, n=12))
@@ -228,7 +228,7 @@ def test_fewer_clips_than_the_protocol_takes(forms):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("choice", "message"),
     [
         (Choice(Windows(4, start="first"), size=8), "was prepared at 16 pixels and the protocol asks for 8"),
         (Choice(Windows(4, start="first"), split="val"), "no split 'val'"),
@@ -236,26 +236,26 @@ def test_fewer_clips_than_the_protocol_takes(forms):
         (Choice(Windows(4, start="first"), size=16, resampler="antialiased"), "the resampler antialiased"),
     ],
 )
-def test_what_a_prepared_data_set_cannot_give(forms, asked, told):
-    with pytest.raises(UserError, match=told):
-        open_set(forms["prepared"], asked)
+def test_requests_that_a_prepared_data_set_cannot_meet(forms, choice, message):
+    with pytest.raises(UserError, match=message):
+        open_set(forms["prepared"], choice)
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("choice", "message"),
     [
         (Choice(Windows(4, start="first"), size=8), "holds clips of 16 x 16 pixels and the protocol asks for 8"),
         (Choice(Windows(13, start="first")), "clips of 12 frames, too few for 13 frames"),
         (Choice(Windows(4, fps=8, start="first")), "an .npz has no rate, set fps to 0 to go by stride"),
     ],
 )
-def test_what_an_array_cannot_give(forms, asked, told):
-    with pytest.raises(UserError, match=told):
-        open_set(forms["clips.npz"], asked)
+def test_requests_that_an_array_cannot_meet(forms, choice, message):
+    with pytest.raises(UserError, match=message):
+        open_set(forms["clips.npz"], choice)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"clips": np.zeros((2, 4, 8, 8, 3), np.float32)}, "uint8 .* found float32"),
         ({"clips": np.zeros((2, 3, 4, 8, 8), np.uint8)}, r"found uint8 \[2, 3, 4, 8, 8\]"),
@@ -263,13 +263,13 @@ def test_what_an_array_cannot_give(forms, asked, told):
         ({"clips": np.zeros((0, 4, 8, 8, 3), np.uint8)}, "holds no clips"),
     ],
 )
-def test_other_arrays_are_refused(tmp_path, arrays, told):
+def test_other_arrays_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         open_set(tmp_path / "a.npz", Choice(Windows(2)))
 
 
-def test_files_that_are_no_arrays(tmp_path):
+def test_files_that_are_not_arrays(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         open_set(tmp_path / "no.npz", Choice(Windows(2)))
     (tmp_path / "a.npz").write_bytes(b"PK\3\4 not at all")
@@ -277,7 +277,7 @@ def test_files_that_are_no_arrays(tmp_path):
         open_set(tmp_path / "a.npz", Choice(Windows(2)))
 
 
-def test_nothing_there(tmp_path):
+def test_missing_paths_are_refused(tmp_path):
     for folder in (tmp_path / "missing", tmp_path):
         with pytest.raises(UserError, match=r"does not exist|holds no videos"):
             open_set(folder, Choice(Windows(2)))
@@ -309,7 +309,7 @@ def test_broken_frames_are_named(tmp_path):
         open_set(tmp_path, Choice(Windows(4, start="first"), size=8))
 
 
-def test_a_file_that_goes_away(tmp_path):
+def test_a_file_that_disappears(tmp_path):
     for name in "abc":
         write_lossless(tmp_path / f"{name}.mkv", pixels(1)[0])
     found = open_set(tmp_path, Choice(Windows(4, start="first")))
@@ -341,7 +341,7 @@ def test_the_antialiased_resampler_is_pillows_cut_to_whole_numbers(tmp_path):
         assert (clip == np.floor(true + 1e-3)).mean() > 0.999
 
 
-def test_the_antialiased_resampler_keeps_flat_colours(tmp_path):
+def test_the_antialiased_resampler_preserves_flat_colours(tmp_path):
     """Rounding below whole numbers, truncated, would make every flat colour one darker."""
     frames = np.repeat(np.arange(256, dtype=np.uint8), 24 * 32 * 3).reshape(256, 24, 32, 3)
     write_lossless(tmp_path / "a.mkv", frames)
@@ -372,7 +372,7 @@ def test_a_rate_needs_a_video_that_has_one(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # closed by the garbage collector
-def test_names_that_are_no_text(tmp_path):
+def test_names_that_are_not_utf8(tmp_path):
     name = b"clip_\xff.mkv".decode("utf-8", "surrogateescape")
     write_lossless(tmp_path / "a.mkv", pixels(1)[0])
     (tmp_path / "a.mkv").rename(tmp_path / name)

@@ -5,7 +5,7 @@ import pytest
 
 from vf.data.sprites import BACKGROUNDS, COLOURS, SHAPES, Factors, Sprites, alpha_mask, render
 from vf.scores import sprites
-from vf.scores.sprites import Judgement, SpriteScores, judge, nearest_law, scores
+from vf.scores.sprites import SpriteAnalysis, SpriteScores, analyse, nearest_path, scores
 
 N, FRAMES, SIZE, BASE = 48, 8, 16, 3
 SHARES = (
@@ -15,7 +15,7 @@ SHARES = (
 
 
 def draw(n: int, frames: int = FRAMES, size: int = SIZE, start: int = 0) -> tuple[np.ndarray, list[Factors]]:
-    source = Sprites(frames=frames, size=size, base=frames // 2 - 1, split="test")
+    source = Sprites(frames=frames, size=size, base_frame=frames // 2 - 1, split="test")
     factors = [source.factors(record) for record in range(start, start + n)]
     return np.stack([render(f, size) for f in factors]), factors
 
@@ -38,11 +38,11 @@ def real() -> tuple[np.ndarray, list[Factors]]:
 
 
 @pytest.fixture(scope="module")
-def seen(real: tuple[np.ndarray, list[Factors]]) -> Judgement:
-    return judge(real[0], BASE)
+def seen(real: tuple[np.ndarray, list[Factors]]) -> SpriteAnalysis:
+    return analyse(real[0], BASE)
 
 
-def test_every_factor_of_a_real_clip_is_read_off(real, seen: Judgement) -> None:
+def test_every_factor_of_a_real_clip_is_read_off(real, seen: SpriteAnalysis) -> None:
     clips, factors = real
     masks, colours, backgrounds = palette(factors)
     for name, field in (("shape", "shape"), ("colour", "colour_index"), ("background", "background_index")):
@@ -86,7 +86,7 @@ def test_a_little_noise_is_forgiven(real) -> None:
     assert {name: result[name] for name in SHARES} == dict.fromkeys(SHARES, 1.0)
 
 
-def test_what_shows_no_sprite_is_not_found(real) -> None:
+def test_clips_without_a_sprite_are_not_detected(real) -> None:
     clips, factors = real
     rng = np.random.default_rng(1)
     masks, colours, backgrounds = palette(factors)
@@ -114,10 +114,10 @@ def test_what_shows_no_sprite_is_not_found(real) -> None:
         "inverted": 255 - clips,
     } | {name: pixels(part * colours + (1 - part) * backgrounds) for name, part in half.items()}
     for name, shown in bad.items():
-        result = judge(shown, BASE)
+        result = analyse(shown, BASE)
         assert not result.found.any(), name
         assert not (result.content_constant | result.smooth | result.valid).any(), name
-    assert not judge(pixels(two * colours + (1 - two) * backgrounds), BASE).found[apart].any()
+    assert not analyse(pixels(two * colours + (1 - two) * backgrounds), BASE).found[apart].any()
 
 
 def shares(clips: np.ndarray) -> dict[str, float]:
@@ -125,7 +125,7 @@ def shares(clips: np.ndarray) -> dict[str, float]:
     return {name: result[name] for name in ("colour_constant", "background_constant", "shape_constant", "smooth")}
 
 
-def test_each_kind_of_change_is_told_from_the_others(real) -> None:
+def test_each_kind_of_change_is_distinguished(real) -> None:
     _, factors = real
     half = FRAMES // 2
     right = {"colour_constant": 1.0, "background_constant": 1.0, "shape_constant": 1.0, "smooth": 1.0}
@@ -145,41 +145,41 @@ def test_each_kind_of_change_is_told_from_the_others(real) -> None:
     assert result["content_constant"] == result["valid"] == 0
 
 
-def test_a_slow_drift_of_colour_is_seen_where_the_palette_entry_stays(real) -> None:
+def test_a_slow_drift_of_colour_is_detected_within_one_palette_entry(real) -> None:
     masks, colours, backgrounds = palette(real[1])
     drift = np.linspace(0, 1, FRAMES)[None, :, None, None, None] * np.sign(128 - colours)
     for size, share in ((8, 1.0), (24, 0.0)):  # below and above COLOUR_DRIFT; both near the palette colour
-        result = judge(pixels(masks * (colours + size * drift) + (1 - masks) * backgrounds), BASE)
+        result = analyse(pixels(masks * (colours + size * drift) + (1 - masks) * backgrounds), BASE)
         assert (result.colour_index == result.colour_index[:, :1]).all()
         assert result.colour_constant.mean() == share
     drift = np.linspace(0, 1, FRAMES)[None, :, None, None, None] * np.sign(128 - backgrounds)
     for size, share in ((4, 1.0), (12, 0.0)):
-        result = judge(pixels(masks * colours + (1 - masks) * (backgrounds + size * drift)), BASE)
+        result = analyse(pixels(masks * colours + (1 - masks) * (backgrounds + size * drift)), BASE)
         assert result.background_constant.mean() == share
 
 
-def test_motion_against_the_law_is_not_smooth(real) -> None:
+def test_irregular_motion_is_not_smooth(real) -> None:
     clips, factors = real
     rng = np.random.default_rng(2)
     shuffled = np.stack([clip[rng.permutation(FRAMES)] for clip in clips])
     jittered = [dataclasses.replace(f, path=f.path + rng.normal(0, 1, f.path.shape)) for f in factors]
     for bad in (shuffled, np.stack([render(f, SIZE) for f in jittered])):
-        assert judge(bad, BASE).smooth.mean() < 0.05
-    still = judge(np.repeat(clips[:, :1], FRAMES, 1), BASE)
+        assert analyse(bad, BASE).smooth.mean() < 0.05
+    still = analyse(np.repeat(clips[:, :1], FRAMES, 1), BASE)
     assert still.smooth.all()
     assert not (still.moving | still.valid).any()
-    assert judge(clips[:, ::-1], BASE).smooth.all()  # the law knows no direction of time
+    assert analyse(clips[:, ::-1], BASE).smooth.all()  # the law knows no direction of time
 
 
-def test_nearest_law_measures_in_pixels() -> None:
+def test_nearest_path_measures_in_pixels() -> None:
     _, factors = draw(200)
     paths = np.stack([f.path for f in factors])
-    error, speed = nearest_law(paths, SIZE)
+    error, speed = nearest_path(paths, SIZE)
     assert error.max() < 0.1
     step = np.linalg.norm(abs(np.diff(paths, axis=1)).max(1), axis=-1)  # a bounce only shortens steps
     np.testing.assert_allclose(speed, step, atol=0.05)
     jitter = np.random.default_rng(3).normal(0, 0.5, paths.shape)
-    error, _ = nearest_law(paths + jitter, SIZE)
+    error, _ = nearest_path(paths + jitter, SIZE)
     # Two of eight numbers a coordinate are fitted: sqrt(2 coordinates * 6 / 8) * 0.5, a little less for the bounces.
     assert np.sqrt(np.square(error).mean()) == pytest.approx(0.61, abs=0.05)
 
@@ -199,7 +199,7 @@ def test_the_evaluator_compares_with_real_clips(real) -> None:
     clips = real[0]
     found = {score.name: score for score in SpriteScores(BASE)(clips[:30], clips[30:, ::-1])}
     assert found["sprites/valid"].value == found["sprites/valid"].reference == 1
-    assert found["sprites/valid"].protocol["unexplained_below"] == sprites.FOUND
+    assert found["sprites/valid"].protocol["unexplained_below"] == sprites.MAX_UNEXPLAINED
     assert set(found) == {f"sprites/{key}" for key in scores(clips, BASE)}
 
 
@@ -215,4 +215,4 @@ def test_the_evaluator_compares_with_real_clips(real) -> None:
 )
 def test_other_arrays_are_refused(clips: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected"):
-        judge(clips, 1)
+        analyse(clips, 1)

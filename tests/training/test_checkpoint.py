@@ -88,7 +88,7 @@ def saved(tmp_path, trained) -> Path:
     return tmp_path / "run"
 
 
-def test_two_and_two_steps_are_four(saved, trained):
+def test_a_resumed_run_equals_an_uninterrupted_one(saved, trained):
     with Checkpoints(saved) as checkpoints:
         now = checkpoints.restore(jax.eval_shape(create))
     equal(now, trained)
@@ -157,8 +157,8 @@ def test_keep(tmp_path, trained):
     assert Checkpoints(tmp_path, read_only=True).steps() == [4, 6, 7]
 
 
-def test_the_best_is_kept(tmp_path, trained):
-    """Whatever another job marks beside the folder, from the next save on; damage there costs no checkpoint."""
+def test_the_best_checkpoint_is_retained(tmp_path, trained):
+    """The step that another job records as best is retained; a damaged record costs no checkpoint."""
     best = tmp_path / "best.json"
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         for k in range(1, 7):
@@ -174,7 +174,7 @@ def test_the_best_is_kept(tmp_path, trained):
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [5, 6, 7]
 
 
-def test_a_run_without_averages_is_told(saved):
+def test_a_run_without_averages_is_reported(saved):
     (step,) = Checkpoints(saved, read_only=True).steps()
     shutil.rmtree(saved / str(step) / "ema")
     with Checkpoints(saved, read_only=True) as checkpoints:
@@ -183,7 +183,7 @@ def test_a_run_without_averages_is_told(saved):
             checkpoints.restore_params(jax.eval_shape(params))
 
 
-def test_a_saved_step_is_left_alone_and_a_later_one_not_forgotten(saved, trained):
+def test_a_saved_step_is_not_overwritten_and_a_later_one_is_removed(saved, trained):
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(3, trained, {"seed": 8})
         assert not checkpoints.save(3, trained, {"seed": 9})
@@ -206,11 +206,11 @@ def test_no_save_asks_jax_whether_to_stop(tmp_path, trained, monkeypatch):
     assert asked == []
 
 
-def test_a_killed_save_is_not_the_latest(saved, trained):
+def test_an_interrupted_save_is_not_the_latest(saved, trained):
     # As Orbax names a folder that it is still writing ...
     writing = saved / f"11{atomicity.TMP_DIR_SUFFIX}"
     shutil.copytree(saved / "2", writing)
-    # ... one that lacks the last mark ...
+    # ... one that lacks the marker of a finished save ...
     shutil.copytree(saved / "2", saved / "8")
     (saved / "8" / "commit_success.txt").unlink()
     # ... and a copy that was cut short.
@@ -231,7 +231,7 @@ def test_a_killed_save_is_not_the_latest(saved, trained):
 
 
 @pytest.mark.parametrize("how", ["wait", "close", "save", "save again", "check"])
-def test_a_failed_save_is_told_and_leaves_the_one_before(saved, trained, monkeypatch, how):
+def test_a_failed_save_is_reported_and_leaves_the_previous_checkpoint(saved, trained, monkeypatch, how):
     def fail(self):
         raise OSError("disk full")
 
@@ -245,7 +245,7 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(saved, trained, monkeyp
             call()
             time.sleep(0.02)
 
-    tell = {
+    calls = {
         "wait": checkpoints.wait,
         "close": checkpoints.close,
         "save": lambda: checkpoints.save(4, trained, {}),
@@ -253,7 +253,7 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(saved, trained, monkeyp
         "check": lambda: repeat(checkpoints.check),
     }
     with pytest.raises(OSError, match="disk full"):
-        tell[how]()
+        calls[how]()
     monkeypatch.undo()
     assert checkpoints.latest() == 2
     with Checkpoints(saved) as checkpoints:
@@ -261,7 +261,7 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(saved, trained, monkeyp
         assert checkpoints.save(3, trained, {})
 
 
-def test_damage_is_told(saved, trained):
+def test_damage_is_reported(saved, trained):
     for file in (saved / "2" / "ema").rglob("d/*"):
         os.truncate(file, file.stat().st_size // 2)
     # One array only: where several are read at once and one fails, tensorstore calls back for the others when
@@ -314,10 +314,10 @@ def test_unwritable_folder(tmp_path):
         Checkpoints(tmp_path, keep=0)
 
 
-def test_orbax_is_heard_only_when_it_warns(tmp_path, trained):
-    heard: list[logging.LogRecord] = []
+def test_orbax_logs_only_warnings(tmp_path, trained):
+    records: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = heard.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[method-assign]
     logger, before = absl_logging.get_absl_logger(), absl_logging.get_verbosity()
     logger.addHandler(handler)
     absl_logging.set_verbosity(absl_logging.INFO)
@@ -329,11 +329,11 @@ def test_orbax_is_heard_only_when_it_warns(tmp_path, trained):
     finally:
         absl_logging.set_verbosity(before)
         logger.removeHandler(handler)
-    assert [record.getMessage() for record in heard] == ["ours"]
+    assert [record.getMessage() for record in records] == ["ours"]
 
 
 def test_import_is_light(tmp_path):
-    # A TensorFlow that says so when it is imported.
+    # A fake TensorFlow that fails when it is imported.
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
     check = (
         "import vf.training.checkpoint, vf.training.optim, vf.training.state\n"

@@ -1,4 +1,4 @@
-"""Eight devices are one device, in any mesh shape, and everything lies as its parameter does."""
+"""Eight devices compute what one does, in any mesh shape, and moments and averages are sharded as their parameter."""
 
 import functools
 import re
@@ -111,7 +111,7 @@ def both_networks(mesh):
                          "norm_groups": 8, "patch": 2, "temporal_attention_at": (), "dropout": 0.1})  # fmt: skip
     config.base.net.update({"width_mult": (1,), "attention": ()})  # of one level: half of the time goes into compiling
     config.base.images = 1
-    source = Sprites(frames=8, size=16, base=3, split="train")
+    source = Sprites(frames=8, size=16, base_frame=3, split="train")
     return models.model(config, source, mesh)
 
 
@@ -289,7 +289,7 @@ def test_first_rule_wins_and_no_rule_replicates():
         sharding.shardings({}, mesh, rules=[("", "fdsp")])
 
 
-def test_mesh_takes_what_is_left():
+def test_mesh_takes_the_remaining_devices():
     mesh = sharding.make_mesh(fsdp=2, tensor=2)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "frames": 1, "tensor": 2}
     assert set(mesh.axis_types) == {AxisType.Auto}
@@ -310,7 +310,7 @@ def test_mesh_takes_what_is_left():
         ((1, 0, 1, 1), "mesh.fsdp must be positive"),
     ],
 )
-def test_mesh_says_which_number_to_change(sizes, message):
+def test_mesh_names_the_number_to_change(sizes, message):
     with pytest.raises(UserError, match=message):
         sharding.make_mesh(*sizes)
 
@@ -339,7 +339,7 @@ def test_replicated_is_everywhere():
     assert [shard.data.shape for shard in x.addressable_shards] == [(4,)] * 8
 
 
-def test_abstract_keeps_shapes_and_says_where():
+def test_abstract_has_shapes_and_shardings():
     mesh = sharding.make_mesh(1, 8)
     shapes, where = jax.eval_shape(create), place(mesh)
     got = sharding.abstract(shapes, where)

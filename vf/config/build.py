@@ -42,7 +42,7 @@ from vf.types import UserError, naming_flags
 
 Mode = Literal["train", "sample", "evaluate"]
 FLAGS = {
-    **{name: f"--config.data.{name}" for name in ("source", "split", "windows", "fps")},
+    **{name: f"--config.data.{name}" for name in ("source", "split", "windows", "fps", "flip")},
     "share": "--config.data.validation_share",
     "schedule": "--config.noise.schedule",
     "steps": "--config.noise.steps",
@@ -58,6 +58,7 @@ def train(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> TrainSpec:
     """The training job in `workdir`, which has no checkpoint where it is `fresh`. Raises UserError."""
     config = networks.resolved(config, workdir, fresh)
     run, source = _run(config, workdir, "train", fresh)
+    clips.check_flip(config, source)
     tx, learning_rates = optimizer(config)
     file = networks.pretrained_base(config)
     given = config.train
@@ -67,20 +68,20 @@ def train(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> TrainSpec:
         param_dtype=networks.param_dtype(config), half=config.model.dtype == "bfloat16", loading=clips.loading(config),
         log_every=given.log_every, checkpoint_every=given.checkpoint_every, keep=given.keep,
         sample_every=given.sample_every, fingerprint=fingerprint(config),
-        files={pretrained.HEADER: pretrained.remembered(file)} if file else {},
+        files={pretrained.HEADER: pretrained.header_text(file)} if file else {},
     )  # fmt: skip
 
 
 @naming_flags(FLAGS)
 def sample(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> RunSpec:
-    """The sampling job, likewise."""
+    """The sampling job in `workdir`. Raises UserError."""
     config = networks.resolved(config, workdir, fresh)
     return _run(config, workdir, "sample", fresh)[0]
 
 
 @naming_flags(FLAGS)
 def evaluate(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> EvaluateSpec | SelfcheckSpec:
-    """The evaluation job, likewise, or a check of weights alone."""
+    """The evaluation job in `workdir`, or a check of weights where `eval.selfcheck` asks for one. Raises UserError."""
     if config.eval.selfcheck:
         return selfcheck(config)
     config = networks.resolved(config, workdir, fresh)
@@ -103,23 +104,23 @@ def plan(config: ConfigDict) -> PlanSpec:
 
 
 def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, fresh: bool) -> tuple[RunSpec, Source]:
-    """What every job shares, and the clips that are trained on."""
+    """What every job shares, and the source of the training clips."""
     devices = mesh(config, mode)
     images = config.sample.what == "base"
     elsewhere = config.init_from or config.base.init_from
-    # The file's network as it is, with its own classes, to see that it was read right.
-    own = images and fresh and bool(config.base.pretrained) and not elsewhere
+    # Images of the file's network as it is, with the file's classes, show whether it was read right.
+    original = images and fresh and bool(config.base.pretrained) and not elsewhere
     made: Model
     source: Source
-    if own:
+    if original:
         made, source = file_model(config, devices)
     else:
         source = clips.source(config)
         made = image_model(config, source, devices) if images else model(config, source, devices)
-    begins = None
+    initial = None
     if fresh:
-        begins = start.start(config, made.networks, source.class_names, own=own, trains=mode == "train")
-    # Samples alone can do without real clips: beside them they are shown where there are any, and lend embeddings.
+        initial = start.start(config, made.networks, source.class_names, original=original, trains=mode == "train")
+    # Sampling needs no real clips: the page shows them beside samples where there are any, and they donate embeddings.
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
         reference = clips.source(config, "reference")
@@ -128,7 +129,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, fresh: bool) ->
         clips.check_validation(config, workdir, fresh)
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
-        seed=config.seed, start=begins, sample=sample_spec(config),
+        seed=config.seed, start=initial, sample=sample_spec(config),
         evaluation=EvaluationSpec(
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
@@ -141,17 +142,17 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, fresh: bool) ->
 
 
 def evaluation_fingerprint(config: ConfigDict) -> str:
-    """Hash of all that makes two evaluations comparable, but for the weights."""
-    aside = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
-    everything = to_json(config)
-    counted = {name: everything[name] for name in ("sample", "data", "seed")}
-    del counted["sample"]["what"]  # clips, always
-    counted["eval"] = {name: value for name, value in everything["eval"].items() if name not in aside}
-    return protocol_hash(counted)
+    """Hash of everything but the weights that must agree for two evaluations to be comparable."""
+    ignored = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
+    fields = to_json(config)
+    hashed = {name: fields[name] for name in ("sample", "data", "seed")}
+    del hashed["sample"]["what"]  # evaluations are of clips only
+    hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
+    return protocol_hash(hashed)
 
 
 def selfcheck(config: ConfigDict) -> SelfcheckSpec:
-    """Whether the weights of I3D are FVD's. Raises UserError where none are named."""
+    """A check whether the weights of I3D are FVD's. Raises UserError where no weights are named."""
     if not config.eval.i3d:
         raise UserError("eval.selfcheck needs the converted weights: set --config.eval.i3d=FILE")
     return SelfcheckSpec(Path(config.eval.i3d), choose("eval.lineage", config.eval.lineage, LINEAGES))
@@ -173,7 +174,10 @@ def sample_spec(config: ConfigDict) -> SampleSpec:
 
 
 def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable[[Any], dict[str, Any]]]:
-    """The optimizer, and finished updates -> learning rates for the log."""
+    """The optimizer, and a function: number of finished updates -> {network: learning rate}, for the log.
+
+    Raises UserError where nothing would be trained, or for an unknown schedule.
+    """
     train = config.train
     rates: dict[str, Any] = {
         "lr": {"base": train.lr_base, "residual": train.lr_residual},
@@ -192,7 +196,10 @@ def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callabl
 
 
 def mesh(config: ConfigDict, mode: str = "") -> Mesh:
-    """The mesh of all devices. Raises UserError where it does not fit them, or a batch of a job of `mode` not it."""
+    """The mesh of all devices.
+
+    Raises UserError where its sizes do not fit the devices, or where a batch of a job of `mode` cannot be split so.
+    """
     made = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
     if mode == "train":
         sharding.check_rows(made, "train.batch_size", config.train.batch_size, config.train.accumulate, clips=True)
@@ -202,11 +209,11 @@ def mesh(config: ConfigDict, mode: str = "") -> Mesh:
 
 
 def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
-    """Makes several devices of one CPU where the config asks for it and the environment does not say otherwise; to
-    plan, as many as stand in for the target's, here and in the process that compiles.
+    """Splits one CPU into as many devices as `mesh.cpu_devices` says, unless the environment sets their number.
 
     XLA runs much of a small network on one core per device: two devices train the demo faster than one with two cores.
-    To be called before jax starts; of no effect on accelerators.
+    To plan, it becomes as many devices as stand in for the target's, here and in the process that compiles. Must be
+    called before jax starts its backends; has no effect on accelerators.
     """
     if plan:
         target = parse_target(config.plan.target)
@@ -219,10 +226,15 @@ def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
 
 
 def plan_subject(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> PlanSubject:
-    """`config`'s part of a plan on `mesh` (None: to be counted), with at most `blocks` residual blocks a level."""
+    """The model, optimizer and batches of `config`, to be planned.
+
+    Args:
+        mesh: the mesh on which the model computes; None to count operations, on no mesh.
+        blocks: the most residual blocks that each level has; None for as many as the config says.
+    """
     config = config.copy_and_resolve_references()
     nets = (config.base.net, config.residual.net)
-    most = max(net.num_res_blocks for net in nets)
+    max_blocks = max(net.num_res_blocks for net in nets)
     for net in nets:
         net.num_res_blocks = min(net.num_res_blocks, blocks or net.num_res_blocks)
     sampling = sample_spec(config)
@@ -231,24 +243,24 @@ def plan_subject(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> P
         sample_options=sampling.options, sample_seed=sampling.seed, sample_batch_size=sampling.batch_size,
         batch_size=config.train.batch_size, eval_batch_size=config.eval.batch_size, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, param_dtype=networks.param_dtype(config),
-        dtype=networks.DTYPES[config.model.dtype], remat=config.model.remat != "none", blocks=most,
+        dtype=networks.DTYPES[config.model.dtype], remat=config.model.remat != "none", blocks=max_blocks,
     )  # fmt: skip
 
 
 def plan_settings(config: ConfigDict) -> PlanSettings:
-    """`config.plan`, less the target. Raises UserError for values out of range."""
+    """`config.plan` without the target. Raises UserError for values out of range."""
     given = config.plan
     if not given.target:
         raise UserError(
             "--mode=plan needs a machine: set --config.plan.target=v5e:16x16 (or v5p:2x4x4, gpu:8xH200, cpu:8)"
         )
     choose("plan.compile", given.compile, {"train,sample": 0, "train": 0, "none": 0})
-    own = choose("plan.mesh", given.mesh, {"best": False, "config": True})
+    from_config = choose("plan.mesh", given.mesh, {"best": False, "config": True})
     for name in ("meshes", "minutes", "gigabytes"):
         if given[name] <= 0:
             raise UserError(f"plan.{name} must be positive, got {given[name]}")
     return PlanSettings(
-        mesh=tuple(config.mesh[axis] for axis in sharding.AXES) if own else None,
+        mesh=tuple(config.mesh[axis] for axis in sharding.AXES) if from_config else None,
         compile=given.compile, meshes=given.meshes, blocks=given.blocks, finish=given.finish,
         minutes=given.minutes, gigabytes=given.gigabytes,
         cache=Path(given.cache) if given.cache else Path.home() / ".cache/vf/plans",
@@ -256,10 +268,10 @@ def plan_settings(config: ConfigDict) -> PlanSettings:
 
 
 def plan_fingerprint(config: ConfigDict) -> str:
-    """Hash of all that changes the compiled programs of a plan."""
+    """Hash of everything in the config that changes the compiled programs of a plan."""
     fields = to_json(config)
-    kept = {name: fields[name] for name in ("data", "noise", "model", "base", "residual", "train", "sample")}
+    hashed = {name: fields[name] for name in ("data", "noise", "model", "base", "residual", "train", "sample")}
     for name in ("steps", "log_every", "checkpoint_every", "keep", "sample_every"):
-        del kept["train"][name]
-    kept["plan"] = {name: fields["plan"][name] for name in ("classes", "embedding_dim")}
-    return protocol_hash(kept)
+        del hashed["train"][name]
+    hashed["plan"] = {name: fields["plan"][name] for name in ("classes", "embedding_dim")}
+    return protocol_hash(hashed)

@@ -1,4 +1,4 @@
-"""Values of a config that do not fit together, or a job; answered before anything is read or built."""
+"""Refuses values of a config that do not fit together, or do not fit the job, before anything is read or built."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +7,10 @@ from vf.types import UserError
 
 
 def check(config: ConfigDict, mode: str) -> None:
-    """Numbers that no later code would explain well, and values that do not fit a job of `mode`. Raises UserError."""
+    """Raises UserError for numbers out of range and for values that contradict each other or a job of `mode`.
+
+    Only what the code that uses a value would not explain well is checked here.
+    """
     train, sample = config.train, config.sample
     for name, value, least in (
         ("train.steps", train.steps, 1),

@@ -1,4 +1,4 @@
-"""Which clips a job reads: those to train on, the validation set, the reference set."""
+"""Which clips a job reads: the training clips, the validation set, the reference set."""
 
 from pathlib import Path
 from typing import Literal
@@ -31,15 +31,17 @@ def base_frame(config: ConfigDict) -> int:
 def source(config: ConfigDict, part: Part = "training") -> Source:
     """The clips of one part of the data.
 
-    training: those that steps see. validation: those of the validation losses, which lend their embeddings to samples;
-    no step sees them, unless `validation_is_seen`. reference: those that distances compare samples with. The last two
-    are one window a video, the middle one. Raises UserError where a part is empty, or steps would see a clip of a named
-    validation set.
+    training: the clips that training steps see.
+    validation: the clips of the validation losses, which are also the donors of the embeddings that condition samples.
+        No training step sees them, unless `validation_is_seen`. One window of each video, the middle one.
+    reference: the clips that distances compare samples with, likewise the middle window of each video.
+
+    Raises UserError where a part is empty, or training steps would see clips of a named validation set.
     """
     data = config.data
     if data.source == "sprites":
         split = "train" if part == "training" else "test"
-        return Sprites(frames=data.frames, size=data.size, base=base_frame(config), split=split)
+        return Sprites(frames=data.frames, size=data.size, base_frame=base_frame(config), split=split)
     if data.source == "none":
         path = config.init_from or config.base.init_from
         return NoClips(export.find(files.path(path)).classes if path else ())
@@ -89,16 +91,16 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
 
 
 def _located(config: ConfigDict) -> tuple[str, Literal["split", "split_file"]]:
-    """Where the videos of `data.source` are on this machine, and the field that chooses among them."""
+    """Path of `data.source` on this machine, and the kind of field that selects its videos."""
     given = config.data.source
     if given.startswith(TFDS):
         return given, "split"
-    where = str(remote.at_hand(given)) if files.is_remote(given) else given
+    where = str(remote.local_copy(given)) if files.is_remote(given) else given
     return where, "split" if (Path(where) / "manifest.json").exists() else "split_file"
 
 
 def _selection(config: ConfigDict, part: Part, kind: Literal["split", "split_file"]) -> tuple[str, Share | None]:
-    """The field that names the split, or the list, of `part`, and which share of its videos that is (None for all)."""
+    """The field that names the split, or the list, of `part`, and the share of its videos (None for all of them)."""
     data = config.data
     named = data[f"validation_{kind}"]
     if part == "validation" and named:
@@ -110,7 +112,7 @@ def _selection(config: ConfigDict, part: Part, kind: Literal["split", "split_fil
 
 
 def validation_is_seen(config: ConfigDict) -> bool:
-    """Whether the validation clips are clips that steps see: none are named, and `data.validation_share` is 0."""
+    """Whether training steps see the validation clips: no validation set is named, and its share is 0."""
     data = config.data
     if data.source in ("sprites", "none") or data.validation_share:
         return False
@@ -118,28 +120,28 @@ def validation_is_seen(config: ConfigDict) -> bool:
 
 
 def check_validation(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> None:
-    """Raises UserError where earlier steps have trained on clips of the validation set, as far as their config tells.
+    """Raises UserError where earlier steps have trained on clips of the validation set, according to their config.
 
-    These are steps of the run in `workdir`, which has a checkpoint unless it is `fresh`, and then of the networks that
-    the run starts from.
+    Earlier steps are those of the run in `workdir` or, where it is `fresh` and so has no checkpoint, those of the
+    networks from which it starts.
     """
-    began, data = config.init_from or config.base.init_from, config.data
-    path = files.path(began) if fresh and began else workdir
-    if (fresh and not began) or data.source in ("sprites", "none") or not (path / "config.json").is_file():
+    start, data = config.init_from or config.base.init_from, config.data
+    path = files.path(start) if fresh and start else workdir
+    if (fresh and not start) or data.source in ("sprites", "none") or not (path / "config.json").is_file():
         return
-    then, kind = export.find(path).config["data"], _located(config)[1]
-    if then["source"] != data.source or validation_is_seen(config):
+    earlier, kind = export.find(path).config["data"], _located(config)[1]
+    if earlier["source"] != data.source or validation_is_seen(config):
         return
-    named, left_out = data[f"validation_{kind}"], then.get(f"validation_{kind}", "")
-    chosen, trained = named or data[kind], then[kind]
+    named, left_out = data[f"validation_{kind}"], earlier.get(f"validation_{kind}", "")
+    chosen, trained = named or data[kind], earlier[kind]
 
     def parts(text: str) -> set[str]:
         return set(text.split("+")) if kind == "split" else {text}
 
     if chosen and trained and not parts(chosen) & parts(trained):
         return
-    share = then.get("validation_share", 0.0)  # before there was such a field, all were trained on
-    version = "" if "validation_share" in then else ", made by a version that left none out,"
+    share = earlier.get("validation_share", 0.0)  # runs from before this field existed trained on all clips
+    version = "" if "validation_share" in earlier else ", made by a version that left none out,"
     if named != left_out or (not named and data.validation_share > share):
         raise UserError(
             f"steps of {path}{version} have trained on clips that are the validation set here: set "
@@ -148,26 +150,42 @@ def check_validation(config: ConfigDict, workdir: files.AnyPath, fresh: bool) ->
         )
 
 
+def check_flip(config: ConfigDict, source: Source) -> None:
+    """Raises UserError where clips of `source` are to be mirrored, and have embeddings but no mirrored ones."""
+    if config.data.flip and not getattr(source, "can_flip", True):
+        raise UserError(
+            f"{config.data.source} has no embeddings of mirrored frames, and clips are to be mirrored: set flip to "
+            "False, or prepare the data into another folder with `mirrored` in the file of embeddings",
+            "flip",
+        )
+
+
 def loading(config: ConfigDict) -> Loading:
-    """`config.data`'s part of it. Sprites keep Python itself busy, so that more than one thread only costs."""
+    """How `config.data` says that clips are read.
+
+    Drawing sprites keeps Python itself busy, so that more than one thread would only cost time.
+    """
     data = config.data
     return Loading(1 if data.source == "sprites" else data.threads, data.workers, data.read_ahead, data.flip)
 
 
 def plan_source(config: ConfigDict) -> Source:
-    """The clips of `config`, or what a plan must know of them where they are not here."""
+    """The clips of `config`; where they are not on this machine, a source without clips of the sizes in `config.plan`.
+
+    Raises UserError where such a size is needed and not given.
+    """
     try:
         if files.is_remote(config.data.source):
             raise UserError(f"{config.data.source} is not fetched to plan")
         return source(config)
     except UserError as error:
         made = NoClips(tuple(f"class {k}" for k in range(config.plan.classes)), config.plan.embedding_dim)
-        asked = (
+        needed = (
             ("model.condition", "label", made.num_classes, "classes"),
             ("model.context", "embedding", made.embedding_dim, "embedding_dim"),
         )
-        for field, value, given, name in asked:
+        for field, value, size, name in needed:
             group, key = field.split(".")
-            if config[group][key] == value and not given:
+            if config[group][key] == value and not size:
                 raise UserError(f"{field} is {value}, and the data is not here: set --config.plan.{name}=N") from error
         return made

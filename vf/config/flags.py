@@ -1,4 +1,4 @@
-"""Typing errors on the command line, answered by the nearest known name."""
+"""Errors on the command line: a mistyped name is answered by the nearest known one, an old one by its successors."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,22 +11,31 @@ from vf.config.values import flat
 from vf.types import UserError
 
 FLAGS = flags.FLAGS
+REPLACED = {
+    "data.eval_split": "data.validation_split (for losses) and eval.reference_split (for scores)",
+    "data.eval_split_file": "data.validation_split_file (for losses) and eval.reference_split_file (for scores)",
+}
+"""Fields that earlier versions had, and those that replaced them."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ " Did you mean ...?" with the known word nearest to `word`, or the list of all where none is near."""
+    """ "did you mean ...?" with the known word nearest to `word`, or the list of all known words where none is near."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, 1, 0.5)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
 
 
 def parse(argv: list[str], names: Iterable[str]) -> list[str]:
-    """absl's parsing, with typing errors answered by the nearest of `names` or config fields. Raises UserError."""
+    """Parses flags as absl does, and returns the other arguments.
+
+    Raises UserError for an unknown flag or config field, with the nearest of `names` or of the config's fields; for a
+    value of the wrong type; and where --config or --workdir is missing.
+    """
     for word in argv:
         path = word.removeprefix("--config=").split(":")[0]
         if word.startswith("--config=") and not Path(path).is_file():
-            found = [str(p) for p in Path("configs").glob("*.py") if p.stem != "__init__"]
-            raise UserError(f"no config at {path}: {nearest(path, found)}")
+            configs = [str(p) for p in Path("configs").glob("*.py") if p.stem != "__init__"]
+            raise UserError(f"no config at {path}: {nearest(path, configs)}")
     try:
         rest = FLAGS(argv, known_only=True)
     except flags.Error as error:
@@ -43,17 +52,20 @@ def parse(argv: list[str], names: Iterable[str]) -> list[str]:
 
 
 def _unknown_field(argv: list[str]) -> str | None:
-    """Which --config.FIELD is unknown, and what it may have meant."""
-    given = [word for word in argv if word.startswith("--config=")]
-    if not given:
+    """A sentence on the first --config.FIELD that is unknown and what may be meant; None where all are known."""
+    config_flag = next((word for word in argv if word.startswith("--config=")), None)
+    if config_flag is None:
         return None
-    alone = flags.FlagValues()
-    alone_argv = [argv[0], given[0]]
-    config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=alone_argv)
-    alone(alone_argv)
-    known = set(flat(alone.config.to_dict()))
+    # The fields of the config as its file gives them, without the overrides on the command line.
+    defaults = flags.FlagValues()
+    config_argv = [argv[0], config_flag]
+    config_flags.DEFINE_config_file("config", flag_values=defaults, sys_argv=config_argv)
+    defaults(config_argv)
+    known = set(flat(defaults.config.to_dict()))
     for word in argv:
         field = word.removeprefix("--config.").split("=")[0]
         if word.startswith("--config.") and field not in known:
+            if field in REPLACED:
+                return f"unknown field --config.{field}: it was replaced by {REPLACED[field]}"
             return f"unknown field --config.{field}: {nearest(field, known)}"
     return None

@@ -1,4 +1,4 @@
-"""From a config to the model that it names, around the networks of `networks`."""
+"""From a config to the model that it names, with the networks that `networks` builds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +23,10 @@ PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network"
 
 
 def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model:
-    """The model that `config` names, for clips of `source`, that computes on `mesh` (None: on one device).
+    """The model that `config` names, for clips of `source`, which computes on `mesh` (None: on one device).
 
-    Raises UserError where values do not fit together."""
+    Raises UserError where values do not fit together.
+    """
     data, given = config.data, config.noise
     base = base_frame(config)
     lam = as_user_error(lambda: decompose.make_lambda(_one_or_all(given.lam), data.frames, base))
@@ -64,14 +65,16 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 **shared,
             )
         )
-    as_user_error(made.shapes)  # sizes that do not divide are told here, before anything is read or compiled
+    as_user_error(made.shapes)  # reports sizes that do not divide before anything is read or compiled
     return made
 
 
 def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> OneNetwork:
-    """The base generator alone, which is an image model: clips of one frame. Raises UserError as `model` does.
+    """The base generator alone, as an image model: its clips have one frame.
 
-    Its noise is the base noise b, so that sample k is the base frame of the model's clip k."""
+    Its noise is the base noise b, so that sample k is the base frame of the whole model's clip k. Raises UserError as
+    `model` does.
+    """
     if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
         raise UserError(
             "sample.what=base draws images of the base generator, but model.predictor is one_network, which is no "
@@ -86,9 +89,10 @@ def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) ->
 
 
 def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork, NoClips]:
-    """The image model of the file that `base.pretrained` names, as it is there, and its classes; needs no clips.
+    """The image model of the file that `base.pretrained` names, unchanged, and a source without clips of its classes.
 
-    Raises UserError where guidance is asked of a network that knows no absence of a class."""
+    Raises UserError where guidance is asked of a network that was trained without "no class".
+    """
     file = pretrained_base(config)
     assert file is not None
     file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
@@ -99,7 +103,7 @@ def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork
         )
     classes = NoClips(file.class_names)
     made = OneNetwork(
-        net=file.own_network(dropout=0.0, **computation(config, mesh)),
+        net=file.original_network(dropout=0.0, **computation(config, mesh)),
         prior=noise.Decomposed(np.ones(1, np.float32)),
         prediction=choose("base.prediction", config.base.prediction, KINDS),
         null_label=file.classes or None, **_common(config, 1, 0),
@@ -109,7 +113,7 @@ def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork
 
 
 def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[str, Any]:
-    """What every model of the config has in common, for clips of `frames` frames with the base frame at `base`."""
+    """Arguments of every model of the config, for clips of `frames` frames with the base frame at `base`."""
     return _common(config, frames, base) | {
         "null_label": source.num_classes if config.model.condition == "label" else None,
         "embedding_dim": embedding_dim(config, source),
@@ -117,7 +121,7 @@ def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[
 
 
 def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
-    """The part of it that no clips decide."""
+    """Those arguments of every model that do not depend on the data."""
     size, given = config.data.size, config.noise
     return {
         "schedule": as_user_error(lambda: choose("noise.schedule", given.schedule, schedules.SCHEDULES)(given.steps)),

@@ -1,4 +1,4 @@
-"""From a config to networks: sizes, precision, attention, and what a converted file decides."""
+"""From a config to networks: sizes, precision, attention, and the fields that a converted file determines."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ ATTENTION = {name: name for name in ("auto", "xla", "cudnn")}
 
 
 def network(config: ConfigDict, net: ConfigDict, source: Source, mesh: Mesh | None = None, **changes: Any) -> UNet:
-    """One U-Net, with the fields that the whole model decides."""
+    """The U-Net of the fields `net`, conditioned as `config` says; `changes` are further fields of it."""
     fields = net.to_dict()
     fields["temporal_attention_at"] = fields["temporal_attention_at"] or None
     if labelled(config, source):
@@ -45,36 +45,38 @@ def base_network(config: ConfigDict, source: Source, mesh: Mesh | None = None) -
 
 
 def pretrained_base(config: ConfigDict) -> pretrained.Base | None:
-    """What `base.pretrained` names, None for nothing. Raises UserError where it is no converted base generator."""
+    """The file that `base.pretrained` names, None where it is empty. UserError for no converted base generator."""
     return pretrained.open_base(files.path(config.base.pretrained)) if config.base.pretrained else None
 
 
 def resolved(config: ConfigDict, workdir: files.AnyPath, fresh: bool = True) -> ConfigDict:
-    """A copy of `config` that says what the base network is where a converted file decides it.
+    """A copy of `config` whose `base.net` has the fields that a converted file determines, if one is named.
 
-    Where that file has gone, runs that began with it still know what it said.
+    Where that file no longer exists, its header is read from the folder of the run, which keeps a copy of it.
 
     Args:
-        fresh: there is no checkpoint in `workdir`.
+        fresh: whether `workdir` has no checkpoint.
 
-    Raises UserError as `pretrained_base`, and for another file than the run began with.
+    Raises UserError as `pretrained_base`, and for another file than the one that the run started from.
     """
     config = config.copy_and_resolve_references()
     if not config.base.pretrained:
         return config
-    kept = [workdir / pretrained.HEADER]
+    headers = [workdir / pretrained.HEADER]
     if config.init_from:
-        kept += [files.path(config.init_from) / name for name in (pretrained.HEADER, "base.safetensors")]
-    if not files.path(config.base.pretrained).exists() and (known := [path for path in kept if path.is_file()]):
-        logging.warning("%s has gone; the base network is built as %s says", config.base.pretrained, known[0])
-        config.base.pretrained = str(known[0])
+        headers += [files.path(config.init_from) / name for name in (pretrained.HEADER, "base.safetensors")]
+    if not files.path(config.base.pretrained).exists() and (copies := [path for path in headers if path.is_file()]):
+        logging.warning("%s has gone; the base network is built as %s says", config.base.pretrained, copies[0])
+        config.base.pretrained = str(copies[0])
     file = pretrained_base(config)
     assert file is not None
-    if not fresh and kept[0].is_file() and (began := pretrained.open_base(kept[0])).fingerprint != file.fingerprint:
-        raise UserError(
-            f"{file.path} is not what the run in {workdir} began with (fingerprint {file.fingerprint}, and it was "
-            f"{began.fingerprint}): name that file, or another --workdir"
-        )
+    if not fresh and headers[0].is_file():
+        first = pretrained.open_base(headers[0])
+        if first.fingerprint != file.fingerprint:
+            raise UserError(
+                f"{file.path} is not what the run in {workdir} began with (fingerprint {file.fingerprint}, and it was "
+                f"{first.fingerprint}): name that file, or another --workdir"
+            )
     if (size := file.about.get("image_size", config.data.size)) != config.data.size:
         logging.warning("%s was trained on %d pixels, and data.size is %d", file.path, size, config.data.size)
     config.base.net.update(file.fields)
@@ -82,7 +84,7 @@ def resolved(config: ConfigDict, workdir: files.AnyPath, fresh: bool = True) -> 
 
 
 def labelled(config: ConfigDict, source: Source) -> bool:
-    """Whether networks are told classes. Raises UserError where the clips have none."""
+    """Whether networks are conditioned on classes. Raises UserError where the clips have none."""
     wanted = choose("model.condition", config.model.condition, {"none": False, "label": True})
     if wanted and not source.num_classes:
         raise UserError("model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>")
@@ -90,7 +92,10 @@ def labelled(config: ConfigDict, source: Source) -> bool:
 
 
 def embedding_dim(config: ConfigDict, source: Source) -> int:
-    """Channels of the records' embedding of the clean base frame where the model uses it, else 0."""
+    """Channels of the embedding of the clean base frame where the model uses it, else 0.
+
+    Raises UserError where the model uses it and the records have none.
+    """
     if choose("model.context", config.model.context, {c: c for c in CONTEXTS}) != "embedding":
         return 0
     dim = getattr(source, "embedding_dim", 0)
@@ -103,22 +108,25 @@ def embedding_dim(config: ConfigDict, source: Source) -> int:
 
 
 def param_dtype(config: ConfigDict) -> Any:
-    """What parameters are kept in."""
+    """The dtype in which parameters are stored."""
     return choose("model.param_dtype", config.model.param_dtype, DTYPES)
 
 
 def computation(config: ConfigDict, mesh: Mesh | None) -> dict[str, Any]:
-    """How networks compute, whichever they are."""
+    """Arguments of every network that say how it computes: dtype, rematerialisation, attention kernel, sharding."""
     given = config.model
     dtype = choose("model.dtype", given.dtype, DTYPES)
-    how = {"dtype": dtype, "remat": given.remat, "scan": given.scan}
-    how["attention_kernel"] = attention_kernel(choose("model.attention", given.attention, ATTENTION), dtype, mesh)
-    return how if mesh is None else how | {"place": sharding.placing(mesh)}
+    fields = {"dtype": dtype, "remat": given.remat, "scan": given.scan}
+    fields["attention_kernel"] = attention_kernel(choose("model.attention", given.attention, ATTENTION), dtype, mesh)
+    return fields if mesh is None else fields | {"place": sharding.placing(mesh)}
 
 
 def attention_kernel(wanted: str, dtype: Any, mesh: Mesh | None = None) -> str:
-    """The attention that runs on the mesh's devices (default: on this machine's): the fused one where it does, unless
-    `wanted` says otherwise. Raises UserError where the one that is wanted does not run there."""
+    """Name of the attention kernel for the mesh's devices (None: this machine's): "cudnn" or "xla".
+
+    `wanted` "auto" gives cuDNN's fused kernel where it runs, and XLA's elsewhere. Raises UserError where `wanted` is
+    "cudnn" and it does not run there.
+    """
     if wanted == "xla":
         return wanted
     platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
@@ -130,7 +138,7 @@ def attention_kernel(wanted: str, dtype: Any, mesh: Mesh | None = None) -> str:
     else:
         try:
             _try_cudnn()
-        except Exception as error:  # whatever the driver, the library or the compiler have to say
+        except Exception as error:  # driver, library and compiler raise errors of many kinds
             reason = f"it does not run here ({str(error).splitlines()[0]:.200})"
             logging.warning("attention is XLA's own, not cuDNN's: %s", reason)
     if reason and wanted == "cudnn":
@@ -139,7 +147,7 @@ def attention_kernel(wanted: str, dtype: Any, mesh: Mesh | None = None) -> str:
 
 
 def _try_cudnn() -> None:
-    """Attention, and its gradient, at the shapes of a small network."""
+    """Runs cuDNN's attention and its gradient at the shapes of a small network; raises what jax raises."""
     x = jnp.zeros((2, 64, 2, 64), jnp.bfloat16)
 
     def total(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What scores samples."""
+"""From a config to the scorers of samples."""
 
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from vf.types import naming_flags
 
 
 def scorers(config: ConfigDict) -> dict[str, Scorer]:
-    """What scores samples, by name; sprites are also judged in closed form.
+    """{name: scorer of samples}. Sprites have scores in closed form besides.
 
-    Raises UserError for unknown metrics, and for weights that are missing or not what they should be."""
+    Raises UserError for unknown metrics, and for weights that are missing or not of the network that a metric needs.
+    """
     made: dict[str, Scorer] = {"fd_random_conv3d": RandomConv3dDistance(config.eval.batch_size)}
     if config.data.source == "sprites":
         made["sprites"] = SpriteScores(base_frame(config))

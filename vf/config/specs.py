@@ -1,4 +1,4 @@
-"""What jobs take: typed, complete, made by `build` from a config. Nothing here reads one."""
+"""What jobs take: typed and complete values, which `build` makes from a config. Nothing here reads a config."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ class Start:
     """Networks that were trained before, here or elsewhere, for a job that finds no checkpoint.
 
     Attributes:
-        networks: which of the model's they are.
+        networks: names of the model's networks that are given.
         read: {network: tree of ShapeDtypeStruct with shardings} -> {network: tree of arrays}, of `networks` alone.
-        origin: which weights they are, ready for JSON.
+        origin: where the weights come from, ready for JSON.
     """
 
     networks: tuple[str, ...]
@@ -48,7 +48,7 @@ class SampleSpec:
     what: Literal["clips", "base"] = "clips"
 
     def protocol(self) -> dict[str, Any]:
-        """What changes the clips, beside the weights."""
+        """Everything that changes the clips except the weights, ready for JSON."""
         return {
             "sampler": "ddim", "steps": len(self.options.grid) - 1, "eta": self.options.eta,
             "guidance_scale": self.options.guidance_scale, "clip_x_0": self.options.clip_x_0,
@@ -61,15 +61,15 @@ class EvaluationSpec:
     """How one step of a run is evaluated.
 
     Attributes:
-        scorers: what scores samples, by name.
-        reference: the clips that scores compare samples with; None where a job needs none.
-        validation: the clips of the losses, which lend their embeddings to samples; None likewise.
-        clips: how many of either are read.
+        scorers: {name: scorer of samples}.
+        reference: the reference set, which scores compare samples with; None where a job needs none.
+        validation: the validation set, for losses and as donors of embeddings; None where a job needs none.
+        clips: number of clips that are read from each of the two.
         seen: whether training steps see the validation clips: numbers on them are then called `seen`.
-        levels: steps t of the validation losses, int32.
-        batch_size: of the validation losses.
-        fingerprint: of all that makes two evaluations comparable, but for the weights: a step that was evaluated under
-            another one is evaluated again.
+        levels: the steps t at which validation losses are computed, int32.
+        batch_size: clips per batch of the validation losses.
+        fingerprint: hash of everything but the weights that must agree for two evaluations to be comparable. A step
+            that was evaluated under another fingerprint is evaluated again.
         best: the score by which checkpoints are compared.
         lowest: whether its lowest value is the best.
     """
@@ -88,15 +88,15 @@ class EvaluationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """What every job of a run shares; all that the sampling job needs.
+    """What every job of a run shares, which is all that the sampling job needs.
 
     Attributes:
         config: the resolved config, for the run's folder.
-        model: computes on `mesh`.
-        data: what is trained on, ready for JSON.
-        class_names: of the clips.
-        seed: of parameters, data order and all draws of training.
-        start: what a job without a checkpoint begins from; None for nothing.
+        model: the model, which computes on `mesh`.
+        data: description of the training data, ready for JSON.
+        class_names: names of the clips' classes, in the order of labels; () where there are none.
+        seed: determines initial parameters, data order and all random draws of training.
+        start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
     """
 
     config: Mapping[str, Any]
@@ -112,7 +112,10 @@ class RunSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-    """How clips are read; none of it changes which, but `flip`: every second clip is mirrored."""
+    """How clips are read: by how many threads or processes, how many batches ahead, and whether half are mirrored.
+
+    Of these only `flip` changes what is trained on.
+    """
 
     threads: int
     workers: int
@@ -127,12 +130,12 @@ class TrainSpec:
     Attributes:
         source: the clips to train on.
         tx: the optimizer.
-        learning_rates: finished updates -> {network: learning rate of the next}, for the log.
-        param_dtype: what parameters are kept in.
-        half: whether networks compute in bfloat16, to whose peak MFU is related.
+        learning_rates: number of finished updates -> {network: learning rate of the next update}, for the log.
+        param_dtype: dtype in which parameters are stored.
+        half: whether networks compute in bfloat16, so that MFU refers to the chip's peak in bfloat16.
         loading: how clips are read.
-        files: further files of the run's folder, {name: text}.
-        fingerprint: of the config, kept with each checkpoint.
+        files: further files to write into the run's folder, {name: text}.
+        fingerprint: hash of the config, stored with each checkpoint.
     """
 
     run: RunSpec
@@ -159,9 +162,9 @@ class EvaluateSpec:
     """The evaluation job: which checkpoints of a run to evaluate.
 
     Attributes:
-        checkpoint: `follow` (each as it is written), `latest`, or a step.
+        checkpoint: `follow` (each checkpoint as it is written), `latest`, or a step.
         last: final step of the run.
-        patience: seconds without a new checkpoint after which following ends.
+        patience: seconds without a new checkpoint after which a job that follows a run ends.
     """
 
     run: RunSpec
@@ -172,7 +175,7 @@ class EvaluateSpec:
 
 @dataclasses.dataclass(frozen=True)
 class SelfcheckSpec:
-    """Whether the weights of I3D in `file` are FVD's."""
+    """A check whether the weights of I3D in `file` are those with which FVD is defined."""
 
     file: Path
     lineage: Lineage
@@ -183,13 +186,14 @@ class PlanSettings:
     """How to plan.
 
     Attributes:
-        mesh: sizes of the mesh to plan for; None to choose the best.
-        compile: 'train,sample', 'train' or 'none'.
-        meshes: how many of the best ranked are compiled.
-        blocks: residual blocks a level that are compiled; 0 for all, and fewer where the limits end that.
-        finish: let a TPU's compiler generate code, too, if it can within the limits: then it says itself what it needs.
-        minutes, gigabytes: limits of one compilation.
-        cache: folder of what was compiled before.
+        mesh: sizes of the mesh to plan for, in the order of `sharding.AXES`; None to choose the best.
+        compile: which programs are compiled: 'train,sample', 'train' or 'none'.
+        meshes: how many of the best-ranked meshes are compiled.
+        blocks: residual blocks per level that are compiled; 0 for all, or for one where all exceed the limits.
+        finish: whether a TPU's compiler also generates code, if it can within the limits, and then reports the memory
+            that the program needs.
+        minutes, gigabytes: limits on time and memory of one compilation.
+        cache: folder of the results of earlier compilations.
     """
 
     mesh: tuple[int, ...] | None
@@ -207,10 +211,10 @@ class PlanSpec:
     """The planning job.
 
     Attributes:
-        subject: makes what is planned.
+        subject: makes the model and optimizer that are planned, for a given mesh.
         target: the machine.
         settings: how to plan.
-        fingerprint: of all that changes the compiled programs.
+        fingerprint: hash of everything in the config that changes the compiled programs.
     """
 
     subject: MakeSubject

@@ -1,4 +1,4 @@
-"""What a job without a checkpoint of its own begins from: networks that were trained before, here or elsewhere."""
+"""The weights from which a job without a checkpoint begins: networks of another run, or a public image model."""
 
 import shlex
 from collections.abc import Sequence
@@ -15,65 +15,76 @@ from vf.types import Params, UserError
 
 
 def start(
-    config: ConfigDict, networks: Sequence[str], classes: Sequence[str] = (), *, own: bool = False, trains: bool = False
+    config: ConfigDict,
+    networks: Sequence[str],
+    classes: Sequence[str] = (),
+    *,
+    original: bool = False,
+    trains: bool = False,
 ) -> Start | None:
-    """What `init_from` names, for all `networks` of the model, or what gives the base its parameters: `base.init_from`,
-    or else the file of `base.pretrained`. None where there is nothing of the kind.
+    """The weights that `init_from`, `base.init_from` or `base.pretrained` names; None where all are empty.
+
+    `init_from` gives all networks of the model their weights, the other two the base network alone.
 
     Args:
+        networks: names of the model's networks.
         classes: names of the run's classes.
-        trains: training may go on under other noise.
-        own: take the file of `base.pretrained` as it is, for `file_model`.
+        original: whether the file of `base.pretrained` is taken unchanged, as `file_model` needs it.
+        trains: whether the job trains: training may continue under another noise prior, sampling may not.
 
-    Raises UserError where it is no trained model, or one that learned something else than this config says."""
+    Raises UserError where it is no trained model, or one that was trained under a config that does not fit this one.
+    """
     file = pretrained_base(config)
     if file is not None and not config.init_from and not config.base.init_from:
         names = classes if config.model.condition == "label" else ()
 
         def read(params: Params) -> Params:
-            arrays = file.params(sharding.named(params["base"]), names, own)
-            return {"base": export.place(arrays, params["base"], file.path)}
+            arrays = file.params(sharding.named(params["base"]), names, original)
+            return {"base": export.place_arrays(arrays, params["base"], file.path)}
 
         return Start(("base",), read, {"from": str(file.path), "family": file.family, "fingerprint": file.fingerprint})
     path = config.init_from or config.base.init_from
     if not path:
         return None
     chosen = tuple(networks) if config.init_from else ("base",)
-    found = export.find(files.path(path))
-    _check_learned(config, found, chosen, classes, trains)
-    return Start(chosen, lambda params: found.read({name: params[name] for name in chosen}), found.origin())
+    trained = export.find(files.path(path))
+    _check_trained(config, trained, chosen, classes, trains)
+    return Start(chosen, lambda params: trained.read({name: params[name] for name in chosen}), trained.origin())
 
 
-def _check_learned(
-    config: ConfigDict, found: export.Trained, networks: Sequence[str], classes: Sequence[str], trains: bool
+def _check_trained(
+    config: ConfigDict, trained: export.Trained, networks: Sequence[str], classes: Sequence[str], trains: bool
 ) -> None:
-    """Raises UserError, with the flags to set, where `networks` have learned something else than `config` says."""
-    if config.model.condition == "label" and found.classes and classes and found.classes != tuple(classes):
-        k = next((k for k, (a, b) in enumerate(zip(found.classes, classes, strict=False)) if a != b), None)
-        told = (
-            f"class {k} is {found.classes[k]} there and {classes[k]} here" if k is not None else "the first are equal"
-        )
+    """Raises UserError, with the flags to set, where `networks` were trained otherwise than `config` says."""
+    if config.model.condition == "label" and trained.classes and classes and trained.classes != tuple(classes):
+        k = next((k for k, (a, b) in enumerate(zip(trained.classes, classes, strict=False)) if a != b), None)
+        difference = "the first are equal"
+        if k is not None:
+            difference = f"class {k} is {trained.classes[k]} there and {classes[k]} here"
         raise UserError(
-            f"the networks in {found.path} have learned {len(found.classes)} classes, and these clips have "
-            f"{len(classes)} ({told}): take the data that they were trained on, or start from the base network alone"
+            f"the networks in {trained.path} have learned {len(trained.classes)} classes, and these clips have "
+            f"{len(classes)} ({difference}): take the data that they were trained on, or start from the base network "
+            "alone"
         )
-    here, there = flat(to_json(config)), flat(found.config)
+    ours, theirs = flat(to_json(config)), flat(trained.config)
     names = ["noise.schedule", "noise.steps", "model.predictor", "model.condition"]
-    # The base network sees no context but an embedding.
-    if "residual" in networks or "embedding" in (here["model.context"], there["model.context"]):
+    # Of all contexts the base network sees an embedding alone.
+    if "residual" in networks or "embedding" in (ours["model.context"], theirs["model.context"]):
         names.append("model.context")
     if not trains and ("residual" in networks or config.model.predictor == "one_network"):
         names += ["noise.prior", "noise.lam", "noise.a", "noise.base_frame"]
     for network in networks:
-        fields = [name for name in here if name.startswith(f"{network}.net.") and not name.endswith(".dropout")]
+        fields = [name for name in ours if name.startswith(f"{network}.net.") and not name.endswith(".dropout")]
         names += [f"{network}.prediction", *fields]
-    # A field that is not told was not there yet when they were trained.
-    differing = [name for name in names if name in there and here[name] != there[name]]
+    # A field that their config lacks did not exist yet when they were trained.
+    differing = [name for name in names if name in theirs and ours[name] != theirs[name]]
     if differing:
         shown = differing[:4]
-        told = ", ".join(f"{name} is {as_flag(here[name])} here and {as_flag(there[name])} there" for name in shown)
+        facts = ", ".join(f"{name} is {as_flag(ours[name])} here and {as_flag(theirs[name])} there" for name in shown)
         more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
-        flags = " ".join(f"--config.{name}={shlex.quote(as_flag(there[name]))}" for name in shown)
-        file = found.path / ("config.json" if found.step is not None else "config.py")
-        whole = f"its whole config is {file}" if found.step is not None else f"or take --config={file}"
-        raise UserError(f"the networks in {found.path} have learned something else: {told}{more}; set {flags}, {whole}")
+        flags = " ".join(f"--config.{name}={shlex.quote(as_flag(theirs[name]))}" for name in shown)
+        file = trained.path / ("config.json" if trained.step is not None else "config.py")
+        whole = f"its whole config is {file}" if trained.step is not None else f"or take --config={file}"
+        raise UserError(
+            f"the networks in {trained.path} have learned something else: {facts}{more}; set {flags}, {whole}"
+        )

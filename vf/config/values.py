@@ -1,4 +1,4 @@
-"""One value of a config at a time: chosen among what is known, as JSON can say it, as a flag takes it."""
+"""Values of a config: chosen among known names, converted to JSON, written as a flag takes them."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 def choose(name: str, value: str, known: Mapping[str, T]) -> T:
-    """known[value]; UserError that lists what is known otherwise."""
+    """known[value]. Raises UserError that lists the known names where `value` is none of them."""
     if value not in known:
         raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     return known[value]
 
 
 def as_user_error(make: Callable[[], T]) -> T:
-    """make(), with a ValueError about a value turned into the UserError that `vf.main` prints."""
+    """make(), with a ValueError converted to the UserError that `vf.main` prints."""
     try:
         return make()
     except ValueError as error:
@@ -29,7 +29,7 @@ def as_user_error(make: Callable[[], T]) -> T:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """The resolved config as JSON can say it."""
+    """The resolved config as nested dicts of JSON's types; tuples become lists."""
     return json.loads(json.dumps(config.copy_and_resolve_references().to_dict(), default=list))
 
 
@@ -44,7 +44,7 @@ def flat(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_flag(value: Any) -> str:
-    """A value of a config as a flag takes it."""
+    """A value of a config as text that a flag takes; lists become tuples in Python's notation."""
     if isinstance(value, list):
         return f"({','.join(map(json.dumps, value))}{',' if len(value) == 1 else ''})"
     return str(value)

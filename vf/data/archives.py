@@ -1,4 +1,4 @@
-"""Files in .zip and .tar archives, read where they are: their names, and the content of one of them."""
+"""Reads .zip and .tar archives without unpacking them: the names of their members, and the content of a member."""
 
 import functools
 import lzma
@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from vf.data.decode import printable, words
+from vf.data.decode import error_text, printable
 from vf.types import UserError
 
 ARCHIVES = (".zip", ".tar")
@@ -19,7 +19,10 @@ DAMAGE = (  # what reading a broken archive may raise, next to OSError
 
 
 def members(archive: Path) -> tuple[list[str], str]:
-    """Names of an archive's files, and what is wrong with the rest of it ("" for nothing). UserError for no archive."""
+    """Names of an archive's files, and the problem of an archive that is damaged after them ("" where it is not).
+
+    Raises UserError for a file of another kind, or an archive that cannot be read at all.
+    """
     kind = archive.suffix.lower()
     if kind not in ARCHIVES:
         raise UserError(
@@ -28,12 +31,12 @@ def members(archive: Path) -> tuple[list[str], str]:
         )
     try:
         if kind == ".tar":
-            infos, cut = _open_tar(archive, archive.stat().st_mtime_ns)
-            return list(infos), cut
+            infos, problem = _open_tar(archive, archive.stat().st_mtime_ns)
+            return list(infos), problem
         file = _open_zip(archive, archive.stat().st_mtime_ns)
         return [info.filename for info in file.infolist() if not info.is_dir()], ""
     except (OSError, *DAMAGE) as error:
-        raise UserError(f"the archive {archive} cannot be read ({words(error)}): copy it again") from error
+        raise UserError(f"the archive {archive} cannot be read ({error_text(error)}): copy it again") from error
 
 
 def read_member(archive: Path, name: str) -> bytes:
@@ -44,13 +47,13 @@ def read_member(archive: Path, name: str) -> bytes:
             return _open_zip(archive, changed).read(name)
         info = _open_tar(archive, changed)[0][name]
         with tarfile.open(archive, "r:") as file:
-            member = file.extractfile(info if info.isreg() else name)  # of a link, what it leads to
+            member = file.extractfile(info if info.isreg() else name)  # a name is followed where it is a link
             return member.read() if member else b""
     except DAMAGE as error:
-        raise ValueError(f"cannot be read from its archive: {words(error)}") from error
+        raise ValueError(f"cannot be read from its archive: {error_text(error)}") from error
 
 
-# Tables of contents are kept: in an archive of 13,000 videos, reading it anew takes longer than decoding a video.
+# Tables of contents are cached: in an archive of 13,000 videos, reading one again takes longer than decoding a video.
 
 
 @functools.lru_cache(maxsize=2)
@@ -60,7 +63,7 @@ def _open_zip(archive: Path, changed: int) -> zipfile.ZipFile:
 
 @functools.lru_cache(maxsize=2)
 def _open_tar(archive: Path, changed: int) -> tuple[dict[str, tarfile.TarInfo], str]:
-    """Files and links by name, and where the archive ends too early ("" where it does not)."""
+    """Files and links by name, and after which of them the archive is damaged ("" where it is not)."""
     infos: dict[str, tarfile.TarInfo] = {}
     last = ""
     with tarfile.open(archive, "r:") as file:
@@ -69,10 +72,10 @@ def _open_tar(archive: Path, changed: int) -> tuple[dict[str, tarfile.TarInfo], 
                 last = info.name
                 if info.isreg() or info.islnk() or info.issym():
                     infos[last] = info
-            # The reader takes a damaged header for the end; the true end is a block of zeros.
+            # The reader mistakes a damaged header for the end of the archive; the true end is a block of zeros.
             with archive.open("rb") as raw:
                 raw.seek(file.offset)
-                whole = raw.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+                is_complete = raw.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
         except tarfile.ReadError:
-            whole = False
-    return infos, "" if whole else f"is damaged or cut off after {printable(last)}: copy it again"
+            is_complete = False
+    return infos, "" if is_complete else f"is damaged or cut off after {printable(last)}: copy it again"

@@ -1,4 +1,4 @@
-"""Which frames make a clip, and which square of the picture: arithmetic on indices, without any pixels.
+"""Index arithmetic: which frames of a video make a clip, and which square of the picture. No pixels are read here.
 
 Frame k of a clip that starts at `start` is the video's frame start + offsets(frames, step)[k], where `step` source
 frames (a whole number, the stride, or a ratio of rates, see `step_for`) lie between neighbours. A clip spans
@@ -19,22 +19,22 @@ STARTS: tuple[Start, ...] = get_args(Start)
 
 @lru_cache(maxsize=256)  # the same few for every clip
 def offsets(frames: int, step: Step) -> np.ndarray:
-    """Source frames from the first frame of a clip to each, int64 [frames]: k * step, rounded, halves up; read-only.
+    """Source frames from the first frame of a clip to frame k: k * step, rounded with halves up; int64 [frames].
 
-    Below 1 a step repeats frames. ValueError for frames < 1 or step <= 0.
+    The array is read-only. A step below 1 repeats frames. Raises ValueError for frames < 1 or step <= 0.
     """
     if frames < 1 or step <= 0:
         raise ValueError(f"a clip needs frames >= 1 and a stride or step above 0, not {frames} and {step}")
     top, bottom = Fraction(step).as_integer_ratio()
-    found = (2 * top * np.arange(frames) + bottom) // (2 * bottom)
-    found.flags.writeable = False
-    return found
+    rounded = (2 * top * np.arange(frames) + bottom) // (2 * bottom)
+    rounded.flags.writeable = False
+    return rounded
 
 
 def step_for(source_fps: float, fps: float) -> Fraction:
     """Source frames per frame of a clip that is to play at `fps`; both rates in frames per second.
 
-    Exact for rates such as 30000 / 1001. ValueError where a rate is not positive (0 stands for unknown).
+    Exact for rates such as 30000 / 1001. Raises ValueError where a rate is not positive (0 stands for unknown).
     """
     if not (source_fps > 0 and fps > 0):
         raise ValueError(f"a clip at {fps:g} frames per second needs a video of known rate, not {source_fps:g}")
@@ -43,17 +43,17 @@ def step_for(source_fps: float, fps: float) -> Fraction:
 
 
 def span(frames: int, step: Step) -> int:
-    """Source frames from the clip's first to its last, both counted; ValueError as `offsets`."""
+    """Source frames from the clip's first to its last, counting both. Raises ValueError as `offsets`."""
     return int(offsets(frames, step)[-1]) + 1
 
 
 def num_starts(length: int, frames: int, step: Step) -> int:
-    """How many starts 0, 1, ... keep the whole clip inside `length` frames; 0 where it is too short."""
+    """Number of starts 0, 1, ... that keep the clip inside a video of `length` frames; 0 where that is too short."""
     return max(0, length - span(frames, step) + 1)
 
 
 def window(length: int, frames: int, step: Step, start: int) -> np.ndarray:
-    """Source frame numbers, int64 [frames]; ValueError where the clip would leave 0 ... length - 1."""
+    """Source frame numbers, int64 [frames]. Raises ValueError where the clip would leave 0 ... length - 1."""
     starts = num_starts(length, frames, step)
     if not 0 <= start < starts:
         raise ValueError(
@@ -64,12 +64,12 @@ def window(length: int, frames: int, step: Step, start: int) -> np.ndarray:
 
 
 def centre_start(length: int, frames: int, step: Step) -> int:
-    """Start of the middle clip (the earlier of two); ValueError where the video is too short."""
+    """Start of the middle clip, the earlier of two. Raises ValueError where the video is too short."""
     return (_some_starts(length, frames, step) - 1) // 2
 
 
 def random_start(rng: np.random.Generator, length: int, frames: int, step: Step) -> int:
-    """Uniform over all starts, the last one included; ValueError where the video is too short."""
+    """A start drawn uniformly from all, the last one included. Raises ValueError where the video is too short."""
     return int(rng.integers(_some_starts(length, frames, step)))
 
 
@@ -84,10 +84,10 @@ def _some_starts(length: int, frames: int, step: Step) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """What clips to cut from videos.
+    """How clips are cut from videos.
 
     Attributes:
-        frames: of a clip.
+        frames: frames per clip.
         stride: source frames from one frame of the clip to the next; unused where `fps` is set.
         fps: frames per second of the clip, whatever the videos' own rates are; 0 = by stride.
         start: `random` (one record a video, a new window each time), `centre` or `first` (one record a video, its
@@ -115,7 +115,7 @@ class Windows:
         span(self.frames, self.stride)
 
     def step(self, source_fps: float) -> Step:
-        """Source frames from one frame of a clip to the next; ValueError where a rate is needed and unknown."""
+        """Source frames from one frame of a clip to the next. Raises ValueError where a rate is needed and unknown."""
         return step_for(source_fps, self.fps) if self.fps else self.stride
 
     def need(self, source_fps: float) -> int:
@@ -125,7 +125,7 @@ class Windows:
         return span(self.frames, self.step(source_fps))
 
     def records(self, length: int, source_fps: float) -> int:
-        """How many records a video of `length` frames gives; 0 where it is too short."""
+        """Number of records that a video of `length` frames gives; 0 where it is too short."""
         if self.start == "blocks":
             return length // (self.frames * self.stride) * self.stride
         starts = num_starts(length, self.frames, self.step(source_fps))
@@ -134,13 +134,14 @@ class Windows:
     def indices(self, length: int, source_fps: float, record: int, rng: np.random.Generator | None) -> np.ndarray:
         """Source frame numbers, int64 [frames], of the video's record `record`; `rng` None takes the middle window.
 
-        ValueError where the video is too short."""
+        Raises ValueError where the video is too short.
+        """
         shape = (length, self.frames, self.step(source_fps))
         if self.start == "all":
             start = record * self.hop
         elif self.start == "blocks":
-            block, lag = divmod(record, self.stride)
-            start = block * self.frames * self.stride + lag
+            block, phase = divmod(record, self.stride)
+            start = block * self.frames * self.stride + phase
         elif self.start == "first":
             start = 0
         elif self.start == "centre" or rng is None:

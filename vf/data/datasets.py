@@ -1,7 +1,8 @@
-"""What is in a source of each data set: its clips with split, class and caption, before anything is decoded.
+"""Lists the clips of each known data set with split, class and caption, before anything is decoded.
 
-One function per data set, each for the layouts in which people really have it. All return a `Listing` in natural order
-of names, and raise UserError where nothing can be listed.
+There is one function per data set, for the layouts in which it is distributed. Each takes the source, the folder of
+split files, the number of the split, and a table; returns a `Listing` in natural order of names; and raises UserError
+where no clip can be listed.
 """
 
 import os
@@ -23,20 +24,22 @@ def ucf101(source: Path, splits: Path | None, fold: int, table: Path | None) -> 
     `ucfTrainTestlist` in, above or beside the folder of the classes are found without being named.
     """
     _no_table(table)
-    found = clips(source)
-    items = [labelled(item, PurePosixPath(item.name).parts[-2]) for item in found.items if "/" in item.name]
+    listing = clips(source)
+    items = [labelled(item, PurePosixPath(item.name).parts[-2]) for item in listing.items if "/" in item.name]
     if not items:
         raise UserError(
             f"looked for UCF101 as {source}/CLASS/v_CLASS_g01_c01.avi, but no folder of a class has videos", "source"
         )
-    loose = {item.name: "lies in no folder of a class" for item in found.items if "/" not in item.name}
-    found = Listing(items, class_names(items), found.lost | loose)
+    loose = {item.name: "lies in no folder of a class" for item in listing.items if "/" not in item.name}
+    listing = Listing(items, class_names(items), listing.lost | loose)
     if splits is None and os.path.isfile(source) and ucf101_splits.lists_in(source):
         splits = source
     if splits is None:
-        above = [folder for folder in items[0].path.parents if folder.is_relative_to(source.parent)]
-        splits = next((folder / "ucfTrainTestlist" for folder in above if (folder / "ucfTrainTestlist").is_dir()), None)
-    return found if splits is None else ucf101_splits.apply(found, splits, fold, source)
+        ancestors = [folder for folder in items[0].path.parents if folder.is_relative_to(source.parent)]
+        splits = next(
+            (folder / "ucfTrainTestlist" for folder in ancestors if (folder / "ucfTrainTestlist").is_dir()), None
+        )
+    return listing if splits is None else ucf101_splits.apply(listing, splits, fold, source)
 
 
 def sky_timelapse(source: Path, splits: Path | None, fold: int, table: Path | None) -> Listing:
@@ -53,12 +56,12 @@ def taichi_hd(source: Path, splits: Path | None, fold: int, table: Path | None) 
 
 
 def weizmann(source: Path, splits: Path | None, fold: int, table: Path | None) -> Listing:
-    """`<person>_<action>.avi`, flat or in folders of actions; second takes (`lena_walk2.avi`) are of their action."""
+    """`<person>_<action>.avi`, flat or in folders of actions; a second take (`lena_walk2.avi`) is of its action."""
     _no_table(table)
     _no_splits(splits)
-    found = clips(source)
+    listing = clips(source)
     items = []
-    for item in found.items:
+    for item in listing.items:
         *folders, name = PurePosixPath(without_extension(item.name).lower()).parts
         word = name.split("_")[-1]
         take = word if word in WEIZMANN else word.rstrip("0123456789")  # wave1 and wave2 are actions, not takes
@@ -66,35 +69,38 @@ def weizmann(source: Path, splits: Path | None, fold: int, table: Path | None) -
         if len(actions) == 1:
             items.append(labelled(item, *actions))
         elif actions:
-            found.lost[item.name] = f"it has two actions: {' and '.join(sorted(actions))}"
+            listing.lost[item.name] = f"it has two actions: {' and '.join(sorted(actions))}"
         else:
-            found.lost[item.name] = f"its name ends in no action of Weizmann's ({', '.join(WEIZMANN)})"
-    return Listing(items, WEIZMANN, found.lost)
+            listing.lost[item.name] = f"its name ends in no action of Weizmann's ({', '.join(WEIZMANN)})"
+    return Listing(items, WEIZMANN, listing.lost)
 
 
 def webvid(source: Path, splits: Path | None, fold: int, table: Path | None) -> Listing:
-    """Videos named by a CSV with captions: WebVid's columns (videoid, page_dir, name) or MSR-VTT style (path,
-    caption; the first of several). `table` is the CSV; without, the only one in `source`."""
+    """Videos named by a CSV with captions, in WebVid's columns (videoid, page_dir, name) or MSR-VTT's (path, caption;
+    the first of several). `table` is the CSV, by default the only one in `source`."""
     _no_splits(splits)
     if table is None:
-        found = [path for path in source.glob("*.csv") if not hidden(path.name)] if os.path.isdir(source) else []
-        if len(found) != 1:
-            raise UserError(f"looked for one CSV of captions in {source} and found {len(found)}: name one", "table")
-        table = found[0]
+        candidates = [path for path in source.glob("*.csv") if not hidden(path.name)] if os.path.isdir(source) else []
+        if len(candidates) != 1:
+            raise UserError(
+                f"looked for one CSV of captions in {source} and found {len(candidates)}: name one", "table"
+            )
+        table = candidates[0]
     return tables.select(clips(source), table, source)
 
 
 def folder(source: Path, splits: Path | None, fold: int, table: Path | None) -> Listing:
     """Any videos, GIFs or folders of frames. Where every clip lies in exactly one folder (below those of splits), that
-    is its class. `table`, a CSV with a column `path` and any of `label`, `caption`, `split`, overrides and selects."""
+    folder is its class. `table`, a CSV with a column `path` and any of `label`, `caption`, `split`, selects clips and
+    overrides what folders say."""
     _no_splits(splits)
-    found = clips(source)
-    inside = [path[1:] if split_of(path) else path for path in folders_and_name(found.items)]
-    if all(len(path) == 2 for path in inside):
-        found.items = [labelled(item, path[0]) for item, path in zip(found.items, inside, strict=True)]
+    listing = clips(source)
+    paths = [path[1:] if split_of(path) else path for path in folders_and_name(listing.items)]
+    if all(len(path) == 2 for path in paths):
+        listing.items = [labelled(item, path[0]) for item, path in zip(listing.items, paths, strict=True)]
     if table is not None:
-        return tables.select(found, table, source)
-    return Listing(found.items, class_names(found.items), found.lost)
+        return tables.select(listing, table, source)
+    return Listing(listing.items, class_names(listing.items), listing.lost)
 
 
 Lister = Callable[[Path, Path | None, int, Path | None], Listing]

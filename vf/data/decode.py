@@ -1,8 +1,8 @@
-"""From files to pictures to pixels: video files by PyAV, folders of frames by Pillow, one resampler for both.
+"""Decodes videos: files by PyAV, folders of frames by Pillow, with one resampler for both.
 
-Frame k of a video is what its player shows k-th, whatever the order of its packets (`Clock`). Pixels are those of the
-largest centred square, reduced by FFmpeg's scaler (`Pixels`); preparation and training on the fly share every line
-here, so that prepared clips equal decoded ones bit for bit.
+Frame k of a video is the k-th that a player shows, whatever the order of packets (`Clock`). Pixels are those of the
+largest centred square, resized by FFmpeg's scaler (`Pixels`). Preparation and decoding on the fly use the same code, so
+that prepared clips equal decoded ones bit for bit.
 """
 
 import io
@@ -24,39 +24,40 @@ from vf.data.clips import centre_crop_box
 VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 RESAMPLER = "FFmpeg swscale bicubic, antialiased, full chroma"
-# Without full_chroma_int the scaler interpolates colour at half resolution and comes out 1 to 2 of 255 too dark;
-# accurate_rnd and bitexact make every processor round alike. Planes, gbrp, cost half of what packed rgb24 does.
+# Without full_chroma_int the scaler interpolates colour at half resolution and is 1 to 2 of 255 too dark; accurate_rnd
+# and bitexact make every processor round alike. Output in planes (gbrp) costs half as much as packed rgb24.
 _FLAGS = "bicubic+full_chroma_int+accurate_rnd+bitexact"
 
 File = Path | bytes
 """A video: its path, or its content (the member of an archive)."""
 
 DAMAGE = (av.FFmpegError, OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError)
-"""What reading a broken file may raise; everything here raises one of these and nothing else."""
+"""The errors that reading a broken file may raise; functions here raise no others."""
 
-av.logging.set_level(None)  # what FFmpeg has to say about a broken file comes back in the exception
+av.logging.set_level(None)  # FFmpeg's messages about a broken file are in the exceptions too
 
 
 def natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sorting key: numbers by value, letters without their case (UCF101 has Hammering before HammerThrow)."""
+    """Sorting key that compares numbers by value and ignores case (UCF101 has Hammering before HammerThrow)."""
     parts = re.split(r"(\d+)", name.casefold())
     return [(int(part), "") if part.isdecimal() else (0, part) for part in parts], name
 
 
 def printable(name: str) -> str:
-    """A file's name for people and JSON: bytes that are no UTF-8 become \\xNN."""
+    """A file's name for people and JSON: bytes that are not UTF-8 become \\xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def words(error: Exception) -> str:
-    """What went wrong, without the number and the path that system errors carry."""
+def error_text(error: Exception) -> str:
+    """The message of an error, without the number and the path that system errors carry."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class Pixels:
-    """Pictures -> u8 [size size 3], or [h w 3] with size 0: the whole picture, as large as it is.
+    """Converts pictures to u8 [size size 3], the resized centre square; with size 0 to [h w 3], the whole picture.
 
-    One per thread: it keeps the scaler for the geometry that it met last."""
+    It caches the scaler for the last geometry, so that every thread needs one of its own.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -64,7 +65,7 @@ class Pixels:
         self._graph: Graph | None = None
 
     def __call__(self, picture: av.VideoFrame) -> np.ndarray:
-        """The centre square (or all of it), upright. Raises DAMAGE where the picture cannot be converted."""
+        """The picture's pixels, upright. Raises DAMAGE where it cannot be converted."""
         key = (picture.width, picture.height, picture.format.name, picture.colorspace, picture.color_range)
         if key != self._key or self._graph is None:
             self._graph, self._key = self._make(picture), key
@@ -75,7 +76,7 @@ class Pixels:
         for channel, plane in enumerate((red, green, blue)):  # four times as fast as to_ndarray
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
             pixels[..., channel] = rows[:height, :width]
-        # The display matrix says by how much to turn for display, counter-clockwise; a square turns without loss.
+        # The display matrix gives the rotation for display, counter-clockwise; multiples of 90 degrees lose nothing.
         return np.rot90(pixels, round(picture.rotation / 90)) if picture.rotation else pixels
 
     def _make(self, picture: av.VideoFrame) -> Graph:
@@ -83,7 +84,7 @@ class Pixels:
         left, top, right, bottom = centre_crop_box(picture.height, picture.width) if self.size else whole
         size = (self.size, self.size) if self.size else (picture.width, picture.height)
         graph = Graph()
-        graph.threads = 1  # the callers are many; a scaler's own threads cost more than one picture
+        graph.threads = 1  # many threads call this, and starting a scaler's threads costs more than one picture
         stages = [
             graph.add_buffer(
                 width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1, 25)
@@ -100,10 +101,10 @@ class Pixels:
 
 
 class Video:
-    """One video file, whose frames are found by number.
+    """One video file, whose frames are read by number.
 
     Args:
-        file: path or content.
+        file: its path or content.
 
     Raises:
         DAMAGE: in every method, where the file cannot be opened, holds no video stream, or is damaged.
@@ -115,31 +116,31 @@ class Video:
 
     @property
     def clock(self) -> "Clock":
-        """When each frame is shown; read once."""
-        if self._clock is None:  # not a cached_property: before Python 3.12 one lock would serve all videos
+        """When each frame is shown. It is read once."""
+        if self._clock is None:  # not a cached_property: before Python 3.12 all videos would share one lock
             self._clock = read_clock(self.file)
         return self._clock
 
     def __len__(self) -> int:
-        """Number of frames that there are, whatever the header says."""
+        """Number of frames in the file, which may differ from what the header says."""
         return self.clock.length
 
     def pictures(self, indices: np.ndarray) -> Iterator[av.VideoFrame]:
-        """The picture on show at each index (ascending): the frame's own, or the last before it.
+        """The picture shown at each index (ascending): that of the frame, or the last one before it.
 
-        Encoders leave out pictures that equal the one before; ValueError where more than half of what was asked for
-        is missing, which is more likely damage.
+        Encoders leave out pictures that equal the one before. Raises ValueError where more than half of the pictures
+        are missing, which is more likely damage.
         """
         return _pictures(self.file, self.clock, indices)
 
     def clip(self, indices: np.ndarray, pixels: Pixels) -> np.ndarray:
-        """Frames `indices` as u8 [n size size 3]; a picture that stays on show is converted once."""
-        made: list[np.ndarray] = []
-        before = None
+        """Frames `indices` as u8 [n size size 3]; a picture that is shown for several frames is converted once."""
+        frames: list[np.ndarray] = []
+        previous = None
         for picture in self.pictures(indices):
-            made.append(made[-1] if picture is before else pixels(picture))
-            before = picture
-        return np.stack(made)
+            frames.append(frames[-1] if picture is previous else pixels(picture))
+            previous = picture
+        return np.stack(frames)
 
 
 class FrameFolder:
@@ -155,10 +156,10 @@ class FrameFolder:
             raise ValueError(f"has no images ({' '.join(IMAGES)})")
         numbers = [re.findall(r"\d+", file.stem)[-1:] for file in self.files]
         if all(numbers) and len(numbers) > 1:
-            at = [int(number[0]) for number in numbers]
-            gaps = [after - before for before, after in itertools.pairwise(at)]
-            usual = max(1, Counter(gaps).most_common(1)[0][0])
-            k = next((k for k, gap in enumerate(gaps) if gap != usual), None)
+            values = [int(number[0]) for number in numbers]
+            gaps = [after - before for before, after in itertools.pairwise(values)]
+            step = max(1, Counter(gaps).most_common(1)[0][0])
+            k = next((k for k, gap in enumerate(gaps) if gap != step), None)
             if k is not None:
                 raise ValueError(f"has no frame between {self.files[k].name} and {self.files[k + 1].name}")
 
@@ -170,25 +171,25 @@ class FrameFolder:
         return np.stack([pixels(picture) for picture in self.pictures(indices)])
 
     def pictures(self, indices: np.ndarray | None = None) -> Iterator[av.VideoFrame]:
-        """Frames `indices`, by default every one. Raises DAMAGE that names the file which cannot be read."""
+        """Frames `indices`, by default all. Raises DAMAGE that names the file which cannot be read."""
         for file in self.files if indices is None else [self.files[i] for i in indices]:
             try:
                 with Image.open(file) as image:
                     rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
             except DAMAGE as error:
-                why = "no image" if isinstance(error, UnidentifiedImageError) else words(error)
+                why = "no image" if isinstance(error, UnidentifiedImageError) else error_text(error)
                 raise ValueError(f"its frame {file.name} cannot be read: {why}") from error
             yield av.VideoFrame.from_ndarray(rgb, format="rgb24")
 
 
 class Header(NamedTuple):
-    """What a video file says of itself."""
+    """What the header of a video file says, which need not be true."""
 
-    frames: int  # 0 where it does not say
-    fps: float  # mean rate; 0 where it does not say
+    frames: int  # 0 where the header does not say
+    fps: float  # mean rate; 0 where the header does not say
     width: int
     height: int
-    format: str  # of its pixels, as FFmpeg names it
+    format: str  # FFmpeg's name of the pixel format
 
 
 def read_header(file: File) -> Header:
@@ -203,7 +204,7 @@ def read_header(file: File) -> Header:
 
 
 def is_cut_off(file: File) -> bool | None:
-    """Does an AVI end before the place that its header names? None for other containers, which do not name one."""
+    """Whether an AVI is shorter than its header says. None for other containers, whose headers give no length."""
     if isinstance(file, bytes):
         head, size = file[:12], len(file)
     else:
@@ -215,12 +216,12 @@ def is_cut_off(file: File) -> bool | None:
 
 
 def open_video(file: File) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """The file and its first video stream, decoded in the caller's thread: the loader has threads enough."""
+    """The opened file and its first video stream, to be decoded in the caller's thread. Raises DAMAGE."""
     if isinstance(file, bytes):
         source: str | io.BytesIO | io.BufferedReader = io.BytesIO(file)
     else:
         source = str(file)
-        if printable(source) != source:  # FFmpeg is handed names as UTF-8, which this one is not
+        if printable(source) != source:  # PyAV hands names to FFmpeg as UTF-8, which this one is not
             source = file.open("rb")
     container = av.open(source, "r")
     if not container.streams.video:
@@ -235,10 +236,12 @@ def open_video(file: File) -> tuple[av.container.InputContainer, av.VideoStream]
 
 
 class Clock(NamedTuple):
-    """When the frames of a file are shown, in the stream's time base.
+    """When the frames of a file are shown, in units of the stream's time base.
 
-    `times` int64 [length] ascends; None if only counting tells the frames apart. `keys` int64 [any] are the
-    times of the key frames, where decoding can begin.
+    Attributes:
+        length: number of frames.
+        times: int64 [length], ascending; None where frames can only be counted.
+        keys: int64 [k], times of the key frames, where decoding can begin.
     """
 
     length: int
@@ -247,22 +250,22 @@ class Clock(NamedTuple):
 
     @property
     def regular(self) -> bool:
-        """Do frames follow each other at one rate, as far as is known? (Times are rounded to whole ticks.)"""
+        """Whether frames follow each other at one rate, up to rounding to whole ticks. True where times are unknown."""
         gaps = np.diff(self.times) if self.times is not None else np.zeros(0, np.int64)
         return not len(gaps) or int(np.ptp(gaps)) <= 1
 
 
 def read_clock(file: File) -> Clock:
-    """Reads packets without decoding them; where their times cannot number the frames, decodes and counts."""
+    """Reads times from packets without decoding; where these do not order the frames, decodes and counts. DAMAGE."""
     container, stream = open_video(file)
     with container:
-        whole = (p for p in container.demux(stream) if p.size and not p.is_discard and not p.is_corrupt)
-        packets = [(p.pts, p.is_keyframe) for p in whole]
+        intact = (p for p in container.demux(stream) if p.size and not p.is_discard and not p.is_corrupt)
+        packets = [(p.pts, p.is_keyframe) for p in intact]
         times = [time for time, _ in packets if time is not None]
         keys = [time for time, is_key in packets if time is not None and is_key]
-        # AVI tells no order of display: its reader then passes off the order of decoding as times.
-        in_disguise = stream.codec_context.has_b_frames and times == sorted(times)
-    if len(set(times)) == len(packets) and not in_disguise:
+        # AVI does not record the order of display: its reader then gives the order of decoding as times.
+        in_decoding_order = stream.codec_context.has_b_frames and times == sorted(times)
+    if len(set(times)) == len(packets) and not in_decoding_order:
         return Clock(len(times), np.array(sorted(times), np.int64), np.array(sorted(keys), np.int64))
     container, stream = open_video(file)
     with container:
@@ -270,27 +273,27 @@ def read_clock(file: File) -> Clock:
 
 
 def _pictures(file: File, clock: Clock, indices: np.ndarray) -> Iterator[av.VideoFrame]:
-    """`Video.pictures`."""
-    wanted = indices if clock.times is None else clock.times[indices]
-    shown, at, held = None, 0, 0
-    for time, picture in _decode(file, clock, wanted[0]):
-        while shown and at < len(wanted) and wanted[at] < time:
+    """Implements `Video.pictures`."""
+    times = indices if clock.times is None else clock.times[indices]
+    shown, position, repeated = None, 0, 0
+    for time, picture in _decode(file, clock, times[0]):
+        while shown and position < len(times) and times[position] < time:
             yield shown
-            at, held = at + 1, held + 1
+            position, repeated = position + 1, repeated + 1
         shown = picture
-        while at < len(wanted) and wanted[at] == time:
+        while position < len(times) and times[position] == time:
             yield shown
-            at += 1
-        if at == len(wanted):
+            position += 1
+        if position == len(times):
             break
-    held += len(wanted) - at
-    if shown is None or 2 * held > max(2, len(wanted)):
-        raise ValueError(f"{held} of {len(wanted)} frames from frame {indices[0]} on have no picture")
-    yield from [shown] * (len(wanted) - at)
+    repeated += len(times) - position
+    if shown is None or 2 * repeated > max(2, len(times)):
+        raise ValueError(f"{repeated} of {len(times)} frames from frame {indices[0]} on have no picture")
+    yield from [shown] * (len(times) - position)
 
 
 def _decode(file: File, clock: Clock, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(time, picture) from a key frame at or before the time `first` on; times as in `clock`."""
+    """(time, picture) from a key frame at or before time `first` on; times are those of `clock`."""
     keys = clock.keys[clock.keys <= first]
     for key in (int(keys[-1]), None) if len(keys) > 1 else (None,):
         container, stream = open_video(file)
@@ -302,7 +305,7 @@ def _decode(file: File, clock: Clock, first: int) -> Iterator[tuple[int, av.Vide
                     continue
             pictures = _in_order(container, stream, clock)
             head = next(pictures, None)
-            # A seek by decoding time may land past the key frame: then begin at the beginning.
+            # A seek by decoding time may land after the key frame: then decoding starts at the beginning.
             if head and (key is None or head[0] <= key):
                 yield head
                 yield from pictures
@@ -312,13 +315,13 @@ def _decode(file: File, clock: Clock, first: int) -> Iterator[tuple[int, av.Vide
 def _in_order(
     container: av.container.InputContainer, stream: av.VideoStream, clock: Clock
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(time, picture) from where the container stands; ValueError where times do not ascend."""
-    before = None
+    """(time, picture) from the container's position on. Raises ValueError where times do not ascend."""
+    previous = None
     for count, picture in enumerate(container.decode(stream)):
         time = count if clock.times is None else picture.pts
         if time is None:
             continue
-        if before is not None and time <= before:
-            raise ValueError(f"shows a picture of time {time} after one of time {before}")
+        if previous is not None and time <= previous:
+            raise ValueError(f"shows a picture of time {time} after one of time {previous}")
         yield time, picture
-        before = time
+        previous = time

@@ -1,19 +1,19 @@
-"""Embeddings of single frames, beside the clips of a prepared data set: their file, and which one a frame has.
+"""Embeddings of single frames in a prepared data set: the file that they come from, and which one belongs to a frame.
 
 Context `embedding` conditions the generators on a vector that a network such as CLIP's image encoder makes of a clip's
-clean base frame. Any frame of a video is the base frame of some window, so that there is a vector for each frame, or
-for every k-th to save memory; and where clips are mirrored at random, also one of each of these frames mirrored.
+clean base frame. Any frame of a video may be the base frame of a window, so there is a vector for each frame, or for
+every k-th to save memory; and where clips are mirrored at random, another one of each of these frames mirrored.
 
 The file, an .npz for `python -m vf.data.prepare --embeddings=FILE`, holds
 
-    name [n]             clips, each as it is named in the manifest: its path relative to the source
+    name [n]             names of clips, as in the manifest: paths relative to the source
     every []             k: frames 0, k, 2k, ... of each clip have a vector, which is ceil(frames / k) of them
     frames [n]           how many frames each clip has
     embedding [m d]      the vectors of the first clip, in order, then those of the second, ...
     mirrored [m d]       of the same frames mirrored left to right; may be left out
 
-A file without `every` and `frames` has one vector for each clip, m = n. It stands for the base frame of the clip's
-middle window, so that nothing but this window can be read with it.
+A file without `every` and `frames` has one vector for each clip, m = n. It belongs to the base frame of the clip's
+middle window, so that only this window can be read with it.
 """
 
 import dataclasses
@@ -47,32 +47,32 @@ class Layout:
         return ("embedding", "mirrored_embedding")[: (self.dim > 0) + self.mirrored]
 
     def count(self, frames: int) -> int:
-        """How many embeddings a video of `frames` frames has."""
+        """Number of embeddings of a video of `frames` frames."""
         return -(-frames // self.every) if self.every else 1
 
     def nearest(self, frame: int, frames: int) -> int:
-        """Which of its embeddings stands for a frame of a video of `frames` frames: the nearest frame's that has one.
+        """Index of the embedding that is used for `frame` of a video of `frames` frames.
 
-        Of two that are equally near it is the later one.
+        It is that of the nearest frame that has one; of two that are equally near, the later one.
         """
         if not self.every:
             return 0
         return min((2 * frame + self.every) // (2 * self.every), self.count(frames) - 1)
 
     def __str__(self) -> str:
-        """For the terminal."""
+        """A description for the terminal."""
         share = {0: "one a video", 1: "one a frame"}.get(self.every, f"one every {self.every} frames")
         return f"{share}, {self.dim} numbers each" + ", and those of the mirrored frames" * self.mirrored
 
 
 class Embeddings:
-    """What a file of embeddings holds.
+    """The embeddings in a file.
 
     Args:
-        file: see above. Its arrays stay in memory as they are there, half precision too.
+        file: see above. Its arrays stay in memory in the file's precision.
 
     Raises:
-        UserError: it cannot be read, or its arrays do not fit together.
+        UserError: the file cannot be read, or its arrays do not fit together.
     """
 
     def __init__(self, file: str | Path) -> None:
@@ -115,15 +115,15 @@ class Embeddings:
         self._ends = dict(zip(names.tolist(), ends.tolist(), strict=True))
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that the file has no embedding of."""
+        """Those of `names` without an embedding in the file."""
         return [name for name in names if name not in self._ends]
 
     def frames(self, name: str) -> int | None:
-        """How many frames the file says that a clip has; None where it says nothing, having one embedding a clip."""
+        """Number of frames of a clip according to the file; None where the file has one embedding for each clip."""
         return self._frames[name] if self.layout.every else None
 
     def of(self, name: str) -> dict[str, np.ndarray]:
-        """A clip's embeddings by the record's field, each [m d], m as `Layout.count` has it."""
+        """Embeddings of a clip, {field of its record: [m d]}, m = `layout.count` of its frames."""
         end = self._ends[name]
         first = end - self.layout.count(self._frames[name])
         return {field: rows[first:end] for field, rows in zip(self.layout.fields, self._rows, strict=True)}

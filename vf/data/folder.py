@@ -1,7 +1,7 @@
-"""A folder of video files as a source of clips, decoded as they are asked for.
+"""A folder of video files as a source of clips, which are decoded on the fly.
 
-Layouts: `ROOT/<Class>/<clip>.avi` as UCF101 comes (the subfolder is the class), or files straight in `ROOT`
-(no labels). `vf.data.prepare` does the decoding once, for good, and reads much faster.
+Layouts: `ROOT/<Class>/<clip>.avi` as in UCF101 (the subfolder is the class), or files directly in `ROOT` (no labels).
+Data that `vf.data.prepare` has decoded once loads much faster.
 """
 
 import logging
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, RESAMPLER, VIDEOS, Pixels, Video, natural, read_header, words
+from vf.data.decode import DAMAGE, RESAMPLER, VIDEOS, Pixels, Video, error_text, natural, read_header
 from vf.data.pipeline import BadRecord
 from vf.data.share import Share
 from vf.types import UserError
 
-_PROBES = 16  # threads; a probe waits for the disk more than it computes
+_PROBES = 16  # threads that probe files, which wait for the disk most of the time
 
 
 class VideoFolder:
@@ -27,19 +27,19 @@ class VideoFolder:
 
     Args:
         root: the folder. Classes are numbered in natural order of their folders' names, letter case aside.
-        windows: which frames make a clip. With `start` all, every file's packets are read to begin with.
+        windows: which frames make a clip. With `start` all, the packets of every file are read at the beginning.
         size: height and width of the clip in pixels.
-        split_file: keep only the files named here, one `<Class>/<clip>.avi` a line as in UCF101's own
-            lists. A label after the name is not read: the folder is the class, in train and test files alike.
-        without: leave out the files named here, likewise.
-        share: keep the videos of this part only; None keeps all.
+        split_file: file that names the videos to use, one `<Class>/<clip>.avi` per line as in UCF101's lists; None
+            uses all. Labels after the names are ignored, since the folder is the class.
+        without: file that names, in the same way, the videos to leave out.
+        share: use the videos of this part only; None uses all.
 
     Raises:
-        UserError: no such folder, no video in it, none that can be used, or a video that both files name.
+        UserError: there is no such folder, no video in it, none that can be used, or a video that both files name.
     """
 
     rejected: dict[str, str]
-    """Files left out, by name relative to `root`, and why."""
+    """{name relative to `root`: reason} of the files that were left out."""
 
     def __init__(
         self,
@@ -54,35 +54,35 @@ class VideoFolder:
         self.root, self.windows, self.size = Path(root), windows, size
         self.split_file = None if split_file is None else Path(split_file)
         self.without, self.share = None if without is None else Path(without), share
-        found, self.class_names = _list(self.root)
+        names, self.class_names = _list_videos(self.root)
         self.num_classes = len(self.class_names)
-        wanted = found if self.split_file is None else _read_split(self.split_file)
+        selected = names if self.split_file is None else _read_split(self.split_file)
         if self.without is not None:
             others = set(_read_split(self.without))
-            both = [name for name in wanted if name in others]
+            both = [name for name in selected if name in others]
             if self.split_file is not None and both:
                 raise UserError(
                     f"{self.split_file} and {self.without} both name {both[0]} (and {len(both) - 1} more): a video "
                     "either trains or validates; take it out of one of them"
                 )
-            wanted = [name for name in wanted if name not in others]
-            if not wanted:
+            selected = [name for name in selected if name not in others]
+            if not selected:
                 raise UserError(f"{self.without} names every video of {self.root}, and leaves none to train on")
         if share is not None:
-            wanted = [name for name, kept in zip(wanted, share.keep(wanted), strict=True) if kept]
-        present = set(found)
+            selected = [name for name, keep in zip(selected, share.select(selected), strict=True) if keep]
+        present = set(names)
 
         def probe(name: str) -> tuple[Video, float, int] | str:
             return _probe(self.root / name, windows) if name in present else "is not in the folder"
 
         with ThreadPoolExecutor(_PROBES) as pool:
-            probed = dict(zip(wanted, pool.map(probe, wanted), strict=True))
+            probed = dict(zip(selected, pool.map(probe, selected), strict=True))
         self.rejected = {name: why for name, why in probed.items() if isinstance(why, str)}
-        usable = [(name, *made) for name, made in probed.items() if not isinstance(made, str)]
+        usable = [(name, *facts) for name, facts in probed.items() if not isinstance(facts, str)]
         if not usable:
             why, count = Counter(self.rejected.values()).most_common(1)[0]
             raise UserError(
-                f"None of the {len(wanted)} videos of {self.split_file or self.root} serves for clips of "
+                f"None of the {len(selected)} videos of {self.split_file or self.root} serves for clips of "
                 f"{windows.frames} frames with stride {windows.stride} ({count} of them: {why}); choose another "
                 "folder, or shorter clips",
                 "source",
@@ -96,7 +96,7 @@ class VideoFolder:
         return int(self._ends[-1])
 
     def describe(self) -> dict[str, Any]:
-        """Folder, selection and treatment of the pixels, ready for JSON."""
+        """Folder, selection and pixel processing, ready for JSON: a part of the protocol of every score."""
         return {
             "source": "folder",
             "root": str(self.root),
@@ -114,7 +114,7 @@ class VideoFolder:
         }
 
     def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """`video` u8 [f size size 3] and `label` i32 []; a random window, or the middle one without `rng`.
+        """`video` u8 [f size size 3] and `label` i32 [] of a random window, or of the middle one where `rng` is None.
 
         Raises BadRecord where the file cannot be opened or decoded, or is shorter than its header says.
         """
@@ -125,17 +125,17 @@ class VideoFolder:
             indices = self.windows.indices(len(video), self.rates[k], record - first, rng)
             pixels = video.clip(indices, Pixels(self.size))
         except DAMAGE as error:
-            raise BadRecord(f"{name}: {words(error)}") from error
+            raise BadRecord(f"{name}: {error_text(error)}") from error
         label = self.class_names.index(Path(name).parts[0]) if self.num_classes else 0
         return {"video": pixels, "label": np.array(label, np.int32)}
 
 
-def _list(root: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Videos' names relative to `root` in natural order, and the classes (none where the folder is flat)."""
-    sought = f"videos ({' '.join(VIDEOS)}) as {root}/CLASS/VIDEO or {root}/VIDEO"
+def _list_videos(root: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Names of videos relative to `root`, in natural order, and the classes; () where the folder is flat."""
+    expected = f"videos ({' '.join(VIDEOS)}) as {root}/CLASS/VIDEO or {root}/VIDEO"
     if not root.is_dir():
         raise UserError(
-            f"Looked for {sought}, but there is no such folder: name one, or a data set that python -m "
+            f"Looked for {expected}, but there is no such folder: name one, or a data set that python -m "
             "vf.data.prepare made",
             "source",
         )
@@ -146,20 +146,20 @@ def _list(root: Path) -> tuple[list[str], tuple[str, ...]]:
 
     folders = sorted((p.name for p in root.iterdir() if p.is_dir()), key=natural)
     per_class = {folder: names for folder in folders if (names := videos(root / folder))}
-    found = [name for names in per_class.values() for name in names]
+    in_classes = [name for names in per_class.values() for name in names]
     if flat := videos(root):
-        if found:
+        if in_classes:
             raise UserError(
-                f"{root} holds videos ({flat[0]}) and folders of videos ({found[0]}): keep one layout, or "
+                f"{root} holds videos ({flat[0]}) and folders of videos ({in_classes[0]}): keep one layout, or "
                 "name another folder",
                 "source",
             )
         return flat, ()
-    if not found:
+    if not in_classes:
         deeper = next((p for p in root.rglob("*") if p.suffix.lower() in VIDEOS), None)
         entries = f"the first of its videos is {deeper}" if deeper else f"it has {len(folders)} folders and no video"
-        raise UserError(f"Looked for {sought}, but {entries}: name the right folder", "source")
-    return found, tuple(per_class)
+        raise UserError(f"Looked for {expected}, but {entries}: name the right folder", "source")
+    return in_classes, tuple(per_class)
 
 
 def _read_split(path: Path) -> list[str]:
@@ -176,10 +176,10 @@ def _read_split(path: Path) -> list[str]:
 
 
 def _probe(path: Path, windows: Windows) -> tuple[Video, float, int] | str:
-    """(video, frames per second, records) of a file that opens, shows a first picture and is long enough.
+    """(video, frames per second, records) of a file that can be opened, has a picture and is long enough.
 
-    Else the reason why it is of no use. The header's length is believed, since reading packets takes longer: `clip`
-    finds out; but not where every window is a record.
+    For any other file it is the reason why it cannot be used. The length is taken from the header, since reading
+    packets takes longer, and `clip` raises BadRecord where it is wrong; unless every window is a record.
     """
     try:
         header, video = read_header(path), Video(path)
@@ -188,5 +188,5 @@ def _probe(path: Path, windows: Windows) -> tuple[Video, float, int] | str:
         records = windows.records(length, header.fps)
         need = windows.need(header.fps)
     except DAMAGE as error:
-        return words(error)
+        return error_text(error)
     return (video, header.fps, records) if records else f"has {length} frames, fewer than {need}"

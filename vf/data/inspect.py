@@ -1,4 +1,4 @@
-"""Looks at a data set before anything is trained on it: statistics, and a picture of clips drawn at random.
+"""Inspects a data set before training: prints statistics, and draws a picture of clips chosen at random.
 
     python -m vf.data.inspect --data=DIR --out=FILE.png [--split=train] [--clips=16] [--frames=8] [--seed=0]
 
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, Pixels, printable, words
+from vf.data.decode import DAMAGE, Pixels, error_text, printable
 from vf.data.embeddings import Layout
 from vf.data.folder import VideoFolder
 from vf.data.manifest import read_manifest
@@ -28,35 +28,35 @@ from vf.data.pipeline import BadRecord
 from vf.types import UserError, naming_flags
 from vf.video import GAP, enlarge, grid, write_png
 
-SIZE = 128  # pixels of a square frame where the data does not say
-WIDTH = 1024  # small frames are enlarged until a row is about this wide, as far as whole factors reach
-LEAST_WIDTH = 480  # of the picture, so that a caption has room
-MARGIN, PAD, LINE, FONT = 12, 2, 20, 14  # around all rows, between frames, for a caption, of its letters
-PAPER, INK, PALE = (255, 255, 255), (0, 0, 0), (110, 110, 110)
-TOP = 3  # how many of the most frequent, and of the rarest, are told
+SIZE = 128  # side of a frame in pixels, for data that is not prepared at a size
+WIDTH = 1024  # small frames are enlarged by the whole factor that makes a row about this wide
+MIN_WIDTH = 480  # of the picture, so that a caption has room
+MARGIN, PAD, LINE, FONT = 12, 2, 20, 14  # pixels around all rows, between frames, of a caption's line, of its letters
+BACKGROUND, INK, PALE_INK = (255, 255, 255), (0, 0, 0), (110, 110, 110)
+TOP = 3  # how many of the most frequent, and of the rarest, are listed
 FRAMES = Windows(1, start="all")  # every frame is a record, so that every length is known
 
 
 class Clip(NamedTuple):
-    """What is known of a clip without reading it."""
+    """The facts of a clip that are known without decoding it."""
 
     name: str
-    label: str  # its class; "" for none
+    label: str  # name of its class; "" for none
     frames: int
     fps: float  # 0 where unknown
 
 
 class Collection(NamedTuple):
-    """A data set, of whichever kind."""
+    """A data set of either kind."""
 
     title: str
-    clips: list[Clip]  # to draw from
+    clips: list[Clip]  # those from which rows are drawn
     read: Callable[[int, np.ndarray], np.ndarray]
     """(k, ascending frame numbers [n]) -> these frames of `clips[k]`, u8 [n size size 3]. Raises BadRecord."""
     splits: dict[str, list[Clip]]
     classes: tuple[str, ...]
     remarks: dict[str, list[tuple[str, str]]]
-    """(clip, reason) of those that are rejected, unusual, ..."""
+    """{kind of remark, such as "rejected": [(clip, reason)]}"""
 
 
 class Row(NamedTuple):
@@ -68,9 +68,10 @@ class Row(NamedTuple):
 
 
 def open_collection(root: Path, split: str | None) -> Collection:
-    """The data set in `root`; `split` (by default train) chooses the clips that are drawn from a prepared one.
+    """Opens the data set in `root`.
 
-    Raises UserError where there is no data set, or no such split.
+    `split`, by default train, is the split of a prepared data set from which rows are drawn. Raises UserError where
+    there is no data set, or no such split.
     """
     try:
         if (root / "manifest.json").exists():
@@ -79,7 +80,7 @@ def open_collection(root: Path, split: str | None) -> Collection:
             raise UserError(f"{root} is no prepared data set, and other folders have no splits: name none", "split")
         return _folder(root)
     except OSError as error:
-        raise UserError(f"{root} cannot be read: {words(error)}") from error
+        raise UserError(f"{root} cannot be read: {error_text(error)}") from error
 
 
 def _prepared(root: Path, split: str) -> Collection:
@@ -87,8 +88,8 @@ def _prepared(root: Path, split: str) -> Collection:
 
     source, manifest = Prepared(root, windows=FRAMES, split=split), read_manifest(root)
     splits = {}
-    for name, made in manifest["splits"].items():
-        index = made["index"]
+    for name, facts in manifest["splits"].items():
+        index = facts["index"]
         labels = [manifest["classes"][k] if manifest["classes"] else "" for k in index["label"]]
         splits[name] = list(map(Clip, index["name"], labels, index["frames"], index["fps"]))
     clips = [clip for part in split.split("+") for clip in splits[part]]
@@ -104,8 +105,8 @@ def _prepared(root: Path, split: str) -> Collection:
         "unlisted": [(name, "is in no split file or table") for name in manifest["unlisted"]],
     }
     about = manifest["parameters"]
-    how = f"{about['dataset']}, prepared at {source.size} x {source.size}, {about['encoding']}"
-    title = f"{root}: {how}, fingerprint {manifest['fingerprint']}"
+    preparation = f"{about['dataset']}, prepared at {source.size} x {source.size}, {about['encoding']}"
+    title = f"{root}: {preparation}, fingerprint {manifest['fingerprint']}"
     if manifest["embeddings"]["dim"]:
         title += f"\n  embeddings: {Layout(**manifest['embeddings'])}"
     return Collection(title, clips, read, splits, source.class_names, remarks)
@@ -118,11 +119,11 @@ def _folder(root: Path) -> Collection:
     clips = list(map(Clip, names, labels, map(len, videos), source.rates))
 
     def read(k: int, frames: np.ndarray) -> np.ndarray:
-        # All at once and not by records: a lone frame that its encoder left out would pass for damage.
+        # All frames in one call: a single frame that its encoder left out would be taken for damage.
         try:
             return videos[k].clip(frames, Pixels(SIZE))
         except DAMAGE as error:
-            raise BadRecord(f"{names[k]}: {words(error)}") from error
+            raise BadRecord(f"{names[k]}: {error_text(error)}") from error
 
     rejected = [(printable(name), why) for name, why in source.rejected.items()]
     title = f"{root}: a folder of videos, not prepared, seen at {SIZE} x {SIZE}"
@@ -130,14 +131,14 @@ def _folder(root: Path) -> Collection:
 
 
 def spread(length: int, count: int) -> np.ndarray:
-    """`count` frame numbers, int64, evenly from 0 to `length` - 1; frames repeat where there are fewer."""
+    """`count` frame numbers, int64, spread evenly over 0 ... `length` - 1; some repeat where there are fewer frames."""
     return np.arange(count) * (length - 1) // max(1, count - 1)
 
 
 def draw(data: Collection, clips: int, frames: int, seed: int) -> list[Row]:
-    """`clips` different clips (or all), chosen by `seed`; fewer are the first of more.
+    """Rows of `clips` different clips (or all there are), chosen by `seed`, with `frames` frames of each.
 
-    Raises UserError where none of them can be read.
+    A smaller number of clips gives the first rows of a larger one. Raises UserError where none of them can be read.
     """
     rows = []
     for k in np.random.default_rng(seed).permutation(len(data.clips))[:clips].tolist():
@@ -152,7 +153,7 @@ def draw(data: Collection, clips: int, frames: int, seed: int) -> list[Row]:
 
 
 def report(data: Collection, rows: Sequence[Row]) -> str:
-    """Statistics of all splits and of the frames drawn, for the terminal."""
+    """Statistics of all splits and of the pixels of `rows`, for the terminal."""
     lines = [data.title]
     for split, clips in data.splits.items():
         lines += _split_lines(split, clips, data.classes)
@@ -162,8 +163,8 @@ def report(data: Collection, rows: Sequence[Row]) -> str:
         f"pixels of {len(pixels)} clips drawn, {pixels.shape[1]} frames each (red, green, blue in 0..255)",
         f"  mean {mean}, standard deviation {std}",
     ]
-    for what, said in data.remarks.items():
-        lines += _remark_lines(what, said)
+    for what, remarks in data.remarks.items():
+        lines += _remark_lines(what, remarks)
     return "\n".join(lines + [f"cannot be read: {row.why}" for row in rows if row.frames is None])
 
 
@@ -179,39 +180,42 @@ def _split_lines(split: str, clips: Sequence[Clip], classes: Sequence[str]) -> l
         f"  rate: {_ranking(rates)}",
     ]
     if classes:
-        counts = Counter(dict.fromkeys(classes, 0))  # those without a clip count too
+        counts = Counter(dict.fromkeys(classes, 0))  # includes classes without a clip
         counts.update(clip.label for clip in clips)
         lines.append(f"  classes: {len(classes)}, clips of each: {_ranking(counts.most_common())}")
     return lines
 
 
 def _ranking(counts: list[tuple[str, int]]) -> str:
-    """Names with their counts, most frequent first; of many the first and the last."""
-    told = [f"{name} ({count:,})" for name, count in counts]
-    return ", ".join(told if len(told) <= 2 * TOP else [*told[:TOP], "...", *told[-TOP:]])
+    """Names with their counts, most frequent first; only the first and the last of many."""
+    entries = [f"{name} ({count:,})" for name, count in counts]
+    return ", ".join(entries if len(entries) <= 2 * TOP else [*entries[:TOP], "...", *entries[-TOP:]])
 
 
-def _remark_lines(what: str, said: Sequence[tuple[str, str]]) -> list[str]:
-    """How many clips, and the most frequent reasons, those alike but for numbers as one, by its first clip."""
+def _remark_lines(what: str, remarks: Sequence[tuple[str, str]]) -> list[str]:
+    """The number of clips with remarks of a kind, and the most frequent reasons, each with one clip as an example.
+
+    Reasons that differ only by their numbers count as one.
+    """
     kinds: dict[str, list[tuple[str, str]]] = {}
-    for name, why in said:
+    for name, why in remarks:
         kinds.setdefault(re.sub(r"\d+", "#", why), []).append((name, why))
     ranked = sorted(kinds.values(), key=len, reverse=True)
-    lines = [f"{what}: {len({name for name, _ in said}):,} clips"]
+    lines = [f"{what}: {len({name for name, _ in remarks}):,} clips"]
     lines += [f"  {len(kind):,} x such as {kind[0][0]}: {kind[0][1]}" for kind in ranked[:TOP]]
     return lines + [f"  and {len(ranked) - TOP} more reasons"] * (len(ranked) > TOP)
 
 
 def contact_sheet(rows: Sequence[Row]) -> np.ndarray:
-    """Picture u8 [H W 3]: a row of frames for each clip, under its name, class and length.
+    """Picture u8 [H W 3] with a row of frames for each clip, below its name, class and length.
 
-    A clip that cannot be read is a row of grey. At least one must be readable.
+    The row of a clip that cannot be read is grey. At least one clip must be readable.
     """
     shape = next(row.frames.shape for row in rows if row.frames is not None)
     scale = max(1, WIDTH // (shape[0] * shape[1]))
     side, pitch = scale * shape[1], scale * shape[1] + LINE + MARGIN
-    width = max(LEAST_WIDTH, shape[0] * (side + PAD) - PAD)
-    sheet = Image.new("RGB", (width + 2 * MARGIN, len(rows) * pitch + MARGIN), PAPER)
+    width = max(MIN_WIDTH, shape[0] * (side + PAD) - PAD)
+    sheet = Image.new("RGB", (width + 2 * MARGIN, len(rows) * pitch + MARGIN), BACKGROUND)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT)
     for k, (clip, frames, why) in enumerate(rows):
         top = k * pitch + MARGIN
@@ -219,7 +223,7 @@ def contact_sheet(rows: Sequence[Row]) -> np.ndarray:
         about = f"{about}   {clip.frames:,} frames".strip()
         room = width - font.getlength(about) - MARGIN
         pen.text((MARGIN, top), shorten(clip.name, room, font.getlength), INK, font)
-        pen.text((MARGIN + width, top), about, PALE, font, anchor="ra")
+        pen.text((MARGIN + width, top), about, PALE_INK, font, anchor="ra")
         shown = np.full(shape, GAP, np.uint8) if frames is None else frames
         strip = grid(enlarge(shown, scale)[:, None], len(shown), PAD)[0]
         sheet.paste(Image.fromarray(strip), (MARGIN, top + LINE))
@@ -227,7 +231,7 @@ def contact_sheet(rows: Sequence[Row]) -> np.ndarray:
 
 
 def shorten(text: str, width: float, length: Callable[[str], float]) -> str:
-    """`text` on one line, with an ellipsis for as much of its middle as makes it longer than `width`."""
+    """`text` on one line, shortened to `width` by an ellipsis in its middle; `length` measures text."""
     text = " ".join(text.split())
     if length(text) <= width:
         return text
@@ -236,7 +240,7 @@ def shorten(text: str, width: float, length: Callable[[str], float]) -> str:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags. Raises UserError where a number is out of range."""
+    """Parses flags. Raises UserError where a number is out of range."""
     about = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m vf.data.inspect", description=about)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set, or a folder of videos")
@@ -265,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             write_png(args.out, sheet)
         except (OSError, ValueError) as error:  # a ValueError where it has no name, such as "."
-            raise UserError(f"cannot write {args.out}: {words(error)}; choose another --out") from error
+            raise UserError(f"cannot write {args.out}: {error_text(error)}; choose another --out") from error
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)

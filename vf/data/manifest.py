@@ -1,8 +1,8 @@
-"""The manifest of a prepared data set: what it holds and how that was made, as one JSON file.
+"""The manifest of a prepared data set: a JSON file that describes its content and how it was made.
 
-It is written when everything else is there, so that a folder without it is no data set. Besides the parameters it has,
-for each split, the clips in their order: name, frames, frames per second, label and the SHA-256 of the source. The
-fingerprint is a hash of these and of the parameters.
+It is written last, so that a folder without it is no data set. Besides the parameters it has, for each split, the clips
+in their order: name, frames, frames per second, label and the SHA-256 of the source. The fingerprint is a hash of these
+and of the parameters.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from vf.data.staging import Parameters
 from vf.types import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # of the manifest; 1 had one embedding a video at most, and is read too
+FORMAT = 2  # of the manifest; format 1, with at most one embedding per video, is read too
 
 
 def make_manifest(
     parameters: Parameters,
-    found: Listing,
+    listing: Listing,
     facts_of: Mapping[str, Mapping[str, Any]],
     splits: Sequence[str],
     *,
@@ -39,21 +39,21 @@ def make_manifest(
 
     Args:
         parameters: of the preparation.
-        found: what the source holds.
-        facts_of: of each clip by its name, as `vf.data.staging.stage` returns them.
-        splits: those that are packed, in order.
-        builder: folder of the TFDS data set, relative to the manifest's.
-        embeddings: which ones clips have.
-        seconds: that each stage took, and how many workers there were.
+        listing: the clips of the source.
+        facts_of: {name of a clip: its facts, as `vf.data.staging.stage` returns them}.
+        splits: the splits that are packed, in order.
+        builder: folder of the TFDS data set, relative to that of the manifest.
+        embeddings: which embeddings clips have.
+        seconds: time of each stage, and the number of workers.
     """
-    classes = found.classes
+    classes = listing.classes
     label = {name: k for k, name in enumerate(classes)}
-    made: dict[str, Any] = {}
+    by_split: dict[str, Any] = {}
     for split in splits:
-        items = [i for i in found.items if i.split == split and "rejected" not in facts_of[i.name]]
+        items = [i for i in listing.items if i.split == split and "rejected" not in facts_of[i.name]]
         facts = [facts_of[item.name] for item in items]
         counts = Counter(item.label for item in items)
-        made[split] = {
+        by_split[split] = {
             "clips": len(items),
             "frames": sum(f["frames"] for f in facts),
             "per_class": {name: counts[name] for name in classes if counts[name]},
@@ -65,7 +65,7 @@ def make_manifest(
                 "sha256": [f["sha256"] for f in facts],
             },
         }
-    lost = {printable(name): why for name, why in found.lost.items()}  # already by the listing
+    lost = {printable(name): why for name, why in listing.lost.items()}  # before staging
     rejected = {printable(name): f["rejected"] for name, f in facts_of.items() if "rejected" in f}
     notes = {printable(name): f["notes"] for name, f in facts_of.items() if f.get("notes")}
     manifest = {
@@ -74,19 +74,19 @@ def make_manifest(
         "parameters": dataclasses.asdict(parameters),
         "classes": list(classes),
         "embeddings": dataclasses.asdict(embeddings),
-        "splits": made,
+        "splits": by_split,
         "rejected": dict(sorted((lost | rejected).items())),
         "notes": notes,
-        "unlisted": [printable(name) for name in found.unlisted],
+        "unlisted": [printable(name) for name in listing.unlisted],
         "seconds": dict(seconds),
         "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
     }
-    decisive = json.dumps([manifest["parameters"], made], sort_keys=True)
+    decisive = json.dumps([manifest["parameters"], by_split], sort_keys=True)
     return manifest | {"fingerprint": hashlib.sha256(decisive.encode()).hexdigest()[:12]}
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a prepared data set. Raises UserError where there is none or it is another version's."""
+    """Reads the manifest of a prepared data set. Raises UserError where there is none, or it has an unknown format."""
     try:
         manifest = json.loads((root / MANIFEST).read_text())
     except FileNotFoundError:

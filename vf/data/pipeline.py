@@ -1,12 +1,13 @@
-"""From records to batches, in an order that is a function of (seed, step) and of nothing else.
+"""Batches of records, in an order that is a function of (seed, step) alone.
 
-Row j of global batch n is example g = n * B + j of the run. It shows record permutation(seed, g // N)[g % N]
-of the N records, and its random choices come from a generator keyed by (seed, g). So a run that restarts at
-step n, or on another number of hosts, meets the same examples, and a checkpoint needs no loader state.
+Row j of global batch n is example g = n * B + j of the run. It is record permutation(seed, g // N)[g % N] of the N
+records, and its random choices come from a generator keyed by (seed, g). So a run that restarts at step n, or on
+another number of hosts, sees the same examples, and a checkpoint needs no loader state.
 
-grain reads ahead, by threads or processes; order and batches are made here. The rows of a process may lie anywhere in a
-batch, which is no slice that grain takes; with its own shuffle and generators every run would see other examples; and
-batches of single elements are read at half the speed of the blocks of rows below (2 cores, 128 clips of 16 x 64 x 64).
+grain reads ahead, by threads or processes; order and batches are made here, for three reasons. The rows of a process
+may lie anywhere in a batch, and grain takes slices. With grain's shuffle and generators every run would see other
+examples than before. And grain reads batches of single elements at half the speed of the blocks of rows below (2 cores,
+128 clips of 16 x 64 x 64).
 """
 
 import logging
@@ -28,22 +29,22 @@ _EXAMPLES = 2**32  # example numbers are uint32
 
 
 class BadRecord(Exception):
-    """A record that cannot be read; its text says which one and why."""
+    """A record cannot be read; the message says which one and why."""
 
 
 class Source(Protocol):
-    """Clips by number. `clip` is called from several threads at once."""
+    """A data set as numbered records, each a clip. `clip` is called from several threads at once."""
 
     @property
     def num_classes(self) -> int:
-        """Labels are 0 ... num_classes - 1; 0 where the data has no labels (every label is then 0)."""
+        """Number of classes, whose labels are 0 ... num_classes - 1; 0 for data without (every label is then 0)."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name per class."""
+        """Names of the classes, in the order of labels."""
 
     def describe(self) -> dict[str, Any]:
-        """What was read and how, ready for JSON: a run keeps it beside its scores."""
+        """Which clips these are and how they are read, ready for JSON: a part of the protocol of every score."""
 
     def __len__(self) -> int:
         """Number of records."""
@@ -51,15 +52,15 @@ class Source(Protocol):
     def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """One clip: `video` u8 [f h w 3], `label` i32 [], and `embedding` f32 [d] where the data has one.
 
-        The embedding is that of the clip's base frame. `mirrored_embedding` f32 [d] beside it is that of the same frame
-        mirrored left to right: it takes the place of the other where the clip is mirrored.
-        `rng` chooses the window; None asks for the middle one, as evaluation does. Raises BadRecord.
+        `embedding` is that of the clip's base frame; `mirrored_embedding` f32 [d], that of the same frame mirrored left
+        to right, replaces it where the clip is mirrored. `rng` chooses the window; None takes the middle one, as
+        evaluation does. Raises BadRecord where the record cannot be read.
         """
 
 
 @dataclass(frozen=True)
 class NoClips:
-    """A source without clips, for a job that samples and looks at none, or plans."""
+    """A source without clips, for jobs that read none: sampling without data, and planning."""
 
     class_names: tuple[str, ...] = ()
     embedding_dim: int = 0
@@ -69,7 +70,7 @@ class NoClips:
         return len(self.class_names)
 
     def describe(self) -> dict[str, Any]:
-        """As every source."""
+        """As for every source."""
         return {"source": "none"}
 
     def __len__(self) -> int:
@@ -93,28 +94,29 @@ def batches(
     workers: int = 0,
     read_ahead: int = 2,
 ) -> "Batches":
-    """The rows `rows` of the global batches `start`, `start + 1`, ..., without end.
+    """An endless iterator over rows of the global batches `start`, `start + 1`, ....
 
     Args:
         source: the records.
-        seed: 0 ... 2**64 - 1; chooses the order and every random window.
+        seed: 0 ... 2**64 - 1; determines the order and every random window.
         batch_size: B, rows of the global batch.
-        start: first step; starting late costs nothing.
-        rows: which rows of each global batch are read here, in order; None for all.
-        shuffle: False shows the records in their own order.
-        flip: mirror every second clip, at random, left to right; clips with an embedding then need a mirrored one.
+        start: first step; earlier batches are not read.
+        rows: which rows of each global batch this process reads, in order; None for all.
+        shuffle: False takes records in the order of the source.
+        flip: whether every second clip, at random, is mirrored left to right; clips with an embedding then need a
+            mirrored one.
         threads: threads that read; 0 reads in the caller's thread. Unused with workers.
-        workers: processes that read, for records that keep Python itself busy; 0 reads in this one. `source` is
+        workers: processes that read, for records that keep Python itself busy; 0 reads in this process. `source` is
             pickled into each.
-        read_ahead: batches read before they are asked for; at least one for each worker.
+        read_ahead: batches that are read before they are needed; at least one for each worker.
 
     Returns:
-        An iterator over `{video u8 [b f h w 3], label i32 [b], index u32 [b], ...}`, b = len(rows);
-        `index` is g, and further fields of the source are stacked likewise.
+        An iterator over `{video u8 [b f h w 3], label i32 [b], index u32 [b], ...}`, b = len(rows); `index` is g, and
+        further fields of the source are stacked in the same way.
 
     Raises:
-        UserError: the source is empty, or there are no such rows; while iterating, when more than 1 % of 100 or
-            more records, or all of fewer, cannot be read, and when clips to be mirrored have no mirrored embedding.
+        UserError: the source is empty, or has no such rows; while iterating, when more than 1 % of 100 or more
+            records, or all of fewer, cannot be read, or a clip is to be mirrored and has no mirrored embedding.
     """
     if not len(source):
         raise UserError("The data source has no records: name one that has", "source")
@@ -133,10 +135,10 @@ def _in_worker(index: int, count: int) -> None:
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """Iterator over batches; see `batches`. Close it, or use it in a `with`, to let its threads and processes go."""
+    """Iterator over batches; see `batches`. Close it, or use it in a `with`, to end its threads and processes."""
 
     bad: dict[int, str]
-    """Records met so far, in the batches given out, that could not be read, and why."""
+    """{record: reason} of the records of the batches so far that could not be read."""
 
     waited: float
     """Seconds that callers have waited for batches."""
@@ -146,7 +148,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._records = len(blocks.source)
         self._per_batch = blocks.per_batch
         if workers:
-            if not flags.FLAGS.is_parsed():  # grain reads flags of its own
+            if not flags.FLAGS.is_parsed():  # grain reads absl flags
                 flags.FLAGS.mark_as_parsed()
             each = -(-read_ahead // workers) or 1
             options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -162,7 +164,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         started = time.perf_counter()
         parts = [next(self._blocks) for _ in range(self._per_batch)]
         for part in parts:
-            _note(self.bad, part.bad, self._records)
+            _add_bad(self.bad, part.bad, self._records)
         fields = parts[0].fields
         if len(parts) > 1:
             fields = {name: np.concatenate([part.fields[name] for part in parts]) for name in fields}
@@ -170,7 +172,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         return fields
 
     def close(self) -> None:
-        """Stops reading ahead; threads end with the clip they are at. Further batches are not to be had."""
+        """Stops reading ahead; threads end after their current clip. No further batches can be read."""
         self._blocks.close()
 
     def __enter__(self) -> "Batches":
@@ -183,20 +185,20 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 def fixed_clips(source: Source, n: int, seed: int = 0, threads: int = 8) -> dict[str, np.ndarray]:
     """`n` clips, the same on every host: `{video u8 [n f h w 3], label i32 [n], index u32 [n], ...}`.
 
-    They are the middle windows of the first n records of a permutation; where n exceeds the number of
-    records, further passes give random windows. `index` is 0 ... n - 1. Raises UserError as `batches` does.
+    They are the middle windows of the first n records of a permutation; where n exceeds the number of records, further
+    passes give random windows. `index` is 0 ... n - 1. Raises UserError as `batches` does.
     """
     if not len(source):
         raise UserError("The data source has no records: name one that has", "source")
 
-    def example(g: int) -> _Example:
+    def read(g: int) -> _Example:
         return _read(source, seed, g, shuffle=True, flip=False, middle=g < len(source))
 
     bad: dict[int, str] = {}
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="fixed-clips") as pool:
-        examples = list(pool.map(example, range(n)))
-    for found in examples:
-        _note(bad, found.bad, len(source))
+        examples = list(pool.map(read, range(n)))
+    for example in examples:
+        _add_bad(bad, example.bad, len(source))
     return _stack(examples)
 
 
@@ -215,7 +217,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Random access to blocks of the rows of one process: what the read-ahead threads fetch."""
+    """Random access to blocks of the rows of one process, which are the elements that grain reads ahead."""
 
     source: Source
     seed: int
@@ -223,7 +225,7 @@ class _Blocks:
     flip: bool
     batch_size: int
     start: int
-    rows: tuple[int, ...]  # of each global batch
+    rows: tuple[int, ...]  # rows of each global batch that this process reads
     block_rows: int
 
     @property
@@ -243,10 +245,10 @@ class _Blocks:
 
 
 def _read(source: Source, seed: int, g: int, shuffle: bool, flip: bool, middle: bool = False) -> _Example:
-    """Example g. A bad record gives its place to the next one of the source, whatever the order."""
+    """Example g. Where its record cannot be read, the next one of the source takes its place, whatever the order."""
     records = len(source)
-    epoch, place = divmod(g, records)
-    record = int(_permutation(seed, epoch, records)[place]) if shuffle else place
+    epoch, position = divmod(g, records)
+    record = int(_permutation(seed, epoch, records)[position]) if shuffle else position
     bad: dict[int, str] = {}
     while True:
         try:
@@ -265,41 +267,41 @@ def _read(source: Source, seed: int, g: int, shuffle: bool, flip: bool, middle: 
             return _Example(g, clip, bad)
         except BadRecord as error:
             bad[record] = str(error)
-            _check(bad, records)
+            _check_bad(bad, records)
             record = (record + 1) % records
 
 
-_WINDOW, _ORDER, _FLIP = range(3)  # what a generator is for; append, never renumber
+_WINDOW, _ORDER, _FLIP = range(3)  # purposes of generators: append, never renumber
 
 
 def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """Philox is a keyed function of a counter: distinct keys give independent numbers as they are."""
+    """A generator for one purpose. Philox is a keyed function of a counter: distinct keys give independent numbers."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, purpose << 32 | number], np.uint64)))
 
 
-@lru_cache(maxsize=4)  # neighbouring batches share an epoch or two
+@lru_cache(maxsize=4)  # a batch belongs to one epoch or two
 def _permutation(seed: int, epoch: int, records: int) -> np.ndarray:
     return _generator(seed, _ORDER, epoch).permutation(records)
 
 
-def _check(bad: Mapping[int, str], records: int) -> None:
-    """UserError where more is bad than a run may lose in silence."""
+def _check_bad(bad: Mapping[int, str], records: int) -> None:
+    """Raises UserError where more records are bad than a run may replace by others."""
     allowed = records // 100 if records >= 100 else records - 1
     if len(bad) > allowed:
-        named = "; ".join(list(bad.values())[:10]) + ("; ..." if len(bad) > 10 else "")
+        reasons = "; ".join(list(bad.values())[:10]) + ("; ..." if len(bad) > 10 else "")
         raise UserError(
-            f"{len(bad)} of {records} records cannot be read, where at most {allowed} may fail: {named}. "
+            f"{len(bad)} of {records} records cannot be read, where at most {allowed} may fail: {reasons}. "
             "Repair or remove them."
         )
 
 
-def _note(bad: dict[int, str], found: Mapping[int, str], records: int) -> None:
-    """Adds what an example found to `bad`, naming each record once."""
-    for record, reason in found.items():
+def _add_bad(bad: dict[int, str], new: Mapping[int, str], records: int) -> None:
+    """Adds the bad records `new` to `bad`, and logs each once. Raises UserError as `_check_bad`."""
+    for record, reason in new.items():
         if record not in bad:
             bad[record] = reason
             logging.warning("record %d cannot be read, the next one takes its place: %s", record, reason)
-    _check(bad, records)
+    _check_bad(bad, records)
 
 
 def _stack(examples: list[_Example]) -> dict[str, np.ndarray]:

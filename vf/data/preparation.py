@@ -1,7 +1,7 @@
-"""Preparation of a data set: from the clips of a source to records that load fast, resumable at any point.
+"""Prepares a data set: turns the clips of a source into records that load fast. It can be resumed at any point.
 
-A pool of processes decodes, crops and resizes each clip once and *stages* it as a file of its own (`staging.py`).
-Staged clips are packed in order as a TFDS data set (`records.py`). The manifest is written last (`manifest.py`).
+A pool of processes decodes, crops and resizes each clip once and *stages* it in a separate file (`staging.py`). Staged
+clips are packed in order as a TFDS data set (`records.py`). The manifest is written last (`manifest.py`).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vf.data import datasets
-from vf.data.decode import printable, words
+from vf.data.decode import error_text, printable
 from vf.data.embeddings import Embeddings, Layout
 from vf.data.listing import Item, Listing
 from vf.data.manifest import MANIFEST, make_manifest, read_manifest
@@ -30,66 +30,66 @@ from vf.types import UserError
 
 
 class Preparation:
-    """One run: stages what is not staged yet, and packs all.
+    """One run of a preparation: stages the clips that are not staged yet, and packs all.
 
     Args:
-        parameters: what to make.
+        parameters: of the prepared data.
         found: the clips of the source.
         out: the data set's folder.
-        workers: processes that decode.
-        embeddings: those of all clips of `found`, or None.
+        workers: number of processes that decode.
+        embeddings: embeddings of all clips of `listing`; None for data without.
     """
 
     def __init__(
         self,
         parameters: Parameters,
-        found: Listing,
+        listing: Listing,
         out: Path,
         workers: int,
         embeddings: Embeddings | None,
     ) -> None:
-        self.parameters, self.found, self.out, self.workers = parameters, found, out, workers
+        self.parameters, self.listing, self.out, self.workers = parameters, listing, out, workers
         self.embeddings = embeddings
         self.layout = embeddings.layout if embeddings else Layout()
         self.folder = out / ".staging"
         self.facts: dict[str, dict[str, Any]] = {}  # by name; with "rejected" where a clip was lost
-        self.spent: Counter[str] = Counter()  # seconds of each stage
+        self.seconds: Counter[str] = Counter()  # spent in each stage
 
     def run(self) -> dict[str, Any]:
-        """The manifest. Raises UserError where nothing is left, or `out` cannot be written."""
+        """Prepares the data; returns the manifest. Raises UserError where no clip is left, or `out` is not writable."""
         started = time.perf_counter()
-        splits = sorted({item.split for item in self.found.items}, key=("train", "val", "test").index)
+        splits = sorted({item.split for item in self.listing.items}, key=("train", "val", "test").index)
         workers = Workers(self.workers, stage)
         try:
             while True:
-                kept = {split: [i for i in self.found.items if i.split == split] for split in splits}
+                by_split = {split: [i for i in self.listing.items if i.split == split] for split in splits}
                 try:
-                    packed = self._pack(workers, kept)
+                    packed = self._pack(workers, by_split)
                     break
-                except _EmptySplit as empty:  # every clip of it was rejected: pack the others
+                except _EmptySplit as empty:  # every clip of this split was rejected: pack the other splits
                     splits = [split for split in splits if split != empty.split]
                     if not splits:
                         raise UserError(f"every clip was rejected, for example {self._example()}") from None
         finally:
             workers.close()
-        spent = {name: float(self.spent[name]) for name in STAGES}
-        seconds = {**spent, "all": time.perf_counter() - started, "workers": self.workers}
+        by_stage = {name: float(self.seconds[name]) for name in STAGES}
+        seconds = {**by_stage, "all": time.perf_counter() - started, "workers": self.workers}
         return make_manifest(
-            self.parameters, self.found, self.facts, splits, builder=packed, embeddings=self.layout, seconds=seconds
+            self.parameters, self.listing, self.facts, splits, builder=packed, embeddings=self.layout, seconds=seconds
         )
 
     def _example(self) -> str:
         name, facts = next((n, f) for n, f in self.facts.items() if "rejected" in f)
         return f"{printable(name)}: {facts['rejected']}"
 
-    def _pack(self, workers: Workers, kept: dict[str, list[Item]]) -> Path:
-        from vf.data.records import pack  # the pool's processes do without TFDS
+    def _pack(self, workers: Workers, by_split: dict[str, list[Item]]) -> Path:
+        from vf.data.records import pack  # here, since processes of the pool need no TFDS
 
-        items = [item for split in kept.values() for item in split]
+        items = [item for split in by_split.values() for item in split]
         in_order = self._stage_all(workers, items)
-        clips = {split: self._clips(split, in_order, len(own)) for split, own in kept.items()}
+        clips = {split: self._clips(split, in_order, len(items_of_split)) for split, items_of_split in by_split.items()}
         about = {name: getattr(self.parameters, name) for name in ("size", "encoding", "quality", "crop", "resize")}
-        return pack(self.out, self.parameters.dataset, clips, self.found.classes, self.layout, about)
+        return pack(self.out, self.parameters.dataset, clips, self.listing.classes, self.layout, about)
 
     def _clips(self, split: str, in_order: Iterator[tuple[Item, Path | None]], count: int) -> Iterator[Any]:
         from vf.data.records import StagedClip
@@ -104,12 +104,12 @@ class Preparation:
             embeddings = self.embeddings.of(name) if self.embeddings else {}
             started = time.perf_counter()
             yield StagedClip(name, item.label, item.caption, facts["fps"], frames, embeddings)
-            self.spent["pack"] += time.perf_counter() - started  # type: ignore[assignment]
+            self.seconds["pack"] += time.perf_counter() - started  # type: ignore[assignment]
         if empty:
             raise _EmptySplit(split)
 
     def _stage_all(self, workers: Workers, items: list[Item]) -> Iterator[tuple[Item, Path | None]]:
-        """(clip, staged file or None where it was rejected), in order, with a bounded number of clips under way."""
+        """Yields (clip, staged file or None where it was rejected) in order; the number of clips in work is bounded."""
         quiet = {"mininterval": 0.2 if sys.stderr.isatty() else 10.0}
         under_way: deque[tuple[Item, Path, Any]] = deque()
         rest = iter(items)
@@ -125,13 +125,13 @@ class Preparation:
                 facts = job if isinstance(job, dict) else workers.result(job, item, self.parameters, target)
                 seconds = facts.pop("seconds", {})
                 if job is not facts:  # else it was done by an earlier run
-                    self.spent.update(seconds)
+                    self.seconds.update(seconds)
                 self.facts[item.name] = facts = self._checked(item, facts)
                 bar.update()
                 yield item, None if "rejected" in facts else target
 
     def _checked(self, item: Item, facts: dict[str, Any]) -> dict[str, Any]:
-        """The facts of a clip; rejected where its embeddings are those of a video of another length."""
+        """The facts of a clip, which is rejected where its embeddings belong to a video of another length."""
         if self.embeddings is None or "rejected" in facts:
             return facts
         frames, expected = facts["frames"], self.embeddings.frames(printable(item.name))
@@ -147,48 +147,54 @@ class _EmptySplit(Exception):
 
 
 def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = False) -> dict[str, Any]:
-    """Prepares what `parameters` say below `out`, or goes on with it; returns the manifest.
+    """Prepares a data set in `out`, or continues an earlier preparation of it; returns the manifest.
 
-    Raises UserError where the source is not as expected, `out` holds something else or cannot be written, nothing is
-    left, or `strict` and a clip was lost (finished clips stay staged).
+    Args:
+        parameters: of the prepared data.
+        out: the data set's folder.
+        workers: number of processes that decode.
+        strict: whether to fail where a clip is lost; finished clips then stay staged.
+
+    Raises UserError where the source is not as expected, `out` holds other data or cannot be written, no clip is left,
+    or one is lost and `strict` forbids that.
     """
     manifest = out / MANIFEST
     if manifest.exists():
-        shutil.rmtree(out / ".staging", ignore_errors=True)  # where a run was killed at its very end
+        shutil.rmtree(out / ".staging", ignore_errors=True)  # left where a run was killed at its very end
         return _finished(out, parameters, strict)
     splits, table = (Path(p) if p else None for p in (parameters.splits, parameters.table))
-    found = datasets.DATASETS[parameters.dataset](Path(parameters.source), splits, parameters.fold, table)
-    if not found.items:
-        reason = "; ".join(f"{printable(name)}: {why}" for name, why in itertools.islice(found.lost.items(), 3))
+    listing = datasets.DATASETS[parameters.dataset](Path(parameters.source), splits, parameters.fold, table)
+    if not listing.items:
+        reason = "; ".join(f"{printable(name)}: {why}" for name, why in itertools.islice(listing.lost.items(), 3))
         raise UserError(f"no clip of {parameters.source} can be used: {reason}")
-    embeddings = _embeddings(parameters.embeddings, found.items) if parameters.embeddings else None
+    embeddings = _embeddings(parameters.embeddings, listing.items) if parameters.embeddings else None
     with locked_staging(out, parameters) as folder:
         if manifest.exists():  # another run has finished since
             return _finished(out, parameters, strict)
-        made = Preparation(parameters, found, out, workers, embeddings).run()
-        _be_strict(strict, made["rejected"])
-        aside = folder / MANIFEST
-        aside.write_text(json.dumps(made, indent=1))
-        aside.replace(manifest)
+        result = Preparation(parameters, listing, out, workers, embeddings).run()
+        _check_rejected(strict, result["rejected"])
+        temporary = folder / MANIFEST
+        temporary.write_text(json.dumps(result, indent=1))
+        temporary.replace(manifest)
         shutil.rmtree(folder, ignore_errors=True)
-    return made
+    return result
 
 
 def _finished(out: Path, parameters: Parameters, strict: bool) -> dict[str, Any]:
-    made = read_manifest(out)
-    _same(made["parameters"], parameters, f"{out} is prepared already")
-    _be_strict(strict, made["rejected"])
-    return made | {"already": True}
+    result = read_manifest(out)
+    _check_parameters(result["parameters"], parameters, f"{out} is prepared already")
+    _check_rejected(strict, result["rejected"])
+    return result | {"already": True}
 
 
-def _be_strict(strict: bool, rejected: dict[str, str]) -> None:
+def _check_rejected(strict: bool, rejected: dict[str, str]) -> None:
     if strict and rejected:
-        told = "; ".join(f"{name}: {why}" for name, why in itertools.islice(rejected.items(), 5))
-        raise UserError(f"{len(rejected)} clips were rejected, and none may be: {told}", "strict")
+        reasons = "; ".join(f"{name}: {why}" for name, why in itertools.islice(rejected.items(), 5))
+        raise UserError(f"{len(rejected)} clips were rejected, and none may be: {reasons}", "strict")
 
 
-def _same(old: dict[str, Any], parameters: Parameters, where: str) -> None:
-    """UserError where `old` parameters are others."""
+def _check_parameters(old: dict[str, Any], parameters: Parameters, where: str) -> None:
+    """Raises UserError where `old` parameters differ from `parameters`."""
     new = dataclasses.asdict(parameters)
     if differ := [f"{name} was {old.get(name)!r} and is {new[name]!r}" for name in new if old.get(name) != new[name]]:
         raise UserError(
@@ -198,12 +204,16 @@ def _same(old: dict[str, Any], parameters: Parameters, where: str) -> None:
 
 @contextlib.contextmanager
 def locked_staging(out: Path, parameters: Parameters) -> Iterator[Path]:
-    """The staging folder, locked against a second preparation; keeps what it holds if the parameters are the same."""
+    """The staging folder, locked against a second preparation.
+
+    Staged clips of an earlier run stay. Raises UserError where these were made with other parameters, another
+    preparation holds the lock, or `out` cannot be written.
+    """
     folder = out / ".staging"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
-        known = folder / "parameters.json"
+        parameters_file = folder / "parameters.json"
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,23 +221,25 @@ def locked_staging(out: Path, parameters: Parameters) -> Iterator[Path]:
                 raise UserError(
                     f"another preparation is writing to {out}: wait for it, or choose another folder", "out"
                 ) from None
-            if known.exists():
-                _same(json.loads(known.read_text()), parameters, f"{out} holds an unfinished preparation")
-            known.write_text(json.dumps(dataclasses.asdict(parameters)))
-            for half in out.glob("*/incomplete.*"):  # of an earlier, killed packing
-                shutil.rmtree(half, ignore_errors=True)
+            if parameters_file.exists():
+                _check_parameters(
+                    json.loads(parameters_file.read_text()), parameters, f"{out} holds an unfinished preparation"
+                )
+            parameters_file.write_text(json.dumps(dataclasses.asdict(parameters)))
+            for unfinished in out.glob("*/incomplete.*"):  # of an earlier, killed packing
+                shutil.rmtree(unfinished, ignore_errors=True)
             yield folder
     except OSError as error:
         raise UserError(
-            f"cannot write to {out}: {words(error)}; make room, then give the same command again: finished clips are "
-            "kept; or choose another folder",
+            f"cannot write to {out}: {error_text(error)}; make room, then give the same command again: finished clips "
+            "are kept; or choose another folder",
             "out",
         ) from error
 
 
 def _embeddings(file: str, items: list[Item]) -> Embeddings:
-    """Those of all `items`. Raises UserError where the file is not as it should be, or one is missing."""
-    found = Embeddings(file)
-    if missing := found.missing([printable(item.name) for item in items]):
+    """Embeddings of all `items`. Raises UserError where the file cannot be read or lacks one."""
+    embeddings = Embeddings(file)
+    if missing := embeddings.missing([printable(item.name) for item in items]):
         raise UserError(f"{file} has no embeddings of {len(missing)} clips, the first is {missing[0]}", "embeddings")
-    return found
+    return embeddings

@@ -1,10 +1,11 @@
-"""Prepares a data set: from the files that people have to clips that load fast.
+"""Prepares a data set: turns video files, folders of frames or archives of them into clips that load fast.
 
     python -m vf.data.prepare {ucf101,sky_timelapse,taichi_hd,weizmann,webvid,folder} --source=DIR --out=DIR
 
-The same command goes on where it was stopped, and does nothing where it has finished (`vf/data/preparation.py`).
+The same command continues where it was stopped, and does nothing where it has finished (`vf/data/preparation.py`).
 
-Exit status: 0 all clips are in; 3 done, but clips were lost (each is named in the manifest, with the reason); 2 failed.
+Exit status: 0 when all clips were prepared; 3 when it is done, but clips were lost (each is named in the manifest, with
+the reason); 2 when it failed.
 """
 
 import argparse
@@ -29,20 +30,20 @@ FLAGS = {name: f"--{name}" for name in ("source", "out", "splits", "table", "emb
 
 
 class Stopped(Exception):
-    """The system asked to stop."""
+    """Raised on SIGTERM."""
 
 
 def report(manifest: dict[str, Any], out: Path) -> str:
-    """What was made, for the terminal."""
+    """A summary of the prepared data, for the terminal."""
     rows = [("split", "clips", "frames", "classes")]
     rows += [
-        (split, f"{made['clips']:,}", f"{made['frames']:,}", f"{len(made['per_class'])}")
-        for split, made in manifest["splits"].items()
+        (split, f"{facts['clips']:,}", f"{facts['frames']:,}", f"{len(facts['per_class'])}")
+        for split, facts in manifest["splits"].items()
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    size, how = manifest["parameters"]["size"], manifest["parameters"]["encoding"]
-    lines.append(f"{out}: {size} x {size}, {how}, fingerprint {manifest['fingerprint']}")
+    size, encoding = manifest["parameters"]["size"], manifest["parameters"]["encoding"]
+    lines.append(f"{out}: {size} x {size}, {encoding}, fingerprint {manifest['fingerprint']}")
     if manifest["embeddings"]["dim"]:
         lines.append(f"embeddings: {Layout(**manifest['embeddings'])}")
     seconds = manifest["seconds"]
@@ -50,7 +51,7 @@ def report(manifest: dict[str, Any], out: Path) -> str:
         lines.append("it was prepared already, with the same parameters: nothing to do")
     elif spent := sum(seconds[name] for name in STAGES):
         shares = ", ".join(f"{name} {100 * seconds[name] / spent:.0f} %" for name in STAGES)
-        frames = sum(made["frames"] for made in manifest["splits"].values())
+        frames = sum(facts["frames"] for facts in manifest["splits"].values())
         rate = frames / seconds["all"]
         lines.append(f"{seconds['all']:.1f} s, {rate:,.0f} frames/s with {seconds['workers']} workers ({shares})")
     for name, what in (
@@ -69,7 +70,7 @@ def report(manifest: dict[str, Any], out: Path) -> str:
 
 
 def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Namespace]:
-    """Typed parameters and the rest of the flags."""
+    """Parses flags: the parameters of the prepared data, and all flags. Exits with argparse's message on errors."""
     about = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m vf.data.prepare", description=about)
     parser.add_argument("dataset", choices=tuple(DATASETS))
@@ -82,7 +83,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     parser.add_argument("--embeddings", default="", help=".npz of embeddings of frames (vf/data/embeddings.py)")
     parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="of frames; raw and png are lossless")
     parser.add_argument("--quality", type=int, default=95, help="of jpeg, 1 to 100")
-    parser.add_argument("--fps", type=float, default=0.0, help="of folders of frames, which do not say")
+    parser.add_argument("--fps", type=float, default=0.0, help="rate of folders of frames, which do not record it")
     parser.add_argument("--min-frames", type=int, default=2, help="shorter clips are rejected")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that decode")
     parser.add_argument("--strict", action="store_true", help="fail where any clip is lost")

@@ -1,4 +1,4 @@
-"""A data set that `vf.data.prepare` made, as a source of clips: index arithmetic, two reads, no video decoding."""
+"""A data set that `vf.data.prepare` made, as a source of clips. A clip takes two reads and no video decoding."""
 
 import logging
 from functools import cached_property
@@ -25,17 +25,17 @@ class Prepared:
         root: the folder that holds `manifest.json`.
         windows: which frames make a clip.
         split: name of a split, or several joined by `+`, such as `train+test`.
-        base_frame: place in the clip, 0 ... windows.frames - 1, of the frame whose embedding comes with it; None reads
-            clips without their embeddings.
-        share: keep the clips of this part only; None keeps all.
+        base_frame: index in the clip, 0 ... windows.frames - 1, of the base frame, whose embedding is read with the
+            clip; None reads clips without embeddings.
+        share: use the clips of this part only; None uses all.
 
     Raises:
-        UserError: no prepared data set, no such split, no clip that is long enough, a base frame outside the clip, or
-            one embedding for a whole video where other windows than the middle one are wanted with their embeddings.
+        UserError: there is no prepared data set, no such split, or no clip that is long enough; the base frame lies
+            outside the clip; or there is one embedding per video, and windows other than the middle one are read.
     """
 
     rejected: dict[str, str]
-    """Clips that are too short, by name, and by how much."""
+    """{name: reason} of the clips that are too short."""
 
     def __init__(
         self,
@@ -81,10 +81,10 @@ class Prepared:
             parts.append(np.full(len(lengths), part))
             numbers.append(np.arange(len(lengths)))
             firsts.append(np.cumsum(segments) - segments)
-        kept = np.arange(len(names)) if share is None else np.flatnonzero(share.keep(names))
-        self.names = names = [names[k] for k in kept]
+        selected = np.arange(len(names)) if share is None else np.flatnonzero(share.select(names))
+        self.names = names = [names[k] for k in selected]
         self._frames, self._rates, self._labels, self._part, self._number, self._first = (
-            np.concatenate(column)[kept] for column in (frames, rates, labels, parts, numbers, firsts)
+            np.concatenate(column)[selected] for column in (frames, rates, labels, parts, numbers, firsts)
         )
         records = self._count()
         self._ends = np.cumsum(records)  # of each clip's records
@@ -99,8 +99,13 @@ class Prepared:
                 "need; take fewer or a smaller stride"
             )
 
+    @property
+    def can_flip(self) -> bool:
+        """Whether clips may be mirrored: they are read without embeddings, or have mirrored ones too."""
+        return self._embeddings.mirrored or not self._embeddings.dim
+
     def _count(self) -> np.ndarray:
-        """Records of each clip; clips of equal length and rate are counted once."""
+        """Number of records of each clip, int64 [clips]; computed once for all clips of equal length and rate."""
         kinds, kind = np.unique(np.stack([self._frames, self._rates], 1), axis=0, return_inverse=True)
         try:
             counts = [self.windows.records(int(length), float(rate)) for length, rate in kinds]
@@ -111,17 +116,19 @@ class Prepared:
     @cached_property
     def _sources(self) -> list[Any]:
         builder = tfds.builder_from_directory(self._folder)
-        how = tfds.decode.DeserializeMethod.RAW_BYTES
-        return [builder.as_data_source(split=part, deserialize_method=how) for part in self._parts]
+        method = tfds.decode.DeserializeMethod.RAW_BYTES
+        return [builder.as_data_source(split=part, deserialize_method=method) for part in self._parts]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_sources"}  # every process opens its own
+        return {
+            name: value for name, value in vars(self).items() if name != "_sources"
+        }  # every process opens the files anew
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def describe(self) -> dict[str, Any]:
-        """Goes into the protocol of every score."""
+        """Data set, selection and pixel processing, ready for JSON: a part of the protocol of every score."""
         return {
             "source": "prepared",
             "root": str(self.root),
@@ -137,27 +144,26 @@ class Prepared:
         }
 
     def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """`video` u8 [f size size 3], `label` i32 [], and the embeddings of the clip's base frame where they are read.
+        """`video` u8 [f size size 3] and `label` i32 [] of a random window, or of the middle one where `rng` is None.
 
-        They are `embedding` f32 [d] and, where the data has it, `mirrored_embedding` f32 [d]; the base frame has that
-        of the frame nearest to it that has one.
-        A random window, or the middle one without `rng`. Raises BadRecord where the data is damaged.
+        Where embeddings are read, also `embedding` f32 [d] and, where the data has it, `mirrored_embedding` f32 [d] of
+        the base frame, or of the frame nearest to it that has one. Raises BadRecord where the data is damaged.
         """
         k = int(np.searchsorted(self._ends, record, side="right"))
         within = record - (int(self._ends[k - 1]) if k else 0)
         indices = self.windows.indices(int(self._frames[k]), float(self._rates[k]), within, rng)
         needed = sorted(set((indices // SEGMENT).tolist()))
         try:
-            # One by one: asked for several at once, the reader starts a pool of threads for every call.
+            # One by one, since the reader starts a pool of threads for every call that reads several records.
             source = self._sources[self._part[k]]
             segments = {s: Segment(source[int(self._first[k]) + s]) for s in needed}
-            if any((found.clip, found.number) != (self._number[k], s) for s, found in segments.items()):
+            if any((segment.clip, segment.number) != (self._number[k], s) for s, segment in segments.items()):
                 raise ValueError("another clip is in its place")
             frames = [segments[i // SEGMENT].frame(i % SEGMENT) for i in indices.tolist()]
-            made = {"video": decode(frames, self._encoding, self.size), "label": self._labels[k]}
+            fields = {"video": decode(frames, self._encoding, self.size), "label": self._labels[k]}
             if self._base_frame is not None:
                 segment, within = divmod(int(indices[self._base_frame]), SEGMENT)
-                made |= segments[segment].embeddings(self._embeddings, within, int(self._frames[k]))
-        except Exception as error:  # the reader's own errors have no common kind
+                fields |= segments[segment].embeddings(self._embeddings, within, int(self._frames[k]))
+        except Exception as error:  # the reader raises errors of many kinds
             raise BadRecord(f"{self.names[k]} in {self.root}: {error}") from error
-        return made
+        return fields

@@ -1,4 +1,4 @@
-"""Processes that the loader or the preparation starts: what each does first, and a pool that survives crashes."""
+"""Processes that the loader and the preparation start: their initialisation, and a pool that survives crashes."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def follow_parent() -> None:
-    """Leaves Ctrl-C to the parent, and ends this process when that ends, in whatever way: a killed one cannot tell."""
+    """Makes this process ignore Ctrl-C, which its parent handles, and end when the parent ends, even by a kill."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -26,27 +26,27 @@ def follow_parent() -> None:
 class Workers:
     """A pool of processes for jobs that may crash, as decoders do on damaged files.
 
-    A crash takes down its process and whatever is under way in the pool: each of these jobs is then tried alone, and
+    A crash ends its process and every job in the pool. Each of these jobs is then run again in a process by itself, and
     the one that crashes again is rejected.
 
     Args:
-        count: of processes.
-        work: what a job is, in a module that processes can import.
+        count: number of processes.
+        work: the function that a job calls, in a module that processes can import.
     """
 
     def __init__(self, count: int, work: Callable[..., dict[str, Any]]) -> None:
         self._count, self._work = count, work
-        self._pool, self._alone = self._make(count), self._make(1)  # a pool starts its processes when it is used,
-        for _ in range(count):  # and this one soon, while TFDS is imported
+        self._pool, self._single = self._make(count), self._make(1)
+        for _ in range(count):  # starts the processes at once, while TFDS is imported
             self._pool.submit(int)
 
     @staticmethod
     def _make(count: int) -> ProcessPoolExecutor:
-        # Not fork: TFDS and the progress bar have threads.
+        # spawn, since TFDS and the progress bar have threads, which fork does not copy.
         return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), follow_parent)
 
     def submit(self, *job: Any) -> "Future[dict[str, Any]]":
-        """`work(*job)`, under way."""
+        """Starts `work(*job)`."""
         try:
             return self._pool.submit(self._work, *job)
         except BrokenProcessPool:
@@ -54,17 +54,17 @@ class Workers:
             return self._pool.submit(self._work, *job)
 
     def result(self, future: "Future[dict[str, Any]]", *job: Any) -> dict[str, Any]:
-        """What `work` returned for the job; {"rejected": reason} where it crashes. Raises what it raised."""
+        """What `work(*job)` returns; {"rejected": reason} where it crashes. Raises the errors that it raises."""
         try:
             return future.result()
         except BrokenProcessPool:
             try:
-                return self._alone.submit(self._work, *job).result()
+                return self._single.submit(self._work, *job).result()
             except BrokenProcessPool:
-                self._alone = self._make(1)
+                self._single = self._make(1)
                 return {"rejected": "crashes the decoder"}
 
     def close(self) -> None:
-        """Lets the processes finish what they are at, and go."""
+        """Ends the processes once they have finished their current jobs."""
         self._pool.shutdown(cancel_futures=True)
-        self._alone.shutdown(cancel_futures=True)
+        self._single.shutdown(cancel_futures=True)

@@ -1,8 +1,9 @@
-"""What a prepared clip is on disk: a TFDS data set in ArrayRecord files, written and read without TensorFlow.
+"""Prepared clips on disk: a TFDS data set in ArrayRecord files, written and read without TensorFlow.
 
-A record is a *segment*: SEGMENT neighbouring frames of one clip, each encoded for itself. So a window of 16 frames
-costs two records and 16 frame decodes, however long the clip is. Segments of a clip follow each other, and clips follow
-the order of the manifest (`manifest.json`), which says how many frames each has: the number of every record follows.
+A record is a *segment*: SEGMENT neighbouring frames of one clip, each encoded separately. So a window of 16 frames
+takes two records and 16 frame decodes, however long the clip is. Segments of a clip are consecutive, and clips are in
+the order of the manifest (`manifest.json`), which gives their numbers of frames; these determine the number of every
+record.
 """
 
 import itertools
@@ -22,11 +23,11 @@ from vf.data.manifest import MANIFEST
 
 SEGMENT = 16  # frames
 VERSION = "1.0.0"  # of the TFDS data set
-SHARD = 2**28  # bytes, after which a split goes on in another file
+SHARD = 2**28  # bytes after which a split continues in another file
 
 
 class StagedClip(NamedTuple):
-    """A clip that is ready to be packed."""
+    """A staged clip, ready to be packed."""
 
     name: str
     label: str
@@ -44,36 +45,38 @@ def pack(
     embeddings: Layout,
     about: Mapping[str, Any],
 ) -> Path:
-    """Writes clips as a TFDS data set below `out`; returns its folder relative to `out`.
+    """Writes clips as a TFDS data set in `out`; returns its folder relative to `out`.
 
     The folder appears whole or not at all. TFDS's own builders are not used: they compress ArrayRecord files, which
     takes longer than decoding a video and makes reading four times as slow, and they keep a split in memory to sort it.
 
     Args:
         out: the prepared data set's folder.
-        dataset: such as `ucf101`; the TFDS data set is called `ucf101_clips`.
-        clips: clips of each split, in order; read once.
-        classes: names, in the order of their numbers; () for data without classes (every label is then 0).
-        embeddings: which ones clips have.
-        about: how the frames were made; kept as the data set's metadata.
+        dataset: name such as `ucf101`; the TFDS data set is called `ucf101_clips`.
+        clips: {split: its clips in order}; each is iterated once.
+        classes: names in the order of labels; () for data without classes (every label is then 0).
+        embeddings: which embeddings clips have.
+        about: how the frames were made, stored as the data set's metadata.
 
     Raises:
         OSError: a file cannot be written.
     """
     folder = out / f"{dataset}_clips" / VERSION
-    shutil.rmtree(folder.parent, ignore_errors=True)  # what lies there is finished only where a manifest says so
-    aside = folder.with_name(f"incomplete.{VERSION}")
-    aside.mkdir(parents=True)
+    shutil.rmtree(
+        folder.parent, ignore_errors=True
+    )  # it is incomplete: a finished data set has a manifest, and is not packed again
+    temporary = folder.with_name(f"incomplete.{VERSION}")
+    temporary.mkdir(parents=True)
     features = tfds.features.FeaturesDict(_features(classes, embeddings))
     files = tfds.core.ShardedFileTemplate(
-        data_dir=aside, dataset_name=folder.parent.name, filetype_suffix="array_record"
+        data_dir=temporary, dataset_name=folder.parent.name, filetype_suffix="array_record"
     )
     splits = [
-        _write_split(files.replace(split=split), _records(found, features, embeddings, bool(classes)))
-        for split, found in clips.items()
+        _write_split(files.replace(split=split), _records(clips_of_split, features, embeddings, bool(classes)))
+        for split, clips_of_split in clips.items()
     ]
     tfds.folder_dataset.write_metadata(
-        data_dir=aside,
+        data_dir=temporary,
         features=features,
         split_infos=splits,
         version=VERSION,
@@ -82,11 +85,11 @@ def pack(
         metadata=tfds.core.MetadataDict(about),
         disable_shuffling=True,  # the manifest's order is the order on disk
     )
-    return aside.rename(folder).relative_to(out)
+    return temporary.rename(folder).relative_to(out)
 
 
 def _features(classes: tuple[str, ...], embeddings: Layout) -> dict[str, Any]:
-    """What a record holds, by name."""
+    """{name: feature} of a record."""
     features: dict[str, Any] = {
         "frames": tfds.features.Text(doc="frames, each encoded as the metadata says, one after another"),
         "bytes": tfds.features.Tensor(shape=(None,), dtype=np.int64, doc="of each frame"),
@@ -106,12 +109,12 @@ def _features(classes: tuple[str, ...], embeddings: Layout) -> dict[str, Any]:
 def _records(
     clips: Iterable[StagedClip], features: tfds.features.FeaturesDict, embeddings: Layout, has_classes: bool
 ) -> Iterator[bytes]:
-    """Serialized segments of all clips, in order."""
+    """Serialised segments of all clips, in order."""
     for number, clip in enumerate(clips):
         for segment, first in enumerate(range(0, len(clip.frames), SEGMENT)):
             frames = clip.frames[first : first + SEGMENT]
             record = {
-                # One string: TFDS spends more on a list of them than ArrayRecord does on writing.
+                # One string: TFDS takes longer to encode a list of them than ArrayRecord does to write it.
                 "frames": b"".join(frames),
                 "bytes": np.array([len(frame) for frame in frames]),
                 "name": clip.name,
@@ -121,14 +124,14 @@ def _records(
                 "label": clip.label if has_classes else 0,
                 "caption": clip.caption,
             }
-            # A frame and its embedding are in one record, so that neighbouring records may have one in common.
+            # A frame and its embedding are in one record, so neighbouring records may repeat an embedding.
             start, end = (embeddings.nearest(frame, len(clip.frames)) for frame in (first, first + len(frames) - 1))
             record |= {name: rows[start : end + 1].astype(np.float32) for name, rows in clip.embeddings.items()}
             yield features.serialize_example(features.encode_example(record))
 
 
 def _write_split(files: tfds.core.ShardedFileTemplate, records: Iterable[bytes]) -> tfds.core.SplitInfo:
-    """Writes records in their order, to a file until it holds SHARD bytes and then to the next."""
+    """Writes records in order, into one file until it has SHARD bytes and then into the next."""
     written = 0
 
     def shard(record: bytes) -> int:
@@ -138,7 +141,7 @@ def _write_split(files: tfds.core.ShardedFileTemplate, records: Iterable[bytes])
 
     folder = Path(files.data_dir)
     lengths = [_write_file(folder / f"{k}", part) for k, (_, part) in enumerate(itertools.groupby(records, shard))]
-    for k in range(len(lengths)):  # a file's name says how many there are
+    for k in range(len(lengths)):  # the name of a file contains their number
         (folder / f"{k}").rename(files.sharded_filepath(shard_index=k, num_shards=len(lengths)))
     return tfds.core.SplitInfo(name=files.split, shard_lengths=lengths, num_bytes=written, filename_template=files)
 
@@ -154,20 +157,21 @@ def _write_file(path: Path, records: Iterable[bytes]) -> int:
     finally:
         try:
             writer.close()
-        except RuntimeError as error:  # of this or of an earlier write, such as a full disk
+        except RuntimeError as error:  # reports a failed write too, such as on a full disk
             raise OSError(str(error).split(";")[0]) from error
     return count
 
 
 def fields(record: bytes) -> Any:
-    """Fields of a record by name, as protobuf has them (`bytes_list.value`, ...).
+    """Fields of a record by name, as protobuf values (`bytes_list.value`, ...).
 
-    TFDS's own decoding makes arrays of everything, asked for or not."""
+    TFDS's decoding is not used: it makes arrays of all fields, needed or not.
+    """
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
 class Segment:
-    """Neighbouring frames of a clip, as they are stored."""
+    """Neighbouring frames of a clip, as they are stored in a record."""
 
     def __init__(self, record: bytes) -> None:
         self.fields = fields(record)
@@ -176,11 +180,11 @@ class Segment:
         self._ends = list(itertools.accumulate(self.fields["bytes"].int64_list.value, initial=0))
 
     def frame(self, k: int) -> memoryview:
-        """Bytes of frame k of the segment, not decoded yet. Raises IndexError beyond its end."""
+        """Encoded bytes of frame k of the segment. Raises IndexError beyond its end."""
         return self._data[self._ends[k] : self._ends[k + 1]]
 
     def embeddings(self, layout: Layout, k: int, frames: int) -> dict[str, np.ndarray]:
-        """f32 [d] by field: those that stand for frame k of the segment, of a video of `frames` frames."""
+        """{field: f32 [d]} of frame k of the segment, which belongs to a video of `frames` frames."""
         first = SEGMENT * self.number
         row = layout.nearest(first + k, frames) - layout.nearest(first, frames)
         numbers = slice(row * layout.dim, (row + 1) * layout.dim)

@@ -1,8 +1,8 @@
-"""Data in an object store: fetched once to each machine, then read as any folder.
+"""Copies data from an object store to the machine once, where it is then read as any folder.
 
-Clips are read at random and again in each epoch, which stores are slow and costly at. What is fetched lies in
-`~/.cache/vf/data/STORE/BUCKET/...` (or `VF_DATA_CACHE`), for every job on the machine; a mount (gcsfuse, NFS) is a
-local folder and is read where it is.
+Clips are read in random order and again in each epoch, which is slow and costly in object stores. The copy is in
+`~/.cache/vf/data/STORE/BUCKET/...` (or below `VF_DATA_CACHE`), for every job on the machine. A mount (gcsfuse, NFS)
+counts as a local folder, and is read directly.
 """
 
 import fcntl
@@ -22,21 +22,21 @@ from vf.types import UserError
 THREADS = 16
 
 
-def at_hand(address: str) -> Path:
-    """The local copy of the folder at `address` (gs://bucket/data), made or brought up to date.
+def local_copy(address: str) -> Path:
+    """The local copy of the folder at `address` (gs://bucket/data), which is made or brought up to date.
 
-    What is missing or has another size is fetched, what the store no longer has is removed; all of it where prepared
-    data was prepared anew. Processes of one machine wait for one another. Raises UserError where there is nothing, or
-    the store cannot be read.
+    Files that are missing or of another size are fetched, and files that the store no longer has are removed; where
+    the data was prepared again, all are fetched. Processes of one machine wait for each other. Raises UserError where
+    the folder is empty, or the store cannot be read.
     """
-    files.path(address)  # is its client here?
+    files.path(address)  # raises where the store's client is not installed
     import fsspec
 
     scheme = address.split("://")[0]
     try:
         store, root = fsspec.core.url_to_fs(address)
         listed = {name.removeprefix(root).lstrip("/"): info["size"] for name, info in _find(store, root)}
-    except Exception as error:  # every store's client has errors of its own
+    except Exception as error:  # clients of stores raise errors of many kinds
         raise UserError(
             f"expected a data set at {address}, which cannot be read ({type(error).__name__}: {error}): check the "
             "address and these credentials"
@@ -44,7 +44,7 @@ def at_hand(address: str) -> Path:
     if not listed:
         raise UserError(f"expected a data set at {address} and found nothing there: check the address")
     target = Path(os.environ.get("VF_DATA_CACHE") or Path.home() / ".cache/vf/data") / scheme / root
-    with _alone(target):
+    with _locked(target):
         if MANIFEST in listed and (target / MANIFEST).exists():
             with store.open(f"{root}/{MANIFEST}", "rb") as file:
                 if file.read() != (target / MANIFEST).read_bytes():
@@ -52,10 +52,10 @@ def at_hand(address: str) -> Path:
         for path in [path for path in target.rglob("*") if path.is_file()]:
             if path.relative_to(target).as_posix() not in listed:
                 path.unlink()
-        wanted = [name for name, size in listed.items() if _size(target / name) != size]
-        if wanted:
-            size = sum(listed[name] for name in wanted) / 1e9
-            logging.info("fetching %d of %d files, %.2f GB, of %s", len(wanted), len(listed), size, address)
+        missing = [name for name, size in listed.items() if _size(target / name) != size]
+        if missing:
+            size = sum(listed[name] for name in missing) / 1e9
+            logging.info("fetching %d of %d files, %.2f GB, of %s", len(missing), len(listed), size, address)
 
         def fetch(name: str) -> None:
             with files.replacing(target / name) as temporary:
@@ -63,8 +63,8 @@ def at_hand(address: str) -> Path:
 
         try:
             with ThreadPoolExecutor(THREADS) as threads:
-                list(threads.map(fetch, [name for name in wanted if name != MANIFEST]))
-            if MANIFEST in wanted:  # last: without it the rest is no data set
+                list(threads.map(fetch, [name for name in missing if name != MANIFEST]))
+            if MANIFEST in missing:  # last, since a folder without it is no data set
                 fetch(MANIFEST)
         except Exception as error:  # as above, and a full disk
             raise UserError(
@@ -75,9 +75,9 @@ def at_hand(address: str) -> Path:
 
 
 def _find(store: object, root: str) -> Iterator[tuple[str, dict]]:
-    found: dict[str, dict] = store.find(root, detail=True)  # type: ignore[attr-defined]
+    entries: dict[str, dict] = store.find(root, detail=True)  # type: ignore[attr-defined]
     # Some stores list an object that stands for the folder itself.
-    return ((name, info) for name, info in found.items() if not name.endswith("/") and name != root)
+    return ((name, info) for name, info in entries.items() if not name.endswith("/") and name != root)
 
 
 def _size(path: Path) -> int:
@@ -88,8 +88,8 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Excludes other processes of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

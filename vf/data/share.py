@@ -1,8 +1,8 @@
-"""A share of the videos, chosen by their names: the validation set of data that has no list of one.
+"""Chooses a share of the videos by the hash of their names, as the validation set of data without a list of one.
 
-A video's place is u(name) = (first 64 bits of sha256 of the name in UTF-8) / 2^64, uniform in [0, 1); the videos with
-u(name) < share are the validation set. So the choice is the same on every host and in every run, a video keeps its part
-when others come or go, and a larger share holds all of a smaller one.
+u(name) = (first 64 bits of sha256 of the name in UTF-8) / 2^64 is uniform in [0, 1); the videos with u(name) < share
+are the validation set. So the choice is the same on every host and in every run, a video stays in its part when others
+are added or removed, and a larger share contains all of a smaller one.
 """
 
 import dataclasses
@@ -18,42 +18,42 @@ from vf.types import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """One of the two parts into which a share cuts the videos.
+    """One of the two parts into which a share divides the videos.
 
     Attributes:
-        share: of the videos that are the validation set, in (0, 1).
-        validation: whether this part is the validation set; else it is all other videos.
+        share: share of the videos that are the validation set, in (0, 1).
+        validation: whether this part is the validation set, or all other videos.
     """
 
     share: float
     validation: bool
 
-    def keep(self, names: Sequence[str]) -> np.ndarray:
-        """Which of the videos are of this part, bool [n]. Raises UserError where none is."""
-        places = np.array([place(name) for name in names])
-        kept = (places < self.share) == self.validation
-        if not kept.any():
+    def select(self, names: Sequence[str]) -> np.ndarray:
+        """Which of the videos belong to this part, bool [n]. Raises UserError where none does."""
+        places = np.array([position(name) for name in names])
+        selected = (places < self.share) == self.validation
+        if not selected.any():
             part = "the validation set" if self.validation else "training"
             raise UserError(
                 f"a share of {self.share:g} of {len(names)} videos, chosen by the hash of their names, leaves none to "
                 f"{part}: {_advice(places, self.validation)}",
                 "share",
             )
-        return kept
+        return selected
 
     def describe(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Share and part, ready for JSON."""
         return {"validation_share": self.share, "part": "validation" if self.validation else "training"}
 
 
-def place(name: str) -> float:
+def position(name: str) -> float:
     """u(name), in [0, 1)."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 
 def _advice(places: np.ndarray, validation: bool) -> str:
-    """The share by which one video falls to the part that has none, and the others to the other."""
+    """The share that gives one video to the part that is empty, and all others to the other part."""
     if len(places) < 2:
         return "bring more videos, or take a share of 0 to train on all"
     low, high = np.sort(places)[:2] if validation else np.sort(places)[-2:]

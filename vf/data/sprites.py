@@ -1,7 +1,7 @@
 """The embedded data set: one coloured sprite that moves over a plain background, drawn on the fly.
 
 Content (shape, colour, background) is constant over a clip; motion is a straight path at constant speed that bounces
-off the walls. Both are known in closed form, so that samples can be judged without a network (`vf/scores/sprites.py`).
+off the walls. Both are known in closed form, so that samples can be scored without a network (`vf/scores/sprites.py`).
 """
 
 import dataclasses
@@ -56,9 +56,9 @@ def alpha_mask(shape: int, centre: np.ndarray, size: int) -> np.ndarray:
 
 
 def bounce(position: np.ndarray, size: int) -> np.ndarray:
-    """Reflects straight-line coordinates (any real numbers, in pixels) into the room between the walls."""
-    low, room = MARGIN * size, (1 - 2 * MARGIN) * size
-    return low + room - abs((position - low) % (2 * room) - room)
+    """Reflects coordinates of a straight line (any real numbers, in pixels) into the space between the walls."""
+    low, width = MARGIN * size, (1 - 2 * MARGIN) * size
+    return low + width - abs((position - low) % (2 * width) - width)
 
 
 def draw_factors(rng: np.random.Generator, frames: int, size: int, stride: int = 1) -> Factors:
@@ -72,46 +72,53 @@ def draw_factors(rng: np.random.Generator, frames: int, size: int, stride: int =
 
 
 def render(factors: Factors, size: int) -> np.ndarray:
-    """Clip uint8 [f size size 3] that shows `factors`."""
+    """The clip that shows `factors`, uint8 [f size size 3]."""
     mask = alpha_mask(factors.shape, factors.path, size)[..., None]
     colour, background = _COLOURS[factors.colour], _BACKGROUNDS[factors.background]
     return np.round(mask * colour + (1 - mask) * background).astype(np.uint8)
 
 
 class Sprites:
-    """Source of `length` clips, each a function of (split, record) alone: {video u8 [f size size 3], label, embedding,
-    mirrored_embedding}.
+    """A source of `length` clips, each a function of (split, record) alone; a `vf.data.pipeline.Source`.
 
-    `label` is a combination of colour and shape, such as "red square". `embedding` float32 [14] holds the base frame's
-    factors (one-hot shape, colour, background; its position (y, x) in [-1, 1]): what an ideal image encoder would say
-    of the clean base frame. `mirrored_embedding` is that of the mirrored base frame: x has the other sign.
+    A clip has `video` u8 [f size size 3]; `label` i32 [], a combination of colour and shape such as "red square";
+    `embedding` f32 [14], the base frame's factors (one-hot shape, colour, background; position (y, x) in [-1, 1]), in
+    place of an ideal image encoder's output; and `mirrored_embedding` f32 [14], that of the mirrored base frame, in
+    which x has the other sign.
+
+    Args:
+        frames: frames per clip.
+        size: height and width in pixels.
+        base_frame: index of the frame to which the embedding belongs.
+        split: "train" or "test", which share no clip.
+        length: number of clips.
     """
 
     class_names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
     num_classes = len(class_names)
     embedding_dim = len(SHAPES) + len(COLOURS) + len(BACKGROUNDS) + 2
 
-    def __init__(self, *, frames: int, size: int, base: int, split: str = "train", length: int = 100_000) -> None:
-        self.frames, self.size, self.base, self.split, self.length = frames, size, base, split, length
+    def __init__(self, *, frames: int, size: int, base_frame: int, split: str = "train", length: int = 100_000) -> None:
+        self.frames, self.size, self.base_frame, self.split, self.length = frames, size, base_frame, split, length
         self._salt = {"train": 1, "test": 2}[split]
 
     def __len__(self) -> int:
         return self.length
 
     def describe(self) -> dict[str, Any]:
-        """Goes into the protocol of every score."""
+        """Split and sizes, ready for JSON: a part of the protocol of every score."""
         return {
             "source": "sprites", "split": self.split, "clips": self.length, "frames": self.frames, "size": self.size
         }  # fmt: skip
 
     def factors(self, record: int) -> Factors:
-        """The closed form of what clip `record` shows."""
+        """The factors of clip `record`."""
         return draw_factors(np.random.default_rng((self._salt, record)), self.frames, self.size)
 
     def clip(self, record: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """Clip `record`; `rng` is unused, since a record holds exactly one clip."""
+        """Clip `record`; `rng` is unused, since a record has exactly one window."""
         factors = self.factors(record)
-        where = 2 * factors.path[self.base] / self.size - 1
+        position = 2 * factors.path[self.base_frame] / self.size - 1
         one_hot = [
             np.arange(n) == k
             for n, k in (
@@ -123,6 +130,6 @@ class Sprites:
         return {
             "video": render(factors, self.size),
             "label": np.array(factors.shape * len(COLOURS) + factors.colour, np.int32),
-            "embedding": np.concatenate([*one_hot, where]).astype(np.float32),
-            "mirrored_embedding": np.concatenate([*one_hot, where * (1, -1)]).astype(np.float32),
+            "embedding": np.concatenate([*one_hot, position]).astype(np.float32),
+            "mirrored_embedding": np.concatenate([*one_hot, position * (1, -1)]).astype(np.float32),
         }

@@ -1,7 +1,7 @@
-"""One clip from its source to a staged file: decoded, cropped, resized and encoded once, by a process of the pool.
+"""Stages one clip: decodes, crops, resizes and encodes it once, in a process of the pool, and writes a staged file.
 
-A staged file is a line of JSON, {facts, bytes of each frame}, and the frames. It appears whole or not at all, under a
-name that changes with the source.
+A staged file is one line of JSON, {facts, bytes of each frame}, followed by the frames. It appears whole or not at all,
+under a name that changes when the source does.
 """
 
 import dataclasses
@@ -26,23 +26,24 @@ from vf.data.decode import (
     FrameFolder,
     Pixels,
     Video,
+    error_text,
     is_cut_off,
     printable,
     read_header,
-    words,
 )
 from vf.data.encoding import encode
 from vf.data.listing import Item
 from vf.types import UserError
 
 STAGES = ("hash", "decode", "resize", "encode", "write", "pack")
-_NOT_ITS_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN}  # but the system's
+# Errors of the system, which say nothing about the clip that was being read.
+_SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN}
 _MISSING = 0.01  # share of the frames that a header may promise in excess before the file counts as cut off
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """What decides the prepared pixels. `min_frames`: shorter clips are rejected."""
+    """Everything that determines the prepared data. Clips of fewer than `min_frames` frames are rejected."""
 
     dataset: str
     source: str
@@ -53,16 +54,17 @@ class Parameters:
     fold: int
     table: str
     embeddings: str
-    fps: float  # of folders of frames, which do not say; 0 = unknown
+    fps: float  # rate of folders of frames, which do not record it; 0 = unknown
     min_frames: int
     crop: str = "centre square"
     resize: str = RESAMPLER
 
 
 def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
-    """Decodes `item` and writes its encoded frames to `target`, whole or not at all; in a process of the pool.
+    """Decodes `item` and writes its encoded frames to `target`, whole or not at all.
 
-    Returns what is known of the clip, or {"rejected": reason}. Raises UserError where `target` cannot be written.
+    Returns the clip's facts (frames, fps, sha256, notes, seconds of each stage), or {"rejected": reason} for a clip
+    that cannot be used. Raises UserError where `target` cannot be written, or the source can no longer be read.
     """
     laps = _Laps()
     try:
@@ -91,23 +93,23 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
         if len(frames) < parameters.min_frames:
             count = f"{len(frames)} frame{'s' * (len(frames) != 1)}"
             raise ValueError(f"has {count}, fewer than {parameters.min_frames}")
-    except Exception as error:  # whatever it is, it must not cost the other clips
-        if not os.path.lexists(item.path) or getattr(error, "errno", None) in _NOT_ITS_FAULT:
+    except Exception as error:  # an error of any kind in one clip must not end the preparation of the others
+        if not os.path.lexists(item.path) or getattr(error, "errno", None) in _SYSTEM_ERRORS:
             raise UserError(
-                f"{printable(str(item.path))} cannot be read any more: {words(error)}; when the source is back, give "
-                "the same command again: finished clips are kept"
+                f"{printable(str(item.path))} cannot be read any more: {error_text(error)}; when the source is back, "
+                "give the same command again: finished clips are kept"
             ) from error
-        return {"rejected": words(error) if isinstance(error, DAMAGE) else f"{type(error).__name__}: {error}"}
+        return {"rejected": error_text(error) if isinstance(error, DAMAGE) else f"{type(error).__name__}: {error}"}
     if repeated:
         notes.append(f"{repeated} frames repeat the one before, which the file leaves out")
     facts = {"frames": len(frames), "fps": fps, "sha256": digest, "notes": notes, "seconds": laps.seconds}
     header = json.dumps({"facts": facts, "bytes": [len(frame) for frame in frames]})
     try:
-        aside = target.with_suffix(".tmp")
-        with aside.open("wb") as whole:
-            whole.write(header.encode() + b"\n")
-            whole.writelines(frames)
-        aside.replace(target)
+        temporary = target.with_suffix(".tmp")
+        with temporary.open("wb") as output:
+            output.write(header.encode() + b"\n")
+            output.writelines(frames)
+        temporary.replace(target)
     except OSError as error:
         raise UserError(
             f"cannot write to {target.parent}: {error.strerror}; make room, then give the same command again: finished "
@@ -119,21 +121,21 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
 
 
 class _Laps:
-    """Seconds of each stage."""
+    """Measures the seconds of each stage."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self._since = time.perf_counter()
 
     def end(self, stage: str) -> None:
-        """The time since the last call, or since the beginning, was that of `stage`."""
+        """Adds the time since the last call, or since the beginning, to `stage`."""
         now = time.perf_counter()
         self.seconds[stage] += now - self._since
         self._since = now
 
 
 def _digest(file: File) -> str:
-    """sha256 of the source: of a file's bytes; of names and bytes of a folder's frames, in order."""
+    """sha256 of the source: of a file's bytes, or of the names and bytes of a folder's frames in order."""
     if isinstance(file, bytes):
         return hashlib.sha256(file).hexdigest()
     if file.is_dir():
@@ -146,13 +148,13 @@ def _digest(file: File) -> str:
 
 
 def _open(file: File, parameters: Parameters) -> tuple[Iterator[av.VideoFrame], float, list[str]]:
-    """(pictures, frames per second, what is unusual). Raises DAMAGE."""
+    """(pictures, frames per second, notes on what is unusual). Raises DAMAGE."""
     notes: list[str] = []
     if isinstance(file, Path) and file.is_dir():
         return FrameFolder(file).pictures(), parameters.fps, notes
     header, video = read_header(file), Video(file)
     missing, cut = header.frames - len(video), is_cut_off(file)
-    # A whole AVI may count frames that its encoder dropped.
+    # The header of an undamaged AVI may count frames that its encoder dropped.
     if missing > 0 and (cut or (cut is None and missing > max(2, _MISSING * header.frames))):
         raise ValueError(f"is cut off: its header promises {header.frames} frames, {len(video)} are there")
     if missing > 0:
@@ -171,27 +173,27 @@ def _open(file: File, parameters: Parameters) -> tuple[Iterator[av.VideoFrame], 
 
 
 def staged_name(item: Item) -> str:
-    """Another one when the source has changed."""
+    """File name of a staged clip: a hash of name, size and modification time of the source."""
     files = sorted(item.path.iterdir()) if not item.member and item.path.is_dir() else [item.path]
-    known = [file.stat() for file in files if file.exists()]
-    state = [(stat.st_size, stat.st_mtime_ns) for stat in known]
+    stats = [file.stat() for file in files if file.exists()]
+    state = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
     return hashlib.sha256(os.fsencode(f"{item.path.name}\0{item.name}\0{state}")).hexdigest()[:32] + ".clip"
 
 
 def staged_facts(path: Path) -> dict[str, Any] | None:
-    """Facts of a staged clip; None where there is none, or not the whole of it (a machine may have crashed)."""
+    """Facts of a staged clip; None where there is none, or the file is incomplete (a machine may have crashed)."""
     try:
         with path.open("rb") as file:
             line = file.readline()
         header = json.loads(line)
-        whole = len(line) + sum(header["bytes"]) == path.stat().st_size
-        return header["facts"] if whole else None
+        is_complete = len(line) + sum(header["bytes"]) == path.stat().st_size
+        return header["facts"] if is_complete else None
     except (OSError, ValueError, KeyError):
         return None
 
 
 def read_staged(path: Path) -> tuple[dict[str, Any], list[bytes]]:
-    """(facts, frames) of a staged clip."""
+    """(facts, encoded frames) of a staged clip. Raises OSError or ValueError where the file cannot be read."""
     with path.open("rb") as file:
         header = json.loads(file.readline())
         data = file.read()

@@ -1,7 +1,7 @@
-"""Clips that a list or a CSV names: which of a source's clips is meant, and what the table says of it.
+"""Finds the clips of a source that a list or a CSV names, and reads what the CSV says of them.
 
-A clip is named by its path relative to the source, by the end of its path where that fits one clip only, with or
-without extension. The names that are given and the source lacks are lost, and told.
+A clip is named by its path relative to the source, or by the end of its path where that fits one clip only, with or
+without extension. Names that fit no clip are reported as lost.
 """
 
 import csv
@@ -10,18 +10,19 @@ import posixpath
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from vf.data.decode import printable, words
-from vf.data.listing import SPLITS, Item, Listing, class_names, without_extension, word
+from vf.data.decode import error_text, printable
+from vf.data.listing import SPLITS, Item, Listing, class_names, clean_label, without_extension
 from vf.types import UserError
 
 _NAMES = ("path", "video", "file", "filename", "video_path", "video_id", "videoid")  # headings of a table, best first
 
 
 def finder(items: list[Item], source: Path) -> Callable[[str], list[Item]]:
-    """Which clips a name in a list or table may mean: one as a rule; none, or several, is for the caller to tell.
+    """A function from a name in a list or table to the clips that it may stand for: one, or none, or several.
 
     The name may begin at the source, above it (`videos/1.mp4` where `videos` is the source) or below it, and may lack
-    the extension or have another, of a file that was converted. What fits exactly goes first."""
+    the extension or have another one, of a file that was converted. An exact match takes precedence.
+    """
     by_name = {printable(item.name): item for item in items}
     by_last: dict[str, list[str]] = {}
     for name in by_name:
@@ -30,33 +31,33 @@ def finder(items: list[Item], source: Path) -> Callable[[str], list[Item]]:
 
     def find(name: str) -> list[Item]:
         for spelling in (name, name.replace("\\", "/")):
-            whole = PurePosixPath(spelling).as_posix()
-            if whole in by_name:
-                return [by_name[whole]]
-            bare = without_extension(whole).lstrip("/")
-            paths = {path: without_extension(path) for path in by_last.get(posixpath.basename(bare), ())}
-            near = [path for path, stem in paths.items() if f"{top}/{stem}".endswith(f"/{bare}")]
-            if near:
-                return [by_name[path] for path in [path for path in near if paths[path] == bare] or near]
+            normalised = PurePosixPath(spelling).as_posix()
+            if normalised in by_name:
+                return [by_name[normalised]]
+            bare = without_extension(normalised).lstrip("/")
+            stems = {path: without_extension(path) for path in by_last.get(posixpath.basename(bare), ())}
+            matches = [path for path, stem in stems.items() if f"{top}/{stem}".endswith(f"/{bare}")]
+            if matches:
+                return [by_name[path] for path in [path for path in matches if stems[path] == bare] or matches]
         return []
 
     return find
 
 
 def no_match(match: list[Item], file: str) -> str:
-    """Why a name that `file` gives is lost: `match`, what `finder` found for it, is not one clip."""
+    """The reason why a name in `file` is lost whose `match`, as `finder` gives it, is not exactly one clip."""
     if not match:
         return f"{file} names it, but it is not in the source"
     return f"{file} names it, and it may be {' or '.join(printable(item.name) for item in match[:3])}"
 
 
-def select(found: Listing, table: Path, source: Path) -> Listing:
-    """The clips of a source that a CSV names, with its labels, captions and splits.
+def select(listing: Listing, table: Path, source: Path) -> Listing:
+    """The clips of a source that a CSV names, with the labels, captions and splits that it gives them.
 
     Raises UserError where the table cannot be read, has no column that names clips, or leaves none.
     """
-    find, lost = finder(found.items, source), dict(found.lost)
-    given: dict[str, dict[str, str]] = {}
+    find, lost = finder(listing.items, source), dict(listing.lost)
+    facts_of: dict[str, dict[str, str]] = {}
     for where, row in _rows(table, lost):
         name, facts = _row(row)
         if not name:
@@ -67,25 +68,25 @@ def select(found: Listing, table: Path, source: Path) -> Listing:
             lost[name] = no_match(match, table.name)
             continue
         item = match[0]
-        known = given.setdefault(item.name, {})
+        merged = facts_of.setdefault(item.name, {})
         for key, value in facts.items():
             if key == "split" and value not in SPLITS.values():
                 lost[item.name] = f"{table.name} gives it the split {value}, which is none of {', '.join(SPLITS)}"
-            elif known.setdefault(key, value) != value and key != "caption":
-                lost[item.name] = f"{table.name} gives it two {key}s: {known[key]} and {value}"
-    kept = [item for item in found.items if item.name in given and item.name not in lost]
-    items = [dataclasses.replace(item, **given[item.name]) for item in kept]  # type: ignore[arg-type]
+            elif merged.setdefault(key, value) != value and key != "caption":
+                lost[item.name] = f"{table.name} gives it two {key}s: {merged[key]} and {value}"
+    selected = [item for item in listing.items if item.name in facts_of and item.name not in lost]
+    items = [dataclasses.replace(item, **facts_of[item.name]) for item in selected]  # type: ignore[arg-type]
     if classes := class_names(items):
         lost |= {item.name: "has no label, though others have" for item in items if not item.label}
         items = [item for item in items if item.label]
     if not items:
         why = "".join(f", for example {printable(name)}: {why}" for name, why in list(lost.items())[:1])
         raise UserError(f"{table} names no clip of {source} that can be used{why or ', for it has no rows'}", "table")
-    return Listing(items, classes, lost, [item.name for item in found.items if item.name not in given])
+    return Listing(items, classes, lost, [item.name for item in listing.items if item.name not in facts_of])
 
 
 def _row(row: dict[str, str]) -> tuple[str, dict[str, str]]:
-    """(name of the clip or "", its fields) from a row under any of the public headings."""
+    """(name of the clip or "", its fields) of a row, under any of the headings of public data sets."""
 
     def first(*names: str) -> str:
         return next((row[name] for name in names if row.get(name)), "")
@@ -93,15 +94,18 @@ def _row(row: dict[str, str]) -> tuple[str, dict[str, str]]:
     name = first(*_NAMES)
     if name and not row.get("path") and row.get("page_dir"):
         name = f"{row['page_dir']}/{name}"
-    facts = {"label": word(first("label", "class")), "caption": first("caption", "text", "sentence", "name")}
+    facts = {"label": clean_label(first("label", "class")), "caption": first("caption", "text", "sentence", "name")}
     split = first("split").lower()
     facts["split"] = SPLITS.get(split, split)
     return name, {key: value for key, value in facts.items() if value}
 
 
 def _rows(table: Path, lost: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, cells by heading) of every row that is not blank. Rows that cannot be read go to `lost`; UserError where
-    the file cannot be read, or none of its headings says which clip a row is about."""
+    """Yields (place in the file, {heading: cell}) of every row that is not blank.
+
+    Rows that cannot be read are added to `lost`. Raises UserError where the file cannot be read, or has no column that
+    names clips.
+    """
     try:
         with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.reader(file, strict=True)  # else a quote that is never closed swallows all rows after it
@@ -126,4 +130,4 @@ def _rows(table: Path, lost: dict[str, str]) -> Iterator[tuple[str, dict[str, st
                 elif any(cells):
                     yield where, dict(zip(headings, cells, strict=False))
     except (OSError, csv.Error) as error:
-        raise UserError(f"the table {table} cannot be read: {words(error)}", "table") from error
+        raise UserError(f"the table {table} cannot be read: {error_text(error)}", "table") from error

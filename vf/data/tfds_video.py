@@ -1,4 +1,4 @@
-"""Video data sets as TFDS itself prepares them, such as `ucf101/ucf101_1_256`: whole clips of encoded frames.
+"""Reads video data sets that TFDS itself prepares, such as `ucf101/ucf101_1_256`: whole clips of encoded frames.
 
 Their Video feature needs TensorFlow, and UCF101's 256 x 256 frames have lost their aspect ratio (320 x 240 squashed),
 so scores differ from those of prepared data. Needs an ArrayRecord copy: `tfds build ucf101 --file_format=array_record`.
@@ -28,14 +28,15 @@ class TfdsVideos:
     Only the frames of the window are decoded, but whole records are read.
 
     Args:
-        name: of the data set, as TFDS knows it.
-        windows: which frames make a clip. Records do not tell rate or length: `fps` and `start` all are refused.
+        name: TFDS's name of the data set.
+        windows: which frames make a clip. Records contain neither rate nor length: `fps` and `start` all are refused.
         size: height and width in pixels.
-        split: as TFDS knows it.
-        data_dir: where it is; None for TFDS_DATA_DIR or ~/tensorflow_datasets.
+        split: TFDS's name of the split.
+        data_dir: folder of TFDS's data sets; None for TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-        UserError: TensorFlow is not installed, or the data set is not there.
+        UserError: TensorFlow is not installed, the data set is not prepared as ArrayRecord, or windows need a rate or
+            a length.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class TfdsVideos:
         self.name, self.windows, self.size, self.split, self.data_dir = name, windows, size, split, data_dir
         if windows.fps or windows.start == "all":
             raise UserError(
-                "clips of TFDS tell neither rate nor length: set data.fps=0 and data.windows=random or centre"
+                "clips of TFDS contain neither rate nor length: set data.fps=0 and data.windows=random or centre"
             )
         features = self._builder.info.features
         self.class_names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
@@ -65,9 +66,9 @@ class TfdsVideos:
 
     @cached_property
     def _source(self) -> Any:
-        how = tfds.decode.DeserializeMethod.RAW_BYTES
+        method = tfds.decode.DeserializeMethod.RAW_BYTES
         try:
-            return self._builder.as_data_source(split=self.split, deserialize_method=how)
+            return self._builder.as_data_source(split=self.split, deserialize_method=method)
         except (AssertionError, ValueError, NotImplementedError, OSError) as error:
             raise UserError(
                 f"tfds:{self.name} is not prepared as ArrayRecord ({str(error).splitlines()[0]}): "
@@ -81,7 +82,7 @@ class TfdsVideos:
         return self._length
 
     def describe(self) -> dict[str, Any]:
-        """Goes into the protocol of every score."""
+        """Data set, selection and pixel processing, ready for JSON: a part of the protocol of every score."""
         return {
             "source": f"tfds:{self.name}",
             "version": str(self._builder.version),
@@ -102,7 +103,7 @@ class TfdsVideos:
             pixels = Pixels(self.size)
             indices = self.windows.indices(len(frames), 0.0, 0, rng)
             video = np.stack([pixels(_picture(frames[i])) for i in indices])
-        except Exception as error:  # the reader's own errors have no common kind
+        except Exception as error:  # the reader raises errors of many kinds
             raise BadRecord(f"record {record} of tfds:{self.name}: {error}") from error
         label = row["label"].int64_list.value[0] if self.num_classes else 0
         return {"video": video, "label": np.array(label, np.int32)}

@@ -1,4 +1,4 @@
-"""UCF101's own lists, a folder or archive of text files; F is the number of the split, 1 to 3.
+"""UCF101's official split lists, a folder or archive of text files; F is the number of the split, 1 to 3.
 
 trainlist0F.txt     lines as `Class/video.avi 12`
 testlist0F.txt      lines as `Class/video.avi`
@@ -11,21 +11,29 @@ import re
 from pathlib import Path, PurePosixPath
 
 from vf.data import archives
-from vf.data.decode import printable, words
-from vf.data.listing import Listing, word
+from vf.data.decode import error_text, printable
+from vf.data.listing import Listing, clean_label
 from vf.data.tables import finder, no_match
 from vf.types import UserError
 
 
-def apply(found: Listing, splits: Path, fold: int, source: Path) -> Listing:
-    """The clips of a source with split and class as the lists have them; those that no list names are left out.
+def apply(listing: Listing, splits: Path, fold: int, source: Path) -> Listing:
+    """The clips of a source that the lists name, with split and class from the lists.
 
-    A clip that both lists name, or that has two classes, is lost. Raises UserError where a list cannot be read.
+    Clips that no list names are left out. A clip that both lists name, or that has two classes, is lost.
+
+    Args:
+        listing: all clips of the source.
+        splits: folder or archive of the lists.
+        fold: number of the split, 1 to 3.
+        source: where the clips lie.
+
+    Raises UserError where a list cannot be read.
     """
     ids = _class_ids(splits)
-    find, lost = finder(found.items, source), dict(found.lost)
+    find, lost = finder(listing.items, source), dict(listing.lost)
     splits_of: dict[str, set[str]] = {}
-    classes_of = {item.name: {item.label} for item in found.items}  # the folder says the class, too
+    classes_of = {item.name: {item.label} for item in listing.items}  # the folder names a class too
     for split in ("train", "test"):
         file = f"{split}list{fold:02d}.txt"
         for line in _lines(splits, file, "a video CLASS/NAME.avi"):
@@ -39,40 +47,40 @@ def apply(found: Listing, splits: Path, fold: int, source: Path) -> Listing:
                 name = ids.get(int(number), f"number {number}, which classInd.txt does not know")
                 classes_of[match[0].name].add(name)
     items = []
-    for item in found.items:
-        where, classes = splits_of.get(item.name, set()), classes_of[item.name]
-        if len(where) > 1:
+    for item in listing.items:
+        in_splits, classes = splits_of.get(item.name, set()), classes_of[item.name]
+        if len(in_splits) > 1:
             lost[item.name] = "both the train list and the test list name it"
-        elif where and len(classes) > 1:
+        elif in_splits and len(classes) > 1:
             lost[item.name] = f"it has two classes: {' and '.join(sorted(classes))}"
-        elif where and item.label not in ids.values():
+        elif in_splits and item.label not in ids.values():
             lost[item.name] = f"its class {item.label} is not in classInd.txt"
-        elif where:
-            items.append(dataclasses.replace(item, split=min(where)))
-    unlisted = [item.name for item in found.items if item.name not in splits_of]
+        elif in_splits:
+            items.append(dataclasses.replace(item, split=min(in_splits)))
+    unlisted = [item.name for item in listing.items if item.name not in splits_of]
     return Listing(items, tuple(ids[number] for number in sorted(ids)), lost, unlisted)
 
 
 def _class_ids(splits: Path) -> dict[int, str]:
-    """Numbers and names of the classes."""
-    what = "a number and a class, each once"
+    """{number: name} of the classes. Raises UserError where classInd.txt cannot be read or repeats a class."""
+    expected = "a number and a class, each once"
     ids: dict[int, str] = {}
-    for line in _lines(splits, "classInd.txt", what):
+    for line in _lines(splits, "classInd.txt", expected):
         match = re.fullmatch(r"(\d{1,9})\s+(.+)", line)
-        if not match or int(match[1]) in ids or word(match[2]) in ids.values():
-            raise UserError(f"each line of {splits / 'classInd.txt'} should be {what}; mend the line {line[:99]!r}")
-        ids[int(match[1])] = word(match[2])
+        if not match or int(match[1]) in ids or clean_label(match[2]) in ids.values():
+            raise UserError(f"each line of {splits / 'classInd.txt'} should be {expected}; mend the line {line[:99]!r}")
+        ids[int(match[1])] = clean_label(match[2])
     return ids
 
 
 def lists_in(archive: Path) -> dict[str, str]:
-    """Members of an archive that are UCF101's own lists, by their last names."""
+    """{file name: member} of the members of an archive that are UCF101's lists."""
     names = {PurePosixPath(member.replace("\\", "/")).name: member for member in archives.members(archive)[0]}
     return {name: m for name, m in names.items() if re.fullmatch(r"(classInd|(train|test)list\d\d)\.txt", name)}
 
 
-def _lines(splits: Path, file: str, what: str) -> list[str]:
-    """Lines that are not blank. UserError where the file cannot be read or is empty."""
+def _lines(splits: Path, file: str, expected: str) -> list[str]:
+    """Lines that are not blank. Raises UserError where the file cannot be read or is empty."""
     try:
         if os.path.isfile(splits) and splits.suffix.lower() in archives.ARCHIVES:
             content = archives.read_member(splits, lists_in(splits).get(file, file))
@@ -80,12 +88,14 @@ def _lines(splits: Path, file: str, what: str) -> list[str]:
             content = (splits / file).read_bytes()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the split file {splits / file} cannot be read ({words(error)}): name the folder of UCF101's own lists, "
-            f"in which each line of {file} is {what}",
+            f"the split file {splits / file} cannot be read ({error_text(error)}): name the folder of UCF101's own "
+            f"lists, in which each line of {file} is {expected}",
             "splits",
         ) from error
     text = printable(content.decode("utf-8-sig", "surrogateescape"))
     lines = [stripped for line in re.split(r"[\r\n]", text) if (stripped := line.strip())]
     if not lines:
-        raise UserError(f"the split file {splits / file} is empty; each line of it should be {what}: download it again")
+        raise UserError(
+            f"the split file {splits / file} is empty; each line of it should be {expected}: download it again"
+        )
     return lines

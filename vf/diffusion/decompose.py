@@ -13,7 +13,7 @@ The paper
             = || eps^i - sqrt(lambda^i) [b_hat]_sg - sqrt(1 - lambda^i) z_psi^r(z'^i, t, i) ||^2   for i != c        (7)
 
 With the true b for b_hat the second line is (1 - lambda^i) || r^i - r_hat^i ||^2, so that a frame counts as much as its
-own noise does in eps. How the frames' errors add up the paper does not tell: `losses` says what we chose.
+residual noise does in eps. The paper does not specify how the frames' errors add up: see `losses` for our choice.
 
 [.]_sg stops gradients: the residual frames' errors, large early in training, must not reach a pretrained base
 generator. Equation (7) writes the stop-gradient on b_hat alone; that it holds inside z' (5) as well is our reading of
@@ -107,11 +107,11 @@ def eps_hat(
 ) -> Float[Array, "*n f h w c"]:
     """Equation (6). `value` is the residual generator's output: r_hat in the paper, or x_0 or v of z' (ours).
 
-    Where lambda = 1 (the base frame) the value does not count: eps_hat is b_hat, whatever the residual generator says.
+    Where lambda = 1 (the base frame) eps_hat is b_hat, whatever the residual generator predicts.
     """
     noise = gaussian.to_noise(prediction, value, z_prime, spread(alpha, z_prime), residual_sigma(lam, sigma))
-    own = jnp.where(per_pixel(lam) < 1, noise / spread(sigma, z_prime), 0)  # sqrt(1 - lambda) r_hat
-    return jnp.sqrt(per_pixel(lam)) * b_hat[..., None, :, :, :] + own
+    residual_eps = jnp.where(per_pixel(lam) < 1, noise / spread(sigma, z_prime), 0)  # sqrt(1 - lambda) r_hat
+    return jnp.sqrt(per_pixel(lam)) * b_hat[..., None, :, :, :] + residual_eps
 
 
 def residual_error(
@@ -126,20 +126,20 @@ def residual_error(
 ) -> Float[Array, "*n f"]:
     """Each frame's error in equation (7), second line, as a mean over pixels. No gradient passes to `b_hat`.
 
-    With a value of kind eps it is the paper's loss. z' is alpha x + sigma own, own = eps - sqrt(lambda) [b_hat]_sg,
+    With a value of kind eps it is the paper's loss. z' is alpha x + sigma r', r' = eps - sqrt(lambda) [b_hat]_sg,
     exactly and for any b_hat, so a generator of kind x_0 or v has a well-defined target too. The squared errors of all
     three kinds carry the (1 - lambda) with which (7) weights r: where lambda = 1 the value is unused and costs nothing.
     """
     lam = per_pixel(lam)
-    own = eps - jnp.sqrt(lam) * jax.lax.stop_gradient(b_hat)[..., None, :, :, :]
+    residual_eps = eps - jnp.sqrt(lam) * jax.lax.stop_gradient(b_hat)[..., None, :, :, :]
     if prediction == "eps":
-        error = own - jnp.sqrt(1 - lam) * value
+        error = residual_eps - jnp.sqrt(1 - lam) * value
     elif prediction == "x_0":
         error = jnp.sqrt(1 - lam) * (x - value)
     else:
         alpha, sigma = spread(alpha, x), spread(sigma, x)
         norm = jnp.sqrt(alpha**2 + (1 - lam) * sigma**2)
-        error = (alpha * own - (1 - lam) * sigma * x) / norm - jnp.sqrt(1 - lam) * value
+        error = (alpha * residual_eps - (1 - lam) * sigma * x) / norm - jnp.sqrt(1 - lam) * value
     return jnp.mean(error**2, axis=(-3, -2, -1))
 
 

@@ -75,18 +75,18 @@ def to_v(kind: Prediction, value: Array, z: Array, alpha: Array, sigma: Array) -
     return target("v", x, eps, alpha, sigma)
 
 
-def loss_weight(predicted: Prediction, judged: Prediction, alpha: Array, sigma: Array, largest: float) -> Array:
-    """Factor that turns a squared error of a `predicted` kind into that of the `judged` kind, at most `largest`.
+def loss_weight(predicted: Prediction, loss_kind: Prediction, alpha: Array, sigma: Array, largest: float) -> Array:
+    """Factor that turns a squared error of a `predicted` kind into that of the `loss_kind` kind, at most `largest`.
 
     All three kinds are linear in one another once z is known, so errors differ by a factor of the noise level alone:
-    e_eps = e_x alpha / sigma and e_v = e_x norm / sigma. Predicting x_0 and judging it as v (Li & He 2025, "Back to
+    e_eps = e_x alpha / sigma and e_v = e_x norm / sigma. Predicting x_0 with the loss of v (Li & He 2025, "Back to
     basics") learns clean content fast and fine detail too; without a bound the weight is infinite at sigma = 0.
     """
-    if predicted == judged:
+    if predicted == loss_kind:
         return jnp.ones_like(alpha)
     norm = jnp.sqrt(alpha**2 + sigma**2)
     # e_kind = scale[kind] / sigma * e_x; the two factors' ratio needs no division by sigma, which may be 0.
-    up, down = ({"x_0": sigma, "eps": alpha, "v": norm}[kind] for kind in (judged, predicted))
+    up, down = ({"x_0": sigma, "eps": alpha, "v": norm}[kind] for kind in (loss_kind, predicted))
     return jnp.minimum((up / jnp.maximum(down, 1e-6)) ** 2, largest)
 
 

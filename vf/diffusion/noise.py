@@ -51,7 +51,7 @@ class Decomposed:
     lam: np.ndarray
 
     def parts(self, key: jax.Array, shape: Shape) -> tuple[Float[Array, "h w c"], Float[Array, "f h w c"]]:
-        """Base noise b and residual noises r^i, from keys of their own: one may be held while the other is redrawn."""
+        """Base noise b and residual noises r^i, from separate keys: one may be fixed while the other is redrawn."""
         base_key, residual_key = jax.random.split(key)
         return jax.random.normal(base_key, shape[1:]), jax.random.normal(residual_key, shape)
 
@@ -70,9 +70,9 @@ class Mixed:
     a: float = 1.0
 
     def draw(self, key: jax.Array, shape: Shape) -> Float[Array, "f h w c"]:
-        shared_key, own_key = jax.random.split(key)
+        shared_key, independent_key = jax.random.split(key)
         shared = jax.random.normal(shared_key, shape[1:])
-        return (self.a * shared + jax.random.normal(own_key, shape)) / np.sqrt(1 + self.a**2)
+        return (self.a * shared + jax.random.normal(independent_key, shape)) / np.sqrt(1 + self.a**2)
 
     def covariance(self, frames: int) -> np.ndarray:
         shared = self.a**2 / (1 + self.a**2)
@@ -86,14 +86,14 @@ class Progressive:
     a: float = 2.0
 
     def draw(self, key: jax.Array, shape: Shape) -> Float[Array, "f h w c"]:
-        own = jax.random.normal(key, shape)
+        independent = jax.random.normal(key, shape)
         rho = self.a / np.sqrt(1 + self.a**2)
 
         def following(eps: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
             eps = rho * eps + np.sqrt(1 - rho**2) * r
             return eps, eps
 
-        return jnp.concatenate([own[:1], jax.lax.scan(following, own[0], own[1:])[1]])
+        return jnp.concatenate([independent[:1], jax.lax.scan(following, independent[0], independent[1:])[1]])
 
     def covariance(self, frames: int) -> np.ndarray:
         rho = self.a / np.sqrt(1 + self.a**2)

@@ -27,7 +27,7 @@ class Level(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a denoiser tells at z: the clean clip and the noise."""
+    """A denoiser's estimates at z: the clean clip and the noise."""
 
     x_0: Array
     eps: Array
@@ -77,8 +77,8 @@ class DDIM:
     ) -> tuple[Array, None]:
         """As `Solver.step`."""
         injected = self.eta * then.sigma / now.sigma * jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))
-        kept = jnp.sqrt(jnp.maximum(then.sigma**2 - injected**2, 0))
-        z = then.alpha * estimate.x_0 + scale * kept * estimate.eps
+        remaining_sigma = jnp.sqrt(jnp.maximum(then.sigma**2 - injected**2, 0))
+        z = then.alpha * estimate.x_0 + scale * remaining_sigma * estimate.eps
         return (z if xi is None else z + scale * injected * xi), None
 
 

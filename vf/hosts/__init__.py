@@ -1,1 +1,1 @@
-"""Several processes that begin, agree and end together, on jax's own services: `docs/hosts.md` tells how."""
+"""Several processes that start, agree and end together, by the services of jax: see `docs/hosts.md`."""

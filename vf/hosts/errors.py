@@ -1,4 +1,4 @@
-"""How a process of a run may end, and with which exit status."""
+"""The errors that end a process of a run, and their exit statuses."""
 
 import signal
 import traceback
@@ -7,15 +7,15 @@ from vf.types import UserError
 
 
 class HostsError(Exception):
-    """Hosts are missing or do not fit together, in one sentence. `vf.main` prints it and exits with 3."""
+    """Hosts are missing or differ from each other, in one sentence. `vf.main` prints it and exits with 3."""
 
 
 class Stopped(Exception):
-    """SIGTERM has ended the training, and a checkpoint is saved. `vf.main` says so and exits with 143."""
+    """SIGTERM has ended the training, and a checkpoint is saved. `vf.main` prints the message and exits with 143."""
 
 
 def exit_status(error: BaseException) -> tuple[int, str]:
-    """Exit status, and what to print: nothing where a signal's status says it, the traceback of a defect."""
+    """(exit status, text to print): a sentence for expected errors, a traceback for others, "" for SystemExit."""
     statuses = {UserError: 2, HostsError: 3, Stopped: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code, ""

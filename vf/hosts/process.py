@@ -1,4 +1,4 @@
-"""Which of how many processes this is: given by flags, or found in the cluster that started it."""
+"""Finds the number of this process and of all processes of the run, from flags or from the cluster that started it."""
 
 import dataclasses
 import json
@@ -15,23 +15,24 @@ from vf.types import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """One of the several processes of a run."""
+    """One of several processes of a run."""
 
     index: int  # from 0
     count: int
-    coordinator: str | None = None  # HOST:PORT of process 0; None where jax finds it by itself
+    coordinator: str | None = None  # HOST:PORT of process 0; None where jax finds it
 
 
 def this_process(coordinator: str | None, processes: int | None, process: int | None) -> Process | None:
-    """What the three flags say, or else the cluster; None for a single process.
+    """This process, as the three flags or else the cluster say; None for a single process.
 
-    Raises UserError for flags that do not fit together, and HostsError where the cluster cannot be asked."""
+    Raises UserError for flags that contradict each other, and HostsError where the cluster's information is missing.
+    """
     if processes == 1 and coordinator is None and not process:
         return None
     if coordinator is None and processes is None and process is None:
         try:
-            return found(os.environ, on_tpu="tpu" in (getattr(jax.config, "jax_platforms", None) or ""))
-        except Exception as error:  # a word is missing in the environment, or the metadata server does not answer
+            return from_cluster(os.environ, on_tpu="tpu" in (getattr(jax.config, "jax_platforms", None) or ""))
+        except Exception as error:  # a variable is missing or malformed, or the metadata server does not answer
             raise HostsError(
                 f"this looks like one of several processes, and the cluster does not say which ({error!r}): give "
                 "coordinator, processes and process, or processes=1 for this one alone"
@@ -46,10 +47,12 @@ def this_process(coordinator: str | None, processes: int | None, process: int | 
     return Process(process, processes, coordinator) if processes > 1 else None
 
 
-def found(environment: Mapping[str, str], on_tpu: bool) -> Process | None:
-    """What Open MPI, SLURM's srun or Cloud TPU says, in the order in which jax asks them.
+def from_cluster(environment: Mapping[str, str], on_tpu: bool) -> Process | None:
+    """The process according to Open MPI, SLURM's srun or Cloud TPU, in the order in which jax checks these.
 
-    jax itself tells what it finds only after it has connected, and a process that is alone shall not connect."""
+    jax reports what it finds only after it has connected, and a single process should not connect. None for a single
+    process. Raises LookupError or ValueError where information is missing or malformed.
+    """
     settings, index, count = dict(environment), 0, 1
     if on_tpu and not {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_SKIP_MDS_QUERY"} & settings.keys():
         settings = _metadata() | settings
@@ -58,16 +61,16 @@ def found(environment: Mapping[str, str], on_tpu: bool) -> Process | None:
     elif "SLURM_STEP_ID" in settings and int(settings.get("SLURM_NTASKS", 1)) > 1:
         index, count = int(settings["SLURM_PROCID"]), int(settings["SLURM_NTASKS"])
     elif on_tpu and (hosts := settings.get("TPU_PROCESS_ADDRESSES") or settings.get("TPU_WORKER_HOSTNAMES")):
-        each, slices = len(hosts.split(",")), int(settings.get("MEGASCALE_NUM_SLICES") or 1)
-        index = int(settings["TPU_WORKER_ID"]) + each * int(settings.get("MEGASCALE_SLICE_ID") or 0)
-        count = each * slices
+        hosts_per_slice, slices = len(hosts.split(",")), int(settings.get("MEGASCALE_NUM_SLICES") or 1)
+        index = int(settings["TPU_WORKER_ID"]) + hosts_per_slice * int(settings.get("MEGASCALE_SLICE_ID") or 0)
+        count = hosts_per_slice * slices
     elif "JOB_COMPLETION_INDEX" in settings:
-        raise LookupError("Kubernetes tells a pod its number, not whether all pods of the job are one run")
+        raise LookupError("Kubernetes gives a pod its number, but not whether all pods of the job are one run")
     return Process(index, count) if count > 1 else None
 
 
 def _metadata() -> dict[str, str]:
-    """What Compute Engine knows of this TPU machine, under the names of Kubernetes. Never asked through a proxy."""
+    """Compute Engine's metadata of this TPU machine, under Kubernetes' names. No proxy is used."""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/?recursive=true"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})

@@ -1,4 +1,4 @@
-"""One process of a run, from joining the others to ending with them."""
+"""Connects one process of a run with the others, and ends it together with them."""
 
 import collections
 import concurrent.futures
@@ -23,27 +23,33 @@ from vf import files
 from vf.hosts.errors import HostsError, Stopped, exit_status
 from vf.hosts.process import Process
 
-READ_SECONDS = 30.0  # network disks may show a new file that late
-MARGIN = 5.0  # seconds
+READ_SECONDS = 30.0  # after which network disks show a new file at the latest
+MARGIN = 5.0  # seconds added to time limits, so that others act first
 
 
 @dataclasses.dataclass(frozen=True)
 class HostInfo:
-    """What a process tells all others of itself."""
+    """Information that each process sends to all others."""
 
-    host: str  # its name in the network
-    fingerprint: Mapping[str, str]  # what must be the same on all hosts, as text
+    host: str  # its host name
+    fingerprint: Mapping[str, str]  # {name: text} of what must be equal on all hosts
 
 
 class Hosts:
-    """This process among those of the run; `Hosts()` is alone, needs nothing and opens no port.
+    """This process among those of the run. `Hosts()` is a single process, which opens no port.
 
-    As a context manager it joins the others, before jax touches a device, and ends as they do. Where there are others,
-    what leaves the block as an exception is printed and ends the process, with its exit status; so does a HostsError
-    where fingerprints or folders differ, or one process does not come within `startup_timeout` seconds.
+    As a context manager it joins the others, before jax uses a device, and ends as they do. Where there are others, an
+    exception that leaves the block is printed and ends the process with its exit status. So does a HostsError where
+    fingerprints or folders differ, or a process does not join in time.
 
-    workdir: the run's folder, which all share. heartbeat_timeout: seconds after which jax takes a silent process for
-    dead, and ends all others. trains: there will be steps, and SIGTERM belongs to jax until they are over."""
+    Args:
+        process: this process; None for a single one.
+        fingerprint: {name: text} of what must be equal on all hosts.
+        workdir: the run's folder, which all share.
+        startup_timeout: seconds within which all processes must join.
+        heartbeat_timeout: seconds without a heartbeat after which jax takes a process for dead, and ends all others.
+        trains: whether there will be training steps, until whose end jax handles SIGTERM.
+    """
 
     def __init__(
         self, process: Process | None = None, fingerprint: Mapping[str, str] | None = None,
@@ -53,7 +59,7 @@ class Hosts:
         self.process, self._fingerprint, self._workdir = process, fingerprint or {}, workdir
         self._startup_timeout, self._heartbeat_timeout, self._trains = startup_timeout, heartbeat_timeout, trains
         self._joined = self._in_steps = self._stop = False
-        self._steps = 0  # of this start: a process that has not come to its first one counts as 0 for jax
+        self._steps = 0  # counted from this start, since jax counts processes that have made no step yet as 0
 
     def __enter__(self) -> Self:
         if self.process:
@@ -69,7 +75,7 @@ class Hosts:
 
     def _join(self, process: Process, workdir: files.AnyPath) -> None:
         files.check_writable(workdir)
-        for old in workdir.glob(f".host-{process.index}-*"):  # of a start that was killed
+        for old in workdir.glob(f".host-{process.index}-*"):  # left by a start that was killed
             old.unlink(missing_ok=True)
         note = workdir / f".host-{process.index}-{int(time.time())}"
         files.write_whole(note, "")
@@ -80,68 +86,73 @@ class Hosts:
             note.unlink(missing_ok=True)
 
     def _connect(self, process: Process, workdir: files.AnyPath) -> None:
-        """Lets jax bring the processes together, in a thread: it would end this process without a sentence."""
+        """Connects the processes by jax, in a thread, since jax would end this process without a clear error."""
         if any(name in os.environ for name in ("http_proxy", "https_proxy")):
-            os.environ.setdefault("grpc_proxy", "")  # else process 0 is looked for behind the proxy
+            os.environ.setdefault("grpc_proxy", "")  # otherwise gRPC would connect to process 0 through the proxy
         jax.config.update("jax_enable_preemption_service", self._trains)
         connecting = concurrent.futures.ThreadPoolExecutor(1).submit(
             jax.distributed.initialize, process.coordinator, process.count, process.index,
-            # Processes that were started by hand see the devices they were given, whatever scheduler runs around them.
+            # Processes with explicit flags use the devices that they see, even within a scheduler that jax knows.
             cluster_detection_method="deactivate" if process.coordinator else None,
             initialization_timeout=int(self._startup_timeout + 10 * MARGIN),
             heartbeat_timeout_seconds=int(self._heartbeat_timeout),
-            shutdown_timeout_seconds=24 * 60 * 60,  # others may still be saving; who is dead has no heartbeat
+            shutdown_timeout_seconds=24 * 60 * 60,  # others may still be saving; dead processes miss heartbeats
         )  # fmt: skip
-        end, came = time.monotonic() + self._startup_timeout, set[int]()
+        end, joined = time.monotonic() + self._startup_timeout, set[int]()
         while not connecting.done() and time.monotonic() < end:
             concurrent.futures.wait([connecting], timeout=1.0)
-            came |= here(workdir, 2 * self._startup_timeout)  # others may give up, and go, a little earlier
+            joined |= present(
+                workdir, 2 * self._startup_timeout
+            )  # others may give up a little earlier, and remove their notes
         if not connecting.done():
-            missing = sorted(set(range(process.count)) - came)
+            missing = sorted(set(range(process.count)) - joined)
             why = f"process {missing} did not: see its log and its workdir" if missing else "cannot reach process 0"
             raise HostsError(
-                f"{len(came)} of {process.count} processes came within {self._startup_timeout:.0f} s, and {why}; start "
-                "all again, with a longer startup_timeout if they need it"
+                f"{len(joined)} of {process.count} processes came within {self._startup_timeout:.0f} s, and {why}; "
+                "start all again, with a longer startup_timeout if they need it"
             )
         if error := connecting.exception():
             raise HostsError(f"process {process.index} cannot join the others: {error}") from error
         self._joined = True
 
     def _agree(self, workdir: files.AnyPath) -> None:
-        """Raises HostsError, on all processes alike, where one has other devices, another fingerprint or folder."""
+        """Raises a HostsError, the same on all processes, where one has other devices, fingerprint or folder."""
         devices = collections.Counter(device.process_index for device in jax.devices())
         for process, number in sorted(devices.items()):
-            if number != devices[0]:  # gathering, too, needs as many everywhere
+            if number != devices[0]:  # `gather` needs equal numbers too
                 raise HostsError(f"process {process} has {number} devices, not {devices[0]} as process 0: give as many")
         end = time.monotonic() + READ_SECONDS
-        while not (seen := 0 in here(workdir, math.inf)) and time.monotonic() < end:
+        while not (is_seen := 0 in present(workdir, math.inf)) and time.monotonic() < end:
             time.sleep(0.5)
-        facts = {**self._fingerprint, "process 0's file in workdir": "seen" if seen else "not seen"}
-        mine = json.dumps(dataclasses.asdict(HostInfo(socket.gethostname(), facts)))
-        infos = [HostInfo(**json.loads(text)) for text in gather(mine)]
+        facts = {**self._fingerprint, "process 0's file in workdir": "seen" if is_seen else "not seen"}
+        this_host = HostInfo(socket.gethostname(), facts)
+        infos = [HostInfo(**json.loads(text)) for text in gather(json.dumps(dataclasses.asdict(this_host)))]
         if problem := difference(infos):
             raise HostsError(problem)
-        logging.info("all are here: %s", ", ".join(f"process {i} on host {one.host}" for i, one in enumerate(infos)))
+        hosts = ", ".join(f"process {i} on host {info.host}" for i, info in enumerate(infos))
+        logging.info("all processes have joined: %s", hosts)
 
     def share(self, value: Any) -> Any:
-        """The `value` of process 0, on every process; to be called by all, in the same order. It is plain JSON."""
+        """The `value` of process 0, on every process. All must call it, in the same order; values are JSON's types."""
         return json.loads(gather(json.dumps(value if jax.process_index() == 0 else None))[0]) if self.process else value
 
     def terminate(self, number: int, _frame: Any) -> None:
-        """Handler of SIGTERM: in steps it is noted, elsewhere the stack unwinds with status 143."""
+        """Handler of SIGTERM: during training steps it only records the signal, otherwise it exits with status 143."""
         if not self._in_steps:
             sys.exit(128 + number)
         self._stop = True
 
     def stopping(self) -> bool:
-        """Whether to save this step and stop: all processes get the same answer. Call it once a step."""
+        """Whether to save this step and stop, the same on all processes. To be called once per step."""
         self._in_steps, self._steps = True, self._steps + 1
         return multihost_utils.reached_preemption_sync_point(self._steps) if self.process else self._stop
 
     def pause(self, *, for_good: bool) -> None:
-        """Something else than steps comes: SIGTERM ends a process at once again, also one that has come already.
+        """Ends a phase of training steps, after which SIGTERM ends a process at once; so does one that has arrived.
 
-        Where several will go on to another step, they stop there instead, together."""
+        Where there are several processes and more steps will follow (`for_good` is False), they stop together at the
+        next step instead.
+        """
         self._in_steps = False
         if self._stop:
             sys.exit(128 + signal.SIGTERM)
@@ -149,10 +160,11 @@ class Hosts:
             signal.signal(signal.SIGTERM, self.terminate)
 
     def _leave(self, error: BaseException | None) -> None:
-        """Waits for the others after a good end; after another one ends this process, whatever they do.
+        """Waits for the others after success; after an error it ends this process, whatever the others do.
 
-        Where all come to the same error they leave together. Where another process has died, jax names it, and ends
-        this one meanwhile. Else this one goes alone, and jax ends the others."""
+        Where all have the same error they end together. Where another process has died, jax names it, and ends this one
+        in the meantime. Otherwise this process ends by itself, and jax ends the others.
+        """
         status, text = exit_status(error) if error else (0, "")
         if self._joined and (not error or isinstance(error, Stopped)):
             jax.distributed.shutdown()
@@ -164,25 +176,25 @@ class Hosts:
                 concurrent.futures.wait([leaving], MARGIN if status > 128 else self._heartbeat_timeout + MARGIN)
         finally:
             sys.stdout.flush()
-            os._exit(status)  # the interpreter's own end would wait for jax
+            os._exit(status)  # a normal exit of the interpreter would wait for jax
 
 
 def gather(text: str) -> list[str]:
-    """The `text` of every process, by its number; all call it, in the same order."""
+    """The `text` of every process, in the order of their numbers. All must call it, in the same order."""
     data = np.frombuffer(text.encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(data.size))
-    longest = -(-int(lengths.max()) // 1024) * 1024  # few programs for many lengths
+    longest = -(-int(lengths.max()) // 1024) * 1024  # padded, so that few programs are compiled for many lengths
     rows = multihost_utils.process_allgather(np.pad(data, (0, longest - data.size)))
     return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
 
 
 def difference(infos: Sequence[HostInfo]) -> str | None:
-    """One sentence on the first process, of those given in order, whose fingerprint is not that of process 0."""
+    """A sentence on the first process whose fingerprint differs from that of process 0; None where none does."""
     first = infos[0].fingerprint
     for process, info in enumerate(infos):
-        this = info.fingerprint
-        if names := [name for name in {**first, **this} if first.get(name) != this.get(name)]:
-            values = [f"{name} is {this.get(name)} here and {first.get(name)} there" for name in names[:3]]
+        fingerprint = info.fingerprint
+        if names := [name for name in {**first, **fingerprint} if first.get(name) != fingerprint.get(name)]:
+            values = [f"{name} is {fingerprint.get(name)} here and {first.get(name)} there" for name in names[:3]]
             more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
             return (
                 f"host {info.host} (process {process}) differs from host {infos[0].host} (process 0): "
@@ -191,7 +203,7 @@ def difference(infos: Sequence[HostInfo]) -> str | None:
     return None
 
 
-def here(workdir: files.AnyPath, seconds: float) -> set[int]:
-    """Numbers of the processes that have written a note to the run's folder, at most so long ago."""
+def present(workdir: files.AnyPath, seconds: float) -> set[int]:
+    """Numbers of the processes that have written a note into the run's folder within the last `seconds`."""
     notes = [note.name.split("-") for note in workdir.glob(".host-*-*")]
     return {int(process) for _, process, since in notes if time.time() - int(since) < seconds}

@@ -1,4 +1,4 @@
-"""The evaluation job: follows a run, or looks at one checkpoint of it, beside training or after."""
+"""The evaluation job: follows a run, or evaluates one checkpoint of it, during training or afterwards."""
 
 import json
 import time
@@ -11,25 +11,26 @@ from vf.config.specs import EvaluateSpec, SelfcheckSpec
 from vf.files import AnyPath
 from vf.hosts.run import Hosts
 from vf.jobs.evaluator import Evaluator
-from vf.jobs.sample import check_weights, describe, start_in_place_of
+from vf.jobs.sample import check_weights, describe, untrained_start
 from vf.pretrained import i3d
 from vf.run import page
 from vf.run.recorder import Recorder
 from vf.training import sharding
-from vf.training.checkpoint import JUDGING, Checkpoints
+from vf.training.checkpoint import EVALUATING, Checkpoints
 from vf.types import Params, UserError
 
 
 def run(spec: EvaluateSpec | SelfcheckSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
-    """Evaluates checkpoints in `workdir`, or else the networks that the spec starts from; returns the last scores.
+    """Evaluates checkpoints in `workdir`, or the initial networks of the spec where there are none.
 
-    Raises UserError where there are neither, or no checkpoint of the step that is asked for.
+    Returns the scores of the last one. Raises UserError where there is nothing to evaluate, or no checkpoint of the
+    specified step.
     """
     if isinstance(spec, SelfcheckSpec):
         print(i3d.selfcheck(spec.file, spec.lineage))
         return {}
     check_weights(spec.run, workdir)
-    # It may run beside training: it draws its own curves.
+    # Training may write at the same time, so this job's TensorBoard events have a folder to themselves.
     with Recorder(workdir, is_writer=jax.process_index() == 0, events="tensorboard/evaluate") as recorder:
         evaluator = Evaluator.open(workdir, recorder, spec.run)
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
@@ -37,7 +38,7 @@ def run(spec: EvaluateSpec | SelfcheckSpec, workdir: AnyPath, hosts: Hosts) -> d
 
 
 class _Job:
-    """An evaluation job with all that it has opened."""
+    """An evaluation job with the files that it has opened."""
 
     def __init__(
         self,
@@ -53,26 +54,26 @@ class _Job:
         self.abstract = sharding.abstract_params(spec.run.model.shapes(), spec.run.mesh)
 
     def run(self) -> dict[str, float]:
-        """The last scores."""
-        wanted, steps = self.spec.checkpoint, self.checkpoints.steps
-        # A folder without checkpoints is that of a training job that has just begun: it is worth waiting for.
-        waits = wanted == "follow" and self.checkpoints.directory.is_dir()
-        asked = waits or isinstance(wanted, int)
-        if not asked and (start := start_in_place_of(self.checkpoints, self.spec.run, self.hosts)):
+        """Evaluates what the spec says; returns the last scores."""
+        which, steps = self.spec.checkpoint, self.checkpoints.steps
+        # An empty folder of checkpoints belongs to a training job that has just begun: its first one will come.
+        waits = which == "follow" and self.checkpoints.directory.is_dir()
+        needs_checkpoint = waits or isinstance(which, int)
+        if not needs_checkpoint and (start := untrained_start(self.checkpoints, self.spec.run, self.hosts)):
             describe(self.spec.run, self.workdir, self.recorder)
             return self.evaluate(0, start.read(self.abstract))
-        if wanted == "follow":
+        if which == "follow":
             return self.follow()
-        if isinstance(wanted, int) and wanted not in steps():
-            raise UserError(f"no checkpoint of step {wanted}: there are {steps()}")
-        return self.evaluate_checkpoint(wanted if isinstance(wanted, int) else None)
+        if isinstance(which, int) and which not in steps():
+            raise UserError(f"no checkpoint of step {which}: there are {steps()}")
+        return self.evaluate_checkpoint(which if isinstance(which, int) else None)
 
     def follow(self) -> dict[str, float]:
-        """Each checkpoint as it is written."""
+        """Evaluates each checkpoint as it is written; returns the last scores."""
         share, checkpoints = self.hosts.share, self.checkpoints
         if share(not checkpoints.steps() and bool(checkpoints.without_ema())):
-            self.evaluate_checkpoint(None)  # says what is wrong, where waiting would not help
-        # Hosts see a folder and a clock a little differently: what process 0 sees decides which step is next.
+            self.evaluate_checkpoint(None)  # raises the error that describes these checkpoints: waiting would not help
+        # Folder listings and clocks differ a little between hosts, so process 0 decides which step is next.
         done = follow(
             lambda: share(checkpoints.steps()),
             self.evaluate_checkpoint,
@@ -85,29 +86,32 @@ class _Job:
         return evaluated.get(done[-1] if done else max(evaluated, default=-1), {})
 
     def evaluate_checkpoint(self, step: int | None) -> dict[str, float]:
-        """One checkpoint, the latest where `step` is None. Raises FileNotFoundError where training has removed it."""
-        at = self.hosts.share(self.checkpoints.latest()) if step is None else step
-        if at is not None:  # while it is evaluated, training keeps it
-            self.recorder.file(JUDGING, json.dumps({"step": at}))
+        """Evaluates one checkpoint, the latest where `step` is None.
+
+        Raises FileNotFoundError where training has removed it.
+        """
+        chosen = self.hosts.share(self.checkpoints.latest()) if step is None else step
+        if chosen is not None:  # while it is evaluated, training keeps it
+            self.recorder.file(EVALUATING, json.dumps({"step": chosen}))
             if step is not None and not self.hosts.share(step in self.checkpoints.steps()):
                 raise FileNotFoundError(f"checkpoint {step}")
         try:
-            params = self.checkpoints.restore_params(self.abstract, which=self.spec.run.sample.weights, step=at)
+            params = self.checkpoints.restore_params(self.abstract, which=self.spec.run.sample.weights, step=chosen)
         except UserError as error:
             if step is not None and step not in self.checkpoints.steps():
                 raise FileNotFoundError(f"checkpoint {step}") from error
             raise
-        return self.evaluate(at or 0, params)
+        return self.evaluate(chosen or 0, params)
 
     def evaluate(self, step: int, params: Params) -> dict[str, float]:
-        """Samples and scores of `params`."""
-        made = self.evaluator.sample(step, params)
+        """Samples with the weights `params` and scores the samples; returns the scores."""
+        samples = self.evaluator.sample(step, params)
         self.evaluator.show_real()
-        scores = self.evaluator.evaluate(step, params, made)
+        scores = self.evaluator.evaluate(step, params, samples)
         for name, value in scores.items():
             logging.info("step %d, %s: %.4g", step, name, value)
         if self.recorder.is_writer:
-            (self.workdir / JUDGING).unlink(missing_ok=True)
+            (self.workdir / EVALUATING).unlink(missing_ok=True)
             self.recorder.flush()
             logging.info("page: %s", page.write(self.workdir))
         return scores
@@ -127,33 +131,33 @@ def follow(
     """Evaluates checkpoints as a run writes them, the newest first, until step `last` is evaluated.
 
     Args:
-        steps: the complete checkpoints now.
-        evaluate: evaluates one step; FileNotFoundError where the run has removed it meanwhile, which is no error.
-        evaluated: steps that were evaluated already, by this job or another.
+        steps: returns the steps of the checkpoints that are complete now.
+        evaluate: evaluates one step; may raise FileNotFoundError where the run has removed the checkpoint meanwhile.
+        evaluated: returns the steps that this job or another has already evaluated.
         last: final step of the run.
         patience: seconds without a new checkpoint after which the job ends.
-        every: seconds between two looks.
-        clock, sleep: for tests.
+        every: seconds between two calls of `steps`.
+        clock, sleep: seconds now, and a pause of so many seconds; replaced in tests.
 
     Returns:
-        The steps evaluated here, in order.
+        The steps that were evaluated by this call, in order.
     """
     done: list[int] = []
-    gone: set[int] = set()
-    since, warned = clock(), False
+    removed: set[int] = set()
+    last_found, warned = clock(), False
     while True:
-        waiting = sorted(set(steps()) - evaluated() - gone - set(done))
+        waiting = sorted(set(steps()) - evaluated() - removed - set(done))
         if waiting:
             step = waiting[-1]
             try:
                 evaluate(step)
                 done.append(step)
             except FileNotFoundError:
-                gone.add(step)
-            since, warned = clock(), False
-        elif last in evaluated() | gone | set(done):
+                removed.add(step)
+            last_found, warned = clock(), False
+        elif last in evaluated() | removed | set(done):
             return done
-        elif clock() - since > patience:
+        elif clock() - last_found > patience:
             logging.warning("no new checkpoint for %.0f s: the evaluation ends", patience)
             return done
         else:

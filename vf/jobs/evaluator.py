@@ -1,8 +1,8 @@
-"""One step of a run, looked at: samples, validation losses, scores; every number with its protocol.
+"""Evaluates one step of a run: samples, validation losses and scores, each number with its protocol.
 
 There are two sets of real clips: the *reference set*, which scores compare samples with (by many protocols clips of the
-training split), and the *validation set*, which no step sees, for the losses and for the embeddings that condition
-samples.
+training split), and the *validation set*, which no training step sees. The validation losses are computed on the
+latter, and its clips are the donors of the embeddings that condition samples.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ EVALUATIONS = "evaluations.jsonl"  # one line for each step that was evaluated: 
 
 @dataclasses.dataclass(frozen=True)
 class RealClips:
-    """Fixed clips, the same at every step.
+    """Real clips that are the same at every evaluation of a run.
 
     Attributes:
-        clips: `video` u8 [n f h w 3], `label` i32 [n], `index` u32 [n], ...; nothing where the job needs no clips.
-        about: what they are, ready for JSON.
+        clips: `video` u8 [n f h w 3], `label` i32 [n], `index` u32 [n], ...; empty where the job needs no clips.
+        about: description of their source, ready for JSON.
     """
 
     clips: Mapping[str, np.ndarray]
@@ -45,30 +45,39 @@ class RealClips:
 
     @classmethod
     def read(cls, source: pipeline.Source | None, n: int, seed: int) -> Self:
-        """`n` fixed clips of `source`. Raises UserError as `pipeline.fixed_clips`."""
+        """`n` fixed clips of `source`; none where it is None. Raises UserError as `pipeline.fixed_clips`."""
         return cls({}, {}) if source is None else cls(pipeline.fixed_clips(source, n, seed=seed), source.describe())
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Samples and evaluates one step of a run; used by training and by the sampling and evaluation jobs."""
+    """Samples and evaluates steps of a run; used by the training, sampling and evaluation jobs.
+
+    Attributes:
+        workdir: the run's folder.
+        recorder: writes numbers and files into it.
+        spec: how to sample and evaluate.
+        reference: the reference set.
+        validation: the validation set.
+        conditions: of the samples, as the function `conditions` gives them.
+    """
 
     workdir: AnyPath
     recorder: Recorder
     spec: RunSpec
     reference: RealClips
     validation: RealClips
-    conditions: Mapping[str, np.ndarray]  # of the samples, as `conditions` gives them
+    conditions: Mapping[str, np.ndarray]
 
     @classmethod
     def open(cls, workdir: AnyPath, recorder: Recorder, spec: RunSpec) -> Self:
-        """Reads the real clips. Raises UserError where they cannot be read, or as `conditions`."""
-        wanted = spec.evaluation
-        reference = RealClips.read(wanted.reference, wanted.clips, spec.seed)
-        n = wanted.clips if wanted.validation is None else min(wanted.clips, len(wanted.validation))
-        validation = RealClips.read(wanted.validation, n, spec.seed)
-        given = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names))
-        return cls(workdir, recorder, spec, reference, validation, given)
+        """Reads the real clips. Raises UserError where they cannot be read, and as the function `conditions`."""
+        settings = spec.evaluation
+        reference = RealClips.read(settings.reference, settings.clips, spec.seed)
+        n = settings.clips if settings.validation is None else min(settings.clips, len(settings.validation))
+        validation = RealClips.read(settings.validation, n, spec.seed)
+        condition = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names))
+        return cls(workdir, recorder, spec, reference, validation, condition)
 
     @functools.cached_property
     def _sampling_program(self) -> Any:
@@ -80,76 +89,81 @@ class Evaluator:
         return programs.validation(self.spec.model, self.spec.mesh, self.spec.seed)
 
     def sample(self, step: int, params: Any) -> np.ndarray:
-        """Samples of `params`, u8 [n f h w 3] on every host, written into the run's folder."""
+        """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
         sample = self.spec.sample
-        made = programs.in_batches(
+        samples = programs.in_batches(
             lambda batch: self._sampling_program(params, batch), self.conditions, sample.batch_size, self.spec.mesh
         )
         if self.recorder.is_writer:
             labels = self.conditions["label"].tolist() if self.spec.model.null_label is not None else None
             media.write_samples(
-                media.step_folder(self.workdir, step, images=sample.what == "base"), made,
+                media.step_folder(self.workdir, step, images=sample.what == "base"), samples,
                 base_frame=self.spec.model.base_frame, fps=sample.fps, labels=labels,
                 class_names=self.spec.class_names, meta={"step": step, **self.sampling},
             )  # fmt: skip
             name = "samples" if sample.what == "clips" else "base samples"
-            self.recorder.video(step, name, made[:16], fps=sample.fps)
-        return made
+            self.recorder.video(step, name, samples[:16], fps=sample.fps)
+        return samples
 
-    def evaluate(self, step: int, params: Any, made: np.ndarray) -> dict[str, float]:
-        """Validation losses of `params` and scores of the samples `made`, recorded."""
-        wanted = self.spec.evaluation
+    def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:
+        """Validation losses of `params` and scores of the samples `samples`, recorded."""
+        settings = self.spec.evaluation
         losses = validation_losses(
-            self._validation_program, params, self.validation.clips, wanted.levels, wanted.batch_size, self.spec.mesh
+            self._validation_program,
+            params,
+            self.validation.clips,
+            settings.levels,
+            settings.batch_size,
+            self.spec.mesh,
         )
         self.recorder.scalars(step, {f"{self._part}/{name}": loss for name, loss in losses.items()})
         real = self.reference.clips["video"]
-        protocol = {"reference_set": dict(self.reference.about), "n_real": len(real), "n_generated": len(made)}
+        protocol = {"reference_set": dict(self.reference.about), "n_real": len(real), "n_generated": len(samples)}
         protocol |= {"sampling": self.sampling}
-        found = scores(wanted.scorers, real, made, self.spec.model.base_frame, protocol)
-        for score in found:
+        results = scores(settings.scorers, real, samples, self.spec.model.base_frame, protocol)
+        for score in results:
             self.recorder.score(
                 step, score.name, score.value, score.protocol, reference=score.reference, details=score.details
             )
             for warning in score.details.get("warnings", ()):
                 logging.warning("%s: %s", score.name, warning)
-        values = {score.name: score.value for score in found}
+        values = {score.name: score.value for score in results}
         if self.recorder.is_writer:
-            # A line at once, so that another job that evaluates this run sees all of it or nothing.
-            line = {"fingerprint": wanted.fingerprint, "step": step, "scores": values}
+            # A whole line in one write, so that another job that evaluates this run reads all of it or none.
+            line = {"fingerprint": settings.fingerprint, "step": step, "scores": values}
             files.append_line(self.workdir / EVALUATIONS, json.dumps(to_json(line)))
-            self._remember_best()
+            self._write_best()
         return values
 
     @property
     def _part(self) -> str:
-        """What numbers on the validation clips are called."""
+        """The prefix of the names of numbers on the validation clips."""
         return "seen" if self.spec.evaluation.seen else "validation"
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What changes the samples, beside the weights."""
+        """Everything that changes the samples except the weights, ready for JSON."""
         if not self.spec.model.embedding_dim:
             return self.spec.sample.protocol()
         return self.spec.sample.protocol() | {"embeddings_of": {"set": self._part, **self.validation.about}}
 
     def evaluated(self) -> dict[int, dict[str, float]]:
-        """{step: scores} of every step that was evaluated like this, by this job or another."""
+        """{step: scores} of every step that this job or another has evaluated under the same protocol."""
         return read_evaluations(self.workdir, self.spec.evaluation.fingerprint)
 
-    def _remember_best(self) -> None:
-        """Writes best.json; the training job keeps that checkpoint."""
-        wanted = self.spec.evaluation
-        known = {step: float(s[wanted.best]) for step, s in self.evaluated().items() if wanted.best in s}
-        known = {step: value for step, value in known.items() if np.isfinite(value)}
-        if not known:
+    def _write_best(self) -> None:
+        """Writes best.json, which names the best step so far; the training job keeps that checkpoint."""
+        settings = self.spec.evaluation
+        values = {step: float(s[settings.best]) for step, s in self.evaluated().items() if settings.best in s}
+        values = {step: value for step, value in values.items() if np.isfinite(value)}
+        if not values:
             return
-        step = (min if wanted.lowest else max)(known, key=known.__getitem__)
-        found = {"step": step, "score": wanted.best, "value": known[step], "fingerprint": wanted.fingerprint}
-        self.recorder.file(BEST, json.dumps(found))
+        step = (min if settings.lowest else max)(values, key=values.__getitem__)
+        best = {"step": step, "score": settings.best, "value": values[step], "fingerprint": settings.fingerprint}
+        self.recorder.file(BEST, json.dumps(best))
 
     def show_real(self) -> None:
-        """Writes the reference set for the page, beside which samples are seen; where clips are sampled."""
+        """Writes clips of the reference set for the page, which shows samples beside them, where clips are sampled."""
         sample = self.spec.sample
         if self.recorder.is_writer and self.reference.clips and sample.what == "clips":
             media.write_samples(
@@ -178,19 +192,21 @@ def validation_losses(
 def conditions(
     model: Model, spec: SampleSpec, records: Mapping[str, np.ndarray], classes: int
 ) -> dict[str, np.ndarray]:
-    """What `spec.count` samples are conditioned on: `index` u32 [n], `label` i32 [n] and, where the model uses one,
+    """The conditions of `spec.count` samples: `index` u32 [n], `label` i32 [n] and, where the model uses an embedding,
     `embedding` f32 [n d].
 
-    Labels are as asked, or all in turn. The paper draws the embedding from a prior network; until there is one, the
-    clips of the validation set lend theirs, so a score with context `embedding` is that of a perfect prior. Sample k
-    gets the embedding of the next clip of its own class, so that its label and embedding are those of one clip; a model
-    that knows no classes gets clips of all of them, unless a class is asked for.
+    All labels are `spec.label`, or the classes take turns. The paper draws the embedding from a prior network; until
+    there is one, clips of the validation set are the donors, so a score with context `embedding` is that of a perfect
+    prior. The donor of sample k is the next clip of its class, so that its label and embedding belong to one clip. For
+    a model without classes all clips are donors, or those of `spec.label` where that is set.
 
     Args:
+        model: whose conditions they are.
+        spec: number of samples and their class.
         records: `label` [m] and `embedding` [m d] of the validation clips; read only for the embedding.
-        classes: how many there are.
+        classes: number of classes.
 
-    Raises UserError for a class that is none, or that no clip in `records` is of.
+    Raises UserError for a label that is no class, or a class without a donor in `records`.
     """
     if model.null_label is not None and spec.label >= classes:
         raise UserError(f"sample.label must be a class, 0 to {classes - 1}, or -1 for all in turn; got {spec.label}")
@@ -199,39 +215,39 @@ def conditions(
     if not model.embedding_dim:
         return {"index": index, "label": label.astype(np.int32)}
     if model.null_label is None and spec.label < 0:
-        donor = index % len(records["label"])
+        donors = index % len(records["label"])
     else:
-        donor = _donors(label, records["label"])
-    return {"index": index, **{name: records[name][donor] for name in ("label", "embedding")}}
+        donors = _donors(label, records["label"])
+    return {"index": index, **{name: records[name][donors] for name in ("label", "embedding")}}
 
 
 def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """For each label of `wanted` [n] the row of `labels` [m] that is next in turn among those equal to it, int [n]."""
-    donor = np.zeros(len(wanted), int)
+    """For each label in `wanted` [n], the next row in turn of those rows of `labels` [m] that equal it, int [n]."""
+    donors = np.zeros(len(wanted), int)
     for label in np.unique(wanted):
-        rows, mine = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
+        rows, same = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
         if not len(rows):
             raise UserError(
                 f"samples of class {label} need the embedding of a validation clip of that class, and none of the "
                 f"{len(labels)} is: read more by --config.eval.clips=N, or ask for another class by "
                 "--config.sample.label=K"
             )
-        donor[mine] = rows[np.arange(len(mine)) % len(rows)]
-    return donor
+        donors[same] = rows[np.arange(len(same)) % len(rows)]
+    return donors
 
 
 def read_evaluations(workdir: AnyPath, fingerprint: str) -> dict[int, dict[str, float]]:
-    """{step: scores} of a run under one fingerprint, of a step the latest. Torn lines are left out."""
-    lines, more = files.read_lines(workdir / EVALUATIONS)
-    found: dict[int, dict[str, float]] = {}
-    for text in [*lines, *more]:
+    """{step: scores} of a run under one fingerprint, the latest scores of each step. Incomplete lines are left out."""
+    lines, rest = files.read_lines(workdir / EVALUATIONS)
+    evaluations: dict[int, dict[str, float]] = {}
+    for text in [*lines, *rest]:
         try:
             line = json.loads(text)
             if line["fingerprint"] == fingerprint:
-                found[int(line["step"])] = line["scores"]
+                evaluations[int(line["step"])] = line["scores"]
         except (ValueError, TypeError, KeyError):
             continue
-    return found
+    return evaluations
 
 
 def scores(
@@ -241,15 +257,16 @@ def scores(
     base_frame: int,
     protocol: Mapping[str, Any],
 ) -> list[Score]:
-    """Every scorer's scores of clips u8 [n f h w 3], and the base frame's gap to its neighbours, for any data.
+    """Every scorer's scores of clips u8 [n f h w 3], and for any data the base frame's gap to its neighbours.
 
-    `protocol` says which clips these are; it is added to each score's own.
+    `protocol` describes the clips, and is added to the protocol of each score. Raises UserError where the clips cannot
+    be scored.
     """
     try:
-        found = [score for scorer in scorers.values() for score in scorer(real, generated)]
+        results = [score for scorer in scorers.values() for score in scorer(real, generated)]
     except ValueError as error:
         raise UserError(f"the samples cannot be scored: {error}") from error
-    if real.shape[1] > 3 and not any(score.name.endswith("base_frame_gap") for score in found):
+    if real.shape[1] > 3 and not any(score.name.endswith("base_frame_gap") for score in results):
         gap, reference = (base_frame_gap(clips, base_frame) for clips in (generated, real))
-        found.append(Score("base_frame_gap", gap, reference, {"metric": "base_frame_gap", "base_frame": base_frame}))
-    return [dataclasses.replace(s, protocol={**s.protocol, **protocol}) for s in found]
+        results.append(Score("base_frame_gap", gap, reference, {"metric": "base_frame_gap", "base_frame": base_frame}))
+    return [dataclasses.replace(s, protocol={**s.protocol, **protocol}) for s in results]

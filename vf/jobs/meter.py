@@ -1,7 +1,8 @@
-"""How fast a run is, and where its start-up went: numbers for the log, of this machine.
+"""Measures how fast a run is and how long each phase of its start-up takes, for the log.
 
-FLOPs are counted from the traced step (`vf/plan/count.py`): three times the forward pass's, whatever is computed again.
-The peak that MFU relates them to is the chip's published one (`vf/plan/chips.py`), for chips that are known there.
+FLOPs are counted from the traced step (`vf/plan/count.py`): three times those of the forward pass, not counting what
+rematerialisation computes again. MFU is their rate divided by the chip's published peak (`vf/plan/chips.py`), for chips
+that are listed there.
 """
 
 import shutil
@@ -18,11 +19,12 @@ from jax.sharding import Mesh
 from vf import files
 from vf.plan.chips import CHIPS, Chip
 
-STARTED = time.time() - time.process_time()  # about when the process began: importing is nearly all it has done
+# About when the process began: importing, which is nearly all that it has done so far, takes little but CPU time.
+STARTED = time.time() - time.process_time()
 
 
 def chip_of(device: Any) -> Chip | None:
-    """The chip that a device is, as far as it is known."""
+    """The published figures of a jax device's chip, by the name that its driver reports; None for unknown chips."""
     kind = device.device_kind.lower().replace(" ", "").replace("-", "")
     names = {"tpuv5lite": "v5e", "tpuv5e": "v5e", "tpuv5": "v5p", "tpuv5p": "v5p", "tpuv6lite": "v6e", "tpuv6e": "v6e",
              "tpuv4": "v4"}  # fmt: skip
@@ -34,14 +36,18 @@ def chip_of(device: Any) -> Chip | None:
 
 
 class Phases:
-    """Seconds of each part of the start-up, in the order in which they ended."""
+    """Seconds that each phase of the start-up takes, in the order in which they end.
+
+    Args:
+        began: when the first phase began, in seconds since the epoch.
+    """
 
     def __init__(self, began: float = STARTED) -> None:
         self.seconds: dict[str, float] = {}
         self._since = began
 
     def end(self, name: str) -> None:
-        """What ran since the last call was `name`."""
+        """Ends the phase `name`, which began when the one before ended; a name that comes again adds up."""
         now = time.time()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
@@ -52,12 +58,14 @@ class Phases:
 
 
 class Meter:
-    """Rates of a run between two reports.
+    """Measures the rates of a run between two readings.
 
     Args:
-        flops: useful ones of a step, over all devices.
-        clips: of a step.
+        mesh: the mesh on which the run computes.
+        flops: useful FLOPs of one training step, summed over all devices.
+        clips: clips per step, over all devices.
         half: whether the networks compute in bfloat16.
+        clock: seconds; replaced in tests.
     """
 
     def __init__(
@@ -70,12 +78,15 @@ class Meter:
         self._clock, self._since = clock, clock()
 
     def skip(self, seconds: float) -> None:
-        """Leaves out of the next reading so many seconds, in which no step was made."""
+        """Leaves `seconds`, during which no step was trained, out of the next reading."""
         self._since += seconds
 
     def read(self, steps: int) -> dict[str, float]:
-        """Rates of the `steps` since the last reading: steps/s; clips/s and TFLOP/s of each device; MFU where the
-        chip's peak is known; GiB of device memory, now and at most, where the platform tells."""
+        """Rates of the `steps` trained since the last reading, by name for the log.
+
+        Steps per second; clips and TFLOP per second and device; MFU in [0, 1] where the chip's peak is known; the
+        largest memory of a local device in GiB, in use now and at its peak, where the platform reports it.
+        """
         now = self._clock()
         rate = steps / max(now - self._since, 1e-9)
         self._since = now
@@ -87,40 +98,46 @@ class Meter:
         }
         if self._peak:
             values["mfu"] = flops / self._peak
-        stats = [found for device in self._local if (found := device.memory_stats())]
+        stats = [all_stats for device in self._local if (all_stats := device.memory_stats())]
         for name, key in (("memory_gib", "bytes_in_use"), ("memory_peak_gib", "peak_bytes_in_use")):
-            if known := [found[key] for found in stats if key in found]:
-                values[name] = max(known) / 2**30
+            if values_found := [all_stats[key] for all_stats in stats if key in all_stats]:
+                values[name] = max(values_found) / 2**30
         return values
 
 
 class Trace:
-    """Records `steps` steps for xprof, from the tenth after the start on, when all is compiled and warm."""
+    """Traces `steps` training steps for xprof, from the tenth after the start on, when everything is compiled and warm.
+
+    Args:
+        folder: where the trace is written.
+        first: the step from which the run starts.
+        steps: number of steps; 0 traces none.
+    """
 
     def __init__(self, folder: files.AnyPath, first: int, steps: int) -> None:
         self.folder, self.begin, self.steps = folder, first + 10, steps
         self._running = False
-        self._here = folder  # the profiler knows disks only
+        self._local_folder = folder  # the profiler writes to disks only
 
     def before(self, step: int) -> None:
-        """Call before each step."""
+        """Starts the trace before its first step. To be called before each step."""
         if self.steps and step == self.begin:
-            self._here = Path(tempfile.mkdtemp(prefix="vf-")) if files.is_remote(self.folder) else self.folder
-            jax.profiler.start_trace(str(self._here))
+            self._local_folder = Path(tempfile.mkdtemp(prefix="vf-")) if files.is_remote(self.folder) else self.folder
+            jax.profiler.start_trace(str(self._local_folder))
             self._running = True
 
     def after(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Call after each step with what it will give: the last traced one is waited for."""
+        """Ends the trace after its last step, waiting for that step's `numbers`. To be called after each step."""
         if self._running and step >= self.begin + self.steps - 1:
             jax.block_until_ready(numbers)
             self.close()
 
     def close(self) -> None:
-        """Writes what there is."""
+        """Ends the trace if one is running, and writes it."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-            if self._here != self.folder:
-                files.copy_tree(Path(self._here), self.folder)
-                shutil.rmtree(self._here, ignore_errors=True)
+            if self._local_folder != self.folder:
+                files.copy_tree(Path(self._local_folder), self.folder)
+                shutil.rmtree(self._local_folder, ignore_errors=True)
             logging.info("trace of %d steps: xprof --logdir=%s", self.steps, self.folder)

@@ -1,4 +1,4 @@
-"""The sampling job: weights in, clips on disk. Sample k depends on (seed, k) and the weights alone."""
+"""The sampling job: reads weights and writes clips. Sample k depends on (seed, k) and the weights alone."""
 
 import jax
 from absl import logging
@@ -15,9 +15,9 @@ from vf.types import Params, UserError
 
 
 def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
-    """Samples the latest checkpoint in `workdir`, or else the networks that the spec starts from; returns no scores.
+    """Samples with the latest checkpoint in `workdir`, or the initial networks of the spec where there is none.
 
-    Raises UserError where there are neither.
+    Returns {}: no scores. Raises UserError where there are neither.
     """
     check_weights(spec, workdir)
     abstract = sharding.abstract_params(spec.model.shapes(), spec.mesh)
@@ -25,7 +25,7 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
         evaluator = Evaluator.open(workdir, recorder, spec)
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             params: Params
-            if start := start_in_place_of(checkpoints, spec, hosts):
+            if start := untrained_start(checkpoints, spec, hosts):
                 describe(spec, workdir, recorder)
                 step, params = 0, start.read(abstract)
             else:
@@ -40,7 +40,7 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
 
 
 def check_weights(spec: RunSpec, workdir: AnyPath) -> None:
-    """Raises UserError where there are neither checkpoints nor networks, all that the model has, to start from."""
+    """Raises UserError where there are no checkpoints, and `spec.start` does not give all networks of the model."""
     folder = workdir / "checkpoints"
     if _whole_start(spec) is None and not folder.is_dir():
         raise UserError(
@@ -48,20 +48,20 @@ def check_weights(spec: RunSpec, workdir: AnyPath) -> None:
         )
 
 
-def start_in_place_of(checkpoints: Checkpoints, spec: RunSpec, hosts: Hosts) -> Start | None:
-    """What the spec starts from, where that is all networks of the model and no step was trained here; else None."""
+def untrained_start(checkpoints: Checkpoints, spec: RunSpec, hosts: Hosts) -> Start | None:
+    """`spec.start` where it gives all networks of the model and this run has trained no step; else None."""
     untrained = hosts.share(not checkpoints.steps() and not checkpoints.without_ema())
     return _whole_start(spec) if untrained else None
 
 
 def describe(spec: RunSpec, workdir: AnyPath, recorder: Recorder) -> None:
-    """Writes what is run into the run's folder, unless a training job has described it."""
+    """Writes config and provenance into the run's folder, unless a training job has done so."""
     if not (workdir / "checkpoints").is_dir():
-        begun = {"start": dict(spec.start.origin)} if spec.start else {}
-        recorder.describe(spec.config, mesh=spec.mesh, seed=spec.seed, data=dict(spec.data), **begun)
+        facts = {"start": dict(spec.start.origin)} if spec.start else {}
+        recorder.describe(spec.config, mesh=spec.mesh, seed=spec.seed, data=dict(spec.data), **facts)
 
 
 def _whole_start(spec: RunSpec) -> Start | None:
-    """What the spec starts from, where that is all networks of the model."""
+    """`spec.start` where it gives all networks of the model; else None."""
     start = spec.start
     return start if start is not None and set(start.networks) == set(spec.model.networks) else None

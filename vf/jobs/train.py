@@ -1,4 +1,4 @@
-"""The training job, told in the order in which it happens.
+"""The training job, in the order in which it happens.
 
 Restore, then step by step: fetch a batch, update, look at the numbers of the steps before (one behind, so that the
 host never waits for the device), now and then save, sample and evaluate. The order within a step has reasons: numbers
@@ -37,7 +37,10 @@ from vf.types import Batch, Params, UserError
 
 
 def useful_flops(model: Model, seed: int, params: Params, batch: Batch) -> float:
-    """Of a training step over all devices: three times the forward pass's, whatever is computed again."""
+    """Useful FLOPs of one training step, summed over all devices: three times those of the forward pass.
+
+    What rematerialisation computes again is not counted.
+    """
     loss = functools.partial(batch_loss, model=model, seed=seed)
     return 3.0 * count.flops(jax.make_jaxpr(loss)(params, batch).jaxpr)
 
@@ -45,9 +48,14 @@ def useful_flops(model: Model, seed: int, params: Params, batch: Batch) -> float
 def run(
     spec: TrainSpec, workdir: AnyPath, hosts: Hosts, *, profile: int = 0, compile_only: bool = False
 ) -> dict[str, float]:
-    """Trains to `spec.steps` updates from the latest checkpoint in `workdir`, or from the start; gives the last scores.
+    """Trains to `spec.steps` updates, from the latest checkpoint in `workdir` if any; returns the last scores.
 
-    profile: so many steps are traced into `workdir`/profile, for xprof. compile_only: nothing is trained.
+    Args:
+        spec: the job.
+        workdir: the run's folder.
+        hosts: this process among those of the run.
+        profile: number of steps that are traced into `workdir`/profile, for xprof.
+        compile_only: whether to end once the training step is compiled.
 
     Raises UserError for a non-finite loss (the last good checkpoint stays), unreadable data, or a checkpoint of another
     architecture; Stopped when SIGTERM has ended it, after a checkpoint of the step at which all hosts stop.
@@ -59,7 +67,7 @@ def run(
 
 
 def _describe(spec: TrainSpec, recorder: Recorder, evaluator: Evaluator) -> None:
-    """Writes what is run, on what, into the run's folder."""
+    """Writes config, data, provenance and the table of parameters into the run's folder."""
     run = spec.run
     facts: dict[str, Any] = {"data": dict(run.data), "validation": evaluator.validation.about}
     if run.start is not None:
@@ -152,7 +160,7 @@ def _train(
                 if save:
                     checkpoints.save(step, state, {**about, "step": step})
                 if stop:
-                    raise Stopped(f"told to stop; step {step} is saved, and the same command goes on from there")
+                    raise Stopped(f"stopped by a signal; step {step} is saved, and the same command goes on from there")
                 if spec.sample_every and step % spec.sample_every == 0 and not last:
                     began = time.perf_counter()
                     hosts.pause(for_good=False)
@@ -161,7 +169,7 @@ def _train(
                         recorder.flush()  # the page shows what is in the folder
                         page.write(workdir)
                     paused = time.perf_counter() - began
-                    since += paused  # no training: it counts in no rate
+                    since += paused  # rates are those of training alone
                     if rates:
                         rates.skip(paused)
             trace.close()
@@ -195,7 +203,7 @@ def _started(state: states.TrainState, made: Params) -> states.TrainState:
 
 
 def _report_bad(source: pipeline.Source, bad: Mapping[int, str], recorder: Recorder, step: int) -> None:
-    """Names, at the end, every clip that was left out."""
+    """Reports every clip that was left out, in the log and in the run's folder."""
     lost = {**getattr(source, "rejected", {}), **{f"record {number}": why for number, why in bad.items()}}
     if lost:
         names = "; ".join(f"{name}: {why}" for name, why in sorted(lost.items()))

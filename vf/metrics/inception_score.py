@@ -1,10 +1,10 @@
-"""Inception score of class probabilities: confident per clip, varied over clips.
+"""Inception score of class probabilities, which is high where they are confident per clip and vary over clips.
 
     IS = exp(E_x KL(p(y | x) || p(y)))         p(y) = E_x p(y | x);  1 ... number of classes                    (1)
 
-Salimans et al. 2016; on video by TGAN with C3D. Public codes differ in the number of splits that (1) is averaged over
-and in the eps that they put inside the logarithms: both are arguments, and part of the protocol of a score. So is the
-number of clips: (1) grows with it. `VARIANTS` holds what the codes behind published scores on UCF-101 do.
+Salimans et al. 2016; for video introduced by TGAN, with C3D. Public codes differ in the number of splits over which (1)
+is averaged, and in the eps inside the logarithms: both are arguments, and part of the protocol of a score. So is the
+number of clips, with which (1) grows. `VARIANTS` has the settings of the codes behind published scores on UCF-101.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """How a public code makes a score of probabilities; how it makes probabilities of clips is `vf.nets.c3d`'s.
+    """How a public code computes the score from probabilities; `vf.nets.c3d` has how it computes probabilities.
 
     Attributes:
-        clips: in a set, as published.
-        loops: sets of different clips, over whose scores mean and standard deviation are taken.
-        splits: consecutive parts of a set, over whose scores they are taken where there is one set.
-        eps: inside the logarithms.
-        shuffle: seed of NumPy's RandomState, which shuffles a set before it is split; None leaves the order.
+        clips: number of clips in a set, as published.
+        loops: number of sets of different clips; the score is the mean over sets, with their standard deviation.
+        splits: number of consecutive parts of a set, over which both are taken where there is one set.
+        eps: eps inside the logarithms.
+        shuffle: seed of NumPy's RandomState, which shuffles a set before it is split; None keeps the order.
     """
 
     clips: int
@@ -34,7 +34,7 @@ class Variant:
     shuffle: int | None = None
 
 
-# TGAN: evaluation/calc_inception.py asks for 10,000 clips in batches of 48 and makes 208 whole ones.
+# TGAN: evaluation/calc_inception.py specifies 10,000 clips in batches of 48, and makes 208 complete batches.
 # TGANv2: scripts/compute_inception_score.py. StyleGAN-V: isv2048_ucf, src/metrics/video_inception_score.py.
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
@@ -46,20 +46,21 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 
 
 def score(probabilities: np.ndarray, variant: Variant) -> tuple[float, float]:
-    """Mean and standard deviation (ddof 0) as `variant` makes them, in float64 (TGAN and StyleGAN-V: float32).
+    """(mean, standard deviation with ddof 0) as in `variant`, computed in float64 (TGAN and StyleGAN-V: float32).
 
     Args:
-        probabilities: p(y | x), [n classes]. Where n = loops x clips, they are that many sets, one after another. Any
-            other n is one set (one loop), and the deviation that over its splits, so 0 for one split. The score grows
-            with n: it is told with its n, and is comparable to published ones only where n is theirs.
+        probabilities: p(y | x), [n classes]. Where n = loops * clips, they are `loops` consecutive sets. Any other n
+            is one set (one loop), and the deviation is that over its splits, so 0 for one split. The score grows with
+            n: report n with it, and compare only with published scores of the same n.
+        variant: how the public code computes it.
 
     Raises:
         ValueError: as `inception_score`.
     """
     p = np.asarray(probabilities)
     if variant.loops > 1 and p.ndim == 2 and len(p) == variant.loops * variant.clips:
-        found = [score(part, dataclasses.replace(variant, loops=1))[0] for part in np.split(p, variant.loops)]
-        return float(np.mean(found)), float(np.std(found))
+        scores = [score(part, dataclasses.replace(variant, loops=1))[0] for part in np.split(p, variant.loops)]
+        return float(np.mean(scores)), float(np.std(scores))
     if variant.shuffle is not None and p.ndim:
         p = p.copy()
         np.random.RandomState(variant.shuffle).shuffle(p)
@@ -67,16 +68,16 @@ def score(probabilities: np.ndarray, variant: Variant) -> tuple[float, float]:
 
 
 def inception_score(probabilities: np.ndarray, *, splits: int = 1, eps: float = 0.0) -> tuple[float, float]:
-    """Mean and standard deviation (ddof 0) over `splits` consecutive parts of (1), in float64.
+    """(mean, standard deviation with ddof 0) of (1) over `splits` consecutive parts, in float64.
 
     Args:
         probabilities: p(y | x), [n classes], each row >= 0 with sum 1 (to 1e-3).
-        splits: parts; part k has the clips k n // splits ... (k + 1) n // splits - 1, as in OpenAI's, TGANv2's and
-            StyleGAN-V's code, so that none is left out and sizes differ by 1 at most.
+        splits: number of parts; part k has the clips k n // splits ... (k + 1) n // splits - 1, as in OpenAI's,
+            TGANv2's and StyleGAN-V's code, so that none is left out and sizes differ by 1 at most.
         eps: added inside both logarithms; 0 takes 0 log 0 = 0.
 
     Raises:
-        ValueError: no such matrix, rows that are no probabilities, or fewer clips than splits.
+        ValueError: it is no matrix, its rows are no probabilities, or there are fewer clips than splits.
     """
     p = np.asarray(probabilities, np.float64)
     if p.ndim != 2:
@@ -93,5 +94,5 @@ def inception_score(probabilities: np.ndarray, *, splits: int = 1, eps: float = 
         return float(np.exp(np.where(part > 0, terms, 0).sum(1).mean()))
 
     bounds = [k * len(p) // splits for k in range(splits + 1)]
-    found = [exponential(p[first:last]) for first, last in itertools.pairwise(bounds)]
-    return float(np.mean(found)), float(np.std(found))
+    scores = [exponential(p[first:last]) for first, last in itertools.pairwise(bounds)]
+    return float(np.mean(scores)), float(np.std(scores))

@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy under a polynomial kernel: the distance of two sets of features without fitting Gaussians.
+"""Maximum mean discrepancy with a polynomial kernel: a distance of two sets of features that fits no Gaussians.
 
     k(x, y) = (gamma x.y + coef0)^degree                          gamma = 1 / d unless given, d features
     MMD^2   = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)                                                   (1)
@@ -21,9 +21,9 @@ def polynomial_mmd(
     unbiased: bool = True,
     block: int = 4096,
 ) -> float:
-    """(1) of `x` [m d] and `y` [n d], in float64; memory for `block` rows of a kernel matrix at a time.
+    """MMD^2 (1) of `x` [m d] and `y` [n d] in float64; `block` rows of a kernel matrix are in memory at a time.
 
-    Raises ValueError when they are no matrices of one width, not all finite, or too few (2 each if unbiased, else 1).
+    Raises ValueError where they are no matrices of one width, not all finite, or too few (2 each if unbiased, else 1).
     """
     x, y = (np.asarray(features, np.float64) for features in (x, y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
@@ -39,7 +39,7 @@ def polynomial_mmd(
         return sum(float(((scale * row @ b.T + coef0) ** degree).sum()) for row in rows)
 
     def within(a: np.ndarray) -> float:
-        itself = float(((scale * np.square(a).sum(1) + coef0) ** degree).sum()) if unbiased else 0.0
-        return (total(a, a) - itself) / (len(a) * (len(a) - unbiased))
+        diagonal = float(((scale * np.square(a).sum(1) + coef0) ** degree).sum()) if unbiased else 0.0
+        return (total(a, a) - diagonal) / (len(a) * (len(a) - unbiased))
 
     return within(x) + within(y) - 2 * total(x, y) / (len(x) * len(y))

@@ -1,8 +1,8 @@
-"""What an evaluation says: a number never travels without the protocol that made it, and its hash.
+"""Scores and their protocols: a number is never written without its protocol and the hash of that.
 
-A protocol settles which clips are compared and how they become a number. Two numbers compare where the hashes of their
-protocols are equal, and nowhere else: published scores of one data set differ by factors of 2 to 5 through the choice
-of split, clips, counts and resampling alone.
+A protocol specifies which clips are compared and how the number is computed. Two numbers can be compared only where the
+hashes of their protocols are equal: published scores of one data set differ by factors of 2 to 5 through the choice of
+split, clips, counts and resampling alone.
 """
 
 import dataclasses
@@ -21,14 +21,21 @@ from vf.data.clips import Start
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One number. `reference` is what real clips score under the same protocol: the best to be hoped for.
+    """One number with its protocol.
 
-    `details` says how sure the number is (`low`, `high`, `std`, `reference_n`, ...); it is no part of the protocol."""
+    Attributes:
+        name: name of the metric.
+        value: the number.
+        reference: the score of real clips under the same protocol, the best that can be expected; None where there is
+            none.
+        protocol: everything that changes the number, ready for JSON; not empty.
+        details: uncertainty and warnings (`low`, `high`, `std`, `reference_n`, ...), not a part of the protocol.
+    """
 
     name: str
     value: float
     reference: float | None
-    protocol: Mapping[str, Any]  # everything that changes the number, fit for JSON
+    protocol: Mapping[str, Any]
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -37,15 +44,15 @@ class Score:
 
 
 class Scorer(Protocol):
-    """Compares two sets of clips uint8 [n f h w 3] of equal frame shape; the sets may differ in n."""
+    """Scores generated clips against real ones, both uint8 [n f h w 3] of one frame shape; n may differ."""
 
     def __call__(self, real: np.ndarray, generated: np.ndarray) -> list[Score]:
-        """One or more scores. Raises ValueError when a set is too small or of another form."""
+        """One or more scores. Raises ValueError where a set is too small, or has an unsuitable shape."""
         ...
 
 
 def to_json(value: Any) -> Any:
-    """`value` as JSON can say it: arrays become lists, NaN and infinities strings, objects their names."""
+    """`value` in JSON's types: arrays become lists, NaN and infinities strings, objects their names."""
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -67,26 +74,26 @@ def protocol_hash(protocol: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ClipProtocol:
-    """Which clips are compared, and as which pixels.
+    """Which clips are compared, and how their pixels are made.
 
     Attributes:
-        lineage: whose FVD it is, a key of `vf.metrics.fvd.LINEAGES`; it stands for resize, eps, ddof, dtype and root.
-        split: of the real videos, several as `train+test`; "" takes what is there.
+        lineage: lineage of FVD, a key of `vf.metrics.fvd.LINEAGES`; it determines resize, eps, ddof, dtype and root.
+        split: split of the real videos, several as `train+test`; "" takes all there are.
         windows: which windows of a real video (`vf.data.clips.Windows`).
-        generated_windows: which of a generated one.
-        frames, stride, fps: of a clip; `fps` 0 goes by stride.
+        generated_windows: which windows of a generated video.
+        frames, stride, fps: frames of a clip, and their distance in source frames, or their rate; `fps` 0 uses stride.
         hop: source frames from one window to the next, for windows `all`.
-        n_real, n_generated: clips; 0 takes all. With `fewer_real` a smaller real set is taken whole.
-        subset: which n of more: at random by `seed`, or the first by name.
-        trials: draws of `n_real` and `n_generated` clips whose mean is reported; each set is then loaded up to `trials`
-            times as large, as far as it reaches.
-        size: of a side in pixels; 0 leaves pictures as they are.
-        crop: what of a picture is resized to `size`; the largest centred square is all there is.
-        resampler: to that size: `swscale` (FFmpeg, bicubic, antialiased) or `antialiased` (Pillow's bilinear).
-        quantisation: of pixels before the network.
-        encoding: of the real clips on disk; "" is not said.
-        seed: of subsets, random windows and trials.
-        unknown: what the source of the protocol does not say; no part of the hash.
+        n_real, n_generated: numbers of clips; 0 takes all. With `fewer_real` a smaller real set is used completely.
+        subset: which n of more clips: at random by `seed`, or the first by name.
+        trials: number of draws of `n_real` and `n_generated` clips, whose mean is reported. Each set is then up to
+            `trials` times as large, if there are so many clips.
+        size: side in pixels; 0 leaves pictures unchanged.
+        crop: the part of a picture that is resized to `size`; always the largest centred square.
+        resampler: how it is resized: `swscale` (FFmpeg, bicubic, antialiased) or `antialiased` (Pillow's bilinear).
+        quantisation: dtype of pixels before the network.
+        encoding: encoding of the real clips on disk; "" where it is not specified.
+        seed: seed of subsets, random windows and trials.
+        unknown: what the source of the protocol does not specify; not a part of the hash.
     """
 
     lineage: str = "styleganv"
@@ -111,7 +118,7 @@ class ClipProtocol:
     unknown: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """What changes a number, fit for JSON."""
+        """Everything that changes a number, ready for JSON."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "unknown"}
 
 
@@ -149,7 +156,7 @@ _TATS = ClipProtocol(
 )
 _STYLEGANV_SPLITS = {"ucf101": "train+test", "sky": "train", "ffs": "train", "taichi": "train"}
 PROTOCOLS: dict[str, ClipProtocol] = {
-    # Lineages alone: they say how a number is computed, and leave open of which clips.
+    # Lineages alone, which specify how a number is computed, but not from which clips.
     "google": ClipProtocol("google"),
     "styleganv": ClipProtocol("styleganv"),
     "tats": ClipProtocol("tats"),
@@ -157,7 +164,7 @@ PROTOCOLS: dict[str, ClipProtocol] = {
     "cdfvd-i3d": ClipProtocol("cdfvd-i3d", windows="random", resampler="antialiased", seed=42),
     "junyaohu-styleganv": ClipProtocol("junyaohu-styleganv"),
     "junyaohu-videogpt": ClipProtocol("junyaohu-videogpt"),
-    # Protocols of papers and their code, as far as these tell.
+    # Protocols of papers and their code, as far as these specify them.
     "tats_ucf101": _TATS,
     "digan_ucf101": replace(_DIGAN, split="train+test", windows="all"),
     "digan_sky": _DIGAN,

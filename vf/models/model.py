@@ -25,12 +25,12 @@ class Network(Protocol):
 
 
 class Errors(NamedTuple):
-    """Of each clip's frames: the training loss, and the share of the noise that was not found.
+    """For each frame of each clip: the training loss, and the share of the noise that was not found.
 
-    `eps` is the mean squared error of eps_hat over the variance of what is unknown of eps: 0 for a network that knows
-    all and 1 for one that says nothing, in every model and context. Unknown is all of eps^i, or with context
-    `base_frame`, where b is known by then, r^i alone (variance 1 - lambda). One scale, but not one task: less noise
-    hides the clip there, and the clean base frame is seen.
+    `eps` is the mean squared error of eps_hat over the variance of the unknown part of eps: 0 for a perfect network
+    and 1 for one that predicts no noise, in every model and context. The unknown part is all of eps^i, or with context
+    `base_frame`, where b is known by then, r^i alone (variance 1 - lambda). The scale is the same, the task is not:
+    with `base_frame` less noise hides the clip, and the network sees the clean base frame.
     """
 
     loss: Float[Array, "b f"]
@@ -39,9 +39,9 @@ class Errors(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Model(abc.ABC):
-    """What all models share: the noise schedule, the clip's shape, and how networks are told their conditions.
+    """Base class of all models: the noise schedule, the clip's shape, and how networks get their conditions.
 
-    A model gives parameters (`init`), errors of noised clips (`errors`) and a denoiser; it knows no sampler.
+    A model gives parameters (`init`), errors of noised clips (`errors`) and a denoiser; samplers are separate.
 
     Attributes:
         schedule: alpha and sigma at each step.
@@ -50,7 +50,7 @@ class Model(abc.ABC):
         null_label: the label that means "no class"; None for a model without labels.
         embedding_dim: channels of the embedding that the networks see; 0 for none.
         condition_dropout: share of training examples that lose their condition, in [0, 1].
-        loss_weight: bound of the factor between a prediction's own error and its loss.
+        loss_weight: bound of the factor between the error of a prediction and its loss.
         networks: names of the networks, the top-level keys of the parameters.
     """
 

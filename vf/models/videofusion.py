@@ -122,8 +122,10 @@ class VideoFusion(Model):
         value = self._call(self.residual, params["residual"], inputs, t, condition, null, dropout_keys=residual_dropout)
         kind = self.residual_prediction
         residual_loss = decompose.residual_error(kind, value, x, eps, known, self.lam, alpha, sigma)  # (7)
-        own = decompose.residual_sigma(self.lam, sigma)[..., 0, 0, 0]
-        residual_loss *= gaussian.loss_weight(kind, self.residual_loss, alpha[:, None], own, self.loss_weight)
+        residual_sigma = decompose.residual_sigma(self.lam, sigma)[..., 0, 0, 0]
+        residual_loss *= gaussian.loss_weight(
+            kind, self.residual_loss, alpha[:, None], residual_sigma, self.loss_weight
+        )
         eps_hat = decompose.eps_hat(kind, value, z_prime, known, self.lam, alpha, sigma)  # (6)
         unknown = 1 - np.where(np.arange(self.shape[0]) == c, 0, self.lam) if self.base_first else 1
         share = mse(eps_hat - eps) / unknown
@@ -172,8 +174,9 @@ class VideoFusion(Model):
     def _residual_inputs(self, z_prime: Array, alpha: Array, context: Array | None) -> Array:
         """z' with its base slot filled, and the context frame beside every frame's channels.
 
-        The residual generator answers for the other frames only. Its base slot holds nothing, lest temporal mixing
-        bring in what the bare equations do not have; or, base first, what equation (8) says for lambda = 1: alpha x^c.
+        The residual generator predicts the other frames only. Its base slot is zero, since temporal mixing would
+        otherwise add information that equations (1) to (7) do not have; or, base first, alpha x^c, which is (8) at
+        lambda = 1.
         """
         c = self.base_frame
         if context is None:
@@ -217,9 +220,11 @@ class VideoFusion(Model):
             alpha, sigma = (jnp.full(len(z_prime), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
             inputs = self._residual_inputs(z_prime, alpha, frame)
             value = residual(inputs[..., : z_prime.shape[-1]], t, inputs[..., z_prime.shape[-1] :])
-            own = decompose.residual_sigma(self.lam, sigma)
-            noise_in_z = gaussian.to_noise(self.residual_prediction, value, z_prime, spread(alpha, z_prime), own)
-            return jnp.where(own > 0, noise_in_z / jnp.where(own > 0, own, 1), 0)
+            residual_sigma = decompose.residual_sigma(self.lam, sigma)
+            noise_in_z = gaussian.to_noise(
+                self.residual_prediction, value, z_prime, spread(alpha, z_prime), residual_sigma
+            )
+            return jnp.where(residual_sigma > 0, noise_in_z / jnp.where(residual_sigma > 0, residual_sigma, 1), 0)
 
         return r_hat
 

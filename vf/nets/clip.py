@@ -1,10 +1,10 @@
-"""CLIP (Radford et al. 2021): frames and captions -> unit vectors; CLIPSIM and frame consistency on them.
+"""CLIP (Radford et al. 2021): embeds frames and captions as unit vectors; CLIPSIM and frame consistency of these.
 
     CLIPSIM            mean over frames i of   u_i . v               u_i of frame i, v of the caption              (1)
     frame consistency  mean over frames i of   u_i . u_{i+1}                                                       (2)
 
-Published CLIPSIM differs in more than the frames that are taken. GODIVA (Wu et al. 2021), Make-A-Video and others
-report (1) bare; CLIPScore's code (Hessel et al. 2021) puts "A photo depicts " before captions, and reports
+Published values of CLIPSIM differ in more than the choice of frames. GODIVA (Wu et al. 2021), Make-A-Video and others
+report (1) itself; CLIPScore's code (Hessel et al. 2021) puts "A photo depicts " before captions, and reports
 2.5 max(0, cosine); a Hugging Face model multiplies by 100. ViT-B/32 is customary, and other models give other numbers.
 """
 
@@ -20,20 +20,20 @@ from jaxtyping import Float, Int, UInt8
 
 from vf.nets import resize
 from vf.nets.feature_network import Network
-from vf.nets.vit import CLIP_B32, Config, Embed, Norm, blocks, told
+from vf.nets.vit import CLIP_B32, Config, Embed, Norm, blocks, describe
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The text encoder: a transformer as `vit.Config` has it, in which a token sees those before it only.
+    """The text encoder: a transformer in which a token attends to itself and those before it.
 
     Attributes:
-        width, depth, heads, mlp, eps, act: as there.
-        context: tokens at most.
-        vocabulary: different tokens; the last of them ends a caption.
-        dim: numbers in an embedding, of captions and frames alike.
+        width, depth, heads, mlp, eps, act: as in `vit.Config`.
+        context: largest number of tokens.
+        vocabulary: number of different tokens; the last one ends a caption.
+        dim: channels of an embedding, of captions and frames.
     """
 
     width: int = 512
@@ -54,9 +54,9 @@ class CLIP(nn.Module):
     """Both encoders.
 
     Attributes:
-        vision: of the image encoder.
-        language: of the text encoder.
-        precision: of the products.
+        vision: sizes of the image encoder.
+        language: sizes of the text encoder.
+        precision: precision of products.
     """
 
     vision: Config = CLIP_B32
@@ -64,26 +64,26 @@ class CLIP(nn.Module):
     precision: Any = jax.lax.Precision.HIGHEST
 
     def setup(self) -> None:
-        """Makes the two encoders, and CLIP's learned temperature, which no score uses."""
+        """Makes both encoders, and CLIP's learned temperature, which no metric uses."""
         self.image = Image(self.vision, self.language.dim, self.precision)
         self.text = Text(self.language, self.precision)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), (1,))
 
     def __call__(self, x: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Embeddings of pictures and captions, of any length."""
+        """Embeddings of pictures and captions, not normalised."""
         return self.image(x), self.text(tokens)
 
     def encode_image(self, x: Float[jax.Array, "b s s 3"]) -> Float[jax.Array, "b dim"]:
-        """Normalised pixels -> embeddings, of any length."""
+        """Embeddings, not normalised, of pictures with normalised pixels."""
         return self.image(x)
 
     def encode_text(self, tokens: Int[jax.Array, "b n"]) -> Float[jax.Array, "b dim"]:
-        """Tokens -> embeddings, of any length."""
+        """Embeddings of tokens, not normalised."""
         return self.text(tokens)
 
 
 class Image(nn.Module):
-    """Pictures -> the projected class token."""
+    """The image encoder: pictures -> the projected class token."""
 
     config: Config
     dim: int
@@ -91,7 +91,7 @@ class Image(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b s s 3"]) -> Float[jax.Array, "b dim"]:
-        """Raises ValueError for another size than the positions are for."""
+        """Embeddings of pictures. Raises ValueError for a size that the stored positions do not fit."""
         x = Embed(self.config, self.precision, name="embed")(x[:, None])
         x = blocks(self.config, None, self.precision, "blocks", Norm(self.config.eps, name="norm_pre")(x))
         x = Norm(self.config.eps, name="norm_post")(x[:, 0])
@@ -99,7 +99,10 @@ class Image(nn.Module):
 
 
 class Text(nn.Module):
-    """Tokens -> the projected last token of each caption; with `states`, those of all tokens before projection too."""
+    """The text encoder: tokens -> the projected last token of each caption.
+
+    With `states` it returns (states of all tokens before projection, that).
+    """
 
     config: TextConfig
     precision: Any = jax.lax.Precision.HIGHEST
@@ -107,7 +110,7 @@ class Text(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[jax.Array, "b n"]) -> Any:
-        """Raises ValueError for more tokens than the context has. What follows the end of a caption is not seen."""
+        """Embeddings of captions, which do not depend on tokens after their end. ValueError for too many tokens."""
         config, count = self.config, tokens.shape[1]
         if count > config.context:
             raise ValueError(f"expected captions of at most {config.context} tokens, got {count}")
@@ -115,30 +118,30 @@ class Text(nn.Module):
         positions = self.param("positions", nn.initializers.normal(0.01), (config.context, config.width))
         before = jnp.tril(jnp.ones((count, count), bool))
         x = blocks(config, before, self.precision, "blocks", table[tokens] + positions[:count])
-        # The end has the greatest number; padding by 0 or by further ends leaves the first one at its place.
+        # The end has the greatest number, and argmax finds the first end, whether padding is 0 or further ends.
         end = tokens.argmax(1)[:, None, None]
         x = Norm(config.eps, name="norm")(x)
         last = jnp.take_along_axis(x, end, 1)[:, 0]
-        whole = nn.Dense(config.dim, use_bias=False, precision=self.precision, name="proj")(last)
-        return (x, whole) if self.states else whole
+        embeddings = nn.Dense(config.dim, use_bias=False, precision=self.precision, name="proj")(last)
+        return (x, embeddings) if self.states else embeddings
 
 
 def unit(x: Any) -> jax.Array:
-    """Vectors of length 1, along the last axis."""
+    """Divides vectors, along the last axis, by their length."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _preprocessed(frames: UInt8[jax.Array, "b h w 3"], size: int) -> Float[jax.Array, "b size size 3"]:
-    """What CLIP's own preprocessing makes of pictures: see `clip_image`."""
+def _preprocess(frames: UInt8[jax.Array, "b h w 3"], size: int) -> Float[jax.Array, "b size size 3"]:
+    """Preprocesses pictures as CLIP's code does: see `clip_image`."""
 
-    def one(side: int) -> np.ndarray:
-        # The longer side is cut to whole pixels, and the crop begins at half the excess, rounded to even, as
-        # torchvision does; Hugging Face rounds it down, which differs by one pixel for one excess in four.
+    def matrix(side: int) -> np.ndarray:
+        # The longer side is truncated to whole pixels, and the crop begins at half the excess, rounded to even, as in
+        # torchvision; Hugging Face rounds it down, which differs by one pixel for one excess in four.
         long = int(size * side / min(frames.shape[1:3]))
         first = round((long - size) / 2)
         return resize.matrix("antialiased_bicubic", side, long)[first : first + size]
 
-    rows, columns = (one(side) for side in frames.shape[1:3])
+    rows, columns = (matrix(side) for side in frames.shape[1:3])
     x = resize.apply(frames.astype(jnp.float32), rows, columns, quantise=True)
     mean, std = (np.asarray(numbers, np.float32) for numbers in (MEAN, STD))
     return (x / 255 - mean) / std
@@ -153,30 +156,30 @@ def clip_image(
     language: TextConfig = TEXT_B32,
     exact: bool = True,
 ) -> Network:
-    """Unit embeddings of every frame, one after the other: `.reshape(n, frames, -1)` gives [n frames dim].
+    """The network that gives unit embeddings of every frame: `.reshape(n, frames, -1)` gives [n frames dim].
 
-    Frames are prepared as OpenAI's code does: short side to 224 pixels by Pillow's antialiased bicubic filter, on 8
-    bits and thus rounded after each of the two passes, the centre, x / 255, CLIP's mean and deviation.
+    Frames are prepared as in OpenAI's code: short side to 224 pixels by Pillow's antialiased bicubic filter on 8 bits,
+    which rounds after each of the two passes, then the centre, x / 255, and CLIP's mean and deviation.
 
     Args:
-        params: of `CLIP`, as the converter writes them.
-        fingerprint: of the weights.
-        frames: of a clip; each is encoded.
-        vision: of the weights, `about["vision"]` of the converter's file.
-        language: likewise, `about["language"]`.
-        exact: float32 on every platform; False takes the platform's default precision.
+        params: parameters of `CLIP`, as the converter writes them.
+        fingerprint: hash of the weights, for the protocol.
+        frames: frames per clip, each of which is encoded.
+        vision: sizes of the image encoder, `about["vision"]` of the converter's file.
+        language: sizes of the text encoder, `about["language"]` of the converter's file.
+        exact: whether to compute in float32 on every platform; False takes the platform's default precision.
     """
     module = CLIP(vision, language, jax.lax.Precision.HIGHEST if exact else None)
 
     def apply(params: Any, clips: UInt8[jax.Array, "b f h w 3"]) -> Float[jax.Array, "b d"]:
         if clips.shape[1] != frames:
             raise ValueError(f"expected clips of {frames} frames, got {clips.shape[1]}")
-        x = _preprocessed(rearrange(clips, "b f h w c -> (b f) h w c"), vision.size)
+        x = _preprocess(rearrange(clips, "b f h w c -> (b f) h w c"), vision.size)
         u = unit(module.apply({"params": params}, x, method="encode_image"))
         return rearrange(u, "(b f) d -> b (f d)", f=frames)
 
     protocol = {
-        "network": f"CLIP, unit embeddings of every frame; {told(vision)}, {language.dim} numbers each",
+        "network": f"CLIP, unit embeddings of every frame; {describe(vision)}, {language.dim} numbers each",
         "weights": fingerprint, "frames": frames,
         "resize": f"antialiased_bicubic, rounded to 8 bits after each pass (Pillow), short side to {vision.size}, "
         "centre, then (x / 255 - CLIP's mean) / deviation",
@@ -193,17 +196,17 @@ def clip_text(
     language: TextConfig = TEXT_B32,
     exact: bool = True,
 ) -> Float[jax.Array, "n dim"]:
-    """Unit embeddings of captions from the tokens of `vf.nets.tokenizer`; pure. ValueError for too many tokens."""
+    """Unit embeddings of captions, from tokens of `vf.nets.tokenizer`. Raises ValueError for too many tokens."""
     module = CLIP(vision, language, jax.lax.Precision.HIGHEST if exact else None)
     return unit(module.apply({"params": params}, tokens, method="encode_text"))
 
 
-def _units(x: np.ndarray, what: str) -> np.ndarray:
+def _units(x: np.ndarray, name: str) -> np.ndarray:
     x = np.asarray(x, np.float64)
-    size = np.linalg.norm(x, axis=-1, keepdims=True)
-    if not np.isfinite(x).all() or (size == 0).any():
-        raise ValueError(f"expected finite embeddings of {what} other than 0")
-    return x / size
+    norm = np.linalg.norm(x, axis=-1, keepdims=True)
+    if not np.isfinite(x).all() or (norm == 0).any():
+        raise ValueError(f"expected finite embeddings of {name} other than 0")
+    return x / norm
 
 
 def clipsim(
@@ -215,9 +218,9 @@ def clipsim(
 ) -> Float[np.ndarray, " n"]:
     """(1) of every clip with its caption: scale * mean over frames of the cosine, each at least `floor`, in float64.
 
-    A score's protocol has to name, beside what the network's does, `scale`, `floor`, the prefix before captions, and
-    which caption of a clip was taken. Bare cosines, the default, are what CLIPSIM means in papers on video; CLIPScore
-    is scale=2.5, floor=0 with the prefix "A photo depicts ".
+    The protocol of a score must name, besides that of the network, `scale`, `floor`, the prefix before captions, and
+    which caption of a clip is used. Papers on video mean cosines without scale and floor, the default; CLIPScore is
+    scale=2.5, floor=0 with the prefix "A photo depicts ".
 
     Raises ValueError for other shapes, no frames, or embeddings that are 0 or not finite.
     """

@@ -1,4 +1,4 @@
-"""What a network is told besides pixels: step, class, vector and frame index, summed into one embedding.
+"""The conditions of a network besides pixels: step, class, vector and frame index, summed into one embedding.
 
 Source: ADM (Dhariwal & Nichol, "Diffusion models beat GANs on image synthesis", 2021, appendix). The frame
 index is embedded in the same way as the step.
@@ -43,9 +43,9 @@ class Conditioning(nn.Module):
     Attributes:
         width: channels of the sinusoids; the embedding has 4 x `width`.
         num_classes: classes 0..num_classes-1; 0 for a network without labels.
-        null_class: adds label `num_classes`, "no class", for classifier-free guidance.
+        null_class: whether there is a label `num_classes`, "no class", for classifier-free guidance.
         cond_dim: channels of the vector `cond`; 0 for none.
-        cond_projection: send `cond` through a Dense; otherwise it is added as it is.
+        cond_projection: whether `cond` passes through a Dense; otherwise it is added unchanged.
         frame_embed: whether the frame index is embedded.
     """
 
@@ -64,15 +64,15 @@ class Conditioning(nn.Module):
         cond: Float[Array, "b d"] | None,
         frame: Int[Array, "*clip f"],
     ) -> Float[Array, "b #f e"]:
-        """Float32, with one row for all frames unless the frame index is embedded.
+        """The embedding, float32, with one row for all frames unless the frame index is embedded.
 
         Raises:
-            ValueError: `label` or `cond` is missing, or given to a network without use for it, or `cond` has
-                the wrong number of channels.
+            ValueError: `label` or `cond` is missing, or given to a network that would ignore it, or `cond` has the
+                wrong number of channels.
         """
         features = 4 * self.width
-        expect("label", label, self.num_classes > 0, "num_classes")
-        expect("cond", cond, self.cond_dim > 0, "cond_dim")
+        check_input("label", label, self.num_classes > 0, "num_classes")
+        check_input("cond", cond, self.cond_dim > 0, "cond_dim")
         x = PositionEmbed(self.width, features, name="time")(t)
         if label is not None:
             rows = self.num_classes + self.null_class
@@ -90,9 +90,9 @@ class Conditioning(nn.Module):
         return x
 
 
-def expect(name: str, value: object, wanted: bool, switch: str) -> None:
-    """Raise ValueError where an input is missing, or would be silently ignored."""
-    if wanted and value is None:
+def check_input(name: str, value: object, expected: bool, switch: str) -> None:
+    """Raises ValueError where an input is missing, or would be silently ignored."""
+    if expected and value is None:
         raise ValueError(f"{name} is missing: this network was built with {switch} > 0")
-    if not wanted and value is not None:
+    if not expected and value is not None:
         raise ValueError(f"{name} was given to a network built with {switch} = 0, which would ignore it")

@@ -1,4 +1,4 @@
-"""A network that turns clips into features, with whatever its numbers depend on: what metrics ask for."""
+"""The interface of networks that metrics use: clips -> features, with everything on which these depend."""
 
 import dataclasses
 import functools
@@ -13,16 +13,17 @@ from jaxtyping import Float, UInt8
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What turns clips into features.
+    """A network that computes features of clips.
 
     Attributes:
-        name: such as `i3d`.
-        dim: numbers in a feature.
+        name: name such as `i3d`.
+        dim: size of a feature vector.
         params: tree of arrays.
-        apply: pure, (params, clips u8 [b f h w 3]) -> f32 [b dim]; any resizing and scaling is in it, and it raises
-            ValueError for clips that it cannot take (their shape is static). Where `protocol` says "rows": "frames",
-            it gives [b f dim] row by row, [b*f dim].
-        protocol: whatever changes the features, fit for JSON: weights' fingerprint, resampling, range, precision.
+        apply: a pure function (params, clips u8 [b f h w 3]) -> f32 [b dim], including resizing and scaling, which
+            raises ValueError for unsuitable shapes. Where `protocol` has "rows": "frames", it returns [b*f dim], the
+            frames of each clip in order.
+        protocol: everything that changes the features, ready for JSON: fingerprint of the weights, resampling, range,
+            precision.
     """
 
     name: str
@@ -33,17 +34,17 @@ class Network:
 
     @functools.cached_property
     def devices(self) -> Mesh:
-        """All devices of this host: the batch is cut over them."""
+        """A mesh of all devices of this host, over which batches are split."""
         return Mesh(np.array(jax.local_devices()), "batch")
 
     @functools.cached_property
     def placed(self) -> Any:
-        """The parameters, on every device."""
+        """The parameters, copied to every device."""
         return jax.device_put(self.params, NamedSharding(self.devices, PartitionSpec()))
 
     @functools.cached_property
     def compiled(self) -> Any:
-        """`apply`, whose batch lies over the devices."""
+        """`apply`, jitted, with batches split over the devices."""
         rows = NamedSharding(self.devices, PartitionSpec("batch"))
         return jax.jit(
             self.apply, in_shardings=(NamedSharding(self.devices, PartitionSpec()), rows), out_shardings=rows

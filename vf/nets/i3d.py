@@ -1,7 +1,7 @@
-"""I3D, the network of FVD (Carreira & Zisserman 2017): clips -> the logits of Kinetics-400, averaged over time.
+"""I3D, the network of FVD (Carreira & Zisserman 2017): clips -> logits of Kinetics-400, averaged over time.
 
-The layers, and the facts that ports get wrong, are those of DeepMind's graph (google-deepmind/kinetics-i3d, TF-Hub
-deepmind/i3d-kinetics-400/1): TensorFlow's SAME padding for convolutions and pools at every length, no scale in the
+The layers are those of DeepMind's graph (google-deepmind/kinetics-i3d, TF-Hub deepmind/i3d-kinetics-400/1), including
+details that ports get wrong: TensorFlow's SAME padding for convolutions and pools at every length, no scale in the
 batch norms, whose eps is 1e-3 (1e-5 in the port that VideoGPT, DIGAN and TATS share; hence the argument), 3 x 3 x 3
 kernels in the third branch, logits rather than pooled features, and their mean over time.
 """
@@ -19,7 +19,7 @@ from vf.nets import resize
 from vf.nets.feature_network import Network
 
 SIZE = 224  # pixels of a side
-LEAST_FRAMES = 9  # 8 and fewer leave nothing below the average pool
+MIN_FRAMES = 9  # with 8 or fewer the average pool has no complete window
 CLASSES = 400
 # Channels of the branches: 1x1x1; 1x1x1 then 3x3x3; 1x1x1 then 3x3x3; pool then 1x1x1.
 MIXED: dict[str, tuple[int, ...]] = {
@@ -36,16 +36,16 @@ MIXED: dict[str, tuple[int, ...]] = {
 
 
 def convolution(x: jax.Array, kernel: jax.Array, stride: int, precision: Any) -> jax.Array:
-    """x [b t h w c] with `kernel` [k k k c c'], TensorFlow's SAME padding, on any platform."""
+    """Convolution of x [b t h w c] by `kernel` [k k k c c'] with TensorFlow's SAME padding, on any platform."""
 
-    def whole(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def convolution_3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
         numbers = ("NDHWC", "DHWIO", "NDHWC")
         return jax.lax.conv_general_dilated(
             x, kernel, (stride,) * 3, "SAME", dimension_numbers=numbers, precision=precision
         )
 
     def by_frames(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The sum over the kernel's frames of 2-D convolutions: on CPU, XLA's 3-D ones are up to six times as slow."""
+        """A sum of 2-D convolutions over the kernel's frames: XLA's 3-D ones take up to six times as long on CPU."""
         frames, depth = x.shape[1], kernel.shape[0]
         out = -(-frames // stride)
         total = max((out - 1) * stride + depth - frames, 0)
@@ -61,8 +61,8 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int, precision: Any) ->
         return sum(parts[1:], parts[0])
 
     if kernel.shape[0] == 1:
-        return whole(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=by_frames, default=whole)
+        return convolution_3d(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_frames, default=convolution_3d)
 
 
 class Unit(nn.Module):
@@ -83,13 +83,13 @@ class Unit(nn.Module):
         mean = self.param("mean", nn.initializers.zeros, (self.features,))
         var = self.param("var", nn.initializers.ones, (self.features,))
         scale = jax.lax.rsqrt(var + self.eps)
-        # The scale goes into the kernel: one pass less over the largest activations.
+        # The scale is multiplied into the kernel, which saves a pass over the largest activations.
         x = convolution(x, kernel * scale, self.stride, self.precision)
         return jax.nn.relu(x + (beta - mean * scale))
 
 
 class Mixed(nn.Module):
-    """An inception block: four branches side by side."""
+    """An inception block: four parallel branches."""
 
     features: Sequence[int]
     eps: float
@@ -114,10 +114,10 @@ class I3D(nn.Module):
     """Clips in [-1, 1] -> logits.
 
     Attributes:
-        eps: of the batch norms: 1e-3 in DeepMind's graph, 1e-5 in the port of the VideoGPT lineage.
-        precision: of the convolutions: HIGHEST is float32 on every platform; None takes TF32 or bfloat16 passes on
-            accelerators, which is faster and moves FVD.
-        classes: 400 for FVD.
+        eps: eps of the batch norms: 1e-3 in DeepMind's graph, 1e-5 in the port of the VideoGPT lineage.
+        precision: precision of convolutions: HIGHEST is float32 on every platform; None takes TF32 or bfloat16 passes
+            on accelerators, which is faster and changes FVD.
+        classes: number of classes, 400 for FVD.
     """
 
     eps: float = 1e-3
@@ -126,9 +126,9 @@ class I3D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b t h w 3"]) -> Float[jax.Array, "b classes"]:
-        """Raises ValueError for fewer than 9 frames, or sides outside 193 ... 224 (which leave 7 x 7 at the end)."""
-        if x.shape[1] < LEAST_FRAMES or not all(193 <= side <= SIZE for side in x.shape[2:4]):
-            raise ValueError(f"I3D needs {LEAST_FRAMES} frames or more of 193 to {SIZE} pixels, got {x.shape[1:4]}")
+        """Logits. Raises ValueError for fewer than 9 frames, or sides outside 193 ... 224, which end as 7 x 7."""
+        if x.shape[1] < MIN_FRAMES or not all(193 <= side <= SIZE for side in x.shape[2:4]):
+            raise ValueError(f"I3D needs {MIN_FRAMES} frames or more of 193 to {SIZE} pixels, got {x.shape[1:4]}")
 
         def unit(name: str, features: int, kernel: int, stride: int = 1) -> Unit:
             return Unit(features, kernel, stride, self.eps, self.precision, name=name)
@@ -160,7 +160,7 @@ class I3D(nn.Module):
 def pixels(
     clips: UInt8[jax.Array, "b f h w 3"], grid: resize.Grid, aspect: resize.Aspect
 ) -> Float[jax.Array, "b f 224 224 3"]:
-    """What the network reads: clips resized, then [0, 255] -> [-1, 1]; nothing is rounded in between."""
+    """The network's input: clips resized, then [0, 255] -> [-1, 1], without rounding in between."""
     rows, columns = resize.matrices(grid, aspect, clips.shape[2], clips.shape[3], SIZE)
     return 2 * resize.apply(jnp.asarray(clips, jnp.float32), rows, columns) / 255 - 1
 
@@ -174,15 +174,15 @@ def network(
     aspect: resize.Aspect = "squash",
     exact: bool = True,
 ) -> Network:
-    """I3D on clips of any size, as `vf.scores.features` takes it.
+    """I3D on clips of any size, for `vf.scores.features`.
 
     Args:
-        params: of `I3D`, as the converter writes them.
-        fingerprint: of the weights.
-        eps: of the batch norms.
+        params: parameters of `I3D`, as the converter writes them.
+        fingerprint: hash of the weights, for the protocol.
+        eps: eps of the batch norms.
         grid: how frames are resized to 224 x 224 pixels.
-        aspect: what becomes of frames that are not square.
-        exact: float32 on every platform; False takes the platform's default precision.
+        aspect: how frames that are not square are handled.
+        exact: whether to compute in float32 on every platform; False takes the platform's default precision.
     """
     precision = jax.lax.Precision.HIGHEST if exact else None
     module = I3D(eps=eps, precision=precision)

@@ -1,9 +1,9 @@
 """Inception-v3 of 2015-12-05, the network of FID (Heusel et al. 2017): frames -> 2048 features of its last pool.
 
-It is not the Inception-v3 of today's libraries. What ports get wrong is plain in TensorFlow's graph
-(inception-2015-12-05.tgz; pytorch-fid and NVIDIA's TorchScript rebuild it): average pools leave the padding out of the
-mean, the pool of the very last block takes the maximum, the eps of the batch norms is 1e-3, and there are 1008 classes.
-How frames get to 299 x 299 pixels moves FID too (Parmar et al. 2022), so each way has a name, that of clean-fid:
+It is not the Inception-v3 of current libraries. TensorFlow's graph (inception-2015-12-05.tgz, which pytorch-fid and
+NVIDIA's TorchScript reproduce) has details that ports get wrong: average pools leave padding out of the mean, the pool
+of the last block takes the maximum, the eps of the batch norms is 1e-3, and there are 1008 classes. How frames are
+resized to 299 x 299 pixels changes FID too (Parmar et al. 2022), so each mode has a name, that of clean-fid:
 
     mode                resampling                    range                                  who
     clean               Pillow's bicubic, in float32  clipped to 0 ... 255, (x - 128) / 128  clean-fid
@@ -23,9 +23,9 @@ from vf.nets import resize
 from vf.nets.feature_network import Network
 
 SIZE = 299  # pixels of a side
-LEAST_SIZE = 75  # fewer leave nothing before the last pool
+MIN_SIZE = 75  # smaller frames leave no pixels before the last pool
 FEATURES = 2048
-AT_ONCE = 64  # frames in one pass, over all devices, where clips are fewer: 5.5 MB each in the largest activation
+FRAMES_PER_PASS = 64  # frames that are computed at once, over all devices: 5.5 MB each in the largest activation
 Mode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 GRIDS: dict[Mode, resize.Grid] = {
@@ -35,7 +35,7 @@ Pool = Literal["average", "max", "reduce"]  # 3 x 3; stride 1, 1 and 2
 
 
 class Conv(NamedTuple):
-    """A unit of a block; with stride 2 nothing is padded, with stride 1 the size stays. Names are torchvision's."""
+    """A unit of a block, by torchvision's name. With stride 2 nothing is padded, with stride 1 the size is kept."""
 
     name: str
     features: int
@@ -43,7 +43,7 @@ class Conv(NamedTuple):
     stride: int = 1
 
 
-Branch = tuple[Pool | Conv | tuple[Conv, ...], ...]  # steps one after the other; a tuple of units is side by side
+Branch = tuple[Pool | Conv | tuple[Conv, ...], ...]  # consecutive steps; a tuple of units is parallel
 
 
 def _a(pooled: int) -> tuple[Branch, ...]:
@@ -85,7 +85,7 @@ def _e(pool: Pool) -> tuple[Branch, ...]:
     )
 
 
-# Before the blocks, in order; those without padding are named.
+# Layers before the blocks, in order; `UNPADDED` names those without padding.
 STEM = (
     Conv("Conv2d_1a_3x3", 32, (3, 3), 2),
     Conv("Conv2d_2a_3x3", 32, (3, 3)),
@@ -120,12 +120,12 @@ MIXED: dict[str, tuple[Branch, ...]] = {
         ("reduce",),
     ),
     "Mixed_7b": _e("average"),
-    "Mixed_7c": _e("max"),  # by a slip in the graph, and FID is defined with it
+    "Mixed_7c": _e("max"),  # an error in the graph, with which FID is defined
 }
 
 
 def pool(x: Float[jax.Array, "n h w c"], kind: Pool) -> Float[jax.Array, "n i j c"]:
-    """3 x 3; `average` counts the pixels that are inside only."""
+    """A 3 x 3 pool; `average` counts pixels inside the picture alone."""
     if kind == "average":
         return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
     if kind == "max":
@@ -152,7 +152,7 @@ class Unit(nn.Module):
         mean = self.param("mean", nn.initializers.zeros, (self.features,))
         var = self.param("var", nn.initializers.ones, (self.features,))
         scale = gamma * jax.lax.rsqrt(var + self.eps)
-        # The scale goes into the kernel: one pass less over the largest activations.
+        # The scale is multiplied into the kernel, which saves a pass over the largest activations.
         x = jax.lax.conv_general_dilated(
             x, kernel * scale, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=self.precision,
@@ -161,7 +161,7 @@ class Unit(nn.Module):
 
 
 class Mixed(nn.Module):
-    """An inception block: branches side by side."""
+    """An inception block: parallel branches."""
 
     branches: tuple[Branch, ...]
     precision: Any
@@ -188,20 +188,20 @@ class Mixed(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pictures in [-1, 1] -> features; the classifier behind them is left out.
+    """Pictures in [-1, 1] -> features, without the classifier after them.
 
     Attributes:
-        precision: of the convolutions: HIGHEST is float32 on every platform; None takes TF32 or bfloat16 passes on
-            accelerators, which is faster and moves FID.
+        precision: precision of convolutions: HIGHEST is float32 on every platform; None takes TF32 or bfloat16 passes
+            on accelerators, which is faster and changes FID.
     """
 
     precision: Any = jax.lax.Precision.HIGHEST
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n 2048"]:
-        """FID takes 299 x 299 pixels. Raises ValueError for sides below 75."""
-        if min(x.shape[1:3]) < LEAST_SIZE:
-            raise ValueError(f"Inception-v3 needs sides of {LEAST_SIZE} pixels or more, got {x.shape[1:3]}")
+        """Features of pictures, for FID of 299 x 299 pixels. Raises ValueError for sides below 75."""
+        if min(x.shape[1:3]) < MIN_SIZE:
+            raise ValueError(f"Inception-v3 needs sides of {MIN_SIZE} pixels or more, got {x.shape[1:3]}")
         for step in STEM:
             if isinstance(step, Conv):
                 padding: Literal["SAME", "VALID"] = "VALID" if step.name in UNPADDED else "SAME"
@@ -214,7 +214,7 @@ class Inception(nn.Module):
 
 
 def preprocess(frames: UInt8[jax.Array, "*n h w 3"], mode: Mode) -> Float[jax.Array, "*n 299 299 3"]:
-    """What the network is shown: squashed to 299 x 299 pixels, in [-1, 1]. Raises ValueError for an unknown mode."""
+    """The network's input: frames squashed to 299 x 299 pixels, in [-1, 1]. Raises ValueError for an unknown mode."""
     if mode not in MODES:
         raise ValueError(f"expected a mode of {', '.join(MODES)}, got {mode}")
     height, width = frames.shape[-3:-1]
@@ -225,18 +225,18 @@ def preprocess(frames: UInt8[jax.Array, "*n h w 3"], mode: Mode) -> Float[jax.Ar
 
 
 def network(params: Any, fingerprint: str, *, mode: Mode = "clean", exact: bool = True) -> Network:
-    """Inception-v3 on the frames of clips, as `vf.scores.features` takes it.
+    """Inception-v3 on the frames of clips, for `vf.scores.features`.
 
-    Its features are of FRAMES: `apply` gives [b f, 2048], row i being frame i % f of clip i // f.
+    Features are those of frames: `apply` returns [b*f 2048], whose row i is frame i % f of clip i // f.
 
     Args:
-        params: of `Inception`, as the converter writes them.
-        fingerprint: of the weights.
-        mode: how frames get to the network's size and range: a FID is of one mode.
-        exact: float32 on every platform; False takes the platform's default precision.
+        params: parameters of `Inception`, as the converter writes them.
+        fingerprint: hash of the weights, for the protocol.
+        mode: how frames are converted to the network's size and range; FIDs of different modes do not compare.
+        exact: whether to compute in float32 on every platform; False takes the platform's default precision.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: the mode is unknown.
     """
     if mode not in MODES:
         raise ValueError(f"expected a mode of {', '.join(MODES)}, got {mode}")
@@ -246,19 +246,19 @@ def network(params: Any, fingerprint: str, *, mode: Mode = "clean", exact: bool 
         if clips.ndim != 5 or clips.shape[-1] != 3 or not clips.size:
             raise ValueError(f"expected clips [b f h w 3], got {clips.shape}")
         b, f = clips.shape[:2]
-        # Some frames of every clip at a time: activations of all would not fit, and the axis of clips is left whole for
-        # those who spread it over devices.
-        turns = math.ceil(f / max(1, AT_ONCE // b))
-        each = math.ceil(f / turns)
-        padded = jnp.pad(clips, [(0, 0), (0, turns * each - f), (0, 0), (0, 0), (0, 0)])
+        # Some frames of every clip at a time, since activations of all frames need too much memory. The axis of clips
+        # is not split, so that callers can split it over devices.
+        passes = math.ceil(f / max(1, FRAMES_PER_PASS // b))
+        frames_per_pass = math.ceil(f / passes)
+        padded = jnp.pad(clips, [(0, 0), (0, passes * frames_per_pass - f), (0, 0), (0, 0), (0, 0)])
 
-        def turn(frames: UInt8[jax.Array, "b each h w 3"]) -> Float[jax.Array, "b each 2048"]:
+        def one_pass(frames: UInt8[jax.Array, "b each h w 3"]) -> Float[jax.Array, "b each 2048"]:
             x = preprocess(frames, mode)
-            made: Any = module.apply({"params": params}, x.reshape(-1, SIZE, SIZE, 3))
-            return made.reshape(b, each, FEATURES)
+            features: Any = module.apply({"params": params}, x.reshape(-1, SIZE, SIZE, 3))
+            return features.reshape(b, frames_per_pass, FEATURES)
 
-        found = jax.lax.map(turn, padded.reshape(b, turns, each, *clips.shape[2:]).swapaxes(0, 1))
-        return found.swapaxes(0, 1).reshape(b, turns * each, FEATURES)[:, :f].reshape(b * f, FEATURES)
+        features = jax.lax.map(one_pass, padded.reshape(b, passes, frames_per_pass, *clips.shape[2:]).swapaxes(0, 1))
+        return features.swapaxes(0, 1).reshape(b, passes * frames_per_pass, FEATURES)[:, :f].reshape(b * f, FEATURES)
 
     scaled = "2 x / 255 - 1" if mode == "legacy_pytorch" else "(x - 128) / 128"
     clipped = "clipped to 0 ... 255, " if mode == "clean" else ""

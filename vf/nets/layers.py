@@ -1,6 +1,6 @@
 """Layers of the ADM U-Net, on clips `b f h w c`: norms, residual blocks, attention, mixing over frames.
 
-Spatial layers treat frames as more batch; only `TemporalConv` and `TemporalAttention` let frames interact.
+Spatial layers treat frames as part of the batch; only `TemporalConv` and `TemporalAttention` let frames interact.
 Parameters, norm statistics and softmax are float32; everything else is computed in `dtype`.
 
 Source: Dhariwal & Nichol, "Diffusion models beat GANs on image synthesis" (2021), appendix, with details from
@@ -18,20 +18,20 @@ from jaxtyping import Array, Bool, Float, Key
 
 Dtype = Any
 Resample = Literal["up", "down"] | None
-Place = Callable[[Array], Array]  # clips -> the same clips, with a word to the compiler on which device each lies
+Place = Callable[[Array], Array]  # clips -> the same clips, with a constraint on their sharding
 ZEROS = nn.initializers.zeros_init()
-# Layout of the channels of a joint projection: q, k, v and then heads (ADM at 64 pixels), or heads and then
-# q, k, v (Karlo, and ADM's other networks). Weights loaded in the wrong one fit, and sample noise.
+# Layout of the channels of a joint projection: q, k, v and then heads (ADM at 64 pixels), or heads and then q, k, v
+# (Karlo, and ADM's other networks). Weights that are loaded with the wrong layout fit, but their samples are noise.
 HEADS = {"new": "... (p n d) -> p ... n d", "legacy": "... (n p d) -> p ... n d"}
 
 
-def anywhere(x: Array) -> Array:
-    """Leaves it to the compiler where `x` lies."""
+def unconstrained(x: Array) -> Array:
+    """Leaves the sharding of `x` to the compiler."""
     return x
 
 
 class GroupNorm(nn.Module):
-    """Normalise each frame over space and over each of `groups` groups of channels; epsilon 1e-5, in float32.
+    """Normalises each frame over space and over each of `groups` groups of channels; epsilon 1e-5, in float32.
 
     Scale-shift modulation, where given, is folded into the affine map: y = norm(x) * (1 + scale) + shift.
 
@@ -55,7 +55,7 @@ class GroupNorm(nn.Module):
         gain = self.param("scale", nn.initializers.ones_init(), (c,))
         bias = self.param("bias", ZEROS, (c,))
         y = x.astype(jnp.float32)
-        # Two passes: mean of squares less squared mean is no faster here and cancels where the mean is large.
+        # Two passes: the mean of squares minus the squared mean is no faster here, and inexact where the mean is large.
         y = y - self._pool(y)
         rate = jax.lax.rsqrt(self._pool(y * y) + self.epsilon)  # b f 1 1 c
         if scale is not None:
@@ -84,7 +84,7 @@ class ResBlock(nn.Module):
     dropout: float = 0.0
     norm_groups: int = 32
     dtype: Dtype = jnp.float32
-    place: Place = anywhere
+    place: Place = unconstrained
 
     @nn.compact
     def __call__(
@@ -100,19 +100,20 @@ class ResBlock(nn.Module):
         h = drop(h, self.dropout, dropout_keys)
         h = nn.Conv(c, (3, 3), dtype=self.dtype, kernel_init=ZEROS, name="conv_out")(h)
         if x.shape[-1] != c:
-            x = nn.Dense(c, dtype=self.dtype, name="skip")(x)  # a 1x1 convolution
+            x = nn.Dense(c, dtype=self.dtype, name="skip")(x)  # equal to a 1x1 convolution
         return self.place(x + h)
 
 
 def drop(x: Float[Array, "b *d"], rate: float, keys: Key[Array, " b"] | None) -> Float[Array, "b *d"]:
-    """Dropout: zero with probability `rate`, else x / (1 - rate), by a key for each clip; x itself without keys.
+    """Dropout: zero with probability `rate`, otherwise x / (1 - rate), with one key per clip; x itself without keys.
 
-    A clip's draws are its own, whatever batch it is in and however that is spread (Flax's layer draws for a batch).
+    The draws of a clip do not depend on the batch that it is in, or on how that is sharded (Flax's layer draws for a
+    whole batch).
     """
     if keys is None or rate == 0:
         return x
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(kept, x / (1 - rate), 0)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0)
 
 
 class SelfAttention(nn.Module):
@@ -120,7 +121,7 @@ class SelfAttention(nn.Module):
 
     Attributes:
         head_dim: channels per head.
-        order: 'new' or 'legacy', see `HEADS`; matters only to loaded weights.
+        order: 'new' or 'legacy', see `HEADS`; it matters only for loaded weights.
         kernel: see `attend`.
     """
 
@@ -164,7 +165,7 @@ class TemporalConv(nn.Module):
         kernel = self.param("kernel", ZEROS, (3, c, c)).astype(self.dtype)
         bias = self.param("bias", ZEROS, (c,)).astype(self.dtype)
         y = nn.silu(GroupNorm(self.norm_groups, name="norm")(x)).astype(self.dtype)
-        # Three products of shifted clips: on a CPU almost twice as fast as a 3-D convolution, backward included.
+        # Three products of shifted clips: on a CPU almost twice as fast as a 3-D convolution, including the gradient.
         y = jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
         return x + sum(y[:, i : i + x.shape[1]] @ tap for i, tap in enumerate(kernel)) + bias
 
@@ -187,10 +188,10 @@ class TemporalAttention(nn.Module):
 
 
 def heads(x: Float[Array, "*b c"], parts: int, head_dim: int, order: str) -> Float[Array, "p *b n d"]:
-    """Cut a joint projection into `parts` tensors (q, k, v) of heads with `head_dim` channels each.
+    """Splits a joint projection into `parts` tensors (q, k, v) of heads with `head_dim` channels each.
 
     Raises:
-        ValueError: unknown `order`, or the channels do not divide into heads.
+        ValueError: `order` is unknown, or the channels do not divide into heads.
     """
     if order not in HEADS:
         raise ValueError(f"attention_order must be one of {sorted(HEADS)}, got {order!r}")
@@ -208,15 +209,16 @@ def attend(
 ) -> Float[Array, "*b q n d"]:
     """Softmax attention; q and k are each scaled by d^-1/4, so that half precision does not overflow.
 
-    `mask` is true where a key may be read; every query needs one such key. `kernel` 'cudnn' is the fused one of NVIDIA
-    GPUs, for half precision: it keeps no logits, and so needs less memory and time; 'xla' is for any platform.
+    `mask` is true where a query may attend to a key; every query needs one such key. `kernel` 'cudnn' is the fused one
+    of NVIDIA GPUs, for half precision: it stores no logits, and so needs less memory and time; 'xla' runs on any
+    platform.
     """
     if kernel == "cudnn":
         batch = q.shape[:-3]
-        whole = None if mask is None else jnp.broadcast_to(mask, (*batch, 1, q.shape[-3], k.shape[-3]))
+        full_mask = None if mask is None else jnp.broadcast_to(mask, (*batch, 1, q.shape[-3], k.shape[-3]))
         one_batch = [a.reshape(-1, *a.shape[-3:]) for a in (q, k, v)]
-        readable = None if whole is None else whole.reshape(-1, *whole.shape[-3:])
-        fused: Array = jax.nn.dot_product_attention(*one_batch, mask=readable, implementation="cudnn")  # type: ignore[call-overload]
+        batch_mask = None if full_mask is None else full_mask.reshape(-1, *full_mask.shape[-3:])
+        fused: Array = jax.nn.dot_product_attention(*one_batch, mask=batch_mask, implementation="cudnn")  # type: ignore[call-overload]
         return fused.reshape(*batch, *fused.shape[-3:])
     scale = q.shape[-1] ** -0.25
     logits = jnp.einsum("...qnd,...knd->...nqk", q * scale, k * scale).astype(jnp.float32)
@@ -225,10 +227,10 @@ def attend(
     return jnp.einsum("...nqk,...knd->...qnd", jax.nn.softmax(logits).astype(v.dtype), v)
 
 
-def resize(x: Float[Array, "b f h w c"], how: Resample) -> Float[Array, "b f i j c"]:
-    """Halve the grid by 2x2 means, double it by repetition, or leave it."""
-    if how == "down":
+def resize(x: Float[Array, "b f h w c"], mode: Resample) -> Float[Array, "b f i j c"]:
+    """Halves the grid by 2x2 means, doubles it by repetition, or leaves it."""
+    if mode == "down":
         return reduce(x, "b f (h i) (w j) c -> b f h w c", "mean", i=2, j=2)
-    if how == "up":
+    if mode == "up":
         return repeat(x, "b f h w c -> b f (h i) (w j) c", i=2, j=2)
     return x

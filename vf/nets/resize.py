@@ -1,8 +1,8 @@
-"""Resampling as two small dense matrices: every public grid, exactly, inside one compiled program.
+"""Resampling by two small dense matrices, which reproduces every public grid exactly within a compiled program.
 
-A separable resampler is y = R_h x R_w^T, R [out, in] with rows that sum to 1. Published scores differ by which R they
-use, and libraries' own resizers cannot be trusted to agree: jax.image.resize antialiases unless told not to, TF1
-samples half a pixel beside everybody else, OpenCV's cubic is another cubic than Pillow's. So each grid is written once:
+A separable resampler is y = R_h x R_w^T, R [out, in] with rows that sum to 1. Published scores use different R, and the
+resizers of libraries do not agree: jax.image.resize antialiases by default, TF1 samples half a pixel away from all
+others, and OpenCV's cubic kernel is not Pillow's. So each grid is defined once here:
 
     grid                 sample point of output j   kernel                     who
     tf1                  j in / out                 triangle of 1 pixel        tf.image.resize_bilinear of TF1
@@ -12,7 +12,7 @@ samples half a pixel beside everybody else, OpenCV's cubic is another cubic than
     antialiased_bicubic  as half_pixel              cubic a = -1/2, widened    Pillow BICUBIC
     opencv_cubic         as half_pixel              cubic a = -3/4             cv2.INTER_CUBIC
 
-(1) Where a picture is reduced, the kernel is as wide as an output pixel.
+(1) Where a picture is reduced, the kernel is scaled to the width of an output pixel.
 """
 
 import math
@@ -65,21 +65,21 @@ def matrix(grid: Grid, size_in: int, size_out: int) -> Float[np.ndarray, "out in
         centre = (j + 0.5) * scale - 0.5
     pixel = np.arange(size_in)
     if grid.startswith("antialiased"):
-        # Pillow and torch: the kernel is as wide as an output pixel, and what leaves the picture is left out.
-        wide = max(scale, 1.0)
+        # Pillow and torch: the kernel is as wide as an output pixel, and weights outside the picture are dropped.
+        width = max(scale, 1.0)
         kernel, support = (_cubic(-0.5), 2) if grid == "antialiased_bicubic" else (_triangle, 1)
-        first = np.maximum(np.trunc(centre + 0.5 - support * wide + 0.5), 0)
-        last = np.minimum(np.trunc(centre + 0.5 + support * wide + 0.5), size_in)
+        first = np.maximum(np.trunc(centre + 0.5 - support * width + 0.5), 0)
+        last = np.minimum(np.trunc(centre + 0.5 + support * width + 0.5), size_in)
         inside = (pixel >= first[:, None]) & (pixel < last[:, None])
-        weights = np.where(inside, kernel((pixel - centre[:, None]) / wide), 0)
+        weights = np.where(inside, kernel((pixel - centre[:, None]) / width), 0)
         return weights / weights.sum(1, keepdims=True)
-    # The others reach beyond the edge and find the edge pixel repeated.
+    # The others repeat the edge pixel beyond the edge.
     kernel, support = (_cubic(-0.75), 2) if grid == "opencv_cubic" else (_triangle, 1)
     taps = np.floor(centre)[:, None].astype(int) + np.arange(1 - support, 1 + support)
     weights = kernel(taps - centre[:, None])
-    made = np.zeros((size_out, size_in))
-    np.add.at(made, (j[:, None], taps.clip(0, size_in - 1)), weights)
-    return made
+    weights_of_output = np.zeros((size_out, size_in))
+    np.add.at(weights_of_output, (j[:, None], taps.clip(0, size_in - 1)), weights)
+    return weights_of_output
 
 
 def matrices(
@@ -88,14 +88,14 @@ def matrices(
     """R_h and R_w, float64, for pictures [height width] -> [size size].
 
     `squash` resizes both sides to `size`. `short_side` resizes the shorter one to `size`, the longer one in proportion
-    (rounded up, as VideoGPT's code does), and takes the centre: a crop of R's rows. A square's height is taken for its
-    longer side there, and the rounding may make it size + 1 (of 100 pixels 225 for 224). Raises ValueError as `matrix`
-    does, and for an unknown aspect policy.
+    (rounded up, as in VideoGPT's code), and takes the centre, which is a crop of R's rows. As there, the height of a
+    square counts as its longer side, which rounding may make size + 1 (225 instead of 224 for 100 pixels). Raises
+    ValueError as `matrix`, and for an unknown aspect policy.
     """
     if aspect not in ASPECTS:
         raise ValueError(f"expected an aspect policy of {', '.join(ASPECTS)}, got {aspect}")
 
-    def cropped(side: int) -> np.ndarray:
+    def crop(side: int) -> np.ndarray:
         long = math.ceil(side * (size / min(height, width)))
         first = (long - size) // 2
         return matrix(grid, side, long)[first : first + size]
@@ -103,8 +103,8 @@ def matrices(
     if aspect == "squash" or min(height, width, size) < 1:
         return matrix(grid, height, size), matrix(grid, width, size)
     if height < width:
-        return matrix(grid, height, size), cropped(width)
-    return cropped(height), matrix(grid, width, size)
+        return matrix(grid, height, size), crop(width)
+    return crop(height), matrix(grid, width, size)
 
 
 def apply(
@@ -116,11 +116,11 @@ def apply(
 ) -> Float[jax.Array, "*b H W c"]:
     """R_h x R_w^T of every picture, in float32 on every platform (no TF32, no bfloat16).
 
-    `quantise` gives what Pillow makes of pictures of 8 bits, bit for bit: whole numbers of 0 ... 255 after each of the
-    two passes, by weights of 22 bits.
+    `quantise` gives the same pictures of 8 bits as Pillow, bit for bit: whole numbers of 0 ... 255 after each of both
+    passes, by weights of 22 bits.
     """
-    one = _pillow_pass if quantise else _pass
-    return one("Hh,...hWc->...HWc", rows, one("Ww,...hwc->...hWc", columns, x))
+    one_pass = _pillow_pass if quantise else _pass
+    return one_pass("Hh,...hWc->...HWc", rows, one_pass("Ww,...hwc->...hWc", columns, x))
 
 
 def _pass(product: str, weights: np.ndarray, x: jax.Array) -> jax.Array:
@@ -128,9 +128,9 @@ def _pass(product: str, weights: np.ndarray, x: jax.Array) -> jax.Array:
 
 
 def _pillow_pass(product: str, weights: np.ndarray, x: jax.Array) -> jax.Array:
-    # Ties are not rare (64 of 70 pixels has weights that are fractions of 64), and float32 would break them otherwise.
-    whole = np.trunc(weights * 2.0**22 + np.copysign(0.5, weights))
-    high = np.round(whole / 2**11)
-    # Two products of small whole numbers, which float32 adds without error; their sum has 32 bits.
-    sums = [_pass(product, part, x).astype(jnp.int32) for part in (high, whole - high * 2**11)]
+    # Ties are not rare (weights for 64 of 70 pixels are fractions of 64), and float32 would round them otherwise.
+    fixed_point = np.trunc(weights * 2.0**22 + np.copysign(0.5, weights))
+    high = np.round(fixed_point / 2**11)
+    # Two products of small whole numbers, which are exact in float32; their sum has 32 bits.
+    sums = [_pass(product, part, x).astype(jnp.int32) for part in (high, fixed_point - high * 2**11)]
     return (((sums[0] << 11) + sums[1] + 2**21) >> 22).clip(0, 255).astype(jnp.float32)

@@ -1,10 +1,10 @@
-"""DALL-E 2's decoder as Karlo has it: the U-Net of ADM, told an embedding of the image and a text.
+"""DALL-E 2's decoder in Karlo's version: the U-Net of ADM, conditioned on an embedding of the image and a text.
 
-The CLIP embedding of the image enters twice: added to the step embedding, and as a few context tokens in front of those
-of the text. Without it there is a learned vector that stands for "no image"; without a text, the empty prompt.
+The CLIP embedding of the image enters twice: it is added to the step embedding, and becomes a few context tokens before
+those of the text. Without it a learned vector stands for "no image"; without a text there is the empty prompt.
 
 Source: Ramesh et al., "Hierarchical text-conditional image generation with CLIP latents" (2022), section 2.1; Karlo
-(Lee et al., 2022), whose public code settles the details.
+(Lee et al., 2022), from whose public code the details are.
 """
 
 import flax.linen as nn
@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from vf.nets.embed import expect
+from vf.nets.embed import check_input
 from vf.nets.unet import UNet
 
 
 class Texts(nn.Module):
-    """CLIP's states of fixed texts: kept among the parameters, so that a checkpoint is whole, and never trained.
+    """CLIP's states of fixed texts, which are parameters, so that checkpoints are complete, but are never trained.
 
     Attributes:
-        rows: texts.
-        length: tokens of each.
+        rows: number of texts.
+        length: number of tokens of each.
         dim: channels of a token's state and of a text's embedding.
     """
 
@@ -34,7 +34,7 @@ class Texts(nn.Module):
     def __call__(
         self, row: Int[Array, " b"]
     ) -> tuple[Float[Array, "b length dim"], Bool[Array, "b length"], Float[Array, "b dim"]]:
-        """States of each token, which of them count, and the embedding of the whole text."""
+        """(states of each token, mask of those that are not padding, embedding of the whole text) of these rows."""
         zeros = nn.initializers.zeros_init()
         states = self.param("states", zeros, (self.rows, self.length, self.dim))
         mask = self.param("mask", zeros, (self.rows, self.length))
@@ -44,16 +44,16 @@ class Texts(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder; a drop-in for `UNet` on images, b 1 h w c.
+    """The decoder, which can replace `UNet` on images, b 1 h w c.
 
     Attributes:
-        unet: with `cond_dim` = 4 x its width and `cond_projection` False, and `context_dim` > 0.
-        embedding: whether an embedding of the image is given; the learned vector stands in where not.
-        texts: fixed texts that labels choose from, the last of them the empty prompt; 0 where there are none, and text
+        unet: the U-Net, with `cond_dim` = 4 x its width, `cond_projection` False, and `context_dim` > 0.
+        embedding: whether an embedding of the image is given; otherwise the learned vector replaces it.
+        texts: number of fixed texts, which labels select; the last one is the empty prompt. 0 for none, where text
             tokens are masked.
         text_length: tokens of a text.
         clip_dim: channels of CLIP's embeddings and states.
-        image_tokens: context tokens made of the image's embedding.
+        image_tokens: number of context tokens made from the image's embedding.
     """
 
     unet: UNet
@@ -74,26 +74,26 @@ class Decoder(nn.Module):
         null: Bool[Array, " b"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b f h w out"]:
-        """Predict from noised images.
+        """Predicts from noised images.
 
         Args:
-            z, t, dropout_keys: as `UNet` has them.
+            z, t, dropout_keys: as for `UNet`.
             label: row of the texts; None for the empty prompt.
-            cond: CLIP's embedding of each image, as it comes from CLIP; needed exactly where `embedding`.
-            null: images whose embedding is replaced by the learned vector; their text is chosen by `label` alone.
+            cond: CLIP's embedding of each image, not normalised; needed exactly where `embedding`.
+            null: which images have their embedding replaced by the learned vector; `label` still selects their text.
 
         Raises:
-            ValueError: an input that is missing or unused, or as `UNet` does.
+            ValueError: an input is missing or unused, or as `UNet`.
         """
         rows, width = len(z), 4 * self.unet.width
-        expect("cond", cond, self.embedding, "embedding")
-        absent = self.param("null_embedding", nn.initializers.zeros_init(), (self.clip_dim,))
+        check_input("cond", cond, self.embedding, "embedding")
+        null_embedding = self.param("null_embedding", nn.initializers.zeros_init(), (self.clip_dim,))
         if cond is None:
-            image = jnp.broadcast_to(absent, (rows, self.clip_dim))
+            image = jnp.broadcast_to(null_embedding, (rows, self.clip_dim))
         else:
             if cond.shape[-1] != self.clip_dim:
                 raise ValueError(f"cond must have clip_dim = {self.clip_dim} channels, got {cond.shape[-1]}")
-            image = cond if null is None else jnp.where(null[:, None], absent, cond)
+            image = cond if null is None else jnp.where(null[:, None], null_embedding, cond)
 
         if self.texts:
             row = jnp.full(rows, self.texts - 1) if label is None else label
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         else:
             if label is not None:
                 raise ValueError("label was given to a network without texts, which would ignore it")
-            # One masked token of nothing, so that the layers behind it keep their parameters.
+            # One masked token of zeros, so that the layers after it keep their parameters.
             states, mask = jnp.zeros((rows, 1, self.clip_dim)), jnp.zeros((rows, 1), bool)
             pooled = jnp.zeros((rows, self.clip_dim))
 
@@ -109,8 +109,8 @@ class Decoder(nn.Module):
         # Channels of the projection are (feature, token), not (token, feature).
         tokens = nn.Dense(self.image_tokens * self.unet.context_dim, name="image_to_tokens")(image)
         tokens = rearrange(tokens, "b (d n) -> b n d", n=self.image_tokens)
-        words = nn.Dense(self.unet.context_dim, name="text_to_tokens")(states)
-        words = nn.LayerNorm(epsilon=1e-5, name="text_norm")(words)
-        context = jnp.concatenate([tokens, words], axis=1)
+        text_tokens = nn.Dense(self.unet.context_dim, name="text_to_tokens")(states)
+        text_tokens = nn.LayerNorm(epsilon=1e-5, name="text_norm")(text_tokens)
+        context = jnp.concatenate([tokens, text_tokens], axis=1)
         mask = jnp.pad(mask, ((0, 0), (self.image_tokens, 0)), constant_values=True)
         return self.unet(z, t, cond=cond, context=context, context_mask=mask, dropout_keys=dropout_keys)

@@ -1,4 +1,4 @@
-"""One U-Net for every generator: ADM on single frames, and on clips with optional mixing over frames.
+"""The U-Net of every generator: ADM on single frames, and on clips with optional mixing over frames.
 
 The base generator is this network on one frame (f = 1); the residual generator is the same class, smaller,
 with the frame index embedded and temporal mixing switched on.
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from vf.nets.embed import Conditioning, expect
+from vf.nets.embed import Conditioning, check_input
 from vf.nets.layers import (
     HEADS,
     ZEROS,
@@ -29,11 +29,11 @@ from vf.nets.layers import (
     SelfAttention,
     TemporalAttention,
     TemporalConv,
-    anywhere,
+    unconstrained,
 )
 
 TEMPORAL = ("conv", "attention")
-# What the backward pass may keep from inside a block; the rest is computed again from the block's input.
+# What the forward pass stores within a block; the backward pass computes the rest again from the block's input.
 REMAT: dict[str, Callable[..., Any]] = {
     "blocks": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -41,7 +41,7 @@ REMAT: dict[str, Callable[..., Any]] = {
 
 
 class Block(nn.Module):
-    """A residual block and what follows it on its grid: frame convolution, attention, frame attention."""
+    """A residual block followed by those layers that it has: convolution over frames, attention, frame attention."""
 
     features: int
     attention: bool
@@ -52,7 +52,7 @@ class Block(nn.Module):
     norm_groups: int
     dtype: Dtype
     kernel: str = "xla"
-    place: Place = anywhere
+    place: Place = unconstrained
 
     @nn.compact
     def __call__(
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 def rematerialised(kind: type[nn.Module], remat: str) -> Callable[..., Any]:
-    """A module class of which the backward pass keeps only what `remat` says; parameters stay the same."""
+    """A module class of which only what `remat` says is stored for the backward pass; its parameters are the same."""
     return kind if remat == "none" else nn.remat(kind, policy=REMAT[remat])
 
 
@@ -97,9 +97,9 @@ class UNet(nn.Module):
         out_channels: channels of a prediction.
         learned_variance: return 2 x `out_channels`: the prediction, then the interpolation of its variance.
         num_classes: labels 0..num_classes-1; 0 for none.
-        null_class: label `num_classes` means "no class", for classifier-free guidance.
+        null_class: whether label `num_classes` means "no class", for classifier-free guidance.
         cond_dim: channels of a vector added to the step embedding; 0 for none.
-        cond_projection: pass that vector through a Dense first; without, `cond_dim` must be 4 x `width`.
+        cond_projection: whether that vector passes through a Dense; otherwise `cond_dim` must be 4 x `width`.
         context_dim: channels of the context tokens that spatial attention also reads; 0 for none.
         patch: pixels per side folded into channels at the input and unfolded at the output.
         temporal: how frames mix: 'conv' (3 frames, after each residual block that keeps the grid),
@@ -107,17 +107,17 @@ class UNet(nn.Module):
             the identity at initialisation.
         temporal_attention_at: grid factors with attention over frames, None for those of `attention`. The
             middle always has it where `temporal` names it.
-        frame_embed: add an embedding of the frame index to the step embedding.
+        frame_embed: whether an embedding of the frame index is added to the step embedding.
         norm_groups: groups of every norm; must divide all channel counts.
         dropout: rate inside residual blocks during training, in [0, 1).
-        dtype: of the computation; parameters, embedding, norm statistics, softmax and output stay float32.
+        dtype: dtype of the computation; parameters, embedding, norm statistics, softmax and output stay float32.
         remat: what the backward pass computes again, to save memory: 'none', 'blocks' (all but the input of
-            each block) or 'dots' (likewise, but products with Dense and temporal kernels are kept).
-        scan: compile each run of equal blocks of a level once, as a loop; parameters, values and draws stay the same.
-            Worth it from three residual blocks a level on.
+            each block) or 'dots' (likewise, except products with Dense and temporal kernels).
+        scan: whether each run of equal blocks of a level is compiled once, as a loop; parameters, values and draws stay
+            the same. It pays from three residual blocks per level on.
         attention_kernel: 'xla' or 'cudnn', see `vf.nets.layers.attend`.
-        place: called on the clips between layers; tells the compiler on which devices they lie. Without it parameters
-            that are split over devices tempt the compiler to split, and send about, the far larger activations.
+        place: called on the clips between layers to constrain their sharding. Without it, where parameters are split
+            over devices, the compiler may split, and send, the far larger activations.
     """
 
     width: int
@@ -143,7 +143,7 @@ class UNet(nn.Module):
     remat: str = "none"
     scan: bool = False
     attention_kernel: str = "xla"
-    place: Place = anywhere
+    place: Place = unconstrained
 
     @nn.compact
     def __call__(
@@ -159,27 +159,27 @@ class UNet(nn.Module):
         frame: Int[Array, "*clip f"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b f h w out"]:
-        """Predict from a noised clip.
+        """Predicts from a noised clip.
 
         Args:
             z: noised clip of pixels in [-1, 1], with any conditioning images concatenated on channels; f = 1
                 for images.
             t: step number, 0..T-1, integer or not.
-            label: class of each clip; needed exactly where `num_classes` > 0. One beyond the table gives NaN.
+            label: class of each clip; needed exactly where `num_classes` > 0. A label beyond the table gives NaN.
             cond: vector of each clip; needed exactly where `cond_dim` > 0.
-            null: clips whose vector counts as none, which is zero.
+            null: which clips have their vector replaced by zero, which means none.
             context: tokens of each clip; needed exactly where `context_dim` > 0.
-            context_mask: which tokens may be read; None for all.
+            context_mask: which tokens attention may read; None for all.
             frame: index of each frame within its clip, shared or per clip; None for 0..f-1. Unused without
                 `frame_embed`.
-            dropout_keys: what each clip's dropout is drawn from; None for no dropout.
+            dropout_keys: a key for each clip, from which its dropout is drawn; None for no dropout.
 
         Returns:
             Float32 prediction, exactly zero at initialisation; `out_channels` channels, twice that with
             `learned_variance`.
 
         Raises:
-            ValueError: an unknown option, an input that is missing or unused, or a size that does not divide.
+            ValueError: an option is unknown, an input is missing or unused, or a size does not divide.
         """
         self._check(z, t, context, context_mask)
         if cond is not None and null is not None:
@@ -207,58 +207,58 @@ class UNet(nn.Module):
         over_frames = over_space if self.temporal_attention_at is None else (*self.temporal_attention_at, middle)
 
         def options(features: int, factor: int | None) -> dict[str, Any]:
-            """A block with the attention of its grid factor; none at all for None."""
+            """Fields of a block with the attention of a grid factor; without attention for None."""
             mixing = tuple(kind for kind in self.temporal if kind == "conv" or factor in over_frames)
             return shared | {
                 "features": features, "attention": factor in over_space, "temporal": mixing, "head_dim": self.head_dim,
                 "attention_order": self.attention_order, "kernel": self.attention_kernel,
             }  # fmt: skip
 
-        def drawn(name: str) -> Array | None:
-            """The keys of one block."""
+        def block_keys(name: str) -> Array | None:
+            """The dropout keys of one block; None without dropout."""
             if dropout_keys is None or self.dropout == 0:
                 return None
             return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(dropout_keys)
 
         def block(x: Array, features: int, factor: int | None, name: str) -> Array:
-            return make_block(**options(features, factor), name=name)(x, emb, context, context_mask, drawn(name))
+            return make_block(**options(features, factor), name=name)(x, emb, context, context_mask, block_keys(name))
 
         def loop(x: Array, features: int, factor: int, names: list[str], skips: list[Array]) -> list[Array]:
-            """What blocks of equal shapes give, one after the other, as one loop."""
-            alike = Block(**options(features, factor), parent=None)
+            """Outputs of consecutive blocks of equal shapes, computed by a loop."""
+            template = Block(**options(features, factor), parent=None)
             params = jax.tree.map(lambda *p: jnp.stack(p), *(self.variables["params"][name] for name in names))
-            keys = jax.tree.map(lambda *k: jnp.stack(k), *(drawn(name) for name in names))
+            keys = jax.tree.map(lambda *k: jnp.stack(k), *(block_keys(name) for name in names))
 
-            def body(x: Array, each: tuple[Any, Array | None, Array | None]) -> tuple[Array, Array]:
-                own, skip, key = each
+            def body(x: Array, inputs: tuple[Any, Array | None, Array | None]) -> tuple[Array, Array]:
+                block_params, skip, key = inputs
                 x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-                made: Any = alike.apply({"params": own}, x, emb, context, context_mask, key)
-                return made, made
+                outputs: Any = template.apply({"params": block_params}, x, emb, context, context_mask, key)
+                return outputs, outputs
 
             if self.remat != "none":
                 body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[self.remat])
             return list(jax.lax.scan(body, x, (params, jnp.stack(skips) if skips else None, keys))[1])
 
         def chain(x: Array, features: int, factor: int, names: list[str], skips: list[Array]) -> list[Array]:
-            """What the blocks of a level give, each fed by the one before and, on the way up, by its skip."""
-            made: list[Array] = []
-            beside = [skip.shape[-1] for skip in skips] or [0] * len(names)
-            inputs = zip([x.shape[-1], *[features] * len(names)][: len(names)], beside, strict=True)
+            """Outputs of the blocks of a level, whose inputs are the output before and, on the way up, a skip."""
+            outputs: list[Array] = []
+            skip_channels = [skip.shape[-1] for skip in skips] or [0] * len(names)
+            inputs = zip([x.shape[-1], *[features] * len(names)][: len(names)], skip_channels, strict=True)
             for (channels, _), run in itertools.groupby(
                 zip(inputs, names, skips or names, strict=True), lambda r: r[0]
             ):
-                _, own_names, own_skips = (list(part) for part in zip(*run, strict=True))
-                if self.scan and not self.is_initializing() and len(own_names) > 1 and channels == features:
-                    made += loop(x, features, factor, own_names, own_skips if skips else [])
-                    x = made[-1]
+                _, run_names, run_skips = (list(part) for part in zip(*run, strict=True))
+                if self.scan and not self.is_initializing() and len(run_names) > 1 and channels == features:
+                    outputs += loop(x, features, factor, run_names, run_skips if skips else [])
+                    x = outputs[-1]
                     continue
-                for name, skip in zip(own_names, own_skips, strict=True):
+                for name, skip in zip(run_names, run_skips, strict=True):
                     x = jnp.concatenate([x, skip], axis=-1) if skips else x
-                    made.append(x := block(x, features, factor, name))
-            return made
+                    outputs.append(x := block(x, features, factor, name))
+            return outputs
 
-        def resample(x: Array, how: str, name: str) -> Array:
-            return make_resample(x.shape[-1], how, **shared, name=name)(x, emb, drawn(name))
+        def resample(x: Array, mode: str, name: str) -> Array:
+            return make_resample(x.shape[-1], mode, **shared, name=name)(x, emb, block_keys(name))
 
         channels = [int(self.width * m) for m in self.width_mult]
         last = len(channels) - 1
@@ -286,7 +286,7 @@ class UNet(nn.Module):
         return rearrange(x, "b f h w (i j c) -> b f (h i) (w j) c", i=self.patch, j=self.patch)
 
     def _check(self, z: Array, t: Array, context: Array | None, context_mask: Array | None) -> None:
-        """Refuse what would fail late or, worse, run and mean something else."""
+        """Raises ValueError for inputs that would fail later, or would run with another meaning."""
         factors = tuple(2**level for level in range(len(self.width_mult)))
         choices: tuple[tuple[str, tuple, tuple], ...] = (
             ("temporal", self.temporal, TEMPORAL),
@@ -308,7 +308,7 @@ class UNet(nn.Module):
             raise ValueError(f"height and width must divide by patch * 2**(levels - 1) = {side}, got {size}")
         if self.null_class and not self.num_classes:
             raise ValueError("null_class needs num_classes > 0")
-        expect("context", context, self.context_dim > 0, "context_dim")
+        check_input("context", context, self.context_dim > 0, "context_dim")
         if context is None and context_mask is not None:
             raise ValueError("context_mask was given without context")
         if context is not None and context.shape[-1] != self.context_dim:

@@ -1,18 +1,18 @@
-"""Vision transformers for scores: VideoMAE-v2 (content-debiased FVD), V-JEPA (JEDi), and the trunk of CLIP.
+"""Vision transformers of metrics: VideoMAE-v2 (content-debiased FVD), V-JEPA (JEDi), and the trunk of CLIP.
 
-Tubelets of pixels become tokens, a position is added, and `depth` equal blocks follow, in each of which
+Tubelets of pixels become tokens, positions are added, and `depth` equal blocks follow, in each of which
 
     x = x + attention(norm1(x))                                                                                  (1)
     x = x + fc2(act(fc1(norm2(x))))                                                                              (2)
 
-What differs is in `Config` and in what is made of the last tokens:
+They differ in `Config`, and in the feature that is computed from the last tokens:
 
                   width  depth  heads   mlp  patch   positions             feature
     VideoMAE-v2 g  1408     40     16  6144  2x14^2  sinusoids             norm(mean of the tokens)             1408
     V-JEPA ViT-H   1280     32     16  5120  2x16^2  stored                a probe attends to norm(tokens)      1280
     CLIP ViT-B/32   768     12     12  3072    32^2  stored, class token   projection of norm(class token)       512
 
-The blocks are one scanned module, and each of their parameters an array [depth ...]: a program of 40 blocks compiles as
+The blocks are one scanned module, whose parameters are arrays [depth ...], so that a program of 40 blocks compiles as
 fast as one of a single block.
 
 VideoMAE-v2: Wang et al. 2023; its use for FVD: Ge et al., CVPR 2024 (github.com/songweige/content-debiased-fvd).
@@ -33,26 +33,27 @@ from vf.nets import resize
 from vf.nets.feature_network import Network
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PROBE_EPS = 1e-5  # of the probe's layer norms: PyTorch's default, where the encoder's is 1e-6
+PROBE_EPS = 1e-5  # eps of the probe's layer norms, PyTorch's default; the encoder's is 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A vision transformer.
+    """Sizes of a vision transformer.
 
     Attributes:
-        width: numbers in a token.
-        depth: blocks.
-        heads: of the attention; they divide `width`.
-        mlp: hidden numbers of (2).
-        patch: pixels of a side of a tubelet.
-        tubelet: frames of a tubelet; 1 takes single frames.
-        size: pixels of a side of the frames that the positions are for.
-        frames: frames that the positions are for.
-        eps: of the layer norms.
+        width: channels of a token.
+        depth: number of blocks.
+        heads: number of attention heads, which divides `width`.
+        mlp: hidden channels of (2).
+        patch: side of a tubelet in pixels.
+        tubelet: frames of a tubelet; 1 for single frames.
+        size: side in pixels of the frames for which positions are stored.
+        frames: number of frames for which positions are stored.
+        eps: eps of the layer norms.
         act: GELU by the error function, or x sigmoid(1.702 x).
         positions: `sinusoids` of the token's index, or a `stored` table.
-        class_token: a token before the others, with a norm before the first block, and no bias in the patch embedding.
+        class_token: whether there is a token before the others, with a norm before the first block and no bias in the
+            patch embedding.
     """
 
     width: int
@@ -69,16 +70,16 @@ class Config:
     class_token: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the numbers do not fit each other."""
-        for what, whole, part in (
+        """Raises ValueError where sizes do not divide each other."""
+        for name, whole, part in (
             ("width", self.width, self.heads), ("size", self.size, self.patch), ("frames", self.frames, self.tubelet),
         ):  # fmt: skip
             if part < 1 or whole < part or whole % part:
-                raise ValueError(f"expected a {what} that is a multiple of {part}, got {whole}")
+                raise ValueError(f"expected a {name} that is a multiple of {part}, got {whole}")
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Tokens over time, height and width that the positions are for."""
+        """Numbers of tokens over time, height and width for which positions are stored."""
         return self.frames // self.tubelet, self.size // self.patch, self.size // self.patch
 
 
@@ -104,14 +105,14 @@ def _attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, mask: Any, 
 
 
 class Norm(nn.LayerNorm):
-    """Layer norm whose variance is that of the differences from the mean."""
+    """Layer norm whose variance is the mean of the squared differences from the mean."""
 
-    # The mean of squares less the square of the mean, Flax's default, loses digits where a token is far from 0.
+    # Flax's default, the mean of squares minus the squared mean, is inexact where tokens are far from 0.
     use_fast_variance: bool = False
 
 
 class Block(nn.Module):
-    """Equations (1) and (2)."""
+    """One block: equations (1) and (2)."""
 
     heads: int
     mlp: int
@@ -121,7 +122,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n w"], mask: Bool[jax.Array, "n n"] | None) -> tuple[jax.Array, None]:
-        """The tokens, and nothing to collect, as a scan wants it."""
+        """(tokens, None), the carry and the output of a scan."""
         width = x.shape[-1]
 
         def dense(features: int, name: str) -> nn.Dense:
@@ -134,7 +135,7 @@ class Block(nn.Module):
 
 
 def blocks(config: Any, mask: jax.Array | None, precision: Any, name: str, x: jax.Array) -> jax.Array:
-    """`config.depth` blocks one after the other, inside a compact method; parameters are stacked on a first axis."""
+    """Applies `config.depth` blocks, within a compact method; their parameters are stacked on the first axis."""
     scanned: Any = nn.scan(
         Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=config.depth
     )
@@ -142,27 +143,27 @@ def blocks(config: Any, mask: jax.Array | None, precision: Any, name: str, x: ja
 
 
 def sinusoids(count: int, width: int) -> Float[np.ndarray, "count width"]:
-    """sin (even places) and cos (odd places) of index / 10000^(2 floor(place / 2) / width), in float64."""
+    """sin (even channels k) and cos (odd ones) of index / 10000^(2 floor(k / 2) / width), in float64."""
     rates = 10000.0 ** (-2 * (np.arange(width) // 2) / width)
     angles = np.arange(count)[:, None] * rates
     return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles))
 
 
-def _videomae_times(known: int, wanted: int) -> Float[np.ndarray, "wanted known"]:
-    """How VideoMAE-v2's code stretches its positions over time: linearly, with a scale of (wanted + 0.1) / known."""
-    if known == wanted:
-        return np.eye(known)
-    # The tenth is there to be safe from rounding, and moves the sample points a little.
-    at = ((np.arange(wanted) + 0.5) * known / (wanted + 0.1) - 0.5).clip(0, known - 1)
-    return np.maximum(0, 1 - abs(at[:, None] - np.arange(known)))
+def _videomae_interpolation(stored_frames: int, new: int) -> Float[np.ndarray, "new stored_frames"]:
+    """Interpolation of positions over time as in VideoMAE-v2's code: linear, by (new + 0.1) / stored_frames."""
+    if stored_frames == new:
+        return np.eye(stored_frames)
+    # The tenth protects that code from rounding, and shifts the sample points a little.
+    sample_point = ((np.arange(new) + 0.5) * stored_frames / (new + 0.1) - 0.5).clip(0, stored_frames - 1)
+    return np.maximum(0, 1 - abs(sample_point[:, None] - np.arange(stored_frames)))
 
 
 class Embed(nn.Module):
-    """Pixels -> tokens with their positions.
+    """Pixels -> tokens with positions added.
 
     Attributes:
-        config: its sizes.
-        precision: of the products.
+        config: sizes of the transformer.
+        precision: precision of products.
     """
 
     config: Config
@@ -170,7 +171,7 @@ class Embed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b t h w 3"]) -> Float[jax.Array, "b n width"]:
-        """Raises ValueError for clips that are no whole number of tubelets, or whose size the positions do not fit."""
+        """Tokens. Raises ValueError where tubelets do not divide a clip, or stored positions do not fit its size."""
         config, (frames, height, width) = self.config, x.shape[1:4]
         step = (config.tubelet, config.patch, config.patch)
         grid = tuple(side // part for side, part in zip((frames, height, width), step, strict=True))
@@ -179,11 +180,12 @@ class Embed(nn.Module):
                 f"expected frames in multiples of {config.tubelet}, and sides of {config.patch} pixels, "
                 f"got {x.shape[1:4]}"
             )
-        fixed = 0 if config.class_token else 1 if config.positions == "sinusoids" else 3  # sides from here on
+        # The first axis of the grid from which on sizes must be those of the stored positions.
+        fixed = 0 if config.class_token else 1 if config.positions == "sinusoids" else 3
         if grid[fixed:] != config.grid[fixed:]:
             raise ValueError(f"expected frames of {config.size} x {config.size} pixels, got {x.shape[1:4]}")
         kernel = self.param("kernel", nn.initializers.lecun_normal((0, 1, 2, 3)), (*step, 3, config.width))
-        # A convolution whose stride is its kernel is one product.
+        # A convolution whose stride equals its kernel is one product.
         x = rearrange(x, "b (t f) (h p) (w q) c -> b (t h w) (f p q c)", f=step[0], p=step[1], q=step[2])
         x = jnp.einsum("bnk,kw->bnw", x, kernel.reshape(-1, config.width), precision=self.precision)
         if config.class_token:
@@ -198,7 +200,7 @@ class Embed(nn.Module):
         count, size = int(np.prod(config.grid)), (*config.grid, config.width)
         if config.positions == "sinusoids":
             table = sinusoids(count, config.width).reshape(size)
-            stretched = np.einsum("Tt,thwc->Thwc", _videomae_times(config.grid[0], grid[0]), table)
+            stretched = np.einsum("Tt,thwc->Thwc", _videomae_interpolation(config.grid[0], grid[0]), table)
             return jnp.asarray(stretched.reshape(-1, config.width), jnp.float32)
         shape = (count + config.class_token, config.width)
         stored = self.param("positions", nn.initializers.normal(0.02), shape)
@@ -206,8 +208,8 @@ class Embed(nn.Module):
             return stored
         axes = [resize.matrix("half_pixel", *pair).astype(np.float32) for pair in zip(config.grid, grid, strict=True)]
         known = stored.reshape(size)
-        made = jnp.einsum("thwc,Tt,Hh,Ww->THWc", known, *axes, precision=jax.lax.Precision.HIGHEST)
-        return made.reshape(-1, config.width)
+        interpolated = jnp.einsum("thwc,Tt,Hh,Ww->THWc", known, *axes, precision=jax.lax.Precision.HIGHEST)
+        return interpolated.reshape(-1, config.width)
 
 
 class VideoMAE(nn.Module):
@@ -218,19 +220,19 @@ class VideoMAE(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b t s s 3"]) -> Float[jax.Array, "b width"]:
-        """Raises ValueError as `Embed`."""
+        """Features of clips. Raises ValueError as `Embed`."""
         x = Embed(self.config, self.precision, name="embed")(x)
         x = blocks(self.config, None, self.precision, "blocks", x)
         return Norm(self.config.eps, name="norm")(x.mean(1))
 
 
 class Probe(nn.Module):
-    """V-JEPA's attentive probe below its classes: one learned query looks at all tokens, and an MLP follows.
+    """V-JEPA's attentive probe without its classifier: one learned query attends to all tokens, and an MLP follows.
 
     Attributes:
-        config: of the encoder.
-        projection: a dense layer behind the attention; see `vjepa`.
-        precision: of the products.
+        config: sizes of the encoder.
+        projection: whether a dense layer follows the attention; see `vjepa`.
+        precision: precision of products.
     """
 
     config: Config
@@ -248,20 +250,20 @@ class Probe(nn.Module):
         query = self.param("query", nn.initializers.normal(0.02), (1, 1, width))
         k, v = jnp.split(dense(2 * width, "kv")(Norm(PROBE_EPS, name="norm1")(x)), 2, -1)
         q = jnp.broadcast_to(dense(width, "q")(query), (len(x), 1, width))
-        seen = _attention(q, k, v, self.config.heads, None, self.precision)
-        projected = dense(width, "proj")(seen)  # called in any case, so that its parameters are always there
-        x = query + (projected if self.projection else seen)
+        attended = _attention(q, k, v, self.config.heads, None, self.precision)
+        projected = dense(width, "proj")(attended)  # always called, so that its parameters exist
+        x = query + (projected if self.projection else attended)
         hidden = _act("gelu", dense(4 * width, "fc1")(Norm(PROBE_EPS, name="norm2")(x)))
         return (x + dense(width, "fc2")(hidden))[:, 0]
 
 
 class VJEPA(nn.Module):
-    """V-JEPA's target encoder and an attentive probe: frames, normalised -> what the probe's query saw.
+    """V-JEPA's target encoder and an attentive probe: normalised frames -> the probe's query after its block.
 
     Attributes:
-        config: of the encoder.
+        config: sizes of the encoder.
         projection: see `vjepa`.
-        precision: of the products.
+        precision: precision of products.
     """
 
     config: Config = VJEPA_H
@@ -270,15 +272,15 @@ class VJEPA(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b t h w 3"]) -> Float[jax.Array, "b width"]:
-        """Raises ValueError as `Embed`."""
+        """Features of clips. Raises ValueError as `Embed`."""
         x = Embed(self.config, self.precision, name="embed")(x)
         x = blocks(self.config, None, self.precision, "blocks", x)
         x = Norm(self.config.eps, name="norm")(x)
         return Probe(self.config, self.projection, self.precision, name="pooler")(x)
 
 
-def told(config: Config) -> str:
-    """A configuration in a protocol's words."""
+def describe(config: Config) -> str:
+    """A configuration as text, for a protocol."""
     tubelet = f"{config.tubelet} x {config.patch} x {config.patch}"
     return f"{config.width} wide, {config.depth} blocks of {config.heads} heads, tubelets of {tubelet}"
 
@@ -287,14 +289,14 @@ def videomae(params: Any, fingerprint: str, *, config: Config = VIDEOMAE_G, exac
     """The network of content-debiased FVD, on clips of any size and an even number of frames.
 
     Preprocessing is that of the public code: frames squashed to 224 x 224 by half-pixel bilinear interpolation, then
-    x / 255, and neither ImageNet's mean nor its deviation. Other lengths than 16 frames have positions that are
-    interpolated over time, as there.
+    x / 255, without ImageNet's mean and deviation. For other lengths than 16 frames positions are interpolated over
+    time, as there.
 
     Args:
-        params: of `VideoMAE`, as the converter writes them.
-        fingerprint: of the weights.
-        config: of the weights, `about["config"]` of the converter's file.
-        exact: float32 on every platform; False takes the platform's default precision.
+        params: parameters of `VideoMAE`, as the converter writes them.
+        fingerprint: hash of the weights, for the protocol.
+        config: sizes of the network, `about["config"]` of the converter's file.
+        exact: whether to compute in float32 on every platform; False takes the platform's default precision.
     """
     module = VideoMAE(config, jax.lax.Precision.HIGHEST if exact else None)
 
@@ -305,7 +307,7 @@ def videomae(params: Any, fingerprint: str, *, config: Config = VIDEOMAE_G, exac
         return jnp.asarray(module.apply({"params": params}, x / 255))
 
     protocol = {
-        "network": f"VideoMAE-v2, norm(mean of the tokens); {told(config)}", "weights": fingerprint,
+        "network": f"VideoMAE-v2, norm(mean of the tokens); {describe(config)}", "weights": fingerprint,
         "resize": f"half_pixel to {config.size} x {config.size}, squash, then x / 255, no mean or deviation",
         "positions": f"sinusoids for {config.frames} frames, interpolated over time for others",
         "precision": "float32" if exact else "default",
@@ -326,18 +328,18 @@ def vjepa(
     """The network of JEDi, on clips of an even number of frames.
 
     Args:
-        params: of `VJEPA`, as the converter writes them.
-        fingerprint: of the weights.
-        config: of the weights, `about["config"]` of the converter's file.
-        size: height and width in pixels that frames are squashed to; None leaves them, which must then be multiples of
-            the patch. JEDi's code has no say in this: it takes any size and interpolates the positions (its
-            tutorial feeds 240 x 320 pixels). Ours is the size that the network was trained at.
+        params: parameters of `VJEPA`, as the converter writes them.
+        fingerprint: hash of the weights, for the protocol.
+        config: sizes of the network, `about["config"]` of the converter's file.
+        size: height and width in pixels to which frames are squashed; None leaves frames unchanged, whose sides must
+            then be multiples of the patch. JEDi's code takes any size and interpolates the positions (its tutorial uses
+            240 x 320 pixels). Ours is the size at which the network was trained.
         grid: how frames are resized.
         projection: whether the probe's attention ends in its dense layer `xattn.proj`. The probe was trained without
-            (facebookresearch/jepa before 19 February 2024 and after 27 February 2025), so that this layer holds
-            what it was initialised with. JEDi's package applies it all the same, with the `vjepa` package that it
-            asks for (0.1.0 to 0.1.2, of the time between).
-        exact: float32 on every platform; False takes the platform's default precision.
+            it (facebookresearch/jepa before 19 February 2024 and after 27 February 2025), so that this layer has its
+            initial values. JEDi's package applies it nevertheless, with the `vjepa` package that it requires (0.1.0 to
+            0.1.2, from the time between).
+        exact: whether to compute in float32 on every platform; False takes the platform's default precision.
     """
     module = VJEPA(config, projection, jax.lax.Precision.HIGHEST if exact else None)
     mean, std = (np.asarray(x, np.float32) for x in (IMAGENET_MEAN, IMAGENET_STD))
@@ -350,7 +352,7 @@ def vjepa(
 
     resized = "none" if size is None else f"{grid} to {size[0]} x {size[1]}, squash"
     protocol = {
-        "network": f"V-JEPA, attentive probe of Something-Something v2; {told(config)}", "weights": fingerprint,
+        "network": f"V-JEPA, attentive probe of Something-Something v2; {describe(config)}", "weights": fingerprint,
         "probe_projection": projection, "resize": f"{resized}, then (x / 255 - ImageNet's mean) / deviation",
         "positions": f"stored for {config.frames} frames of {config.size} x {config.size}, interpolated for others",
         "precision": "float32" if exact else "default",

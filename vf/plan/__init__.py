@@ -1,1 +1,1 @@
-"""What a run will ask of a machine that is not there yet: chips, compiled programs and the time they take."""
+"""Estimates what a run needs from a machine that is not at hand: memory and time, from chips' figures and programs."""

@@ -1,12 +1,12 @@
-"""What chips can do, as data with a source for each figure.
+"""Figures of chips, with a source for each.
 
-Units are bytes, seconds and FLOPs (a multiply and an add are two), per chip. Network bandwidths are one-way: what
-a chip can send while it receives as much.
+Units are bytes, seconds and FLOPs (a multiply and an add are two), per chip. Network bandwidths are one-way: the rate
+at which a chip can send while it receives at the same rate.
 
-Sources (`Chip.sources` says which figure is whose):
+Sources (`Chip.sources` names that of each figure):
     [v4], [v5e], [v5p], [v6e]  cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e
     [book]     Austin et al., How to Scale Your Model, jax-ml.github.io/scaling-book/tpus and .../gpus
-    [libtpu]   what the compiler of libtpu 0.0.42 says is there when a program does not fit
+    [libtpu]   the compiler of libtpu 0.0.42, in its error where a program does not fit
     [jax]      docs.jax.dev, jax.lax.Precision: DEFAULT multiplies float32 in bfloat16 on TPU, in TF32 on GPU
     [A100], [H100], [H200]     NVIDIA's data sheets of the SXM parts; dense rates, half of those "with sparsity"
     [HGX], [DGX]               NVIDIA's data sheets of HGX B200 and of DGX A100, H100, H200 and B200
@@ -23,7 +23,7 @@ GIB = 2.0**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do, which is one device to JAX (v4 and v5p: both TensorCores together)."""
+    """Figures of one chip, which is one device to JAX (v4 and v5p: both TensorCores together)."""
 
     name: str
     kind: Kind
@@ -32,24 +32,24 @@ class Chip:
     flops_f32: float
     """Peak FLOP/s of products of float32 as JAX multiplies them by default, which is in less than float32."""
     hbm_bytes: float
-    """Memory that a program can use. TPU: without what the runtime keeps; GPU: as sold."""
+    """Memory that a program can use. TPU: without the part that the runtime reserves; GPU: as sold."""
     hbm_bandwidth: float
     lanes: int
     """Width of the matrix unit: an axis that is no multiple of it is padded to one. GPU: the tensor cores' tile."""
     ici_bandwidth: float
-    """Bytes/s one-way: of one of the links to neighbours (TPU), or of all NVLinks of a GPU together."""
+    """Bytes/s one-way of one of the links to neighbours (TPU), or of all NVLinks of a GPU together."""
     dcn_bandwidth: float
-    """Bytes/s one-way and per chip of the network between slices (TPU) or nodes (GPU)."""
+    """Bytes/s one-way and per chip, of the network between slices (TPU) or nodes (GPU)."""
     host: int
-    """Chips of one host. TPU: of the hosts of slices larger than one host, and libtpu's; GPU: of an NVLink node."""
+    """Chips per host. TPU: in slices larger than one host, and in libtpu; GPU: per NVLink node."""
     cores: int = 1
     """TensorCores per chip."""
     dims: int = 0
-    """Dimensions of the torus of links; 0: a switch, through which any chip of a host reaches any other."""
+    """Dimensions of the torus of links; 0 for a switch, which connects any chip of a host with any other."""
     wrap: int = 0
-    """A dimension of the torus is a ring where its extent is a multiple of this, and else a line."""
+    """A dimension of the torus is a ring where its extent is a multiple of this, and otherwise a line."""
     cubes: bool = False
-    """Whether there are rings only in slices whose extents are all multiples of `wrap`."""
+    """Whether only slices whose extents are all multiples of `wrap` have rings."""
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
@@ -254,6 +254,6 @@ CHIPS: Mapping[str, Chip] = {
 
 
 def wraps(chip: Chip, shape: Sequence[int]) -> tuple[bool, ...]:
-    """Which dimensions of a slice of extents `shape` are rings: see `Chip.wrap` and `Chip.cubes`."""
+    """For each dimension of a slice of extents `shape`, whether it is a ring: see `Chip.wrap` and `Chip.cubes`."""
     rings = tuple(chip.wrap > 0 and extent % chip.wrap == 0 for extent in shape)
     return tuple(ring and (all(rings) or not chip.cubes) for ring in rings)

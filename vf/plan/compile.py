@@ -1,9 +1,9 @@
-"""Compiling in a process of its own, for a machine that is not here: with limits of time and memory, and an early end.
+"""Compiles for a machine that is not at hand, in a separate process, with limits on time and memory.
 
-For TPU slices the compiler is libtpu's, which needs no TPU. Most of its time goes into generating code, of which a plan
-needs little: unless told to finish, the process is ended as soon as libtpu has written down the optimised, partitioned
-and scheduled program (libtpu's flag `--xla_jf_dump_to`), from whose text `messages` and `usage` read what it sends,
-computes and keeps. Programs that are ready sooner come with the compiler's own figures, too.
+For TPU slices the compiler is libtpu's, which needs no TPU. It spends most of its time on generating code, of which a
+plan needs little: unless `finish` is set, the process is ended as soon as libtpu has written the optimised, partitioned
+and scheduled program (libtpu's flag `--xla_jf_dump_to`). From its text `messages` and `usage` read what it sends,
+computes and stores. Where a program is compiled before that, the compiler's own figures are used.
 """
 
 import contextlib
@@ -25,21 +25,23 @@ from absl import logging
 from vf.plan.targets import Target
 from vf.types import UserError
 
-EFFORT = {"exec_time_optimization_effort": -1.0}  # of libtpu: compiles several times faster, programs a little slower
-PACKING = 1.25  # the compiler's own assignment over `usage.peak_bytes`: 1.23 for a U-Net pair of 1.5 B on v5e:8x8
+# Of libtpu: it compiles several times faster, to programs that are a little slower.
+EFFORT = {"exec_time_optimization_effort": -1.0}
+# Memory that the compiler assigns, relative to `usage.peak_bytes`: 1.23 for a U-Net pair of 1.5 B on v5e:8x8.
+PACKING = 1.25
 _DONE, _FAILED, _TEXT = "done.json", "error.txt", "compiled.txt"
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made.
+    """The result of compiling.
 
     Attributes:
-        text: of the program of one device, after all optimisation and partitioning.
-        seconds: of compiling, as far as it went.
-        temporary_bytes: of a device's memory, beside arguments; None where the compiler was ended before it said.
-        optimal_seconds: the compiler's own bound of the step; None likewise.
-        failure: what the compiler said where it refused; the text is empty then.
+        text: text of one device's program, after all optimisation and partitioning.
+        seconds: time of compiling, until it ended or was ended.
+        temporary_bytes: memory of a device beside arguments; None where the compiler was ended before it reported it.
+        optimal_seconds: the compiler's lower bound on the time of a step; None likewise.
+        failure: the compiler's error where it refused the program, whose text is then empty; None where it did not.
     """
 
     text: str
@@ -52,16 +54,16 @@ class Compiled:
 def devices_of(target: Target) -> Sequence[Any]:
     """The devices of a TPU slice, as a compiler needs them, or fake CPU devices in place of GPUs and CPUs.
 
-    Raises UserError where libtpu is missing, or this process has not so many CPU devices.
+    Raises UserError where libtpu is missing, or this process has too few CPU devices.
     """
     if target.topology_name is None:
-        found = jax.devices("cpu")
-        if len(found) < target.devices:
+        available = jax.devices("cpu")
+        if len(available) < target.devices:
             raise UserError(
-                f"target {target.text} needs {target.devices} fake CPU devices, and jax was started with {len(found)}: "
-                f"set JAX_NUM_CPU_DEVICES={target.devices}"
+                f"target {target.text} needs {target.devices} fake CPU devices, and jax was started with "
+                f"{len(available)}: set JAX_NUM_CPU_DEVICES={target.devices}"
             )
-        return found[: target.devices]
+        return available[: target.devices]
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"target {target.text} is compiled by libtpu, which is not installed: pip install 'jax[tpu]', or count "
@@ -69,7 +71,7 @@ def devices_of(target: Target) -> Sequence[Any]:
         )
     from jax.experimental import topologies
 
-    # Not the metadata server of a cloud that we are not in; and a second process may look, too.
+    # There is no metadata server to query outside a cloud, and several processes may load libtpu.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=target.topology_name, **target.topology_options
@@ -78,8 +80,8 @@ def devices_of(target: Target) -> Sequence[Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _StandIn:
-    """A chip where it lies, for shardings; no compiler knows it."""
+class _FakeDevice:
+    """A device with a position on the machine, which is all that shardings need; nothing can be compiled for it."""
 
     id: int
     platform: str
@@ -90,42 +92,50 @@ class _StandIn:
     core_on_chip: int = 0
 
 
-def stand_ins(target: Target) -> Sequence[Any]:
-    """As many devices as the target has, which nothing can be compiled for."""
+def fake_devices(target: Target) -> Sequence[Any]:
+    """As many fake devices as the target has, to count with; nothing can be compiled for them."""
     if not target.topology_name:
-        return [_StandIn(i, "cpu", "cpu") for i in range(target.devices)]
+        return [_FakeDevice(i, "cpu", "cpu") for i in range(target.devices)]
     kind = target.chip.name if target.chip else ""
     places = itertools.product(range(target.slices), *map(range, target.shape))
-    return [_StandIn(i, "tpu", kind, (*place, 0)[:3], which) for i, (which, *place) in enumerate(places)]
+    return [_FakeDevice(i, "tpu", kind, (*place, 0)[:3], which) for i, (which, *place) in enumerate(places)]
 
 
-def compile_apart(
+def compile_in_process(
     lower: Callable[[Sequence[Any]], Any], target: Target, minutes: float, gigabytes: float, finish: bool = False
 ) -> Compiled | None:
-    """Compiles what `lower` (picklable) makes of the target's devices; None where it took too long or too much.
+    """Compiles, in a separate process, the program that `lower` makes for the target's devices.
 
-    finish: go on once the optimised program is there; what a limit then ends is the code's generation alone."""
+    Args:
+        lower: devices -> the lowered program; picklable.
+        target: the machine.
+        minutes, gigabytes: limits on time and resident memory, after which the process is ended.
+        finish: whether to continue with code generation once the optimised program is written. A limit that is
+            exceeded then ends only that.
+
+    Returns None where a limit was exceeded before the optimised program was written.
+    """
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="vf-plan-") as name:
         folder = Path(name)
-        child = spawn.Process(target=_work, args=(lower, target, folder), daemon=True)
+        child = spawn.Process(target=_compile, args=(lower, target, folder), daemon=True)
         began = time.monotonic()
         child.start()
         try:
-            seen, early, ready = 0, None, 0.0
+            size, text, text_seconds = 0, None, 0.0
             while child.is_alive():
                 child.join(2)
-                if not early:
-                    early, seen = _dumped(folder, seen)
-                    ready = time.monotonic() - began
-                if early and not finish:
-                    return Compiled(early, ready)
+                if not text:
+                    text, size = _read_dump(folder, size)
+                    text_seconds = time.monotonic() - began
+                if text and not finish:
+                    return Compiled(text, text_seconds)
                 over_time = time.monotonic() - began > 60 * minutes
                 over_memory = _resident_bytes(child.pid) > 1e9 * gigabytes
                 if over_time or over_memory:
                     reason = f"{minutes:g} minutes" if over_time else f"{gigabytes:g} GB"
                     logging.warning("compiling was ended after %s", reason)
-                    return Compiled(early, ready) if early else None
+                    return Compiled(text, text_seconds) if text else None
         finally:
             child.kill()
             child.join()
@@ -133,16 +143,19 @@ def compile_apart(
         if (folder / _FAILED).exists():
             return Compiled("", seconds, failure=(folder / _FAILED).read_text())
         if not (folder / _DONE).exists():
-            said = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
-            raise RuntimeError(f"the compiler ended with status {child.exitcode}: {' '.join(said[-3:])[-500:]}")
+            log = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
+            raise RuntimeError(f"the compiler ended with status {child.exitcode}: {' '.join(log[-3:])[-500:]}")
         return Compiled((folder / _TEXT).read_text(), seconds, **json.loads((folder / _DONE).read_text()))
 
 
-def _dumped(folder: Path, seen: int) -> tuple[str | None, int]:
-    """The optimised program, once all of it is written (no more bytes than were `seen` before), and its size."""
+def _read_dump(folder: Path, previous: int) -> tuple[str | None, int]:
+    """(text of the optimised program, its size); None for the text unless the file is complete.
+
+    It is complete where its size is still `previous`, the one at the last call.
+    """
     for path in folder.glob("dump/*-TLP-hlo.txt"):
         size = path.stat().st_size
-        text = path.read_text() if size and size == seen else ""
+        text = path.read_text() if size and size == previous else ""
         return (text if text.rstrip().endswith("}") else None), size
     return None, 0
 
@@ -154,8 +167,8 @@ def _resident_bytes(pid: int | None) -> float:
     return 0.0
 
 
-def _work(lower: Callable[[Sequence[Any]], Any], target: Target, folder: Path) -> None:
-    """In the process apart."""
+def _compile(lower: Callable[[Sequence[Any]], Any], target: Target, folder: Path) -> None:
+    """Compiles; runs in the separate process, which writes its results into `folder`."""
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -173,6 +186,6 @@ def _work(lower: Callable[[Sequence[Any]], Any], target: Target, folder: Path) -
         return
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     (folder / _TEXT).write_text(compiled.as_text())
-    done = {"temporary_bytes": memory.temp_size_in_bytes, "optimal_seconds": cost.get("optimal_seconds")}
-    (folder / "part").write_text(json.dumps(done))
+    figures = {"temporary_bytes": memory.temp_size_in_bytes, "optimal_seconds": cost.get("optimal_seconds")}
+    (folder / "part").write_text(json.dumps(figures))
     (folder / "part").rename(folder / _DONE)

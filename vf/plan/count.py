@@ -1,8 +1,9 @@
-"""What a step is made of, counted from its trace: before any compiler, on any machine, whatever the mesh.
+"""Counts FLOPs and bytes of a step from its trace, without a compiler, independently of machine and mesh.
 
-FLOPs are those of products and convolutions, two for each multiplication and addition, taps in the padding included; a
-loop counts as often as it runs. Useful FLOPs of training are three times those of the forward pass (backward: one
-product for the input's gradient, one for the kernel's), whatever is computed again to save memory.
+FLOPs are those of matrix products and convolutions, two for each multiplication and addition, including taps in the
+padding; the body of a loop counts as often as it runs. Useful FLOPs of training are three times those of the forward
+pass (the backward pass has one product for the gradient of the input and one for that of the kernel), not counting what
+rematerialisation computes again.
 """
 
 import dataclasses
@@ -17,41 +18,51 @@ from jax.extend import core
 from vf.training.sharding import named
 from vf.types import Params
 
-_ROWS = 11  # divides no number of channels, so that an axis of a multiple of it is an axis of clips
+_ROWS = 11  # divides no number of channels, so that an axis whose length is a multiple of it is one of clips
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Of one clip in training.
+    """Counts for one clip in training.
 
     Attributes:
-        forward_flops: of the forward pass.
-        kept_bytes: what the forward pass keeps for the backward pass.
-        largest_bytes: of the largest array of that.
-        padding: how many times the forward FLOPs that convolutions have without their taps in the padding.
+        forward_flops: FLOPs of the forward pass.
+        stored_bytes: bytes that the forward pass stores for the backward pass.
+        largest_bytes: bytes of the largest array among these.
+        padding: the forward FLOPs relative to those without taps of convolutions in the padding; >= 1.
     """
 
     forward_flops: float
-    kept_bytes: float
+    stored_bytes: float
     largest_bytes: float
     padding: float = 1.0
 
 
 def training(loss: Callable[[Params, Any], Any], batch: Callable[[int], Any], shapes: Params) -> Counts:
-    """`loss`: (params, batch) -> number; `batch`: rows -> shapes of a batch of so many clips; `shapes`: of params."""
+    """Counts for the training of `loss`.
+
+    Args:
+        loss: (params, batch) -> number.
+        batch: number of clips -> shapes of a batch of so many.
+        shapes: shapes of the parameters.
+    """
     rows = batch(_ROWS)
     traced = jax.make_jaxpr(loss)(shapes, rows).jaxpr
-    forward, inside = flops(traced), flops(traced, padding=False)
-    kept = jax.eval_shape(lambda params, given: jax.vjp(lambda p: loss(p, given), params)[1], shapes, rows)
-    clips = [leaf for leaf in jax.tree.leaves(kept) if leaf.ndim > 1 and leaf.shape[0] % _ROWS == 0]
+    forward, without_padding = flops(traced), flops(traced, padding=False)
+    stored = jax.eval_shape(lambda params, inputs: jax.vjp(lambda p: loss(p, inputs), params)[1], shapes, rows)
+    clips = [leaf for leaf in jax.tree.leaves(stored) if leaf.ndim > 1 and leaf.shape[0] % _ROWS == 0]
     sizes = [leaf.size * leaf.dtype.itemsize / _ROWS for leaf in clips]
-    return Counts(forward / _ROWS, sum(sizes), max(sizes, default=0), forward / inside if inside else 1.0)
+    return Counts(
+        forward / _ROWS, sum(sizes), max(sizes, default=0), forward / without_padding if without_padding else 1.0
+    )
 
 
 def flops(jaxpr: Any, *, padding: bool = True) -> int:
-    """Of a traced function, over all devices. A branch counts as the costliest; a loop of unknown length once.
+    """FLOPs of a traced function, over all devices.
 
-    padding: with the taps of convolutions that meet no element of the input."""
+    Of several branches the most expensive one counts, and a loop of unknown length counts once. `padding` says whether
+    taps of convolutions that meet no element of the input are counted.
+    """
     total = 0
     for eqn in jaxpr.eqns:
         inner = [flops(part, padding=padding) for part in _called(eqn.params)]
@@ -61,8 +72,10 @@ def flops(jaxpr: Any, *, padding: bool = True) -> int:
             total += 2 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
         elif eqn.primitive.name == "conv_general_dilated":
             total += _convolution_flops(eqn, padding)
-        elif eqn.primitive.name.startswith("dot_product_attention_fwd"):  # cuDNN's: q k^T, and its softmax times v
-            q, k = (given.aval.shape for given in eqn.invars[:2])  # b t n d
+        elif eqn.primitive.name.startswith(
+            "dot_product_attention_fwd"
+        ):  # cuDNN's attention: q k^T, and its softmax times v
+            q, k = (operand.aval.shape for operand in eqn.invars[:2])  # b t n d
             total += 4 * math.prod(q) * k[1]
         elif eqn.primitive.name == "cond":
             total += max(inner)
@@ -72,12 +85,12 @@ def flops(jaxpr: Any, *, padding: bool = True) -> int:
 
 
 def _convolution_flops(eqn: Any, padding: bool) -> int:
-    given, kernel, out = (part.aval.shape for part in (*eqn.invars, *eqn.outvars))
-    of_given, of_kernel, of_out = eqn.params["dimension_numbers"]
-    pairs = [  # of an output and a tap, along each axis
-        out[to] * kernel[over] if padding else taps(given[at], kernel[over], out[to], *window)
+    inputs, kernel, out = (part.aval.shape for part in (*eqn.invars, *eqn.outvars))
+    of_inputs, of_kernel, of_out = eqn.params["dimension_numbers"]
+    pairs = [  # pairs of an output and a tap, along each axis
+        out[to] * kernel[over] if padding else taps(inputs[at], kernel[over], out[to], *window)
         for at, over, to, *window in zip(
-            of_given[2:], of_kernel[2:], of_out[2:], eqn.params["window_strides"],
+            of_inputs[2:], of_kernel[2:], of_out[2:], eqn.params["window_strides"],
             [low for low, _ in eqn.params["padding"]], eqn.params["lhs_dilation"], eqn.params["rhs_dilation"],
             strict=True,
         )
@@ -86,8 +99,11 @@ def _convolution_flops(eqn: Any, padding: bool) -> int:
 
 
 def taps(size: int, kernel: int, out: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int) -> int:
-    """Of one axis of a convolution: pairs of an output and a tap that meet an element of the input, neither padding
-    (`low` before the first) nor a zero between the elements of an input that is dilated."""
+    """Pairs of an output and a tap, along one axis of a convolution, that meet an element of the input.
+
+    Taps that meet padding (`low` elements before the first), or a zero between the elements of a dilated input, do not
+    count.
+    """
     at = np.arange(out)[:, None] * stride - low + np.arange(kernel) * rhs_dilate
     return int(((at >= 0) & (at % lhs_dilate == 0) & (at < (size - 1) * lhs_dilate + 1)).sum())
 
@@ -110,18 +126,18 @@ def shard_bytes(tree: Any) -> int:
 
 
 def split_bytes(params: Params, width: int) -> tuple[float, float]:
-    """Bytes, at `width` each, of parameters that are split over devices, and of those that are copied."""
-    split = whole = 0
+    """(bytes of parameters that are split over devices, bytes of those that are copied), at `width` bytes each."""
+    split = copied = 0
     for leaf in jax.tree.leaves(params):
         if leaf.sharding.is_fully_replicated:
-            whole += leaf.size * width
+            copied += leaf.size * width
         else:
             split += leaf.size * width
-    return split, whole
+    return split, copied
 
 
 def table(params: Params) -> list[dict[str, Any]]:
-    """Parameters by kind (path without its block, shape, split over), largest together first."""
+    """Rows of a table of parameters by kind (path without its block, shape, axes of the split), largest first."""
     rows: dict[tuple[str, str, str], list[int]] = {}
     for path, leaf in named(params).items():
         network, *_, layer, name = ["", "", *path.split("/")][-max(3, path.count("/") + 1) :]

@@ -1,10 +1,10 @@
-"""The text of a compiled program, `compiled.as_text()` of the CPU or the TPU back end, as instructions.
+"""Parses the text of a compiled program, `compiled.as_text()` of the CPU or the TPU back end, into instructions.
 
-It is the program after partitioning: shapes are what one device holds, so that all that is read from it is per device.
-XLA's own `cost_analysis` counts a loop's body once; `walk` follows the calls from the entry, through loops (body times
+It is the program after partitioning: shapes are those on one device, so that everything read from it is per device.
+XLA's `cost_analysis` counts the body of a loop once; `walk` follows the calls from the entry, through loops (body times
 trips), conditionals (the most expensive branch), fusions and asynchronous wrappers.
 
-`messages` reads collectives from it, `usage` FLOPs and memory.
+`messages` reads collectives from the instructions, `usage` FLOPs and memory.
 """
 
 import dataclasses
@@ -19,30 +19,32 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(eq=False)
-class Line:
-    """One instruction."""
+class Instruction:
+    """One instruction of a program."""
 
     name: str
     shape: str
     op: str
     operands: list[str]
     inner: str
-    """Between the operation's parentheses."""
+    """The text between the operation's parentheses."""
     rest: str
-    """After them."""
+    """The text after them."""
     root: bool
-    of: dict[str, "Line"]
-    """The computation that it is in."""
+    computation: dict[str, "Instruction"]
+    """The instructions of the computation that it belongs to."""
     program: "Program"
     scattered: bool = False
-    """Of an all-reduce in a fusion: that the fusion keeps a slice of it only."""
+    """Whether it is an all-reduce in a fusion of which only a slice is used."""
     caller: str = ""
-    """Attributes of the fusion that it is in."""
+    """Attributes of the fusion that it belongs to; "" outside fusions."""
 
 
 @dataclasses.dataclass(eq=False)
 class Program:
-    computations: dict[str, dict[str, Line]]
+    """A compiled program: {computation: {name: instruction}}, the name of its entry, and its number of devices."""
+
+    computations: dict[str, dict[str, Instruction]]
     entry: str
     devices: int
 
@@ -56,10 +58,11 @@ _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}
 
 @functools.lru_cache(maxsize=2)
 def parse(text: str) -> Program:
+    """Parses the text of a compiled program. Raises ValueError where it is none."""
     header = text[: text.find("\n")]
     counts = [int(n) for n in re.findall(r"(?:num_partitions|replica_count)=(\d+)", header)]
     program = Program({}, "", math.prod(counts))
-    lines: dict[str, Line] = {}
+    lines: dict[str, Instruction] = {}
     for row in text.splitlines():
         start = _COMPUTATION.match(row)
         if start:
@@ -74,18 +77,18 @@ def parse(text: str) -> Program:
         inner, rest = _split("(" + tail)
         inner = inner[1:-1]
         operands = _NAME.findall(inner)
-        lines[found[2]] = Line(found[2], shape, op, operands, inner, rest, bool(found[1]), lines, program)
+        lines[found[2]] = Instruction(found[2], shape, op, operands, inner, rest, bool(found[1]), lines, program)
     if not header.startswith("HloModule") or not program.entry:
         raise ValueError(f"expected the text of a compiled program, which begins with HloModule; got {header[:60]!r}")
     for lines in program.computations.values():
         for line in lines.values():
             if line.op == "fusion":
-                _mark(line)
+                _annotate(line)
     return program
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The first word of `text`, or all up to the parenthesis that closes the one it begins with; and the rest."""
+    """(first word of `text`, or the parentheses that it begins with and all between them; the rest)."""
     if not text.startswith("("):
         word, _, rest = text.partition(" ")
         return word, rest
@@ -97,8 +100,8 @@ def _split(text: str) -> tuple[str, str]:
     raise ValueError(f"expected closed parentheses in {text[:80]!r}")
 
 
-def _mark(fusion: Line) -> None:
-    """Tell the collectives in a fusion of it."""
+def _annotate(fusion: Instruction) -> None:
+    """Records, in the instructions of a fusion, its attributes and whether only a slice of an all-reduce is used."""
     for called in CALLS.findall(fusion.rest):
         inside = fusion.program.computations[called]
         last = root(inside)
@@ -107,42 +110,50 @@ def _mark(fusion: Line) -> None:
             line.scattered = line.op == "all-reduce" and last.op == "dynamic-slice" and last.operands[0] == line.name
 
 
-def callees(line: Line) -> list[str]:
-    """Names of the computations that an instruction calls: body, branches, what is fused."""
+def callees(line: Instruction) -> list[str]:
+    """Names of the computations that an instruction calls: loop body, branches, fused instructions."""
     branches = [_NAME.findall(found) for found in _BRANCHES.findall(line.rest)]
     return [*CALLS.findall(line.rest), *itertools.chain(*branches)]
 
 
-def root(lines: Mapping[str, Line]) -> Line:
+def root(lines: Mapping[str, Instruction]) -> Instruction:
+    """The instruction whose value a computation returns."""
     return next(line for line in lines.values() if line.root)
 
 
 def walk(
     program: Program,
-    own: Callable[[Line], T],
+    value: Callable[[Instruction], T],
     total: Callable[[Sequence[tuple[int, T]]], T],
     cost: Callable[[T], float],
 ) -> T:
-    """The sum of `own` over all instructions that the entry executes; `cost` chooses among branches."""
+    """Sums a quantity over all instructions that the program executes.
+
+    Args:
+        program: the program.
+        value: instruction -> its quantity, without that of computations that it calls.
+        total: [(times, quantity)] -> their sum.
+        cost: quantity -> a number, by which the most expensive branch of a conditional is chosen.
+    """
 
     @functools.cache
-    def of(name: str) -> T:
+    def computation_value(name: str) -> T:
         parts: list[tuple[int, T]] = []
         for line in program.computations[name].values():
-            parts.append((1, own(line)))
+            parts.append((1, value(line)))
             if line.op == "while":
                 times = trips(line)
                 body = re.search(r"body=%([\w.\-]+)", line.rest)
-                parts += [(1 if times is None else times, of(body[1]))] if body else []
+                parts += [(1 if times is None else times, computation_value(body[1]))] if body else []
             elif line.op == "conditional":
-                parts.append((1, max((of(branch) for branch in callees(line)), key=cost)))
+                parts.append((1, max((computation_value(branch) for branch in callees(line)), key=cost)))
             elif line.op in ("fusion", "call", "async-start"):
-                parts += [(1, of(called)) for called in CALLS.findall(line.rest)]
+                parts += [(1, computation_value(called)) for called in CALLS.findall(line.rest)]
             elif line.op == "custom-call":
-                parts += [(1, of(called)) for called in callees(line)]
+                parts += [(1, computation_value(called)) for called in callees(line)]
         return total(parts)
 
-    return of(program.entry)
+    return computation_value(program.entry)
 
 
 # Shapes
@@ -151,13 +162,13 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 
 def dims(shape: str) -> tuple[int, ...]:
-    """Of an array's shape, 'f32[2,3]{1,0:T(8,128)}' -> (2, 3)."""
+    """Extents of an array of shape `shape`: 'f32[2,3]{1,0:T(8,128)}' -> (2, 3)."""
     found = re.match(r"\w+\[([^\]]*)\]", shape)
     return tuple(int(n.lstrip("<=")) for n in found[1].split(",") if n) if found else ()
 
 
 def size_of(shape: str) -> int:
-    """Of an array, or of all arrays of a tuple."""
+    """Bytes of an array of shape `shape`, or of all arrays of a tuple."""
     total = 0
     for kind, dims in re.findall(r"(\w+)\[([^\]]*)\]", shape):
         total += math.ceil(math.prod(int(n.lstrip("<=")) for n in dims.split(",") if n) * bits(kind) / 8)
@@ -165,7 +176,7 @@ def size_of(shape: str) -> int:
 
 
 def bits(kind: str) -> int:
-    """Of one number: bf16, f8e4m3fn, s4, c64, pred; 8 for what has no size in its name."""
+    """Bits of one number of type `kind`: bf16, f8e4m3fn, s4, c64, pred; 8 for types without a size in their name."""
     found = re.search(r"\d+", kind)
     return _BITS.get(kind, int(found[0]) if found else 8)
 
@@ -179,23 +190,23 @@ class Loop:
 
     name: str
     trips: int | None
-    """Per entry; None where the text does not tell (a loop that runs until a value is reached)."""
+    """Iterations per entry; None where the text does not say (a loop that runs until a value is reached)."""
     op_name: str
 
 
 def loops(text: str) -> list[Loop]:
-    """All while loops of a compiled program, so that those of unknown length can be told. Raises ValueError."""
-    found = []
+    """All while loops of a compiled program, of known and unknown length. Raises ValueError as `parse`."""
+    all_loops = []
     for lines in parse(text).computations.values():
         for line in lines.values():
             if line.op == "while":
                 op_name = re.search(r'op_name="([^"]*)"', line.rest)
-                found.append(Loop(line.name, trips(line), op_name[1] if op_name else ""))
-    return found
+                all_loops.append(Loop(line.name, trips(line), op_name[1] if op_name else ""))
+    return all_loops
 
 
-def trips(line: Line) -> int | None:
-    """Of a while loop: what the compiler noted, or else what its condition and its counter say."""
+def trips(line: Instruction) -> int | None:
+    """Iterations of a while loop: the compiler's note, or else from its condition and counter; None if unknown."""
     noted = re.search(r'"?known_trip_count"?:\{"n":"?(\d+)"?\}', line.rest)
     if noted:
         return int(noted[1])
@@ -203,9 +214,9 @@ def trips(line: Line) -> int | None:
     body = re.search(r"body=%([\w.\-]+)", line.rest)
     if not condition or not body:
         return None
-    of = line.program.computations
-    compare, state = root(of[condition[1]]), line.of[line.operands[0]]
-    last = root(of[body[1]])
+    computations = line.program.computations
+    compare, state = root(computations[condition[1]]), line.computation[line.operands[0]]
+    last = root(computations[body[1]])
     if state.op != "tuple" or last.op != "tuple":
         return None
     compare, terms = _terms(compare)
@@ -219,40 +230,40 @@ def trips(line: Line) -> int | None:
     if at is None:
         return None
     # The limit may be a constant that was moved out of the loop.
-    end = _constant(limit if moved is None else state.of[state.operands[moved]])
-    begin = _constant(state.of[state.operands[at]])
-    add, terms = _terms(_strip(last.of[last.operands[at]]))
+    end = _constant(limit if moved is None else state.computation[state.operands[moved]])
+    begin = _constant(state.computation[state.operands[at]])
+    add, terms = _terms(_strip(last.computation[last.operands[at]]))
     steps = [_constant(term) for term in terms if _index(term) != at]
     if end is None or begin is None or add.op != "add" or len(steps) != 1 or not steps[0] or steps[0] < 0:
         return None
     return max(0, math.ceil((end - begin + (direction[1] in ("LE", "GE"))) / steps[0]))
 
 
-def _terms(line: Line) -> tuple[Line, list[Line]]:
-    """An operation, also one that is all that a fusion does, and what its terms were copied from."""
+def _terms(line: Instruction) -> tuple[Instruction, list[Instruction]]:
+    """(an operation, or the only one of a fusion; its operands before copies)."""
     inner = line
     if line.op == "fusion":
         inner = root(line.program.computations[CALLS.findall(line.rest)[0]])
-    terms = [_strip(inner.of[operand]) for operand in inner.operands]
+    terms = [_strip(inner.computation[operand]) for operand in inner.operands]
     if inner is not line:
-        terms = [_strip(line.of[line.operands[int(t.inner)]]) if t.op == "parameter" else t for t in terms]
+        terms = [_strip(line.computation[line.operands[int(t.inner)]]) if t.op == "parameter" else t for t in terms]
     return inner, terms
 
 
-def _index(line: Line) -> int | None:
-    """Which part of a loop's state this is."""
+def _index(line: Instruction) -> int | None:
+    """Index of this instruction in a loop's state; None where it is no part of it."""
     found = re.search(r"index=(\d+)", line.rest)
-    whole = line.of[line.operands[0]].op == "parameter" if line.operands else False
+    whole = line.computation[line.operands[0]].op == "parameter" if line.operands else False
     return int(found[1]) if found and whole and line.op == "get-tuple-element" else None
 
 
-def _strip(line: Line) -> Line:
-    """What was copied, through copies."""
+def _strip(line: Instruction) -> Instruction:
+    """The instruction whose value was copied or converted, through any number of copies."""
     while line.op in ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start"):
-        line = line.of[line.operands[0]]
+        line = line.computation[line.operands[0]]
     return line
 
 
-def _constant(line: Line) -> int | None:
+def _constant(line: Instruction) -> int | None:
     line = _strip(line)
     return int(line.inner) if line.op == "constant" and re.fullmatch(r"-?\d+", line.inner) else None

@@ -1,4 +1,4 @@
-"""The programs of a plan, lowered for devices that are not there: shapes and shardings, no arrays."""
+"""Lowers the programs of a plan for devices that are not at hand, from shapes and shardings without arrays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from vf.training import step as steps
 def batch_shapes(
     subject: PlanSubject, rows: int, mesh: Mesh | None, over: Sequence[str] = sharding.ROWS
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch of `rows` clips, where they lie on `mesh`."""
+    """Shapes of a batch of `rows` clips, with shardings on `mesh` over its axes `over`; without where it is None."""
     model = subject.model
     fields: dict[str, tuple[tuple[int, ...], Any]] = {
         "video": (model.shape, np.uint8),
@@ -44,7 +44,7 @@ def _placed(
 
 
 def lower_training(make: MakeSubject, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
-    """The training step on `devices`, ready to be compiled."""
+    """The lowered training step on a mesh of `sizes` of `devices`, with at most `blocks` residual blocks a level."""
     subject, mesh = _placed(make, sizes, blocks, devices)
     abstract = on_mesh(subject.state(), mesh)
     update = programs.update(
@@ -55,16 +55,16 @@ def lower_training(make: MakeSubject, sizes: tuple[int, ...], blocks: int | None
 
 
 def lower_sampling(make: MakeSubject, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
-    """The sampler on `devices`, ready to be compiled."""
+    """The lowered sampler on a mesh of `sizes` of `devices`, with at most `blocks` residual blocks a level."""
     subject, mesh = _placed(make, sizes, blocks, devices)
     params = on_mesh(subject.state(), mesh).ema
-    given = batch_shapes(subject, subject.sample_batch_size, mesh, sharding.EVERY)
-    del given["video"]
-    return programs.sampling(subject.model, mesh, subject.sample_seed, subject.sample_options).lower(params, given)
+    batch = batch_shapes(subject, subject.sample_batch_size, mesh, sharding.EVERY)
+    del batch["video"]
+    return programs.sampling(subject.model, mesh, subject.sample_seed, subject.sample_options).lower(params, batch)
 
 
 def counts(subject: PlanSubject, shapes: Any) -> count.Counts:
-    """Of one clip in training."""
+    """FLOPs and bytes of one clip in training; `shapes` are those of the parameters."""
 
     def loss(params: Any, rows: Any) -> Any:
         return steps.batch_loss(params, rows, model=subject.model, seed=subject.seed)[0]

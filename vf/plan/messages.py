@@ -1,7 +1,7 @@
-"""The collectives of a compiled program: kinds, bytes, groups and the axes of the mesh that they go over.
+"""Reads the collectives of a compiled program: their kinds, bytes, groups and mesh axes.
 
-Back ends differ: the CPU's computes bfloat16 in float32 and sends it so, and leaves all-reduces that TPU makes
-reduce-scatters.
+Back ends differ: the CPU's computes bfloat16 in float32 and sends it so, and leaves all-reduces where the TPU's makes
+reduce-scatters of them.
 """
 
 import dataclasses
@@ -25,17 +25,17 @@ class Collective:
     name: str
     kind: Kind
     bytes: int
-    """Of the whole array once per execution: all-gather's result, and every other kind's operand."""
+    """Bytes of the whole array in one execution: of the result of an all-gather, of the operand of other kinds."""
     groups: Groups
-    """Devices that talk to each other, as positions in the flattened mesh."""
+    """Devices that communicate with each other, as positions in the flattened mesh."""
     times: int
     """Executions per run of the program."""
     op_name: str
-    """Path of the operation in the traced program; '' where the compiler made it up."""
+    """Path of the operation in the traced program; "" where the compiler has introduced it."""
 
     @property
     def group(self) -> int:
-        """Devices of the largest group."""
+        """Number of devices of the largest group."""
         return max(map(len, self.groups))
 
     @property
@@ -57,13 +57,16 @@ def wire_bytes(kind: Kind, size: int, group: int) -> float:
 def collectives(text: str, ids: Sequence[int] | None = None) -> list[Collective]:
     """The collectives of a compiled program, in the order of execution.
 
-    ids: of the mesh's devices, `[d.id for d in mesh.devices.flat]`. Needed for several TPU slices only, whose
-        program is that of one slice: it numbers the slice's devices, and names those of other slices by their ids.
+    The parts of a tuple are summed. The start and the end of an asynchronous collective, and the pieces into which the
+    TPU's compiler splits one to fuse it with computations, are one collective. An all-reduce of which a fusion uses a
+    slice counts as the reduce-scatter that TPUs make of it. A collective in a branch of a conditional counts if its
+    branch sends most; in a loop of unknown length (see `hlo.loops`) it counts once.
 
-    A tuple's parts are summed. The start and the end of an asynchronous collective, and the pieces into which TPU
-    fuses one with computations, are one. An all-reduce of which a fusion keeps a slice is the reduce-scatter that
-    TPU makes of it. A collective in a branch of a conditional counts if its branch sends most. In a loop of unknown
-    length (see `hlo.loops`) it counts once.
+    Args:
+        text: text of the program.
+        ids: ids of the mesh's devices, `[d.id for d in mesh.devices.flat]`. They are needed only for several TPU
+            slices, whose program is that of one slice: it numbers the devices of this slice, and names those of others
+            by their ids.
 
     Raises ValueError for text that is no compiled program, replica groups of an unknown form, and transfers between
     slices without `ids`.
@@ -71,14 +74,14 @@ def collectives(text: str, ids: Sequence[int] | None = None) -> list[Collective]
     program = hlo.parse(text)
     slices = _slices(ids) if ids is not None else []
 
-    def own(line: hlo.Line) -> list[_Found]:
+    def found_in(line: hlo.Instruction) -> list[_Entry]:
         kind = line.op.removesuffix("-start")
-        between = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest) if line.op == "send" else None
-        if between:  # what goes through the hosts to other slices; the received half is not another one
-            kind = between[1].lower().replace("_", "-").replace("one-to-one", "collective-permute")
+        transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest) if line.op == "send" else None
+        if transfer:  # sends through the hosts to other slices; the matching receive is not counted again
+            kind = transfer[1].lower().replace("_", "-").replace("one-to-one", "collective-permute")
         if kind not in get_args(Kind):
             return []
-        if between:
+        if transfer:
             if ids is None:
                 raise ValueError("expected the ids of the devices, as the program's collectives go between slices")
             groups = _between(line, ids)
@@ -86,8 +89,8 @@ def collectives(text: str, ids: Sequence[int] | None = None) -> list[Collective]
             groups = _groups(line, program.devices)
             if len(slices) > 1:
                 groups = tuple(tuple(slice_[place] for place in group) for slice_ in slices for group in groups)
-        sent = line.operands[:1] if between else line.operands
-        size = sum(hlo.size_of(line.of[operand].shape) for operand in sent)
+        sent = line.operands[:1] if transfer else line.operands
+        size = sum(hlo.size_of(line.computation[operand].shape) for operand in sent)
         if kind == "all-gather":
             size *= max(map(len, groups))
         elif kind == "all-reduce" and line.scattered:
@@ -98,33 +101,38 @@ def collectives(text: str, ids: Sequence[int] | None = None) -> list[Collective]
         found = Collective(line.name, kind, size, groups, 1, op_name[1] if op_name else "")  # type: ignore[arg-type]
         return [(found, (chain[1], channel[1] if channel else "") if chain else None)]
 
-    def total(parts: Sequence[tuple[int, list[_Found]]]) -> list[_Found]:
+    def total(parts: Sequence[tuple[int, list[_Entry]]]) -> list[_Entry]:
         scaled = [
             (dataclasses.replace(c, times=c.times * times), chain) for times, found in parts for c, chain in found
         ]
         seen: set[tuple[str, str]] = set()
         first = []
         for found in scaled:
-            # The fusions over which TPU spreads one all-gather each hold a copy of it, of one chain.
+            # TPU spreads one all-gather over several fusions, each with a copy of it that has the same chain.
             if found[1] is None or found[1] not in seen:
                 first.append(found)
                 seen |= {found[1]} if found[1] else set()
         return first
 
-    def cost(found: list[_Found]) -> float:
+    def cost(found: list[_Entry]) -> float:
         return sum(c.wire_bytes * c.times for c, _ in found)
 
-    return [c for c, _ in hlo.walk(program, own, total, cost)]
+    return [c for c, _ in hlo.walk(program, found_in, total, cost)]
 
 
-_Found = tuple[Collective, tuple[str, str] | None]
+_Entry = tuple[Collective, tuple[str, str] | None]
 
 
 def axes(groups: Groups, mesh: Mapping[str, int]) -> tuple[str, ...]:
     """Names of the mesh axes along which the devices of a group differ, in the mesh's order.
 
-    groups: positions in the flattened mesh; mesh: sizes in the mesh's order, as `Mesh.shape`. Two devices of
-    different mesh rows and columns differ in both. Raises ValueError for a position outside the mesh.
+    Two devices of different mesh rows and columns differ in both.
+
+    Args:
+        groups: positions in the flattened mesh.
+        mesh: sizes in the mesh's order, as `Mesh.shape`.
+
+    Raises ValueError for a position outside the mesh.
     """
     sizes = tuple(mesh.values())
     outside = [device for group in groups for device in group if not 0 <= device < math.prod(sizes)]
@@ -134,13 +142,13 @@ def axes(groups: Groups, mesh: Mapping[str, int]) -> tuple[str, ...]:
     for group in groups:
         places = np.stack(np.unravel_index(np.asarray(group), sizes), -1)
         spanned |= (places != places[:1]).any(0)
-    return tuple(axis for axis, yes in zip(mesh, spanned, strict=True) if yes)
+    return tuple(axis for axis, differs in zip(mesh, spanned, strict=True) if differs)
 
 
-def _groups(line: hlo.Line, devices: int) -> Groups:
+def _groups(line: hlo.Instruction, devices: int) -> Groups:
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line.rest)
     if pairs:
-        return _linked([(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)", pairs[1])])
+        return _joined([(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)", pairs[1])])
     start = line.rest.find("replica_groups=")
     if start < 0:
         return (tuple(range(devices)),)
@@ -151,14 +159,17 @@ _SLICE = 100_000  # ids of the devices of slice n begin at (n + 1) times this, a
 
 
 def _slices(ids: Sequence[int]) -> list[list[int]]:
-    """For each slice, the positions of its devices in the mesh."""
+    """For each slice, the positions of its devices in the flattened mesh."""
     numbers = sorted({device // _SLICE for device in ids})
     return [[place for place, device in enumerate(ids) if device // _SLICE == number] for number in numbers]
 
 
-def _between(line: hlo.Line, ids: Sequence[int]) -> Groups:
-    """Groups of a transfer between slices, three forms: {{100000,200000},..}, {{100000->200000},..} or a product of
-    slices and a range of devices, "{1,2}x{0:7}"."""
+def _between(line: hlo.Instruction, ids: Sequence[int]) -> Groups:
+    """Groups of a transfer between slices.
+
+    There are three forms: {{100000,200000},..}, {{100000->200000},..}, or a product of slices and a range of devices,
+    "{1,2}x{0:7}". Raises ValueError for others.
+    """
     places = {device: place for place, device in enumerate(ids)}
     target = line.rest.partition("_xla_megascale_target=")[2]
     product = re.match(r'"?\{([\d,]+)\}x\{(\d+):(\d+)\}', target)
@@ -168,7 +179,7 @@ def _between(line: hlo.Line, ids: Sequence[int]) -> Groups:
         named = [[number * _SLICE + device for number in _numbers(product[1])] for device in devices]
     elif "->" in listed:
         pairs = re.findall(r"(\d+)->(\d+)", listed)
-        return _linked([(places[int(a)], places[int(b)]) for a, b in pairs])
+        return _joined([(places[int(a)], places[int(b)]) for a, b in pairs])
     else:
         named = [_numbers(group) for group in re.findall(r"[\d,]*\d", listed)]
     if not named:
@@ -176,17 +187,17 @@ def _between(line: hlo.Line, ids: Sequence[int]) -> Groups:
     return tuple(tuple(places[device] for device in group) for group in named)
 
 
-def _linked(pairs: Sequence[tuple[int, int]]) -> Groups:
-    """Devices that pairs of source and target join."""
+def _joined(pairs: Sequence[tuple[int, int]]) -> Groups:
+    """Groups of the devices that pairs of source and target connect."""
     groups: list[set[int]] = []
     for pair in pairs:
-        touched = [group for group in groups if group & set(pair)]
-        groups = [group for group in groups if group not in touched] + [set(pair).union(*touched)]
+        overlapping = [group for group in groups if group & set(pair)]
+        groups = [group for group in groups if group not in overlapping] + [set(pair).union(*overlapping)]
     return tuple(sorted(tuple(sorted(group)) for group in groups))
 
 
 def replica_groups(text: str, devices: int) -> Groups:
-    """Groups of devices from the text at whose beginning they stand, as XLA prints them:
+    """Groups of devices at the beginning of `text`, as XLA prints them:
 
         {{0,1},{2,3}}                                                        a list; {} is all `devices`
         [4,2]<=[8], [2,4]<=[4,2]T(1,0)                                       an iota, reshaped, transposed, reshaped
@@ -213,7 +224,7 @@ def replica_groups(text: str, devices: int) -> Groups:
     parts: dict[str, list[tuple[int, int]]] = {name: [] for name in mesh}
     for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", found[3]):
         parts[name].append((int(before), int(size)) if size else (1, mesh[name]))
-    # Every axis in its parts, those within a group last.
+    # Splits every axis into its parts, and moves the parts within a group to the end.
     dims: list[int] = []
     inside: list[int] = []
     for name, size in mesh.items():

@@ -1,11 +1,11 @@
-"""A plan as tables for a terminal."""
+"""Prints a plan as tables for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def report(plan: Mapping[str, Any]) -> str:
-    """The plan as tables for a terminal."""
+    """The plan, as `jobs.plan` makes it, as tables for a terminal."""
     chip = plan["chip"]
     machine = f"{plan['devices']} x {chip['name']}"
     source = "measured here" if "measured" in chip["sources"].values() else "published"
@@ -31,59 +31,61 @@ def report(plan: Mapping[str, Any]) -> str:
         lines.append(f"  {sum(r['parameters'] for r in rest) / 1e6:9.1f} M  in {len(rest)} further kinds of arrays")
     lines += ["", "Meshes by arithmetic (data x fsdp x frames x tensor), best first"]
     lines.append("      mesh              GiB   compute   memory  network   serial   MFU, if serial")
-    for each in plan["meshes"][:8]:
-        mesh = mesh_text(each["mesh"].values())
-        s = each["seconds"]
-        row = f"      {mesh:<14} {each['total_bytes'] / 2**30:6.2f}"
+    for entry in plan["meshes"][:8]:
+        mesh = mesh_text(entry["mesh"].values())
+        s = entry["seconds"]
+        row = f"      {mesh:<14} {entry['total_bytes'] / 2**30:6.2f}"
         row += "".join(f" {1e3 * s[name]:7.0f}ms" for name in ("compute", "memory", "network", "serial"))
-        row += f"  {100 * each['mfu']['serial']:5.1f} %"
-        lines.append(row + ("" if each["fits"] else "   too large"))
-    for made in [*plan["compiled"], *([plan["sampling"]] if "sampling" in plan else [])]:
-        lines += ["", *_program_lines(made, plan)]
+        row += f"  {100 * entry['mfu']['serial']:5.1f} %"
+        lines.append(row + ("" if entry["fits"] else "   too large"))
+    for result in [*plan["compiled"], *([plan["sampling"]] if "sampling" in plan else [])]:
+        lines += ["", *_program_lines(result, plan)]
     best = plan["best"]
     flags = " ".join(f"--config.mesh.{axis}={size}" for axis, size in best["mesh"].items())
     lines += ["", f"Verdict: {best['verdict']}", f"         {flags}"]
     return "\n".join(lines)
 
 
-def _program_lines(made: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
-    what = "Training step" if made["program"] == "train" else "Sampling a batch"
-    lines = [f"{what} on mesh {mesh_text(made['mesh'].values())}: {made['how']}"]
-    parts = dict(made["state_bytes"])
-    if made["program"] == "sample":
+def _program_lines(result: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    title = "Training step" if result["program"] == "train" else "Sampling a batch"
+    lines = [f"{title} on mesh {mesh_text(result['mesh'].values())}: {result['how']}"]
+    parts = dict(result["state_bytes"])
+    if result["program"] == "sample":
         parts = {"average": parts["average"]}
     extra = "temporary (activations among them)"
-    if "temporary_bytes" in made:
-        parts[extra if made["finished"] else extra + ", estimated"] = made["temporary_bytes"]
-    elif "memory" in made:
-        parts |= {name: size for name, size in made["memory"].items() if name != "state"}
+    if "temporary_bytes" in result:
+        parts[extra if result["finished"] else extra + ", estimated"] = result["temporary_bytes"]
+    elif "memory" in result:
+        parts |= {name: size for name, size in result["memory"].items() if name != "state"}
     lines += [f"  {name:<45} {size / 2**30:8.3f} GiB a device" for name, size in parts.items()]
-    if "flops" in made:
-        lines.append(f"  {made['flops'] / 1e12:.2f} TFLOP, {made['hbm_bytes'] / 1e9:.0f} GB of HBM traffic a device")
-        for each in made["collectives"][:8]:
+    if "flops" in result:
+        lines.append(
+            f"  {result['flops'] / 1e12:.2f} TFLOP, {result['hbm_bytes'] / 1e9:.0f} GB of HBM traffic a device"
+        )
+        for entry in result["collectives"][:8]:
             lines.append(
-                f"  {each['kind']:<18} over {each['axes']:<14} {each['count']:6d} times "
-                f"{each['wire_bytes'] / 1e9:9.3f} GB sent"
+                f"  {entry['kind']:<18} over {entry['axes']:<14} {entry['count']:6d} times "
+                f"{entry['wire_bytes'] / 1e9:9.3f} GB sent"
             )
-        end = "" if made["finished"] else " (ended before code generation)"
-        lines.append(f"  compiled in {made['compile_seconds']:.0f} s{end}, at reduced effort where it is a TPU's")
-    if made.get("optimal_seconds"):
-        lines.append(f"  the compiler's optimal_seconds, an upper bound on speed: {made['optimal_seconds']:.3f} s")
-    if "seconds" in made:
-        s = made["seconds"]
+        end = "" if result["finished"] else " (ended before code generation)"
+        lines.append(f"  compiled in {result['compile_seconds']:.0f} s{end}, at reduced effort where it is a TPU's")
+    if result.get("optimal_seconds"):
+        lines.append(f"  the compiler's optimal_seconds, an upper bound on speed: {result['optimal_seconds']:.3f} s")
+    if "seconds" in result:
+        s = result["seconds"]
         times = ", ".join(f"{name} {1e3 * s[name]:.0f} ms" for name in ("compute", "memory", "network"))
-        lines.append(f"  roofline: {times}; bound by {made['bound']}")
+        lines.append(f"  roofline: {times}; bound by {result['bound']}")
         lines.append(f"  a step takes {s['least']:.3f} s if all overlaps, {s['serial']:.3f} s if nothing does")
-        if made["program"] == "train":
+        if result["program"] == "train":
             clips = plan["batch_size"] / plan["devices"]
             lines.append(
-                f"  MFU {100 * made['mfu']['serial']:.1f} to {100 * made['mfu']['least']:.1f} %, "
+                f"  MFU {100 * result['mfu']['serial']:.1f} to {100 * result['mfu']['least']:.1f} %, "
                 f"{clips / s['serial']:.2f} to {clips / s['least']:.2f} clips/s a device; network "
                 f"{100 * s['network'] / s['serial']:.1f} % of the serial time"
             )
-    return [*lines, f"  {made['verdict']}"]
+    return [*lines, f"  {result['verdict']}"]
 
 
 def mesh_text(sizes: Sequence[int]) -> str:
-    """As 1x256x1x1."""
+    """Sizes of a mesh as text, such as 1x256x1x1."""
     return "x".join(map(str, sizes))

@@ -1,26 +1,26 @@
-"""How long a step takes at least: its FLOPs, memory traffic and messages over what the chips can do.
+"""Lower bounds on the time of a step: its FLOPs, memory traffic and messages divided by the chips' rates.
 
     compute = FLOPs / peak        memory = bytes / HBM bandwidth        network = sum of each collective's time
 
-Each is a lower bound of its own. If all three overlap perfectly, the step takes their maximum, and if nothing
-overlaps, their sum; a good program lies between. A collective's time is what a device sends (`messages.wire_bytes`, the
-ring algorithms) over the bandwidth that its group has, without latency. Two collectives never overlap here.
+Each is a lower bound. If all three overlap perfectly, the step takes their maximum, and if nothing overlaps, their sum;
+a good program lies between. A collective takes the bytes that a device sends (`messages.wire_bytes`, by the ring
+algorithms) divided by the bandwidth that its group has, without latency. Two collectives never overlap here.
 
 The bandwidth of a group (after How to Scale Your Model, jax-ml.github.io/scaling-book/sharding and .../gpus)
-    TPU, inside a slice. Each dimension of the torus along which the group lies gives a device 2 links (both ways
-    round) if the group fills it and it is a ring, else 1 (the middle of a line is crossed by all of what one half
-    has, one way). A group that skips chips shares its links with the groups between: their number divides.
-    Dimensions add up. The book has the same: V / (2 link) for an all-gather of V on a ring, (g-1)/g V / link on a
-    line, bandwidths of several axes added.
-    GPU, inside a node. All NVLinks of a GPU, whatever the group: the switch has no topology.
-    Between s slices or nodes. Collectives go in two levels, as in XLA and NCCL: of a group with m members in each
-    slice or node, every member exchanges its 1/m of the array with its like, (s-1)/s of which it sends (twice in an
-    all-reduce). The slower of the levels counts. All-to-all and permute save nothing by levels: a chip sends all
-    that is for other slices or nodes itself.
-    All-to-all on a torus goes through other chips, on a ring or a line of g through as many that V of each chip takes
-    g/4 V over the bandwidth above. Its dimensions work at once, and the slowest counts.
+    TPU, within a slice. Each dimension of the torus along which the group extends gives a device 2 links (in both
+    directions) if it is a ring and the group fills it, and 1 otherwise (all data of one half of a line crosses its
+    middle, in one direction). A group that skips chips shares its links with the groups between, so that the links are
+    divided by their number. The links of several dimensions add up. The book has the same: V / (2 link) for an
+    all-gather of V on a ring, (g-1)/g V / link on a line, and the sum of the bandwidths of several axes.
+    GPU, within a node. All NVLinks of a GPU, for any group: the switch has no topology.
+    Between s slices or nodes. Collectives have two levels, as in XLA and NCCL: in a group with m members in each slice
+    or node, every member exchanges its 1/m of the array with its counterparts, and sends (s-1)/s of that (twice in an
+    all-reduce). The slower level counts. Levels save nothing in all-to-all and permute: each chip sends everything that
+    is for other slices or nodes itself.
+    All-to-all on a torus passes through other chips: on a ring or a line of g chips, V from each chip takes as long as
+    g/4 V over the bandwidth above. All dimensions work simultaneously, and the slowest counts.
 
-Mesh axes are laid on the torus as devices lie in the mesh: `span` reads it from their coordinates.
+How mesh axes lie on the torus follows from the coordinates of the devices in the mesh (`span`).
 """
 
 import contextlib
@@ -43,15 +43,15 @@ Bound = Literal["compute", "memory", "network"]
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """How a group of devices lies on the machine."""
+    """How a group of devices is placed on the machine."""
 
     group: int
-    """Devices."""
+    """Number of devices."""
     inside: int
-    """Of those, in one slice (TPU) or node (GPU)."""
+    """Number of its devices in one slice (TPU) or node (GPU)."""
     along: tuple[tuple[int, float], ...] = ()
-    """TPU: for each dimension of the torus along which it lies, how many devices, and how many links each has there:
-    2 on a ring or 1 on a line, over the groups that share them."""
+    """TPU: for each dimension of the torus along which the group extends, its number of devices there and the links of
+    each: 2 on a ring or 1 on a line, divided by the number of groups that share them."""
 
     @property
     def crosses(self) -> bool:
@@ -61,50 +61,50 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind of a step over the same mesh axes."""
+    """The collectives of a step that have one kind and the same mesh axes."""
 
     axes: tuple[str, ...]
     span: Span
     wire_bytes: float
-    """Sent by each device, in all executions."""
+    """Bytes that each device sends in all executions."""
     kind: messages.Kind = "all-reduce"
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one training or sampling step asks of each device."""
+    """What one training or sampling step needs of each device."""
 
     flops: float
     hbm_bytes: float
-    """Read and written, e.g. `cost_analysis()['bytes accessed']` where there are no loops."""
+    """Bytes read and written, e.g. `cost_analysis()['bytes accessed']` where there are no loops."""
     traffic: Sequence[Traffic] = ()
     useful_flops: float | None = None
-    """Without recomputation; default `flops`. MFU counts these."""
+    """FLOPs without recomputation, which MFU counts; default `flops`."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the products."""
+    """Dtype of the factors of matrix products."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Times in seconds; MFU is useful FLOPs over what the chip could do in the time."""
+    """Times in seconds. MFU is the useful FLOPs relative to what the chip could compute in the time."""
 
     compute_s: float
     memory_s: float
     network_s: float
     network_by_axes: Mapping[tuple[str, ...], float]
     step_s: float
-    """If all overlap: the largest."""
+    """The largest of the three: the time if all overlap."""
     serial_s: float
-    """If nothing overlaps: the sum."""
+    """Their sum: the time if nothing overlaps."""
     mfu: float
-    """At `step_s`, the highest that can be."""
+    """MFU at `step_s`, the highest that is possible."""
     serial_mfu: float
     bound: Bound
     """Which of the three is the largest."""
 
 
 def estimate(step: Step, chip: Chip) -> Estimate:
-    """The least time of a step on `chip`. Raises ValueError for a step of nothing."""
+    """Bounds on the time of a step on `chip`. Raises ValueError for a step without FLOPs, bytes and messages."""
     peak = chip.flops_bf16 if step.dtype == "bfloat16" else chip.flops_f32
     by_axes: dict[tuple[str, ...], float] = {}
     for part in step.traffic:
@@ -114,8 +114,8 @@ def estimate(step: Step, chip: Chip) -> Estimate:
         "memory": step.hbm_bytes / chip.hbm_bandwidth,
         "network": sum(by_axes.values()),
     }
-    least, most = max(times.values()), sum(times.values())
-    if least <= 0:
+    longest, total = max(times.values()), sum(times.values())
+    if longest <= 0:
         raise ValueError("expected a step with FLOPs, bytes or messages, got none")
     useful = (step.flops if step.useful_flops is None else step.useful_flops) / peak
     return Estimate(
@@ -123,29 +123,29 @@ def estimate(step: Step, chip: Chip) -> Estimate:
         times["memory"],
         times["network"],
         by_axes,
-        least,
-        most,
-        useful / least,
-        useful / most,
+        longest,
+        total,
+        useful / longest,
+        useful / total,
         max(times, key=lambda name: times[name]),
     )
 
 
 def traffic_seconds(traffic: Traffic, chip: Chip) -> float:
-    """Seconds that these collectives take, one after the other: see the module's docstring for the model."""
+    """Seconds that these collectives take one after the other, by the model in the module's docstring."""
     span = traffic.span
     if span.group < 2 or not traffic.wire_bytes:
         return 0.0
     seconds = 0.0
     if span.inside > 1 and traffic.kind == "all-to-all" and chip.dims:
-        size = traffic.wire_bytes * span.inside / (span.group - 1)  # with what stays
+        size = traffic.wire_bytes * span.inside / (span.group - 1)  # including what each chip keeps
         seconds = max(size * count / 4 / (links * chip.ici_bandwidth) for count, links in span.along)
     elif span.inside > 1:
         seconds = traffic.wire_bytes / inner_bandwidth(span, chip)
     if span.crosses:
-        outside = (span.group - span.inside) / (span.group - 1)  # of what is sent, if to all others alike
+        outside = (span.group - span.inside) / (span.group - 1)  # share of the bytes, if all other devices get as many
         if traffic.kind == "collective-permute":
-            outside = 1.0  # some chip's, at worst
+            outside = 1.0  # that of the worst chip
         elif traffic.kind != "all-to-all":
             outside /= span.inside
         seconds = max(seconds, traffic.wire_bytes * outside / chip.dcn_bandwidth)
@@ -153,15 +153,19 @@ def traffic_seconds(traffic: Traffic, chip: Chip) -> float:
 
 
 def inner_bandwidth(span: Span, chip: Chip) -> float:
-    """Bytes/s that each device of a group can send inside its slice or node."""
+    """Bytes/s that each device of a group can send within its slice or node."""
     return chip.ici_bandwidth * (sum(links for _, links in span.along) if chip.dims else 1)
 
 
 def span(groups: messages.Groups, chip: Chip, shape: Sequence[int], places: np.ndarray) -> Span:
-    """How the groups of a collective lie on slices of extents `shape` (`Target.shape`).
+    """How the groups of a collective are placed on slices of extents `shape`; of several the worst placed counts.
 
-    groups: positions in the flattened mesh. places: [devices, 1 + dims] of ints in the order of the flattened mesh:
-    which slice or node, and the coordinates there (`places_of`). Of several groups the worst placed counts.
+    Args:
+        groups: positions in the flattened mesh.
+        chip: the chip.
+        shape: extents of a slice (`Target.shape`).
+        places: int [devices, 1 + dims] in the order of the flattened mesh: the slice or node, and the coordinates in it
+            (`places_of`).
     """
     spans = [_span(np.asarray(places)[list(group)], chip, shape) for group in groups]
     return min(spans, key=lambda s: (s.inside, sum(links for _, links in s.along)))
@@ -183,9 +187,9 @@ def _span(places: np.ndarray, chip: Chip, shape: Sequence[int]) -> Span:
 
 
 def places_of(devices: Sequence[Any], chip: Chip) -> np.ndarray:
-    """`places` of `span` for the devices of a mesh, `mesh.devices.flat`: JAX's own or those of a topology.
+    """`places` of `span` for the devices of a mesh, `mesh.devices.flat`, of JAX or of a topology.
 
-    GPU: nodes are runs of `chip.host` devices by id.
+    GPUs are numbered so that a node has `chip.host` consecutive ids.
     """
     if not chip.dims:
         return np.array([[device.id // chip.host] for device in devices])
@@ -193,49 +197,57 @@ def places_of(devices: Sequence[Any], chip: Chip) -> np.ndarray:
 
 
 def traffic_of(
-    found: Sequence[messages.Collective], mesh: Mapping[str, int], chip: Chip, shape: Sequence[int], places: np.ndarray
+    collectives: Sequence[messages.Collective],
+    mesh: Mapping[str, int],
+    chip: Chip,
+    shape: Sequence[int],
+    places: np.ndarray,
 ) -> list[Traffic]:
-    """A program's collectives (`messages.collectives`) by mesh axes and kind, most bytes first.
+    """Sums the collectives of a program (`messages.collectives`) by mesh axes and kind; most bytes first.
 
-    mesh: sizes by name, as `Mesh.shape`; the others as in `span`.
+    `mesh` has sizes by name, as `Mesh.shape`; the other arguments are those of `span`.
     """
     parts: dict[tuple[tuple[str, ...], Span, messages.Kind], float] = {}
-    for c in found:
+    for c in collectives:
         key = messages.axes(c.groups, mesh), span(c.groups, chip, shape, places), c.kind
         parts[key] = parts.get(key, 0.0) + c.wire_bytes * c.times
-    traffic = [Traffic(axes, where, size, kind) for (axes, where, kind), size in parts.items()]
+    traffic = [Traffic(axes, span_of_group, size, kind) for (axes, span_of_group, kind), size in parts.items()]
     return sorted(traffic, key=lambda part: -part.wire_bytes)
 
 
-def traffic_read(fields: Mapping[str, Any], scale: float = 1.0) -> Traffic:
-    """The Traffic of `dataclasses.asdict` or of JSON, its bytes times `scale`."""
-    where = fields["span"]
-    along = tuple((int(count), float(links)) for count, links in where["along"])
-    placed = Span(where["group"], where["inside"], along)
-    return Traffic(tuple(fields["axes"]), placed, fields["wire_bytes"] * scale, fields["kind"])
+def traffic_from_json(fields: Mapping[str, Any], scale: float = 1.0) -> Traffic:
+    """The Traffic with fields from `dataclasses.asdict` or JSON, and its bytes multiplied by `scale`."""
+    fields_of_span = fields["span"]
+    along = tuple((int(count), float(links)) for count, links in fields_of_span["along"])
+    span = Span(fields_of_span["group"], fields_of_span["inside"], along)
+    return Traffic(tuple(fields["axes"]), span, fields["wire_bytes"] * scale, fields["kind"])
 
 
 def measured_chip(
     name: str = "cpu", *, devices: int | None = None, size: int = 1024, copy_bytes: int = 2**26, seconds: float = 0.5
 ) -> Chip:
-    """One of this process's devices as a Chip, by measurement: so that an estimate can be held against a clock.
+    """Measures one of this process's devices as a Chip, so that an estimate can be compared with measured times.
 
-    devices: into how many a CPU is taken to be divided; default those that jax has. size: of the square matrices that
-    are multiplied, in bfloat16 and in float32. copy_bytes: of the array that is copied, to be larger than every cache.
-    seconds: for which each of the three is repeated; the fastest counts.
-    All devices work at once: those of a CPU share its cores and its memory, so that no more than cores are put to work.
-    Between them a message is taken for a copy; for others, networks are not measured and only `vf.plan.chips.CHIPS` has
-    them.
+    All devices work simultaneously. Those of a CPU share its cores and its memory, so that no more than there are cores
+    are used. Between them a message is taken to cost as much as a copy; other networks are not measured, and only
+    `vf.plan.chips.CHIPS` has them.
+
+    Args:
+        name: name of the chip.
+        devices: number of devices into which a CPU is divided; default those that jax has.
+        size: side of the square matrices that are multiplied, in bfloat16 and in float32.
+        copy_bytes: size of the array that is copied, which should be larger than every cache.
+        seconds: for how long each of the three is repeated; the fastest repetition counts.
     """
     working = jax.local_devices()
     device = working[0]
     count = devices or len(working)
     if device.platform == "cpu":
         working = working[: min(count, os.cpu_count() or 1)]
-    share = len(working) / count  # of what a device at work does, where more of them take turns
+    share = len(working) / count  # each of `count` devices gets this share of a working device's rate
 
     def rate(work: float, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
-        run = jax.jit(f, donate_argnums=0)  # new memory would have to be found first, page by page
+        run = jax.jit(f, donate_argnums=0)  # allocating new memory would be measured too
         state = jax.block_until_ready([run(jax.device_put(np.asarray(x), each)) for each in working])
         best, end = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -248,7 +260,7 @@ def measured_chip(
         rate(2.0 * size**3, lambda a: a @ a, jnp.full((size, size), 1 / size, dtype))
         for dtype in (jnp.bfloat16, jnp.float32)
     ]
-    copied = rate(2.0 * copy_bytes, lambda a: a + 1, jnp.zeros(copy_bytes // 4, jnp.float32))  # read and written
+    copy_rate = rate(2.0 * copy_bytes, lambda a: a + 1, jnp.zeros(copy_bytes // 4, jnp.float32))  # read and written
     stats = device.memory_stats() or {}
     return Chip(
         name=name,
@@ -256,17 +268,17 @@ def measured_chip(
         flops_bf16=flops[0],
         flops_f32=flops[1],
         hbm_bytes=float(stats.get("bytes_limit", 0)) or _host_memory() / count,
-        hbm_bandwidth=copied,
+        hbm_bandwidth=copy_rate,
         lanes=16,
-        ici_bandwidth=copied / 2,
-        dcn_bandwidth=copied / 2,
+        ici_bandwidth=copy_rate / 2,
+        dcn_bandwidth=copy_rate / 2,
         host=count,
         sources=dict.fromkeys(("flops_bf16", "flops_f32", "hbm_bytes", "hbm_bandwidth", "ici_bandwidth"), "measured"),
     )
 
 
 def _host_memory() -> float:
-    """Bytes of memory that this machine, or this container of it, may use; 0 where the system does not tell."""
+    """Bytes of memory that this machine, or this container, may use; 0 where the system does not report it."""
     try:
         memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What is planned."""
+"""The training run and the sampler that are planned."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from vf.training import state as states
 
 @dataclasses.dataclass(frozen=True)
 class PlanSubject:
-    """What is planned: a training run and its sampler. Its model computes on the mesh that it was made for."""
+    """A training run and its sampler. The model computes on the mesh for which the subject was made."""
 
     model: Model
     tx: optax.GradientTransformation
@@ -30,7 +30,7 @@ class PlanSubject:
     param_dtype: Any
     dtype: Any
     remat: bool
-    blocks: int  # residual blocks a level, of the network that has most
+    blocks: int  # residual blocks per level, of the network that has most
 
     def state(self) -> Any:
         """Shapes of the training state."""
@@ -40,4 +40,4 @@ class PlanSubject:
 
 
 MakeSubject = Callable[[Mesh | None, int | None], PlanSubject]
-"""(mesh, residual blocks a level at most; None for all) -> the subject. Picklable."""
+"""A picklable function: (mesh, the most residual blocks per level, None for all) -> the subject."""

@@ -1,6 +1,6 @@
-"""Machines to plan for, as a line of text names them: `v5e:16x16`, `v5p:4x4x8*2`, `gpu:64xH200` or `cpu:8`.
+"""Parses the machines to plan for: `v5e:16x16`, `v5p:4x4x8*2`, `gpu:64xH200` or `cpu:8`.
 
-The sources of the slices that can be had are those of `vf/plan/chips.py`.
+The available slices are from the sources listed in `vf/plan/chips.py`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ _SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
 
 def _cubes(limit: int, chips: int) -> tuple[tuple[int, ...], ...]:
-    """Shapes of whole 4x4x4 cubes in ascending order, as they are ordered, of up to `chips` chips."""
+    """Small shapes, and those of 4x4x4 cubes of up to `chips` chips, with ascending extents of up to `limit`."""
     extents = range(4, limit + 1, 4)
     shapes = itertools.combinations_with_replacement(extents, 3)
     return _SMALL + tuple(sorted((s for s in shapes if math.prod(s) <= chips), key=lambda s: (math.prod(s), s)))
@@ -31,39 +31,39 @@ SHAPES: Mapping[str, Sequence[tuple[int, ...]]] = {
     "v5p": _cubes(24, 6144),
     "v6e": _FLAT,
 }
-"""The slices that can be had: [v4], [v5e], [v5p], [v6e]. libtpu compiles for others too (any even extents)."""
+"""The available slices, from [v4], [v5e], [v5p] and [v6e]. libtpu compiles for others too (any even extents)."""
 
 _FORMS = "v4:2x2x1, v5e:16x16, v5p:4x4x8, v6e:8x8, v5p:4x4x4*2 (two slices), gpu:8xH100, gpu:64xH200 or cpu:8"
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine to plan for; `parse_target` makes it."""
+    """A machine to plan for, as `parse_target` makes it."""
 
     text: str
     kind: Kind
     chip: Chip | None
-    """None for cpu: `vf.plan.roofline.measured_chip` is."""
+    """The chip; None for cpu, where `vf.plan.roofline.measured_chip` measures one."""
     shape: tuple[int, ...]
     """TPU: extents of a slice's torus; GPU: (nodes, GPUs of a node); CPU: (devices,)."""
     slices: int
     devices: int
-    """Devices of all slices, as JAX counts them."""
+    """Number of devices of all slices, as JAX counts them."""
     topology_name: str | None
-    """Of one slice, for `jax.experimental.topologies.get_topology_desc`; None where no TPU is meant."""
+    """Name of one slice for `jax.experimental.topologies.get_topology_desc`; None for machines without TPUs."""
     topology_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     """Further keyword arguments of `get_topology_desc`."""
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Which dimensions of a TPU slice are rings; empty for others."""
+        """For each dimension of a TPU slice, whether it is a ring; () for other machines."""
         return wraps(self.chip, self.shape) if self.chip and self.chip.dims else ()
 
 
 def parse_target(text: str) -> Target:
     """The machine that `text` names: `v5e:16x16`, `v5p:4x4x8*2` (two slices), `gpu:64xH200` or `cpu:8`.
 
-    Raises UserError for a chip that is not known, and for sizes that do not exist, with the nearest that does.
+    Raises UserError for an unknown chip, and for sizes that do not exist, with the nearest that does.
     """
     family, colon, rest = text.strip().partition(":")
     families = [*SHAPES, "gpu", "cpu"]
@@ -87,13 +87,13 @@ def _cpu(text: str, rest: str) -> Target:
 
 def _gpu(text: str, rest: str) -> Target:
     names = [name for name, chip in CHIPS.items() if chip.kind == "gpu"]
-    found = re.fullmatch(r"([1-9]\d*)x([\w-]+)", rest)
-    if not found:
+    match = re.fullmatch(r"([1-9]\d*)x([\w-]+)", rest)
+    if not match:
         raise UserError(f"target {text!r} needs a number of GPUs and their kind: write one like gpu:8xH100")
-    count, name = int(found[1]), found[2]
+    count, name = int(match[1]), match[2]
     if name not in names:
-        begun = [known for known in names if known.startswith(name.upper())]
-        near = (begun or difflib.get_close_matches(name.upper(), names, 1, 0))[0]
+        prefixed = [known for known in names if known.startswith(name.upper())]
+        near = (prefixed or difflib.get_close_matches(name.upper(), names, 1, 0))[0]
         raise UserError(
             f"target {text!r} has a GPU that is not known, of {', '.join(names)}: the nearest is gpu:{count}x{near}"
         )
@@ -110,31 +110,31 @@ def _gpu(text: str, rest: str) -> Target:
 
 def _tpu(text: str, family: str, rest: str) -> Target:
     chip, shapes = CHIPS[family], SHAPES[family]
-    found = re.fullmatch(r"(\d+(?:x\d+)*)(?:\*(\d+))?", rest)
+    match = re.fullmatch(r"(\d+(?:x\d+)*)(?:\*(\d+))?", rest)
     example = "x".join(map(str, shapes[-1]))
-    if not found:
+    if not match:
         raise UserError(f"target {text!r} needs the extents of a slice: write one like {family}:{example}")
-    shape = tuple(int(extent) for extent in found[1].split("x"))
-    slices = int(found[2] or 1)
+    shape = tuple(int(extent) for extent in match[1].split("x"))
+    slices = int(match[2] or 1)
     if slices < 1:
-        raise UserError(f"target {text!r} has no slices: change *{found[2]} to *1 or more")
+        raise UserError(f"target {text!r} has no slices: change *{match[2]} to *1 or more")
     if shape not in shapes:
         shown = ["x".join(map(str, s)) for s in (shapes if chip.dims == 2 else _SMALL)]
         more = "" if chip.dims == 2 else f" and ascending multiples of 4 up to {example}"
         size = max(1, math.prod(shape))
-        same = [s for s in shapes if s == tuple(sorted(shape))]  # the right extents in another order
-        near = (same or sorted(shapes, key=lambda s: (abs(math.log(math.prod(s) / size)), sum(s))))[0]
-        suffix = f"*{found[2]}" if found[2] else ""
+        reordered = [s for s in shapes if s == tuple(sorted(shape))]  # the right extents in another order
+        near = (reordered or sorted(shapes, key=lambda s: (abs(math.log(math.prod(s) / size)), sum(s))))[0]
+        suffix = f"*{match[2]}" if match[2] else ""
         raise UserError(
-            f"{family}:{found[1]} is no slice: {family} has {', '.join(shown)}{more}; the nearest is"
+            f"{family}:{match[1]} is no slice: {family} has {', '.join(shown)}{more}; the nearest is"
             f" {family}:{'x'.join(map(str, near))}{suffix}"
         )
     options: dict[str, Any] = {}
-    if family == "v4":  # else libtpu's v4 has a device per TensorCore, with half of the memory each
+    if family == "v4":  # otherwise libtpu's v4 has a device per TensorCore, with half of the memory each
         options["chip_config_name"] = "megacore"
     if math.prod(shape) == 1:
         options["chips_per_host_bounds"] = [1, 1, 1]
     if slices > 1:
         options["num_slices"] = slices
-    name = f"{family}:{found[1]}"
+    name = f"{family}:{match[1]}"
     return Target(text, "tpu", chip, shape, slices, math.prod(shape) * slices, name, options)

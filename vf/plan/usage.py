@@ -1,4 +1,4 @@
-"""What a compiled program computes, keeps and moves: FLOPs, memory at its fullest, HBM traffic; per device."""
+"""Reads from a compiled program its FLOPs, peak memory and HBM traffic, per device."""
 
 import functools
 import math
@@ -14,32 +14,32 @@ _TILE = re.compile(r"T\(([\d,]+)\)")
 def flops(text: str) -> int:
     """FLOPs of a compiled program's dots and convolutions on one device, a multiply and an add as two.
 
-    Those of recomputation (`jax.checkpoint`) are in it, elementwise work and custom calls (kernels, cuBLAS) are not.
-    A tap of a convolution counts where it meets an element of the input, not padding and not the zeros of a dilated
-    input, as in XLA's cost analysis: TPU writes dots with batch axes and gradients as convolutions with windows
-    that lie mostly outside. (A machine multiplies in the padding, too: `count.Counts.padding` says how much that is.)
-    TPU may also cut a convolution into overlapping pieces, which compute more than the program asks: the CPU's text of
-    the same program has what is asked. A loop of unknown length counts once. Raises ValueError for text that is no
+    Recomputation (`jax.checkpoint`) is included, elementwise operations and custom calls (kernels, cuBLAS) are not. A
+    tap of a convolution counts where it meets an element of the input, not padding and not the zeros of a dilated
+    input, as in XLA's cost analysis: TPU programs have dots with batch axes, and gradients, as convolutions whose
+    windows lie mostly outside. (A machine multiplies in the padding too; `count.Counts.padding` is by how much.) TPU
+    may also split a convolution into overlapping pieces, which compute more than necessary: the CPU's text of the same
+    program has the necessary FLOPs. A loop of unknown length counts once. Raises ValueError for text that is no
     compiled program.
     """
 
-    def own(line: hlo.Line) -> int:
+    def value(line: hlo.Instruction) -> int:
         if line.op == "dot":
             return _dot_flops(line)
         return _convolution_flops(line) if line.op == "convolution" else 0
 
-    return hlo.walk(hlo.parse(text), own, lambda parts: sum(times * n for times, n in parts), float)
+    return hlo.walk(hlo.parse(text), value, lambda parts: sum(times * n for times, n in parts), float)
 
 
-def _dot_flops(line: hlo.Line) -> int:
-    left = hlo.dims(line.of[line.operands[0]].shape)
+def _dot_flops(line: hlo.Instruction) -> int:
+    left = hlo.dims(line.computation[line.operands[0]].shape)
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
     kept = math.prod(left[int(axis)] for axis in contracted[1].split(",") if axis) if contracted else 1
     return 2 * math.prod(hlo.dims(line.shape)) * kept
 
 
-def _convolution_flops(line: hlo.Line) -> int:
-    left, right = (hlo.dims(line.of[operand].shape) for operand in line.operands)
+def _convolution_flops(line: hlo.Instruction) -> int:
+    left, right = (hlo.dims(line.computation[operand].shape) for operand in line.operands)
     out = hlo.dims(line.shape)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.rest)
     if labels is None:
@@ -69,41 +69,41 @@ def _convolution_flops(line: hlo.Line) -> int:
 
 
 def peak_bytes(text: str) -> int:
-    """Bytes of HBM that a scheduled program (`is_scheduled=true`) needs at its fullest, beside arguments and results.
+    """Peak bytes of HBM that a scheduled program (`is_scheduled=true`) needs beside arguments and results.
 
     Every buffer lives from the instruction that makes it to the last that reads it, tiles are padded, on-chip memory
-    (`S(1)`) does not count, a loop's state is updated in place, and the packing is perfect: an estimate of what the
-    compiler's own assignment takes, for programs that it was not let to finish.
+    (`S(1)`) does not count, the state of a loop is updated in place, and buffers are packed perfectly. It estimates the
+    compiler's assignment for programs whose compilation was ended before it.
     """
     program = hlo.parse(text)
 
     @functools.cache
-    def of(name: str) -> int:
+    def peak_of(name: str) -> int:
         lines = list(program.computations[name].values())
         views: dict[str, list[set[str]]] = {}  # name -> for each array of its shape, the buffers that it is a view of
         sizes: dict[str, int] = {}
         last: dict[str, int] = {}
         for i, line in enumerate(lines):
-            seen = [views.get(operand, [set()]) for operand in line.operands]
-            every = set().union(*(buffers for operand in seen for buffers in operand))
+            operands = [views.get(operand, [set()]) for operand in line.operands]
+            buffers_read = set().union(*(buffers for operand in operands for buffers in operand))
             if line.op == "tuple":
-                views[line.name] = [set().union(*operand) for operand in seen]
-                continue  # names, and reads nothing
+                views[line.name] = [set().union(*operand) for operand in operands]
+                continue  # a tuple only groups buffers, and reads none
             if line.op == "get-tuple-element":
-                parts, found = seen[0], re.search(r"index=(\d+)", line.rest)
+                parts, found = operands[0], re.search(r"index=(\d+)", line.rest)
                 k = int(found[1]) if found else 0
-                views[line.name] = [parts[k] if len(parts) > k else every]
+                views[line.name] = [parts[k] if len(parts) > k else buffers_read]
                 continue
-            for buffer in every:
+            for buffer in buffers_read:
                 last[buffer] = i
-            if line.op in ("while", "opt-barrier") and len(seen) == 1:
-                views[line.name] = seen[0]
+            if line.op in ("while", "opt-barrier") and len(operands) == 1:
+                views[line.name] = operands[0]
             elif line.op in ("bitcast", "parameter") or line.op.endswith("-done") or _in_place(line):
-                views[line.name] = [every]
+                views[line.name] = [buffers_read]
             else:
-                own = _padded_bytes(line.shape, line.op)
-                views[line.name] = [{f"{line.name}#{k}"} for k in range(len(own))]
-                sizes |= {f"{line.name}#{k}": size for k, size in enumerate(own)}
+                sizes_made = _padded_bytes(line.shape, line.op)
+                views[line.name] = [{f"{line.name}#{k}"} for k in range(len(sizes_made))]
+                sizes |= {f"{line.name}#{k}": size for k, size in enumerate(sizes_made)}
         result = set().union(*views[next(line.name for line in lines if line.root)])
         live, peak = 0, 0
         ends: dict[int, int] = {}
@@ -115,15 +115,15 @@ def peak_bytes(text: str) -> int:
                     end = last.get(buffer, i)
                     ends[end] = ends.get(end, 0) + sizes[buffer]
             inside = hlo.callees(line) if line.op in ("while", "conditional", "call") else []
-            peak = max(peak, live + max(map(of, inside), default=0))
+            peak = max(peak, live + max(map(peak_of, inside), default=0))
             live -= ends.pop(i, 0)
         return peak
 
-    return of(program.entry)
+    return peak_of(program.entry)
 
 
-def _in_place(line: hlo.Line) -> bool:
-    """Whether it writes into its operand: a slice put into a larger array."""
+def _in_place(line: hlo.Instruction) -> bool:
+    """Whether an instruction writes into its operand, as one that puts a slice into a larger array does."""
     if line.op == "dynamic-update-slice":
         return True
     if line.op != "fusion":
@@ -135,7 +135,10 @@ def _in_place(line: hlo.Line) -> bool:
 
 
 def _padded_bytes(shape: str, op: str) -> list[int]:
-    """Of each array of a shape, with whole tiles; on-chip ones are none; of a started copy the result alone is new."""
+    """Bytes of each array of a shape, padded to whole tiles.
+
+    Arrays in on-chip memory count as 0. Of an operation that starts a copy only the result is counted.
+    """
     found = []
     parts = list(_SHAPE.finditer(shape))
     if op.endswith("-start") and len(parts) > 1:
@@ -152,10 +155,10 @@ def _padded_bytes(shape: str, op: str) -> list[int]:
 
 
 def hbm_bytes(text: str) -> int:
-    """Bytes that a program reads from and writes to HBM: operands and results of every instruction, fusions as one.
+    """Bytes that a program reads from and writes to HBM: operands and results of every instruction or fusion.
 
-    Of an array that is only sliced, or only written into, what is touched counts: a loop would otherwise read its
-    stacked inputs as often as it runs.
+    Of an array that is only sliced, or only written into, the slice counts; otherwise a loop would count all of its
+    stacked inputs in every iteration.
     """
     program = hlo.parse(text)
 
@@ -176,13 +179,13 @@ def hbm_bytes(text: str) -> int:
     }
 
     @functools.cache
-    def of(name: str) -> int:
+    def traffic_of(name: str) -> int:
         total = 0
         lines = program.computations[name]
         for line in lines.values():
             if line.op in ("while", "conditional", "call"):
                 times = (hlo.trips(line) or 1) if line.op == "while" else 1
-                total += times * max(map(of, hlo.callees(line)), default=0)
+                total += times * max(map(traffic_of, hlo.callees(line)), default=0)
             if line.op in free or line.op.endswith("-done"):
                 continue
             total += _written(line)
@@ -193,7 +196,7 @@ def hbm_bytes(text: str) -> int:
             )
         return total
 
-    return of(program.entry)
+    return traffic_of(program.entry)
 
 
 _SLICES = ("slice", "dynamic-slice", "gather")
@@ -201,39 +204,39 @@ _VIEWS = ("bitcast", "reshape", "copy", "convert")
 _WHOLE = ("dot", "convolution", "reduce-window", "select-and-scatter", "scatter", "sort", "fft", "custom-call")
 
 
-def _bytes(line: hlo.Line) -> int:
+def _bytes(line: hlo.Instruction) -> int:
     return sum(_padded_bytes(line.shape, line.op))
 
 
-def _fused(line: hlo.Line) -> dict[str, hlo.Line]:
-    """What a fusion does."""
+def _fused(line: hlo.Instruction) -> dict[str, hlo.Instruction]:
+    """The instructions of a fusion."""
     return line.program.computations[hlo.callees(line)[0]]
 
 
-def _read(line: hlo.Line, k: int, used: Callable[[str], dict[str, int]]) -> int:
-    """Bytes that an instruction reads of its operand k; `used`: `_used` of a computation by name."""
+def _read(line: hlo.Instruction, k: int, used: Callable[[str], dict[str, int]]) -> int:
+    """Bytes that an instruction reads of its operand k; `used` is `_used` of a computation by name."""
     if line.op in _SLICES and k == 0:
         return _bytes(line)
     if line.op == "dynamic-update-slice" and k == 0:
         return 0
     if line.op == "fusion" and hlo.callees(line):
         inside = _fused(line)
-        given = next((each for each in inside.values() if each.op == "parameter" and each.inner == str(k)), None)
-        if given is not None:
-            return used(hlo.callees(line)[0])[given.name]
-    return _bytes(line.of[line.operands[k]])
+        parameter = next((each for each in inside.values() if each.op == "parameter" and each.inner == str(k)), None)
+        if parameter is not None:
+            return used(hlo.callees(line)[0])[parameter.name]
+    return _bytes(line.computation[line.operands[k]])
 
 
-def _used(inside: dict[str, hlo.Line], used: Callable[[str], dict[str, int]]) -> dict[str, int]:
-    """Of every array within a fusion, the bytes that are used there: of what is computed element by element, no more of
-    each operand than is used of the result.
+def _used(inside: dict[str, hlo.Instruction], used: Callable[[str], dict[str, int]]) -> dict[str, int]:
+    """Bytes that are used of every array within a fusion, by name.
 
-    One pass from the last instruction to the first, so that each array's users are known before it: following every
-    way from a parameter to the result would double with each value that is used twice.
+    Of an operand of an elementwise operation no more is used than of the result. One pass from the last instruction to
+    the first suffices, since the users of an array come after it; following every path from a parameter to the result
+    would take twice as long for each value that is used twice.
     """
-    found = dict.fromkeys(inside, 0)
+    sizes = dict.fromkeys(inside, 0)
     for user in reversed(inside.values()):
-        found[user.name] = min(found[user.name], _bytes(user))
+        sizes[user.name] = min(sizes[user.name], _bytes(user))
         for k, operand in enumerate(user.operands):
             if operand not in inside:
                 continue
@@ -242,21 +245,21 @@ def _used(inside: dict[str, hlo.Line], used: Callable[[str], dict[str, int]]) ->
                 user.op not in (*_SLICES, *_WHOLE) and hlo.dims(user.shape) == hlo.dims(source.shape)
             )
             if by_element and not user.root and user.op != "dynamic-update-slice":
-                found[operand] += found[user.name] * _bytes(source) // max(1, _bytes(user))
+                sizes[operand] += sizes[user.name] * _bytes(source) // max(1, _bytes(user))
             else:
-                found[operand] += _read(user, k, used)
-    return found
+                sizes[operand] += _read(user, k, used)
+    return sizes
 
 
-def _written(line: hlo.Line) -> int:
+def _written(line: hlo.Instruction) -> int:
     """Bytes that an instruction writes."""
     if line.op == "dynamic-update-slice":
-        return _bytes(line.of[line.operands[1]])
+        return _bytes(line.computation[line.operands[1]])
     if line.op == "fusion" and hlo.callees(line):
         last = hlo.root(_fused(line))
-        while last.op in ("bitcast", "reshape") and last.operands[0] in last.of:
-            last = last.of[last.operands[0]]
-        parts = [last.of[operand] for operand in last.operands] if last.op == "tuple" else [last]
+        while last.op in ("bitcast", "reshape") and last.operands[0] in last.computation:
+            last = last.computation[last.operands[0]]
+        parts = [last.computation[operand] for operand in last.operands] if last.op == "tuple" else [last]
         if any(part.op == "dynamic-update-slice" for part in parts):
             return sum(_written(part) for part in parts)
     return _bytes(line)

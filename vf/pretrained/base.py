@@ -1,12 +1,14 @@
 """A converted image model as a run's base generator: which network it is, and the parameters that it starts with.
 
-The file decides what its arrays are: width, depth, heads. The run decides what it is told: nothing, a class of the
-clip, or an embedding of the clip's base frame. Where the two differ, the network starts as the image model under the
-mean of its conditions:
+The file determines the architecture: width, depth, heads. The run determines the condition: none, a class of the clip,
+or an embedding of the clip's base frame. Where the file's conditions are others, the network starts as the image model
+under the mean of its conditions:
 
-    ADM     its table of classes becomes one of the run's, each row the mean of the table's (or its own, where the file
-            names it); or none, the mean then being added to the step embedding's bias, which is the same function.
-    Karlo   the learned null embedding and the empty prompt where nothing is told; a class is the text of its name.
+    ADM     Its table of classes is replaced by one of the run's classes. A row is the file's row of the same name, or
+            else the mean over the file's rows. Without a condition the mean is added to the bias of the step
+            embedding, which is the same function.
+    Karlo   Without a condition it gets its learned null embedding and the empty prompt; a class is the text of its
+            name.
 """
 
 import dataclasses
@@ -22,17 +24,17 @@ from vf.pretrained import adm, karlo, weights
 from vf.types import UserError
 
 FAMILIES = ("adm", "karlo-decoder")
-HEADER = "base.json"  # in a run's folder: what the file said of itself
+HEADER = "base.json"  # in a run's folder: the header of the file that the run started from
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What a converted file says of itself; its arrays stay where they are.
+    """The header of a converted file. Its arrays are read by `params` alone.
 
     Attributes:
-        path: of the file.
+        path: the file.
         family: one of `FAMILIES`.
-        fingerprint: of its values.
+        fingerprint: hash of its values.
         about: see `adm.canonical` and `karlo.canonical`.
     """
 
@@ -43,41 +45,42 @@ class Base:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Those of a U-Net that the file decides, as a config has them."""
-        found = self.about["network"]
-        return {name: tuple(v) if isinstance(v := found[name], list) else v for name in adm.FIELDS}
+        """The fields of a U-Net that the file determines, as a config has them."""
+        network = self.about["network"]
+        return {name: tuple(v) if isinstance(v := network[name], list) else v for name in adm.FIELDS}
 
     @property
     def classes(self) -> int:
-        """How many classes the file's own network tells apart; 0 for an unconditional one."""
+        """Number of classes of the original network; 0 for an unconditional one."""
         if self.family == "adm":
             return int(self.about["network"]["num_classes"]) - self.can_be_guided
         return max(len(self.about["texts"]) - 1, 0)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the file's own classes; their numbers where they have none."""
+        """Names of the original network's classes; their numbers where they have no names."""
         names = self.about["classes"]
         return tuple(names[k] if k < len(names) else str(k) for k in range(self.classes))
 
     @property
     def can_be_guided(self) -> bool:
-        """Whether the file's own network knows "no class", which is then label `classes`."""
+        """Whether the original network was trained with "no class", which is then label `classes`."""
         return bool(self.about.get("texts")) or list(self.about["classes"][-1:]) == [""]
 
     def check(self, schedule: str, steps: int, prediction: str) -> None:
         """Raises UserError where a run's schedule or base prediction is not the file's."""
-        wanted = {
+        values = {
             "schedule": (schedule, self.about["schedule"]["name"]),
             "steps": (steps, self.about["schedule"]["steps"]),
             "prediction": (prediction, self.about["prediction"]),
         }
-        for name, (here, there) in wanted.items():
-            if here != there:
-                raise UserError(f"{self.path} was trained with {name} {there}, and this run has {here}", name)
+        for name, (ours, trained) in values.items():
+            if ours != trained:
+                raise UserError(f"{self.path} was trained with {name} {trained}, and this run has {ours}", name)
 
     def network(self, *, class_names: Sequence[str] = (), embedding_dim: int = 0, **changes: Any) -> nn.Module:
-        """The base generator of a run, told a class where `class_names` are given, an embedding where it has channels.
+        """The base generator of a run, conditioned on classes where there are `class_names`, and on an embedding of
+        `embedding_dim` channels where that is not 0.
 
         Raises UserError for classes that the file has no text of, or an embedding of another size.
         """
@@ -93,18 +96,19 @@ class Base:
         texts = len(class_names) + 1 if self.about["texts"] else 0
         return karlo.net(self.about, texts=texts, embedding=embedding_dim > 0, **changes)
 
-    def own_network(self, **changes: Any) -> nn.Module:
-        """The file's own network, with its own classes: label `classes` is the empty prompt of Karlo."""
+    def original_network(self, **changes: Any) -> nn.Module:
+        """The file's network unchanged, with the file's classes; label `classes` is the empty prompt of Karlo."""
         if self.family == "adm":
             return adm.net(self.about, **changes)
         return karlo.net(self.about, texts=len(self.about["texts"]), **changes)
 
     def params(
-        self, shapes: Mapping[str, Any], class_names: Sequence[str] = (), own: bool = False
+        self, shapes: Mapping[str, Any], class_names: Sequence[str] = (), original: bool = False
     ) -> dict[str, np.ndarray]:
-        """{path: float32 array} for the network that `network` made (or `own_network`), of these shapes.
+        """{path: float32 array} for the network that `network` made, or `original_network` where `original` says so.
 
-        Raises UserError where the file has changed or is damaged.
+        `shapes` {path: anything with a shape} are those of its parameters. Raises UserError where the file has changed
+        or is damaged, or does not fit them.
         """
         if self.path.name == HEADER:
             raise UserError(
@@ -114,47 +118,47 @@ class Base:
             )
         arrays = dict(weights.load(self.path, self.family).arrays)
         if "embed/cond/bias" in arrays and "embed/cond/bias" not in shapes:
-            # Without the embedding that it was told there remains what an embedding of zeros does.
+            # The network was trained with an embedding and gets none: the bias is what an embedding of zeros gives.
             arrays["embed/time/out/bias"] = arrays["embed/time/out/bias"] + arrays["embed/cond/bias"]
-        if not own and self.family == "adm":
+        if not original and self.family == "adm":
             arrays |= self._labels(arrays, shapes, class_names)
-        if not own and self.about.get("texts"):
+        if not original and self.about.get("texts"):
             rows = [*self._rows(class_names), len(self.about["texts"]) - 1]
             arrays |= {name: array[rows] for name, array in arrays.items() if name.startswith("texts/")}
-        # A condition that the image model has not starts without effect.
+        # A condition that the image model does not have starts without effect.
         fresh = {
             path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items() if path.startswith("embed/cond/")
         }
-        made = {**fresh, **arrays}
-        wrong = [path for path, leaf in shapes.items() if path not in made or made[path].shape != tuple(leaf.shape)]
+        merged = {**fresh, **arrays}
+        wrong = [path for path, leaf in shapes.items() if path not in merged or merged[path].shape != tuple(leaf.shape)]
         if wrong:
             raise UserError(f"{self.path} does not fit the base network, first at {wrong[0]}: convert it again")
-        return {path: made[path] for path in shapes}
+        return {path: merged[path] for path in shapes}
 
     def _labels(
         self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Any], class_names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         table, bias = arrays.get("embed/label/embedding"), arrays["embed/time/out/bias"]
-        wanted = shapes.get("embed/label/embedding")
+        shape = shapes.get("embed/label/embedding")
         if table is None:
-            return {"embed/label/embedding": np.zeros(wanted.shape, np.float32)} if wanted is not None else {}
+            return {"embed/label/embedding": np.zeros(shape.shape, np.float32)} if shape is not None else {}
         mean = table.astype(np.float64).mean(0)
-        if wanted is None:
+        if shape is None:
             return {"embed/time/out/bias": (bias + mean).astype(np.float32)}
-        made = np.broadcast_to(mean.astype(np.float32), wanted.shape).copy()
+        rows = np.broadcast_to(mean.astype(np.float32), shape.shape).copy()
         known = {name: row for row, name in enumerate(self.about["classes"])}
         for row, name in enumerate([*class_names, ""]):  # "" is "no class"
             if name in known:
-                made[row] = table[known[name]]
-        return {"embed/label/embedding": made}
+                rows[row] = table[known[name]]
+        return {"embed/label/embedding": rows}
 
     def _rows(self, class_names: Sequence[str]) -> list[int]:
-        """Rows of the texts of these classes; UserError where one has none."""
+        """Rows of the texts of these classes. Raises UserError where a class has no text."""
         known = {name: row for row, name in enumerate(self.about["classes"])}
         if missing := [name for name in class_names if name not in known]:
-            told = f"no text of class {missing[0]}" if known else "no texts"
+            lack = f"no text of class {missing[0]}" if known else "no texts"
             raise UserError(
-                f"{self.path} has {told}, and the run's condition is label: convert it with a text encoder of CLIP "
+                f"{self.path} has {lack}, and the run's condition is label: convert it with a text encoder of CLIP "
                 "(which stores the names of UCF101's classes), or set condition to none",
                 "condition",
             )
@@ -162,24 +166,24 @@ class Base:
 
 
 def open_base(path: Path) -> Base:
-    """The header of a converted file, or of what a run remembers of it: `HEADER`, which has no arrays.
+    """Reads the header of a converted file, or of the copy that a run keeps, `HEADER`, which has no arrays.
 
     Raises UserError where there is no such file, or it is not of `FAMILIES`.
     """
     if path.name == HEADER and path.is_file():
         try:
-            found = json.loads(path.read_text())
-            return Base(path, found["family"], found["fingerprint"], found["about"])
+            header = json.loads(path.read_text())
+            return Base(path, header["family"], header["fingerprint"], header["about"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}): copy it from a backup, or start in another folder"
             ) from error
-    seen = weights.peek(path, FAMILIES)
-    return Base(path, seen.family, seen.fingerprint, seen.about)
+    header = weights.peek(path, FAMILIES)
+    return Base(path, header.family, header.fingerprint, header.about)
 
 
-def remembered(base: Base) -> str:
-    """Content of `HEADER`, which `open_base` reads in the file's stead when its arrays are no longer needed."""
+def header_text(base: Base) -> str:
+    """Content of `HEADER`, which `open_base` reads instead of the file where its arrays are no longer needed."""
     return json.dumps({"family": base.family, "fingerprint": base.fingerprint, "about": dict(base.about)}, indent=1)
 
 
@@ -193,13 +197,18 @@ def described(
     classes: Sequence[str],
     header: Base | None,
 ) -> tuple[str, dict[str, Any]]:
-    """Family and `about` of a base network that was trained here; ("", {}) where no public format holds it.
+    """Family and `about` of a base network that a run has trained; ("", {}) where no public format holds it.
 
     Args:
         shapes: {path: anything with a .shape} of its parameters.
         net: its fields in the config.
-        classes: names that labels stand for.
-        header: of the file that it started from.
+        schedule: `name` and `steps` of the noise schedule.
+        prediction: eps, x_0 or v.
+        image_size: side of the images in pixels.
+        classes: class names in the order of labels.
+        header: the header of the file that it started from; None where it started from none.
+
+    Raises UserError where that header is needed and missing.
     """
     family = family_of(shapes)
     if not family:
@@ -216,18 +225,18 @@ def described(
         if header is None:
             raise UserError(f"the run's {HEADER} is missing, which says what its base network is: bring it back")
         rows = shapes["texts/mask"].shape[0] if "texts/mask" in shapes else 0
-        kept = list(classes) if rows > 1 else []
+        named = list(classes) if rows > 1 else []
         texts = dict(zip(header.about["classes"], header.about["texts"], strict=False))
-        about |= {"classes": kept, "texts": [*(texts[name] for name in kept), ""] if rows else []}
+        about |= {"classes": named, "texts": [*(texts[name] for name in named), ""] if rows else []}
     if header:
         about |= {"started_from": header.fingerprint}
     return family, about
 
 
 def family_of(arrays: Mapping[str, Any]) -> str:
-    """The family whose file can hold a base network of these paths, "" for none."""
+    """The family whose file can hold a base network with parameters of these paths; "" for none."""
     if any(path.startswith("unet/") for path in arrays):
         return "karlo-decoder"
-    foreign = ("temporal", "embed/frame")
-    plain = "embed/time/out/bias" in arrays and not any(part in path for path in arrays for part in foreign)
-    return "adm" if plain else ""
+    video = ("temporal", "embed/frame")
+    is_adm = "embed/time/out/bias" in arrays and not any(part in path for path in arrays for part in video)
+    return "adm" if is_adm else ""

@@ -1,4 +1,4 @@
-"""Converts weights of a public network, in whatever format it is published, into one safetensors file; and back.
+"""Converts weights of public networks, from the formats in which they are published, to a safetensors file; and back.
 
     python -m vf.pretrained.convert i3d --source=FILE_OR_FOLDER --out=FILE.safetensors
     python -m vf.pretrained.convert adm --source=64x64_diffusion.pt --out=adm.safetensors
@@ -6,11 +6,11 @@
     python -m vf.pretrained.convert adm --to=diffusers --source=adm.safetensors --out=FOLDER
     python -m vf.pretrained.convert vf --source=RUN --out=FOLDER
 
-Neither TensorFlow nor PyTorch is needed, and nothing that a pickle names is run. The file names its source (with its
-sha256) and carries a fingerprint of its values, which every score that is measured with it repeats.
+Neither TensorFlow nor PyTorch is needed, and nothing that a pickle names is run. The file records its source (with its
+sha256) and a fingerprint of its values, which is part of the protocol of every score that is measured with it.
 
-The families adm and karlo-decoder are base generators: image models that training starts from. `vf` gathers what a run
-has trained into one folder, whose base.safetensors is again a file of that family where the base network is one.
+The families adm and karlo-decoder are base generators: image models from which training starts. `vf` exports the
+networks of a run into one folder. Its base.safetensors is again a file of such a family where the base network is one.
 """
 
 import argparse
@@ -56,30 +56,33 @@ FAMILIES: dict[str, Canonical] = {
     "clip": clip.canonical,
 }
 TARGETS = {"adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo")}
-# What may be assumed about a base generator, where no array tells.
-ASSUMED: dict[str, tuple[str, ...]] = {  # choices; none where it is a positive number
+# Settings of a base generator that may be assumed, since they cannot be inferred from its arrays.
+ASSUMED: dict[str, tuple[str, ...]] = {  # {setting: its values; () for a positive number}
     "attention_order": tuple(HEADS), "head_dim": (), "norm_groups": (), "schedule": tuple(SCHEDULES), "steps": (),
     "prediction": PREDICTIONS, "image_size": (),
 }  # fmt: skip
 
 
 def convert(family: str, source: Path, out: Path, also: Sequence[Path] = ()) -> weights.Weights:
-    """Converts `source`, whose arrays those of `also` complete (and replace), and reads back what was written.
+    """Converts `source`, to which the arrays of the files `also` are added, and reads the written file.
 
-    Raises UserError where the sources are not of the family, or `out` exists or cannot be written."""
+    Raises UserError where the sources are not of the family, or `out` exists or cannot be written.
+    """
     _refuse_existing(out)
-    found = {path: files.read(path) for path in (source, *also)}
+    sources = {path: files.read(path) for path in (source, *also)}
     merged: dict[str, np.ndarray] = {}
-    for one in found.values():
-        merged |= one.arrays
+    for source_file in sources.values():
+        merged |= source_file.arrays
     try:
         arrays, about = FAMILIES[family](merged)
     except ValueError as error:
-        kind = found[source].format
+        kind = sources[source].format
         raise UserError(f"{source} ({kind}) does not hold {family} weights: {error}") from error
-    about |= _origin(found)
+    about |= _origin(sources)
     if family == "i3d":
-        about |= i3d.identity(arrays, [files.git_blob(path) for one in found.values() for path in one.files])
+        about |= i3d.identify(
+            arrays, [files.git_blob(path) for source_file in sources.values() for path in source_file.files]
+        )
     weights.save(out, family, arrays, about)
     return weights.load(out, family)
 
@@ -93,41 +96,44 @@ def convert_base(
     assume: Mapping[str, Any] | None = None,
     text_encoder: Path | None = None,
 ) -> weights.Weights:
-    """Converts a base generator, one array at a time, and reads back what was written.
+    """Converts a base generator, one array at a time, and reads the written file.
 
     Args:
+        family: adm or karlo-decoder.
         source: a file, a diffusers folder of the network, or one of the whole pipeline.
-        also: for karlo-decoder, the folder text_proj where it is not beside the decoder's.
-        assume: see `ASSUMED`.
-        text_encoder: of CLIP, for the texts that karlo-decoder is told.
+        out: the safetensors file to write.
+        also: for karlo-decoder, the folder text_proj where it is not next to the decoder's.
+        assume: values of settings, see `ASSUMED`.
+        text_encoder: folder of CLIP, by which karlo-decoder is conditioned on texts of classes.
 
     Raises UserError as `convert`.
     """
     _refuse_existing(out)
     if text_encoder is not None and family != "karlo-decoder":
         raise UserError(f"a text encoder is for karlo-decoder; a network of the family {family} reads no texts")
-    found = {path: files.read(path) for path in _parts(family, source, also)}
-    first, *rest = found.values()
+    sources = {path: files.read(path) for path in _parts(family, source, also)}
+    first, *rest = sources.values()
     arrays = dict(first.arrays)
-    for one in rest:
-        arrays |= {f"text_proj/{name}": array for name, array in one.arrays.items()}
+    for source_file in rest:
+        arrays |= {f"text_proj/{name}": array for name, array in source_file.arrays.items()}
     try:
         read = {"adm": adm.canonical, "karlo-decoder": karlo.canonical}[family]
-        made, about = read(arrays, {**first.config, **_scheduler(source)}, assume or {})
-        texts, told = karlo.texts(text_encoder, CLASSES, about["clip_dim"]) if text_encoder else ({}, {})
-        weights.save(out, family, {**made, **texts}, {**about, **_origin(found), **told})
+        converted, about = read(arrays, {**first.config, **_scheduler(source)}, assume or {})
+        texts, facts = karlo.texts(text_encoder, CLASSES, about["clip_dim"]) if text_encoder else ({}, {})
+        weights.save(out, family, {**converted, **texts}, {**about, **_origin(sources), **facts})
     except ValueError as error:
         raise UserError(f"{source} ({first.format}) does not hold {family} weights: {error}") from error
     return weights.load(out, family)
 
 
 def convert_back(family: str, target: str, source: Path, out: Path) -> None:
-    """Writes a converted file, also of a base that was trained here, in a public format.
+    """Writes a converted file, or the base network of an exported run, in a public format.
 
     Args:
+        family: adm or karlo-decoder.
         target: `diffusers` (a folder), `adm` (tensors by guided-diffusion's names) or `karlo` (by those of its code).
-        source: what `convert_base` wrote, or base.safetensors of an exported run.
-        out: the folder, or else the safetensors file, to write, whole or not at all.
+        source: a file of `convert_base`, or base.safetensors of an exported run.
+        out: the folder or safetensors file to write, whole or not at all.
 
     Raises UserError where the source is not of the family, or `out` exists or cannot be written.
     """
@@ -138,13 +144,13 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
         raise UserError(f"tensors by the names of {target} are written to a file *.safetensors, not to {out}", "out")
     if source.is_dir() and (source / "base.safetensors").is_file():
         source = source / "base.safetensors"
-    found = weights.load(source, family)
+    converted = weights.load(source, family)
     try:
         if target == "diffusers":
             write = {"adm": adm.diffusers, "karlo-decoder": karlo.diffusers}[family]
-            _write_folder(out, write(found.arrays, found.about))
+            _write_folder(out, write(converted.arrays, converted.about))
         else:
-            tensors = {"adm": adm.openai, "karlo": karlo.original}[target](found.arrays, found.about)
+            tensors = {"adm": adm.openai, "karlo": karlo.original}[target](converted.arrays, converted.about)
             with replacing(out) as temporary:
                 safetensors_file.write(temporary, tensors.items(), {"format": "pt"})
     except ValueError as error:
@@ -154,7 +160,7 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
 
 
 def _write_folder(out: Path, parts: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
-    """A diffusers folder: {folder below: (tensors, config)}; a scheduler has no tensors."""
+    """Writes a diffusers folder of {folder below it: (tensors, config)}; a scheduler has no tensors."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         for name, (tensors, config) in parts.items():
@@ -175,37 +181,37 @@ def _refuse_existing(out: Path) -> None:
         raise UserError(f"{out} exists: remove it, or choose another place", "out")
 
 
-def _origin(found: Mapping[Path, files.Source]) -> dict[str, Any]:
-    """`source`, `source_sha256` and `format`: of one file, or lists of several."""
-    told = {
-        "source": [path.name for path in found],
-        "source_sha256": [files.sha256(one) for one in found.values()],
-        "format": [one.format for one in found.values()],
+def _origin(sources: Mapping[Path, files.Source]) -> dict[str, Any]:
+    """`source`, `source_sha256` and `format` of one file, or lists of those of several."""
+    facts = {
+        "source": [path.name for path in sources],
+        "source_sha256": [files.sha256(source_file) for source_file in sources.values()],
+        "format": [source_file.format for source_file in sources.values()],
     }
-    return {name: value[0] if len(value) == 1 else value for name, value in told.items()}
+    return {name: value[0] if len(value) == 1 else value for name, value in facts.items()}
 
 
 def _parts(family: str, source: Path, also: Sequence[Path]) -> tuple[Path, ...]:
-    """The files or folders that a base generator is read from, the U-Net's first."""
+    """The files or folders from which a base generator is read, that of the U-Net first."""
     if not source.is_dir():
         return (source, *also)
     inner = {"adm": "unet", "karlo-decoder": "decoder"}[family]
     unet = source / inner if (source / inner).is_dir() else source
     if family == "adm" or also:
         return (unet, *also)
-    beside = unet.parent / "text_proj"
-    return (unet, beside) if beside.is_dir() else (unet,)
+    sibling = unet.parent / "text_proj"
+    return (unet, sibling) if sibling.is_dir() else (unet,)
 
 
 def _scheduler(source: Path) -> dict[str, Any]:
-    """What diffusers' scheduler beside a network says of its training; {} where there is none."""
+    """Fields of the scheduler_config.json next to a diffusers network; {} where there is none."""
     if not source.is_dir():
         return {}
     for folder in (source, source.parent):
         for name in ("scheduler", "decoder_scheduler"):
             if (file := folder / name / "scheduler_config.json").is_file():
-                found = files.read_json(file)
-                return {name: value for name, value in found.items() if not name.startswith("_")}
+                fields = files.read_json(file)
+                return {name: value for name, value in fields.items() if not name.startswith("_")}
     return {}
 
 
@@ -215,8 +221,8 @@ def _assumed(word: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(ASSUMED)}")
     choices = ASSUMED[name]
     if not (value in choices if choices else value.isdecimal() and int(value) > 0):
-        wanted = f"one of {', '.join(choices)}" if choices else "a positive number"
-        raise argparse.ArgumentTypeError(f"{name} should be {wanted}, and is {value!r}")
+        allowed = f"one of {', '.join(choices)}" if choices else "a positive number"
+        raise argparse.ArgumentTypeError(f"{name} should be {allowed}, and is {value!r}")
     return name, value if choices else int(value)
 
 
@@ -241,27 +247,27 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--text-encoder", type=Path, help="folder of CLIP by transformers, for karlo-decoder's texts")
     parser.add_argument(
         "--assume", type=_assumed, action="append", default=[], metavar="NAME=VALUE",
-        help=f"what no array of a base generator tells: {', '.join(ASSUMED)}",
+        help=f"settings that the arrays of a base generator do not determine: {', '.join(ASSUMED)}",
     )  # fmt: skip
     parser.add_argument("--step", type=int, help="for vf: which checkpoint, instead of the latest")
     args = parser.parse_args(argv)
     try:
         with naming_flags({name: f"--{name}" for name in ("source", "out")}):
-            told = _run(args)
+            lines = _run(args)
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)
-    print("\n".join(told))
+    print("\n".join(lines))
 
 
 def _run(args: argparse.Namespace) -> list[str]:
-    """What was asked for; what there is to tell of it."""
+    """Does what the flags say; returns lines for the terminal. Raises UserError."""
     unused = {"text_encoder": args.family != "karlo-decoder" or args.to, "step": args.family != "vf"}
     unused |= {"to": args.family not in TARGETS, "assume": args.family not in TARGETS or args.to}
     unused |= {"also": args.family == "vf" or args.to}
-    if wrong := [name for name, useless in unused.items() if useless and getattr(args, name) not in (None, [])]:
-        what = f"{args.family} --to={args.to}" if args.to and args.family in TARGETS else args.family
-        raise UserError(f"--{wrong[0].replace('_', '-')} has no use for {what}: leave it out")
+    if wrong := [name for name, is_unused in unused.items() if is_unused and getattr(args, name) not in (None, [])]:
+        target = f"{args.family} --to={args.to}" if args.to and args.family in TARGETS else args.family
+        raise UserError(f"--{wrong[0].replace('_', '-')} has no use for {target}: leave it out")
     if args.family == "vf":
         export.export(args.source, args.out, args.step)
         return [f"{args.out}: the networks of {args.source}; use them with --config={args.out}/config.py"]
@@ -269,25 +275,26 @@ def _run(args: argparse.Namespace) -> list[str]:
         convert_back(args.family, args.to, args.source, args.out)
         return [f"{args.out}: {args.source} as {args.to}"]
     if args.family in base.FAMILIES:
-        made = convert_base(
+        result = convert_base(
             args.family, args.source, args.out, also=args.also, assume=dict(args.assume), text_encoder=args.text_encoder
         )
     else:
-        made = convert(args.family, args.source, args.out, args.also)
-    count = sum(array.size for name, array in made.arrays.items() if not name.startswith("texts/"))
-    told = [
-        f"{args.out}: {made.family}, {len(made.arrays)} arrays, {count:,} parameters, fingerprint {made.fingerprint}",
-        *(f"  {name}: {_short(value)}" for name, value in made.about.items()),
+        result = convert(args.family, args.source, args.out, args.also)
+    count = sum(array.size for name, array in result.arrays.items() if not name.startswith("texts/"))
+    lines = [
+        f"{args.out}: {result.family}, {len(result.arrays)} arrays, {count:,} parameters, "
+        f"fingerprint {result.fingerprint}",
+        *(f"  {name}: {_short(value)}" for name, value in result.about.items()),
     ]
-    if made.family == "i3d" and (doubt := i3d.doubt(made.about)):
-        told.append(f"  not FVD's: {doubt}")
-    if made.family == "karlo-decoder" and not made.about["texts"]:
-        told.append("  no --text-encoder was given: text tokens are masked, and classes cannot be told to it")
-    return told
+    if result.family == "i3d" and (problem := i3d.problem(result.about)):
+        lines.append(f"  not FVD's: {problem}")
+    if result.family == "karlo-decoder" and not result.about["texts"]:
+        lines.append("  no --text-encoder was given: text tokens are masked, and it has no classes")
+    return lines
 
 
 def _short(value: Any) -> str:
-    """A list as far as one wants to read it."""
+    """A value as text; only the first items of a long list."""
     if isinstance(value, list | dict) and len(value) > 12:
         return f"{', '.join(map(str, list(value)[:3]))}, ... ({len(value)})"
     return str(value)

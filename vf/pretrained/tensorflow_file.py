@@ -1,4 +1,4 @@
-"""Variables of TensorFlow's checkpoints, without TensorFlow.
+"""Reads the variables of TensorFlow's checkpoints without TensorFlow.
 
 `PREFIX.index` is a LevelDB table (blocks of prefix-compressed keys; tensorflow/core/lib/io/table_format.txt) from names
 to BundleEntryProto (tensorflow/core/protobuf/tensor_bundle.proto), and `PREFIX.data-00000-of-0000N` are raw bytes.
@@ -19,15 +19,15 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
     """{name: array} of every numeric variable of the checkpoint `PREFIX.index`, `PREFIX.data-*`.
 
     Raises:
-        ValueError: a damaged or unknown table, data that end too early, or a table compressed by Snappy, as old writers
-            have it, where pyarrow is not installed.
-        OSError: a file that is not there.
+        ValueError: the table is damaged or of an unknown kind, data end too early, or the table is compressed by
+            Snappy, as by old writers, and pyarrow is not installed.
+        OSError: a file is missing.
     """
     entries = dict(_table(Path(f"{prefix}.index").read_bytes()))
     try:
         header = dict(_fields(entries.pop(b"")))
         shards = int(header.get(1, 1))
-        found = {}
+        arrays = {}
         for name, value in entries.items():
             fields: dict[int, int | bytes] = dict(_fields(value))
             dtype = _DTYPES.get(int(fields.get(1, 0)))
@@ -41,25 +41,25 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
             if offset + count * np.dtype(dtype).itemsize > file.stat().st_size:
                 raise ValueError(f"{file.name} ends before {name.decode()}")
             array = np.memmap(file, dtype, "r", offset, (count,)) if count else np.zeros(0, dtype)
-            found[name.decode()] = array.reshape(shape)
+            arrays[name.decode()] = array.reshape(shape)
     except (KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{prefix.name}.index is damaged ({error!r})") from error
-    return found
+    return arrays
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of a LevelDB table."""
+    """Yields (key, value) of a LevelDB table."""
     if len(data) < 48 or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise ValueError("the .index file is no LevelDB table")
     try:
         footer = data[-48:]
-        _, at = _varint(footer, 0)
-        _, at = _varint(footer, at)  # the meta index, which is empty
-        offset, at = _varint(footer, at)
-        size, _ = _varint(footer, at)
+        _, position = _varint(footer, 0)
+        _, position = _varint(footer, position)  # the meta index, which is empty
+        offset, position = _varint(footer, position)
+        size, _ = _varint(footer, position)
         for _, handle in _block(data, offset, size):
-            offset, at = _varint(handle, 0)
-            size, _ = _varint(handle, at)
+            offset, position = _varint(handle, 0)
+            size, _ = _varint(handle, position)
             yield from _block(data, offset, size)
     except (IndexError, struct.error) as error:
         raise ValueError(f"the .index file is damaged ({error})") from error
@@ -77,44 +77,44 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     elif kind != 0:
         raise ValueError(f"the .index file is compressed in an unknown way ({kind})")
     (restarts,) = struct.unpack("<I", block[-4:])
-    end, at, key = len(block) - 4 - 4 * restarts, 0, b""
-    while at < end:
-        shared, at = _varint(block, at)
-        rest, at = _varint(block, at)
-        length, at = _varint(block, at)
-        key = key[:shared] + block[at : at + rest]
-        yield key, block[at + rest : at + rest + length]
-        at += rest + length
+    end, position, key = len(block) - 4 - 4 * restarts, 0, b""
+    while position < end:
+        shared, position = _varint(block, position)
+        rest, position = _varint(block, position)
+        length, position = _varint(block, position)
+        key = key[:shared] + block[position : position + rest]
+        yield key, block[position + rest : position + rest + length]
+        position += rest + length
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A base-128 number, and where the next byte is."""
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """(a base-128 number, the position after it)."""
     value = shift = 0
     while True:
-        byte = data[at]
+        byte = data[position]
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        position, shift = position + 1, shift + 7
         if byte < 128:
-            return value, at
+            return value, position
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of a protocol buffer."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
+    """Yields (field number, value) of a protocol buffer."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
         number, wire = tag >> 3, tag & 7
         if wire == 0:
-            value, at = _varint(message, at)
+            value, position = _varint(message, position)
             yield number, value
         elif wire == 2:
-            length, at = _varint(message, at)
-            yield number, message[at : at + length]
-            at += length
+            length, position = _varint(message, position)
+            yield number, message[position : position + length]
+            position += length
         else:
             size = {1: 8, 5: 4}[wire]
-            yield number, message[at : at + size]
-            at += size
+            yield number, message[position : position + size]
+            position += size
 
 
 def _bytes(value: int | bytes) -> bytes:

@@ -1,13 +1,13 @@
-"""Tensors of PyTorch's files, read without PyTorch and without running what a pickle names.
+"""Reads the tensors of PyTorch's files without PyTorch, and without running what a pickle names.
 
-Three containers, all of one pickle beside raw storages:
+There are three containers, each with a pickle and raw storages:
 
     zip            torch.save since 1.6: NAME/data.pkl, NAME/data/<key>
     TorchScript    the same, with objects of scripted classes: their attributes become dotted names
     legacy         torch.save before 1.6: five pickles, then each storage as its length (i64) and its bytes
 
-A pickle is a program. This reader runs it with nothing to call but the rebuilding of a tensor: any other name is
-refused. Arrays are views on the file where its layout allows, so that reading costs no memory.
+A pickle is a program. This reader runs it with no functions to call but those that rebuild tensors; any other name is
+refused. Arrays are views on the file where its layout allows, so that reading takes no memory.
 """
 
 import collections
@@ -26,7 +26,7 @@ _DTYPES: dict[str, Any] = {
     "Float": np.float32, "Double": np.float64, "Half": np.float16, "BFloat16": ml_dtypes.bfloat16, "Long": np.int64,
     "Int": np.int32, "Short": np.int16, "Char": np.int8, "Byte": np.uint8, "Bool": np.bool_,
 }  # fmt: skip
-_MAGIC = 0x1950A86A20F9469CFC6C  # of the legacy container
+_MAGIC = 0x1950A86A20F9469CFC6C  # at the beginning of the legacy container
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """A tensor whose storage is yet to be read."""
+    """A tensor whose storage is not read yet."""
 
     storage: _Storage
     offset: int
@@ -46,7 +46,7 @@ class _Tensor:
 
 
 class _Object:
-    """An instance of a class that is not loaded; only its attributes are kept."""
+    """An instance of a class that is not loaded; it has the attributes alone."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -73,7 +73,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch", "Size"): tuple,
     ("torch", "device"): _ignored,
-    ("argparse", "Namespace"): type("Namespace", (_Object,), {}),  # training flags; kept out of what is read
+    ("argparse", "Namespace"): type("Namespace", (_Object,), {}),  # training flags, which are not read
     **{("torch.jit._pickle", f"build_{kind}list"): _first for kind in ("int", "double", "bool", "tensor")},
 }
 
@@ -96,21 +96,21 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """{dotted name: array} of every tensor in the file, in its own dtype, in the order of the file.
+    """{dotted name: array} of every tensor in the file, in the file's dtypes and order.
 
     Raises:
-        ValueError: another format, a pickle that asks for more than tensors, or a damaged file.
+        ValueError: the format is another one, the pickle names more than tensors, or the file is damaged.
     """
     try:
-        found, storage = _zip(path) if zipfile.is_zipfile(path) else _legacy(path)
-        return {name: _array(tensor, storage(tensor.storage)) for name, tensor in _flat(found)}
+        content, storage = _zip(path) if zipfile.is_zipfile(path) else _legacy(path)
+        return {name: _array(tensor, storage(tensor.storage)) for name, tensor in _flat(content)}
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, struct.error, IndexError, AttributeError, KeyError,
             TypeError, MemoryError, UnicodeDecodeError) as error:  # fmt: skip
         raise ValueError(f"no whole PyTorch file: {error}") from error
 
 
 def is_legacy(path: Path) -> bool:
-    """Whether the file begins as torch.save before 1.6 did: with its magic number, pickled."""
+    """Whether the file begins with the pickled magic number of torch.save before 1.6."""
     with path.open("rb") as file:
         return struct.pack("<QH", _MAGIC & (2**64 - 1), _MAGIC >> 64) in file.read(32)
 
@@ -123,19 +123,19 @@ def _zip(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
         if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
             raise ValueError("tensors are in big-endian order, which is not read here")
         with archive.open(entries["data.pkl"]) as file:
-            found = _Unpickler(file).load()
-    whole = np.memmap(path, np.uint8, "r")
+            content = _Unpickler(file).load()
+    data = np.memmap(path, np.uint8, "r")
 
-    def storage(wanted: _Storage) -> np.ndarray:
-        info = entries[f"data/{wanted.key}"]
+    def storage(storage_ref: _Storage) -> np.ndarray:
+        info = entries[f"data/{storage_ref.key}"]
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError("tensors are compressed, as PyTorch never writes them")
-        # A local header: 30 bytes, then a name and extra fields whose lengths stand at 26 and 28.
-        name, extra = struct.unpack("<HH", whole[info.header_offset + 26 : info.header_offset + 30].tobytes())
+        # A local header has 30 bytes, with the lengths of the name and the extra fields after it at 26 and 28.
+        name, extra = struct.unpack("<HH", data[info.header_offset + 26 : info.header_offset + 30].tobytes())
         first = info.header_offset + 30 + name + extra
-        return whole[first : first + info.file_size].view(wanted.dtype)
+        return data[first : first + info.file_size].view(storage_ref.dtype)
 
-    return found, storage
+    return content, storage
 
 
 def _legacy(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
@@ -144,26 +144,28 @@ def _legacy(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
             raise ValueError("no PyTorch file: the magic number is missing")
         for _ in range(2):  # version of the container; sizes of C's integers
             _Unpickler(file).load()
-        found = _Unpickler(file).load()
+        content = _Unpickler(file).load()
         keys = [str(key) for key in _Unpickler(file).load()]
         first = file.tell()
-    dtypes = {tensor.storage.key: tensor.storage.dtype for _, tensor in _flat(found)}
-    whole = np.memmap(path, np.uint8, "r")
+    dtypes = {tensor.storage.key: tensor.storage.dtype for _, tensor in _flat(content)}
+    data = np.memmap(path, np.uint8, "r")
     storages = {}
     for key in keys:
         if key not in dtypes:
             raise ValueError("a storage belongs to no tensor, so that its size is not known")
-        (count,) = struct.unpack("<q", whole[first : first + 8].tobytes())
+        (count,) = struct.unpack("<q", data[first : first + 8].tobytes())
         size = count * dtypes[key].itemsize
-        storages[key] = whole[first + 8 : first + 8 + size]
+        storages[key] = data[first + 8 : first + 8 + size]
         first += 8 + size
-    if first > len(whole):
-        raise ValueError(f"the file ends {first - len(whole)} bytes too early")
-    return found, lambda wanted: storages[wanted.key].view(wanted.dtype)  # unaligned, which NumPy reads
+    if first > len(data):
+        raise ValueError(f"the file ends {first - len(data)} bytes too early")
+    return content, lambda storage_ref: storages[storage_ref.key].view(
+        storage_ref.dtype
+    )  # may be unaligned, which NumPy can read
 
 
 def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
-    """The view that a tensor is of its storage; a stride that leaves it is refused."""
+    """A tensor as a view of its storage. Raises ValueError where it would exceed the storage."""
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True))
     if 0 in tensor.size:
         return np.zeros(tensor.size, storage.dtype)
@@ -174,7 +176,7 @@ def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, _Tensor]]:
-    """(dotted name, tensor) of everything below `value`; numbers, texts and the like are left out."""
+    """[(dotted name, tensor)] of all tensors within `value`; numbers, texts and the like are left out."""
     if isinstance(value, _Tensor):
         return [(name, value)]
     if isinstance(value, _Object):
@@ -183,4 +185,4 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, _Tensor]]:
         value = dict(enumerate(value))
     if not isinstance(value, dict):
         return []
-    return [found for key, item in value.items() for found in _flat(item, f"{name}.{key}" if name else str(key))]
+    return [entry for key, item in value.items() for entry in _flat(item, f"{name}.{key}" if name else str(key))]

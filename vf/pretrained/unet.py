@@ -1,12 +1,12 @@
-"""Public files of the ADM family of U-Nets: names, shapes and layouts, in both directions.
+"""Converts public files of the ADM family of U-Nets to ours and back: names, shapes and layouts.
 
-Two sets of names hold the same network:
+There are two sets of names for the same network:
 
     openai      guided-diffusion's, and Karlo's own: input_blocks.5.1.qkv.weight, ...
     diffusers   UNet2DModel's and UNet2DConditionModel's: down_blocks.1.attentions.0.to_q.weight, ...
 
-Every array of ours is one of theirs with its axes moved, or a joint projection that diffusers keeps in parts. Nothing
-is computed, so that there and back is the identity to the last bit.
+Every array of ours is one of theirs with its axes permuted, or a joint projection that diffusers stores in parts.
+Nothing is computed, so that converting there and back is the identity to the last bit.
 """
 
 import functools
@@ -21,21 +21,21 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict
 
 from vf.nets.unet import UNet
-from vf.pretrained.names import first
-from vf.pretrained.safetensors_file import Lazy, forget
+from vf.pretrained.names import list_first
+from vf.pretrained.safetensors_file import Lazy, release
 
 LAYOUTS = ("openai", "diffusers")
 DTYPES = ("float32", "float16", "bfloat16")
 SCHEDULES = {"squaredcos_cap_v2": "cosine", "linear": "linear"}  # diffusers' names -> vf.diffusion.schedule's
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# Layers of a residual block and of attention: ours -> (OpenAI's, diffusers').
+# Layers of a residual block and of attention: {our name: (OpenAI's, diffusers')}.
 _RES = {
     "norm_in": ("in_layers.0", "norm1"), "conv_in": ("in_layers.2", "conv1"), "emb": ("emb_layers.1", "time_emb_proj"),
     "norm_out": ("out_layers.0", "norm2"), "conv_out": ("out_layers.3", "conv2"),
     "skip": ("skip_connection", "conv_shortcut"),
 }  # fmt: skip
-_ATTENTION = {  # in diffusers several
+_ATTENTION = {  # diffusers has several layers for one of ours
     "norm": ("norm", "group_norm"), "qkv": ("qkv", "to_q to_k to_v"), "out": ("proj_out", "to_out.0"),
     "context_kv": ("encoder_kv", "add_k_proj add_v_proj"),
 }  # fmt: skip
@@ -44,86 +44,88 @@ _OUTSIDE = {
     "conv_out": ("out.2", "conv_out"), "embed/time/hidden": ("time_embed.0", "time_embedding.linear_1"),
     "embed/time/out": ("time_embed.2", "time_embedding.linear_2"), "embed/label": ("label_emb", "class_embedding"),
 }  # fmt: skip
-# Axes of length 1 that a Dense has in their files, being a convolution there.
+# Axes of length 1 of layers that are dense here, and convolutions in their files.
 _CONVOLVED = {"openai": {"skip": 2, "qkv": 1, "out": 1, "context_kv": 1}, "diffusers": {"skip": 2}}
 
 
 class Link(NamedTuple):
-    """One array of ours and where it is in a public file.
+    """How one array of ours is stored in a public file.
 
     Attributes:
-        names: theirs; several where ours is a joint projection of parts.
-        shape: of each of them.
-        mine: shape of ours.
-        order: of a joint projection's channels, see `vf.nets.layers.HEADS`.
-        head_dim: channels of a head there.
+        names: its names there; several where ours is a joint projection of parts.
+        shape: shape of each of them.
+        our_shape: shape of ours.
+        order: order of a joint projection's channels, see `vf.nets.layers.HEADS`.
+        head_dim: channels of a head in a joint projection.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
-    mine: tuple[int, ...]
+    our_shape: tuple[int, ...]
     order: str = "new"
     head_dim: int = 1
 
-    def ours(self, parts: Iterable[np.ndarray]) -> np.ndarray:
-        """Our array of theirs."""
-        tall = [np.asarray(part).reshape(part.shape[:2] if len(self.mine) == 2 else part.shape) for part in parts]
-        x = tall[0] if len(tall) == 1 else self._joined(np.stack(tall))
-        return x.transpose((2, 3, 1, 0)) if x.ndim == 4 else x.T if self._turned else x
+    def to_ours(self, parts: Iterable[np.ndarray]) -> np.ndarray:
+        """Our array, from theirs."""
+        parts_2d = [
+            np.asarray(part).reshape(part.shape[:2] if len(self.our_shape) == 2 else part.shape) for part in parts
+        ]
+        x = parts_2d[0] if len(parts_2d) == 1 else self._join(np.stack(parts_2d))
+        return x.transpose((2, 3, 1, 0)) if x.ndim == 4 else x.T if self._is_transposed else x
 
-    def theirs(self, array: np.ndarray) -> list[np.ndarray]:
-        """Their arrays of ours."""
-        x = array.transpose((3, 2, 0, 1)) if array.ndim == 4 else array.T if self._turned else array
-        parts = [x] if len(self.names) == 1 else list(self._parted(x))
+    def to_theirs(self, array: np.ndarray) -> list[np.ndarray]:
+        """Their arrays, from ours."""
+        x = array.transpose((3, 2, 0, 1)) if array.ndim == 4 else array.T if self._is_transposed else array
+        parts = [x] if len(self.names) == 1 else list(self._split(x))
         return [part.reshape(self.shape) for part in parts]
 
     @property
-    def _turned(self) -> bool:
-        return len(self.mine) == 2 and not self.names[0].startswith(("label_emb", "class_embedding"))
+    def _is_transposed(self) -> bool:
+        return len(self.our_shape) == 2 and not self.names[0].startswith(("label_emb", "class_embedding"))
 
-    def _joined(self, parts: np.ndarray) -> np.ndarray:
+    def _join(self, parts: np.ndarray) -> np.ndarray:
         packed = "p (n d) ... -> (p n d) ..." if self.order == "new" else "p (n d) ... -> (n p d) ..."
         return rearrange(parts, packed, d=self.head_dim)
 
-    def _parted(self, x: np.ndarray) -> np.ndarray:
+    def _split(self, x: np.ndarray) -> np.ndarray:
         packed = "(p n d) ... -> p (n d) ..." if self.order == "new" else "(n p d) ... -> p (n d) ..."
         return rearrange(x, packed, d=self.head_dim, p=len(self.names))
 
 
 @functools.cache
 def shapes(net: UNet) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of a U-Net's parameters on images, computed without making them."""
+    """{path: shape} of the parameters of a U-Net on images, computed without making them."""
     side = net.patch * 2 ** (len(net.width_mult) - 1)
-    given: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     if net.num_classes:
-        given["label"] = jnp.zeros(1, jnp.int32)
+        inputs["label"] = jnp.zeros(1, jnp.int32)
     if net.cond_dim:
-        given["cond"] = jnp.zeros((1, net.cond_dim))
+        inputs["cond"] = jnp.zeros((1, net.cond_dim))
     if net.context_dim:
-        given["context"] = jnp.zeros((1, 1, net.context_dim))
+        inputs["context"] = jnp.zeros((1, 1, net.context_dim))
     z = jnp.zeros((1, 1, side, side, 3))
-    tree = jax.eval_shape(lambda: net.init(jax.random.key(0), z, jnp.zeros(1, jnp.int32), **given))["params"]
+    tree = jax.eval_shape(lambda: net.init(jax.random.key(0), z, jnp.zeros(1, jnp.int32), **inputs))["params"]
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def links(net: UNet, layout: str) -> dict[str, Link]:
-    """{path of ours: where it is} of every array of a U-Net, `layout` being one of `LAYOUTS`."""
-    found = {}
-    for path, mine in shapes(net).items():
+    """{our path: how it is stored} of every array of a U-Net; `layout` is one of `LAYOUTS`."""
+    links_of = {}
+    for path, our_shape in shapes(net).items():
         scope, _, leaf = path.rpartition("/")
         names = _names(net, scope, LAYOUTS.index(layout))
-        shape = mine
+        shape = our_shape
         if leaf == "kernel":
             ones = 0 if scope in _OUTSIDE else _CONVOLVED[layout].get(scope.rpartition("/")[2], 0)
-            shape = tuple(mine[axis] for axis in ((3, 2, 0, 1) if len(mine) == 4 else (1, 0))) + (1,) * ones
+            shape = tuple(our_shape[axis] for axis in ((3, 2, 0, 1) if len(our_shape) == 4 else (1, 0))) + (1,) * ones
         shape = (shape[0] // len(names), *shape[1:])
         theirs = tuple(f"{name}.{_LEAVES[leaf]}" for name in names)
-        found[path] = Link(theirs, shape, mine, net.attention_order, net.head_dim)
-    return found
+        links_of[path] = Link(theirs, shape, our_shape, net.attention_order, net.head_dim)
+    return links_of
 
 
 def _names(net: UNet, scope: str, place: int) -> tuple[str, ...]:
-    """Names of a layer in the layout LAYOUTS[place]: several where it has the parts of a joint projection."""
+    """Names of a layer in the layout LAYOUTS[place]; several where it stores a joint projection in parts."""
     if scope in _OUTSIDE:
         return (_OUTSIDE[scope][place],)
     block, *inside = scope.split("/")
@@ -133,8 +135,8 @@ def _names(net: UNet, scope: str, place: int) -> tuple[str, ...]:
 
 
 def _block(net: UNet, block: str, attention: bool) -> tuple[str, str]:
-    """Both names of a block of ours: of its attention, or of its residual part."""
-    last, per = len(net.width_mult) - 1, net.num_res_blocks + 1  # blocks of a level, with the one that resamples
+    """The names of a block of ours in both layouts: of its attention, or of its residual block."""
+    last, per = len(net.width_mult) - 1, net.num_res_blocks + 1  # blocks per level, including the one that resamples
     kind, number, *which = block.split("_")
     level = int(number)
     part = "attentions" if attention else "resnets"
@@ -151,27 +153,28 @@ def _block(net: UNet, block: str, attention: bool) -> tuple[str, str]:
     return f"output_blocks.{(last - level) * per + index}.{second}", inner
 
 
-def unwrapped(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays without the prefixes that training code puts before names; what lies beside those is left out."""
-    found = dict(arrays)
+def unwrap(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays without the prefixes that training code adds to names; arrays without these are left out."""
+    without = dict(arrays)
     for wrapper in ("state_dict.", "module.", "model."):
-        if any(name.startswith(wrapper) for name in found):
-            found = {name.removeprefix(wrapper): array for name, array in found.items() if name.startswith(wrapper)}
-    return found
+        if any(name.startswith(wrapper) for name in without):
+            without = {name.removeprefix(wrapper): array for name, array in without.items() if name.startswith(wrapper)}
+    return without
 
 
 def layout_of(arrays: Collection[str]) -> str:
-    """Whose names these are, "" for neither's."""
+    """The layout, of `LAYOUTS`, that these names have; "" for neither."""
     if any(name.startswith("input_blocks.") for name in arrays):
         return "openai"
     return "diffusers" if any(name.startswith("down_blocks.") for name in arrays) else ""
 
 
-def configuration(arrays: Mapping[str, np.ndarray], layout: str) -> dict[str, Any]:
-    """Fields of `UNet` that names and shapes tell, vectors first: a matrix may have been transposed.
+def infer_fields(arrays: Mapping[str, np.ndarray], layout: str) -> dict[str, Any]:
+    """Fields of `UNet`, inferred from names and shapes; from those of vectors where possible, since matrices may be
+    transposed.
 
     Raises:
-        ValueError: an array that tells is missing, or the network is of another kind (resampling by convolutions,
+        ValueError: a necessary array is missing, or the network is of another kind (resampling by convolutions,
             additive steps, another number of colours).
     """
     size = Sizes(arrays)
@@ -181,11 +184,14 @@ def configuration(arrays: Mapping[str, np.ndarray], layout: str) -> dict[str, An
         up = [n for n in range(outputs) if size.any(rf"output_blocks\.{n}\.[12]\.(in_layers|conv|op)")]
         per = up[0] + 1 if up else outputs
         levels = outputs // per
-        top = [(levels - 1 - level) * per for level in range(levels)]  # first block of each level on the way up
+        first_blocks = [
+            (levels - 1 - level) * per for level in range(levels)
+        ]  # first block of each level on the way up
         widths = [
-            size(f"output_blocks.{n}.0.out_layers.0.bias", f"output_blocks.{n + 1}.0.out_layers.0.bias") for n in top
+            size(f"output_blocks.{n}.0.out_layers.0.bias", f"output_blocks.{n + 1}.0.out_layers.0.bias")
+            for n in first_blocks
         ]
-        attends = [size.any(rf"output_blocks\.{n}\.1\.(norm|qkv|proj_out)") for n in top]
+        attends = [size.any(rf"output_blocks\.{n}\.1\.(norm|qkv|proj_out)") for n in first_blocks]
         if size.any(r"input_blocks\.\d+\.0\.op\.") or size.any(r"output_blocks\.\d+\.\d\.conv\."):
             raise ValueError("it resamples by convolutions, where ADM's networks have residual blocks")
         classes, first_conv, last_bias = "label_emb.weight", "input_blocks.0.0.weight", "out.2.bias"
@@ -213,98 +219,102 @@ def configuration(arrays: Mapping[str, np.ndarray], layout: str) -> dict[str, An
     mult = tuple(w // width if w % width == 0 else w / width for w in widths)
     return {
         "width": width, "width_mult": mult, "num_res_blocks": per - 1, "learned_variance": out == 6,
-        "attention": tuple(2**level for level, yes in enumerate(attends) if yes),
+        "attention": tuple(2**level for level, attends_here in enumerate(attends) if attends_here),
         "num_classes": size(classes) if classes in arrays else 0,
     }  # fmt: skip
 
 
 class Sizes:
-    """What shapes tell."""
+    """Looks up sizes in the shapes of arrays."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.arrays = arrays
 
     def __call__(self, *names: str, axis: int = 0) -> int:
-        """Length of an axis of the first of these arrays that is there; ValueError where none is."""
+        """Length of an axis of the first of these arrays that exists. Raises ValueError where none does."""
         for name in names:
             if name in self.arrays and len(self.arrays[name].shape) > axis:
                 return int(self.arrays[name].shape[axis])
         raise ValueError(f"1 missing: {names[0]}")
 
     def any(self, pattern: str) -> bool:
-        """Whether an array's name begins so."""
+        """Whether the name of an array begins with the pattern."""
         return any(re.match(pattern, name) for name in self.arrays)
 
     def count(self, pattern: str) -> int:
-        """One more than the largest number that the pattern's group finds; ValueError where it finds none."""
-        found = [int(match[1]) for name in self.arrays if (match := re.match(pattern, name))]
-        if not found:
+        """One more than the largest number that the pattern's group matches. Raises ValueError where there is none."""
+        numbers = [int(match[1]) for name in self.arrays if (match := re.match(pattern, name))]
+        if not numbers:
             raise ValueError(f"no array is named as {pattern}")
-        return max(found) + 1
+        return max(numbers) + 1
 
 
-def converted(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict[str, Lazy]:
-    """Ours, float32, each to be made of views on the file when it is written.
+def convert(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict[str, Lazy]:
+    """{our path: float32 array}, each of which is made from views on the file when it is written.
 
     Raises:
-        ValueError: arrays that are missing, left over, of another shape or of another dtype than `DTYPES`; and, when an
-            array is made, NaN or infinities in it.
+        ValueError: arrays are missing, left over, or of another shape or a dtype not in `DTYPES`; and, when an array is
+            made, where it has NaN or infinities.
     """
-    taken = {name: link.shape for link in table.values() for name in link.names}
-    told = [
-        first("missing", [name for name in taken if name not in arrays]),
-        first("not of this network", [name for name in arrays if name not in taken]),
-        first("of another shape", [
+    expected = {name: link.shape for link in table.values() for name in link.names}
+    problems = [
+        list_first("missing", [name for name in expected if name not in arrays]),
+        list_first("not of this network", [name for name in arrays if name not in expected]),
+        list_first("of another shape", [
             f"{name} is {list(arrays[name].shape)} and should be {list(shape)}"
-            for name, shape in taken.items() if name in arrays and arrays[name].shape != shape
+            for name, shape in expected.items() if name in arrays and arrays[name].shape != shape
         ]),
-        first("of a dtype that float32 does not hold", [
-            f"{name} is {arrays[name].dtype}" for name in taken
+        list_first("of a dtype that float32 does not hold", [
+            f"{name} is {arrays[name].dtype}" for name in expected
             if name in arrays and str(arrays[name].dtype) not in DTYPES
         ]),
     ]  # fmt: skip
-    if any(told):
-        raise ValueError("; ".join(filter(None, told)))
+    if any(problems):
+        raise ValueError("; ".join(filter(None, problems)))
 
     def lazy(link: Link) -> Lazy:
         def make() -> np.ndarray:
             parts = [np.asarray(arrays[name]) for name in link.names]
-            made = np.ascontiguousarray(link.ours(parts), np.float32)
-            forget(parts[0])
-            if not np.isfinite(made).all():
+            array = np.ascontiguousarray(link.to_ours(parts), np.float32)
+            release(parts[0])
+            if not np.isfinite(array).all():
                 raise ValueError(f"{' or '.join(link.names)} has NaN or infinities")
-            return made
+            return array
 
-        return Lazy(link.mine, np.float32, make)
+        return Lazy(link.our_shape, np.float32, make)
 
     return {path: lazy(link) for path, link in table.items()}
 
 
-def exported(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link], about: Mapping[str, Any]) -> dict[str, Lazy]:
-    """Theirs, each to be made when it is written, in the dtype that `about` has of the source.
+def export_arrays(
+    arrays: Mapping[str, np.ndarray], table: Mapping[str, Link], about: Mapping[str, Any]
+) -> dict[str, Lazy]:
+    """{their name: array}, each of which is made when it is written, in the dtype of the source by `about`.
+
+    Texts are left out.
 
     Raises:
-        ValueError: arrays that the public format has no place for; texts are left out.
+        ValueError: the public format has no place for an array.
     """
     if extra := [path for path in arrays if path not in table and not path.startswith("texts/")]:
-        raise ValueError(first("without a place there", extra))
+        raise ValueError(list_first("without a place there", extra))
 
     def lazy(path: str, link: Link, place: int) -> Lazy:
-        wanted = np.dtype(about["other_dtypes"].get(path, about["dtype"]))
+        dtype = np.dtype(about["other_dtypes"].get(path, about["dtype"]))
 
         def make() -> np.ndarray:
-            made = np.ascontiguousarray(link.theirs(np.asarray(arrays[path]))[place], wanted)
-            forget(arrays[path])
-            return made
+            array = np.ascontiguousarray(link.to_theirs(np.asarray(arrays[path]))[place], dtype)
+            release(arrays[path])
+            return array
 
-        return Lazy(link.shape, wanted, make)
+        return Lazy(link.shape, dtype, make)
 
     return {name: lazy(path, link, place) for path, link in table.items() for place, name in enumerate(link.names)}
 
 
 def dtypes(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict[str, Any]:
-    """What restores the source's dtypes: `dtype`, that of most arrays, and `other_dtypes`, {our path: its own}."""
-    # Of parts that differ, the one that holds the others.
+    """The dtypes of the source: `dtype`, that of most arrays, and `other_dtypes`, {our path: dtype} of the others."""
+    # Where parts of an array differ, the dtype that represents the values of all.
     kinds = {
         path: max((str(arrays[name].dtype) for name in link.names), key=lambda kind: kind == "float32")
         for path, link in table.items()
@@ -314,16 +324,16 @@ def dtypes(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict[
 
 
 def check_config(config: Mapping[str, Any], kind: str, required: Mapping[str, Any]) -> None:
-    """Raises ValueError where a config.json of diffusers says another network than this family's."""
-    if (found := config.get("_class_name", kind)) != kind:
-        raise ValueError(f"its config.json is of a {found}, where a {kind} was expected")
+    """Raises ValueError where a config.json of diffusers describes a network of another family."""
+    if (kind_found := config.get("_class_name", kind)) != kind:
+        raise ValueError(f"its config.json is of a {kind_found}, where a {kind} was expected")
     for name, value in required.items():
         if name in config and config[name] != value:
             raise ValueError(f"its config.json has {name} = {config[name]!r}, where {value!r} was expected")
 
 
 def check_schedule(config: Mapping[str, Any]) -> None:
-    """Raises ValueError where a scheduler_config.json of diffusers has betas that no schedule here has."""
+    """Raises ValueError where a scheduler_config.json of diffusers has betas of no schedule of ours."""
     for name in ("trained_betas", "rescale_betas_zero_snr"):
         if config.get(name):
             raise ValueError(f"its scheduler has {name}, which no schedule here has")
@@ -338,7 +348,7 @@ def check_schedule(config: Mapping[str, Any]) -> None:
 
 
 def check_openai(about: Mapping[str, Any]) -> None:
-    """Raises ValueError where guided-diffusion's code (and Karlo's) would take a network for another one."""
+    """Raises ValueError for a network that guided-diffusion's code (and Karlo's) does not have."""
     fields = about["network"]
     if fields["patch"] != 1 or fields["norm_groups"] != 32:
         raise ValueError(
@@ -347,18 +357,20 @@ def check_openai(about: Mapping[str, Any]) -> None:
         )
 
 
-def translated(name: str, value: str | None, known: Mapping[str, str]) -> str:
-    """Our word for diffusers'; "" for None, ValueError for what has none."""
+def translate(name: str, value: str | None, known: Mapping[str, str]) -> str:
+    """Our name for a value of diffusers; "" for None. Raises ValueError for an unknown value."""
     if value is not None and value not in known:
         raise ValueError(f"its scheduler has {name} = {value!r}, where one of {', '.join(known)} was expected")
     return known[value] if value is not None else ""
 
 
 def diffusers_config(about: Mapping[str, Any], kinds: tuple[str, str, str, str]) -> dict[str, Any]:
-    """What config.json says for both classes; `kinds` of blocks: down with attention, without, up with, without.
+    """Fields of config.json that both classes have.
+
+    `kinds` are the classes of blocks: down with attention, down without, up with, up without.
 
     Raises:
-        ValueError: a network that diffusers cannot hold.
+        ValueError: diffusers has no such network.
     """
     fields = about["network"]
     if fields["patch"] != 1 or fields["width_mult"][0] != 1:
@@ -376,7 +388,7 @@ def diffusers_config(about: Mapping[str, Any], kinds: tuple[str, str, str, str])
 
 
 def scheduler_config(about: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """A scheduler_config.json of diffusers."""
+    """Fields of a scheduler_config.json of diffusers, for a scheduler of class `kind`."""
     theirs = {ours: name for known in (SCHEDULES, PREDICTIONS) for name, ours in known.items()}
     return {
         "_class_name": kind, "num_train_timesteps": about["schedule"]["steps"],

@@ -1,27 +1,31 @@
-"""What public files of vision transformers have in common: numbered blocks, which we stack, and wrappers of names."""
+"""Converts public files of vision transformers: their numbered blocks, which we stack, and prefixes of names."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from vf.pretrained.names import From, renamed
+from vf.pretrained.names import Origin, rename
 
 DENSE = (1, 0)  # out in -> in out
 TUBELETS = (2, 3, 4, 1, 0)  # out in t h w -> t h w in out
 PATCHES = (2, 3, 1, 0)
-_HEADS = {1280: 16, 1408: 16, 1664: 16}  # of the huge, giant and gigantic ViT; 64 numbers each in the others
+_HEADS = {
+    1280: 16,
+    1408: 16,
+    1664: 16,
+}  # {width: heads} of the huge, giant and gigantic ViT; others have 64 channels each
 
 
 def heads(width: int) -> int:
-    """Heads of a public video ViT, which no array tells."""
+    """Number of heads of a public video ViT of this width, which cannot be inferred from its arrays."""
     return _HEADS.get(width, max(width // 64, 1))
 
 
-def unwrapped(arrays: Mapping[str, np.ndarray], root: str, wrappers: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Those that lie beside `root` under the first wrapper that has it, without the wrapper; {} where none has.
+def unwrap(arrays: Mapping[str, np.ndarray], root: str, wrappers: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays under the first wrapper under which there is `root`, without the wrapper; {} where there is none.
 
-    Wrappers are prefixes such as `module.`; what lies outside (optimizers, counters, other networks) is left out.
+    Wrappers are prefixes such as `module.`; other arrays (optimizers, counters, other networks) are left out.
     """
     for wrapper in wrappers:
         if wrapper + root in arrays:
@@ -30,7 +34,7 @@ def unwrapped(arrays: Mapping[str, np.ndarray], root: str, wrappers: tuple[str, 
 
 
 def shape(arrays: Mapping[str, np.ndarray], name: str, axes: int) -> tuple[int, ...]:
-    """Shape of an array that tells the network's size; ValueError where it is missing or has other axes."""
+    """Shape of an array with so many axes. Raises ValueError where it is missing or has another number of axes."""
     if name not in arrays:
         raise ValueError(f"1 missing: {name}")
     if arrays[name].ndim != axes:
@@ -39,25 +43,25 @@ def shape(arrays: Mapping[str, np.ndarray], name: str, axes: int) -> tuple[int, 
 
 
 def depth(arrays: Mapping[str, np.ndarray], prefix: str) -> int:
-    """Number of blocks, `prefix` being that of their names before the number; gaps are found by `converted`."""
+    """Number of blocks, whose names have `prefix` before the number; `convert` raises where there are gaps."""
     numbers = {name.removeprefix(prefix).partition(".")[0] for name in arrays if name.startswith(prefix)}
     return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 
-def dense(ours: str, theirs: str, bias: bool = True) -> dict[str, From]:
-    """Rows of a table for a dense layer."""
-    rows = {f"{ours}/kernel": From(f"{theirs}.weight", DENSE)}
-    return rows | ({f"{ours}/bias": From(f"{theirs}.bias")} if bias else {})
+def dense(ours: str, theirs: str, bias: bool = True) -> dict[str, Origin]:
+    """Rows of a table {our name: origin} for a dense layer."""
+    rows = {f"{ours}/kernel": Origin(f"{theirs}.weight", DENSE)}
+    return rows | ({f"{ours}/bias": Origin(f"{theirs}.bias")} if bias else {})
 
 
-def norm(ours: str, theirs: str) -> dict[str, From]:
+def norm(ours: str, theirs: str) -> dict[str, Origin]:
     """Rows of a table for a layer norm."""
-    return {f"{ours}/scale": From(f"{theirs}.weight"), f"{ours}/bias": From(f"{theirs}.bias")}
+    return {f"{ours}/scale": Origin(f"{theirs}.weight"), f"{ours}/bias": Origin(f"{theirs}.bias")}
 
 
-def block(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, From]:
-    """Rows of a table for one block; `names` has its six layers in the file's words, with q, k and v as one."""
-    rows: dict[str, From] = {}
+def block(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, Origin]:
+    """Rows of a table for one block; `names` has the file's names of its six layers, with q, k and v as one."""
+    rows: dict[str, Origin] = {}
     for layer, name in names.items():
         rows |= (norm if layer.startswith("norm") else dense)(f"{ours}/{layer}", f"{theirs}.{name}")
     return rows
@@ -68,15 +72,15 @@ TIMM = {  # names of layers in files that follow timm
 }  # fmt: skip
 
 
-def converted(
+def convert(
     arrays: Mapping[str, np.ndarray],
-    table: Mapping[str, From],
+    table: Mapping[str, Origin],
     shapes: Mapping[str, Any],
     stacks: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
-    """`renamed`, with blocks stacked: rows `<stack>/<k>/<rest>`, k below `stacks[stack]`, become one `<stack>/<rest>`.
+    """As `rename`, with blocks stacked: rows `<stack>/<k>/<rest>`, k < `stacks[stack]`, become one `<stack>/<rest>`.
 
-    `shapes` are of the stacked arrays, or anything that has a `.shape`. Raises ValueError as `renamed`.
+    `shapes` are those of the stacked arrays, or anything with a `.shape`. Raises ValueError as `rename`.
     """
     sizes = {name: tuple(getattr(leaf, "shape", leaf)) for name, leaf in shapes.items()}
     single: dict[str, tuple[int, ...]] = {}
@@ -87,12 +91,14 @@ def converted(
         else:
             rest = name.removeprefix(f"{stack}/")
             single |= {f"{stack}/{k}/{rest}": size[1:] for k in range(stacks[stack])}
-    made = renamed(arrays, table, single)
+    stripped = rename(arrays, table, single)
     for name, size in sizes.items():
         stack = next((stack for stack in stacks if name.startswith(f"{stack}/")), None)
         if stack is not None:
-            whole, rest = np.empty(size, np.float32), name.removeprefix(f"{stack}/")
+            stacked, rest = np.empty(size, np.float32), name.removeprefix(f"{stack}/")
             for k in range(stacks[stack]):
-                whole[k] = made.pop(f"{stack}/{k}/{rest}")  # taken out at once: a giant's weights are there once only
-            made[name] = whole
-    return made
+                stacked[k] = stripped.pop(
+                    f"{stack}/{k}/{rest}"
+                )  # popped, so that the weights of a giant are in memory only once
+            stripped[name] = stacked
+    return stripped

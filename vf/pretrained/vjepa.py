@@ -1,4 +1,4 @@
-"""V-JEPA's encoder and its attentive probe (Meta), which are two files and for JEDi one network."""
+"""Converts V-JEPA's encoder and its attentive probe (Meta), two files that are one network for JEDi."""
 
 import dataclasses
 import math
@@ -11,19 +11,19 @@ from flax.traverse_util import flatten_dict
 
 from vf.nets.vit import VJEPA, VJEPA_H, Config
 from vf.pretrained import vit
-from vf.pretrained.names import From
+from vf.pretrained.names import Origin
 
-CLASSES = 174  # of Something-Something v2
+CLASSES = 174  # classes of Something-Something v2
 _ROOT, _QUERY = "patch_embed.proj.weight", "pooler.query_tokens"
-# Of DistributedDataParallel and of the wrapper for masks, in the order of nesting; either may have been stripped.
+# Prefixes of DistributedDataParallel and of the wrapper for masks, in the order of nesting; either may be missing.
 _WRAPPERS = ("module.backbone.", "backbone.", "module.", "")
 
 
-def table(config: Config) -> dict[str, From]:
-    """{ours, block by block: theirs}."""
+def table(config: Config) -> dict[str, Origin]:
+    """{our name in an unstacked block: theirs}."""
     rows = {
-        "embed/kernel": From(_ROOT, vit.TUBELETS), "embed/bias": From("patch_embed.proj.bias"),
-        "embed/positions": From("pos_embed"), "pooler/query": From(_QUERY),
+        "embed/kernel": Origin(_ROOT, vit.TUBELETS), "embed/bias": Origin("patch_embed.proj.bias"),
+        "embed/positions": Origin("pos_embed"), "pooler/query": Origin(_QUERY),
     }  # fmt: skip
     for k in range(config.depth):
         rows |= vit.block(f"blocks/{k}", f"blocks.{k}", vit.TIMM)
@@ -43,21 +43,21 @@ def table(config: Config) -> dict[str, From]:
 
 
 def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Ours of both files' arrays, and what is known about them: `config`, `branch`, `classes`, `official`.
+    """(our arrays from those of both files, facts: `config`, `branch`, `classes`, `official`).
 
-    The target encoder is taken where there is one, and else the encoder; optimizers, predictor and the probe's classes
-    are left out.
+    The target encoder is taken where there is one, and otherwise the encoder; optimizers, predictor and the probe's
+    classifier are left out.
 
     Raises:
-        ValueError: the encoder or the probe is missing, the probe is of other classes than Something-Something v2's, or
-            either is another network.
+        ValueError: the encoder or the probe is missing or another network, or the probe has other classes than
+            Something-Something v2's.
     """
     encoder, branch = {}, ""
     for branch in ("target_encoder", "encoder", ""):
-        encoder = vit.unwrapped(arrays, _ROOT, tuple(f"{branch}.{w}".lstrip(".") for w in _WRAPPERS))
+        encoder = vit.unwrap(arrays, _ROOT, tuple(f"{branch}.{w}".lstrip(".") for w in _WRAPPERS))
         if encoder:
             break
-    classifier = vit.unwrapped(arrays, _QUERY, ("classifier.module.", "classifier.", "module.", ""))
+    classifier = vit.unwrap(arrays, _QUERY, ("classifier.module.", "classifier.", "module.", ""))
     probe = {name: array for name, array in classifier.items() if name.startswith("pooler.")}
     if not encoder:
         raise ValueError(f"no {_ROOT} of a target_encoder, so it is no V-JEPA encoder, such as vith16.pth.tar")
@@ -69,7 +69,7 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     classes = classifier["linear.bias"].size if "linear.bias" in classifier else None
     if classes not in (None, CLASSES):
         raise ValueError(f"the probe knows {classes} classes, and JEDi's {CLASSES} (Something-Something v2)")
-    if not branch:  # bare names: everything lies side by side
+    if not branch:  # names without prefixes: the arrays of encoder and probe are mixed
         encoder = {
             name: array
             for name, array in encoder.items()
@@ -84,9 +84,9 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     )  # fmt: skip
     clip = jax.ShapeDtypeStruct((1, frames, config.size, config.size, 3), np.float32)
     shapes = flatten_dict(jax.eval_shape(VJEPA(config).init, jax.random.key(0), clip)["params"], sep="/")
-    made = vit.converted(encoder | probe, table(config), shapes, {"blocks": config.depth})
+    converted = vit.convert(encoder | probe, table(config), shapes, {"blocks": config.depth})
     about = {
         "config": dataclasses.asdict(config), "branch": branch, "classes": classes, "official": config == VJEPA_H,
         "licence": "see facebookresearch/jepa",
     }  # fmt: skip
-    return made, about
+    return converted, about

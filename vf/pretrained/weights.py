@@ -1,7 +1,7 @@
-"""Weights of public networks in one form: a safetensors file of float32 arrays that names its source and itself.
+"""Weights of public networks in one format: a safetensors file of float32 arrays, with facts of their source.
 
 Keys are '/'-joined paths of a Flax parameter tree. The fingerprint is a hash of names, shapes and values: equal weights
-have equal fingerprints whatever file they came in, and it is part of every score's protocol.
+have equal fingerprints, in whatever file they were published, and it is part of every score's protocol.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from vf.pretrained.safetensors_file import Lazy
 from vf.types import UserError
 from vf.video import replacing
 
-# Where people find the public files, for the message of who has none.
+# Where the public files are found, for the error where one is missing.
 OFFICIAL = {
     "i3d": "kinetics-i3d's checkpoints/rgb_scratch/model.ckpt, TF-Hub's deepmind/i3d-kinetics-400/1, StyleGAN-V's "
     "i3d_torchscript.pt or VideoGPT's i3d_pretrained_400.pt",
@@ -38,13 +38,13 @@ OFFICIAL = {
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What a file of weights holds.
+    """The content of a file of weights.
 
     Attributes:
-        family: which network they are of, such as `i3d`.
+        family: the kind of network, such as `i3d`.
         arrays: {path: float32 array}.
-        fingerprint: first 12 hex digits of `fingerprint(arrays)`.
-        about: what the converter knows: `source` (file name), `source_sha256`, `format`, `licence`, ...
+        fingerprint: `fingerprint(arrays)`, 12 hex digits.
+        about: facts that the converter records: `source` (file name), `source_sha256`, `format`, `licence`, ...
     """
 
     family: str
@@ -62,7 +62,7 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         _update(digest, name, np.ascontiguousarray(arrays[name], "<f4").reshape(arrays[name].shape))
-        safetensors_file.forget(arrays[name])
+        safetensors_file.release(arrays[name])
     return digest.hexdigest()[:12]
 
 
@@ -74,12 +74,13 @@ def _update(digest: Any, name: str, array: np.ndarray) -> None:
 def save(
     path: str | os.PathLike[str], family: str, arrays: Mapping[str, np.ndarray | Lazy], about: Mapping[str, Any]
 ) -> str:
-    """Writes a file of weights, whole or not at all; returns the fingerprint. Arrays are made one at a time.
+    """Writes a file of weights, whole or not at all; returns the fingerprint. Lazy arrays are made one at a time.
 
-    Raises UserError where it cannot be written, ValueError as the making of an array does."""
+    Raises UserError where it cannot be written, and the ValueError of an array that cannot be made.
+    """
     digest = hashlib.sha256()
 
-    def marked(name: str, value: np.ndarray | Lazy) -> Lazy:
+    def hashed(name: str, value: np.ndarray | Lazy) -> Lazy:
         def make() -> np.ndarray:
             array = np.ascontiguousarray(value.make() if isinstance(value, Lazy) else value, "<f4").reshape(value.shape)
             _update(digest, name, array)
@@ -87,40 +88,50 @@ def save(
 
         return Lazy(tuple(value.shape), np.float32, make)
 
-    def header(mark: str) -> dict[str, str]:
-        return {"vf": "1", "family": family, "fingerprint": mark, "about": json.dumps(dict(about), sort_keys=True)}
+    def header(fingerprint_text: str) -> dict[str, str]:
+        return {
+            "vf": "1",
+            "family": family,
+            "fingerprint": fingerprint_text,
+            "about": json.dumps(dict(about), sort_keys=True),
+        }
 
     try:
         with replacing(path) as temporary:
-            ordered = [(name, marked(name, arrays[name])) for name in sorted(arrays)]
-            safetensors_file.write(temporary, ordered, header("?" * 12))  # known when all arrays have been seen
-            safetensors_file.rewrite_metadata(temporary, header(mark := digest.hexdigest()[:12]))
+            ordered = [(name, hashed(name, arrays[name])) for name in sorted(arrays)]
+            safetensors_file.write(temporary, ordered, header("?" * 12))  # replaced below, once all arrays are hashed
+            safetensors_file.rewrite_metadata(temporary, header(fingerprint_text := digest.hexdigest()[:12]))
     except OSError as error:
         raise UserError(f"cannot write {path} ({error}): choose another place", "out") from error
-    return mark
+    return fingerprint_text
 
 
 def load(path: str | os.PathLike[str], family: str) -> Weights:
-    """Reads what `save` wrote; the arrays are views on the file.
+    """Reads a file of `save`; the arrays are views on the file.
 
-    Raises UserError when there is no such file, it is another family's, was not written by the converter, is damaged,
-    or its values are not those of its fingerprint."""
-    found = peek(path, (family,))
+    Raises UserError where there is no such file, it is of another family, was not written by the converter or is
+    damaged, or its values do not match its fingerprint.
+    """
+    header = peek(path, (family,))
     arrays, _ = safetensors_file.read(Path(path))
-    if (mark := fingerprint(arrays)) != found.fingerprint:
+    if (actual := fingerprint(arrays)) != header.fingerprint:
         raise UserError(
-            f"{path} holds other values than were written (fingerprint {mark}, was {found.fingerprint}): convert again"
+            f"{path} holds other values than were written (fingerprint {actual}, was {header.fingerprint}): convert "
+            "again"
         )
-    return dataclasses.replace(found, arrays=arrays)
+    return dataclasses.replace(header, arrays=arrays)
 
 
 def peek(path: str | os.PathLike[str], families: tuple[str, ...]) -> Weights:
-    """What a file says of itself, without its arrays. Raises UserError as `load`, but for the values."""
+    """The header of a file of weights of one of `families`, without its arrays.
+
+    Raises UserError as `load`, except that it does not check values.
+    """
     family = " or ".join(families)
+    public = [(name, OFFICIAL[name]) for name in families if name in OFFICIAL]
     convert = "; or ".join(
-        f"make it of {OFFICIAL[one]} with python -m vf.pretrained.convert {one} --source=FILE --out={path}"
-        for one in families
-        if one in OFFICIAL
+        f"make it of {source} with python -m vf.pretrained.convert {name} --source=FILE --out={path}"
+        for name, source in public
     )
     convert = convert or f"export the run again, by python -m vf.pretrained.convert vf --source=RUN --out={path}"
     if not Path(path).is_file():

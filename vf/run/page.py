@@ -98,7 +98,7 @@ def _clips(workdir: AnyPath) -> str:
             if folder.name.startswith(kind) and digits.isdecimal():
                 found.append((int(digits), folder, f"{heading} {int(digits):,}"))
     drawn: dict[int, str] = {}
-    shown = files.together(lambda one: _pictures(workdir, *one[1:]) if one[1].is_dir() else "", found)
+    shown = files.map_concurrently(lambda one: _pictures(workdir, *one[1:]) if one[1].is_dir() else "", found)
     for (step, _, _), pictures in zip(found, shown, strict=True):
         if pictures:
             drawn[step] = drawn.get(step, "") + pictures

@@ -9,11 +9,11 @@
     index.html      all of it on one page (`vf.run.page`)
 
 The recorder writes the first five. In an object store, lines and event files are written every ten seconds; scores and
-remarks are there when the call returns.
+remarks are written when the call returns.
 
 The event files are written with tensorboardX's record writer. Its SummaryWriter, whose `purge_step` writes the event
-that `_tensorboard` writes at a start, leaves events to a thread, and tells neither when they are in the file nor which
-file it is, so that nothing could be copied to a store. clu's metric_writers would import TensorFlow, which takes device
+that `_tensorboard` writes at a start, leaves events to a thread, and does not report when they are in the file, nor
+which file it is, so that they could not be copied to a store. clu's metric_writers would import TensorFlow, which takes device
 memory for itself and is needed for nothing else here.
 """
 
@@ -49,7 +49,7 @@ class Recorder:
 
     def __init__(self, workdir: str | files.AnyPath, *, is_writer: bool = True, events: str = "tensorboard") -> None:
         self.workdir = files.path(workdir)
-        # A job beside a training job needs event files of its own: TensorBoard forgets what a folder held from the step
+        # A job beside a training job needs separate event files: TensorBoard forgets what a folder held from the step
         # on at which one of its writers starts.
         self._folder = self.workdir / events
         self.is_writer = is_writer
@@ -205,7 +205,7 @@ class Recorder:
             return
         self._store.line(text)
         if at_once:
-            self._store.flush(lines_alone=True)
+            self._store.flush(lines_only=True)
 
     def _close_torn_line(self) -> None:
         """Ends the line that a crash tore, so that the first new line is not glued to it."""

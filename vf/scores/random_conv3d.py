@@ -1,8 +1,8 @@
 """Features of a small random 3-D convolution network, and the Fréchet distance over them: `fd_random_conv3d`.
 
-Needs no weights from anywhere and runs at native size on clips as small as 4 x 8 x 8, where the network of
-FVD cannot. It tells two sets apart by colour, sharpness, noise and motion, but nothing in it is learnt: it is
-no FVD, and its numbers compare only with numbers of the same protocol at the same n.
+It needs no files of weights, and takes clips as small as 4 x 8 x 8 at native size, where FVD's network cannot. It
+distinguishes sets by colour, sharpness, noise and motion, but nothing in it is learnt: it is no FVD, and its numbers
+compare only with numbers of the same protocol at the same n.
 """
 
 import functools
@@ -46,7 +46,7 @@ SLOPE = 0.2
 
 @functools.cache
 def _weights() -> list[np.ndarray]:
-    """Kernels float32 [streams 27*in out] of each layer; by numpy, since jax may change its generators."""
+    """Kernels of each layer, float32 [streams 27*in out]; drawn by numpy, since jax may change its generators."""
     rng = np.random.default_rng(PROTOCOL["seed"])
     streams = PROTOCOL["streams"].values()
     kernels: list[np.ndarray] = []
@@ -67,8 +67,9 @@ def _weights() -> list[np.ndarray]:
 def _patches(x: jax.Array, stride: Sequence[int]) -> jax.Array:
     """The 3 x 3 x 3 neighbourhood of every `stride`-th position: [b f h w c] -> [b f' h' w' 27*c].
 
-    A convolution is a product with these; XLA's own is slow on CPU for so few channels. Edge padding: zeros would be
-    an edge around the frame and a cut before and after the clip."""
+    A convolution is a product with these; XLA's is slow on CPU for so few channels. The padding repeats edges: zeros
+    would look like an edge around the frame and a cut before and after the clip.
+    """
     for axis, step in zip((3, 2, 1), stride[::-1], strict=True):  # w first, so that t h w is the order of taps
         length = x.shape[axis]
         padded = jnp.pad(x, [(int(k == axis),) * 2 for k in range(5)], mode="edge")
@@ -79,7 +80,7 @@ def _patches(x: jax.Array, stride: Sequence[int]) -> jax.Array:
 
 @jax.jit
 def _forward(video: jax.Array) -> jax.Array:
-    """Video u8 [b f h w 3] -> f32 [b d]."""
+    """Features f32 [b 96] of clips u8 [b f h w 3]."""
 
     def stream(kernels: Sequence[Array]) -> jax.Array:
         x = video.astype(jnp.float32) / 127.5 - 1
@@ -96,10 +97,11 @@ def _forward(video: jax.Array) -> jax.Array:
 
 
 def features(clips: np.ndarray, batch_size: int = 32) -> np.ndarray:
-    """Clips uint8 [n f h w 3], f >= 4, h and w >= 8 -> float32 [n 96], of order 1.
+    """Features float32 [n 96], of order 1, of clips uint8 [n f h w 3] with f >= 4, h and w >= 8.
 
-    The last batch is filled with black clips whose features are dropped, so that one program serves all n.
-    Raises ValueError on another array or `batch_size` < 1."""
+    The last batch is filled with black clips, whose features are dropped, so that one program serves all n. Raises
+    ValueError for another array, or `batch_size` < 1.
+    """
     if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3:
         raise ValueError(f"expected uint8 [n f h w 3], got {clips.dtype} {list(clips.shape)}")
     if clips.shape[1] < 4 or min(clips.shape[2:4]) < 8 or batch_size < 1:
@@ -113,28 +115,34 @@ def features(clips: np.ndarray, batch_size: int = 32) -> np.ndarray:
 
 
 class RandomConv3dDistance:
-    """The distance of generated to real clips, and of real to other real clips at the same n, as a `Scorer`.
+    """The distance of generated to real clips, and of real to other real clips at the same n; a `Scorer`.
 
-    Both fall with n, so that both take n clips on either side, n being the smaller of the number of generated
-    clips and half the number of real ones. Which clips is drawn with a fixed seed, since sets on disk are
-    often sorted by class.
+    Both distances fall with n, so both take n clips on either side, n being the smaller of the number of generated
+    clips and half the number of real ones. The clips are drawn with a fixed seed, since sets on disk are often sorted
+    by class.
     """
 
     def __init__(self, batch_size: int = 32) -> None:
         self.batch_size = batch_size
 
     def __call__(self, real: np.ndarray, generated: np.ndarray) -> list[Score]:
-        """One score; `reference` is the floor that a perfect generator reaches.
+        """One score, whose `reference` is the distance that a perfect generator would reach.
 
-        Raises ValueError for n < 2 and for sets of different frame shapes."""
+        Raises ValueError for n < 2 and for sets of different frame shapes.
+        """
         if real.shape[1:] != generated.shape[1:]:
             raise ValueError(f"expected clips of one shape, got {real.shape[1:]} and {generated.shape[1:]}")
         n = min(len(generated), len(real) // 2)
         rng = np.random.default_rng(PROTOCOL["seed"])
-        mine, other = np.split(rng.permutation(len(real))[: 2 * n], 2)
-        sets = (real[mine], real[other], generated[rng.permutation(len(generated))[:n]])
-        one, two, made = (Moments.of(features(clips, self.batch_size)) for clips in sets)
+        first, second = np.split(rng.permutation(len(real))[: 2 * n], 2)
+        sets = (real[first], real[second], generated[rng.permutation(len(generated))[:n]])
+        first_moments, second_moments, generated_moments = (
+            Moments.of(features(clips, self.batch_size)) for clips in sets
+        )
         ddof = PROTOCOL["ddof"]
         protocol = PROTOCOL | {"n": n, "frames": real.shape[1], "size": list(real.shape[2:4])}
-        value, floor = frechet_distance(one, made, ddof), frechet_distance(one, two, ddof)
+        value, floor = (
+            frechet_distance(first_moments, generated_moments, ddof),
+            frechet_distance(first_moments, second_moments, ddof),
+        )
         return [Score("fd_random_conv3d", value, floor, protocol)]

@@ -1,7 +1,8 @@
-"""Clips to be scored: a fixed set, from whatever people have, decoded when asked for.
+"""Opens fixed sets of clips to be scored, which are decoded as they are sliced.
 
-A folder of videos, GIFs or folders of frames; an `.npz` with uint8 [n t h w 3] under `clips`; a prepared data set.
-Which windows, how many and in what order is settled when a set is opened; after that it is an array that lives on disk.
+A source is a folder of videos, GIFs or folders of frames; an `.npz` with uint8 [n t h w 3] under `clips`; or a prepared
+data set. Which windows, how many and in what order is decided when a set is opened; from then on it is used like an
+array.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 
 from vf.data import archives, datasets, listing
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, RESAMPLER, FrameFolder, Pixels, Video, printable, read_header, words
+from vf.data.decode import DAMAGE, RESAMPLER, FrameFolder, Pixels, Video, error_text, printable, read_header
 from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
 from vf.nets import resize
@@ -32,19 +33,19 @@ Subset = Literal["random", "first"]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which clips of what is there, and their pixels.
+    """Which clips of a source are taken, and how their pixels are made.
 
     Attributes:
         windows: which frames make a clip.
-        size: of a side in pixels, of the largest centred square; 0 leaves pictures as they are.
-        resampler: `swscale` as preparation has it, or `antialiased`: Pillow's bilinear, cut to whole numbers, as cd-fvd
-            has it; for videos and frames only.
-        split: of the videos, several as `train+test`; "" takes all.
-        n: clips; 0 takes all.
-        fewer: whether fewer than n will do.
-        subset: which n: at random (a permutation by `seed`) or the first in the order of their names.
-        seed: of the permutation and of random windows.
-        strict: whether a video that is too short is an error; else it is left out, and counted.
+        size: side in pixels to which the largest centred square is resized; 0 leaves pictures unchanged.
+        resampler: `swscale`, as in preparation, or `antialiased`, Pillow's bilinear truncated to whole numbers, as in
+            cd-fvd; the latter for videos and frames only.
+        split: split of the videos, several as `train+test`; "" takes all.
+        n: number of clips; 0 takes all.
+        fewer: whether fewer than n clips are accepted.
+        subset: which n clips: at random (a permutation by `seed`), or the first in the order of their names.
+        seed: seed of the permutation and of random windows.
+        strict: whether a video that is too short is an error; otherwise it is left out, and counted.
     """
 
     windows: Windows
@@ -59,7 +60,14 @@ class Choice:
 
 
 class ClipSet:
-    """u8 [n f h w 3], decoded as it is sliced; see `vf.scores.features.Clips`."""
+    """A set of clips u8 [n f h w 3], decoded as it is sliced; a `vf.scores.features.Clips`.
+
+    Args:
+        name: of the set, for errors.
+        readers: one function for each clip, which reads it; may raise BadRecord.
+        fingerprint: hash of everything that determines the pixels.
+        facts: description for the result, ready for JSON.
+    """
 
     dtype = np.dtype(np.uint8)
 
@@ -74,10 +82,10 @@ class ClipSet:
         return len(self._readers)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Raises UserError where a clip cannot be read, or has another shape than the first one."""
+        """The clips of a slice. Raises UserError where one cannot be read, or has another shape than the first."""
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="decode") as pool:
-            found = list(pool.map(self._checked, range(*rows.indices(len(self)))))
-        return np.stack(found) if found else np.zeros((0, *self.shape[1:]), np.uint8)
+            clips = list(pool.map(self._checked, range(*rows.indices(len(self)))))
+        return np.stack(clips) if clips else np.zeros((0, *self.shape[1:]), np.uint8)
 
     def _checked(self, k: int) -> np.ndarray:
         clip = self._read(k)
@@ -101,50 +109,52 @@ def _size(clip: np.ndarray) -> str:
 
 
 def open_set(path: Path, choice: Choice) -> ClipSet:
-    """The clips of `path` that `choice` names.
+    """Opens the clips of `path` that `choice` selects.
 
-    Raises UserError where there is nothing, a file is broken, a video is too short (if `strict`), fewer clips are there
-    than asked for, or `choice` asks for what this kind of source cannot give.
+    Raises UserError where there are no clips or too few, a file is damaged, a video is too short (if `strict`), or this
+    kind of source cannot give what `choice` specifies.
     """
     if path.suffix == ".npz":
-        found = _array(path, choice)
+        candidates = _array(path, choice)
     elif (path / "manifest.json").is_file():
-        found = _prepared(path, choice)
+        candidates = _prepared(path, choice)
     else:
-        found = _folder(path, choice)
-    rows = _chosen(path, found, choice)
-    known = (found.digest, _decoding(choice), choice.windows, choice.size, choice.seed, rows.tolist())
-    mark = hashlib.sha256(repr(known).encode()).hexdigest()[:12]
-    facts = {"clips_there": len(found.readers), "left_out": found.left_out, "content": found.digest}
-    return ClipSet(str(path), [found.readers[k] for k in rows], mark, facts)
+        candidates = _folder(path, choice)
+    rows = _select(path, candidates, choice)
+    hashed = (candidates.digest, _decoding(choice), choice.windows, choice.size, choice.seed, rows.tolist())
+    fingerprint = hashlib.sha256(repr(hashed).encode()).hexdigest()[:12]
+    facts = {"clips_there": len(candidates.readers), "left_out": candidates.left_out, "content": candidates.digest}
+    return ClipSet(str(path), [candidates.readers[k] for k in rows], fingerprint, facts)
 
 
-class _Found(NamedTuple):
+class _Candidates(NamedTuple):
+    """All clips of a source that have the right windows, in order."""
+
     readers: list[Callable[[], np.ndarray]]
-    digest: str  # 12 hex digits, of the content of the files
-    left_out: int  # videos that are too short
+    digest: str  # hash of the content of the files, 12 hex digits
+    left_out: int  # number of videos that are too short
 
 
 def _decoding(choice: Choice) -> str:
     return "as it is" if not choice.size else RESAMPLER if choice.resampler == "swscale" else "antialiased, truncated"
 
 
-def _chosen(path: Path, found: _Found, choice: Choice) -> np.ndarray:
-    there = len(found.readers)
-    if not there:
-        raise UserError(f"no video of {path} is long enough for {_asked(choice.windows)}: take shorter clips")
-    if choice.n > there and not choice.fewer:
+def _select(path: Path, candidates: _Candidates, choice: Choice) -> np.ndarray:
+    available = len(candidates.readers)
+    if not available:
+        raise UserError(f"no video of {path} is long enough for {_describe(choice.windows)}: take shorter clips")
+    if choice.n > available and not choice.fewer:
         raise UserError(
-            f"{path} gives {there} clips of {_asked(choice.windows)} where the protocol takes {choice.n}: bring more, "
-            "or take another protocol or number"
+            f"{path} gives {available} clips of {_describe(choice.windows)} where the protocol takes {choice.n}: bring "
+            "more, or take another protocol or number"
         )
-    n = min(choice.n or there, there)
-    if choice.subset == "first" or n == there:
+    n = min(choice.n or available, available)
+    if choice.subset == "first" or n == available:
         return np.arange(n)
-    return np.sort(np.random.default_rng(choice.seed).permutation(there)[:n])
+    return np.sort(np.random.default_rng(choice.seed).permutation(available)[:n])
 
 
-def _asked(windows: Windows) -> str:
+def _describe(windows: Windows) -> str:
     pace = f"at {windows.fps:g} frames per second" if windows.fps else f"with stride {windows.stride}"
     return f"{windows.frames} frames {pace}"
 
@@ -153,7 +163,7 @@ def _generator(choice: Choice, record: int) -> np.random.Generator | None:
     return np.random.default_rng([choice.seed, record]) if choice.windows.start == "random" else None
 
 
-def _array(path: Path, choice: Choice) -> _Found:
+def _array(path: Path, choice: Choice) -> _Candidates:
     clips = load_npz(path)["clips"]
     if not len(clips):
         raise UserError(f"{path} holds no clips")
@@ -163,24 +173,24 @@ def _array(path: Path, choice: Choice) -> _Found:
             f"{choice.size}: store that size, or score videos, which are resized here"
         )
     if choice.split:
-        _unsplit(path, choice)
+        _warn_of_no_splits(path, choice)
     windows = choice.windows
     try:
-        each = windows.records(clips.shape[1], 0.0)
+        per_clip = windows.records(clips.shape[1], 0.0)
     except ValueError as error:
         raise UserError(f"{path}: {error}; an .npz has no rate, set fps to 0 to go by stride", "fps") from error
-    if not each:
-        raise UserError(f"{path} holds clips of {clips.shape[1]} frames, too few for {_asked(windows)}")
+    if not per_clip:
+        raise UserError(f"{path} holds clips of {clips.shape[1]} frames, too few for {_describe(windows)}")
 
     def read(k: int) -> np.ndarray:
-        return clips[k // each][windows.indices(clips.shape[1], 0.0, k % each, _generator(choice, k))]
+        return clips[k // per_clip][windows.indices(clips.shape[1], 0.0, k % per_clip, _generator(choice, k))]
 
     digest = hashlib.sha256(str(clips.shape).encode())
     digest.update(np.ascontiguousarray(clips).data)
-    return _Found([functools.partial(read, k) for k in range(len(clips) * each)], digest.hexdigest()[:12], 0)
+    return _Candidates([functools.partial(read, k) for k in range(len(clips) * per_clip)], digest.hexdigest()[:12], 0)
 
 
-def _prepared(path: Path, choice: Choice) -> _Found:
+def _prepared(path: Path, choice: Choice) -> _Candidates:
     from vf.data.prepared import Prepared  # TFDS takes a second to import
 
     manifest = read_manifest(path)
@@ -198,25 +208,26 @@ def _prepared(path: Path, choice: Choice) -> _Found:
             "resampler",
         )
     if source.rejected and choice.strict:
-        _too_short(path, choice, [f"{name} {why}" for name, why in source.rejected.items()])
+        _raise_too_short(path, choice, [f"{name} {why}" for name, why in source.rejected.items()])
 
     def read(k: int) -> np.ndarray:
         return source.clip(k, _generator(choice, k))["video"]
 
-    # The manifest's own fingerprint also knows where the sources lay; the same data prepared elsewhere is the same set.
-    made = {name: manifest["parameters"][name] for name in ("size", "encoding", "quality", "crop", "resize")}
+    # Not the manifest's fingerprint, which includes the path of the source: the same data prepared elsewhere is the
+    # same set.
+    pixels = {name: manifest["parameters"][name] for name in ("size", "encoding", "quality", "crop", "resize")}
     index = [manifest["splits"][name]["index"] for name in source.split.split("+")]
-    digest = hashlib.sha256(json.dumps([made, index], sort_keys=True).encode()).hexdigest()[:12]
-    return _Found([functools.partial(read, k) for k in range(len(source))], digest, len(source.rejected))
+    digest = hashlib.sha256(json.dumps([pixels, index], sort_keys=True).encode()).hexdigest()[:12]
+    return _Candidates([functools.partial(read, k) for k in range(len(source))], digest, len(source.rejected))
 
 
-def _unsplit(path: Path, choice: Choice) -> None:
+def _warn_of_no_splits(path: Path, choice: Choice) -> None:
     logging.warning("%s does not say which of its clips are of split %s: all are taken", path, choice.split)
 
 
-def _too_short(path: Path, choice: Choice, short: Sequence[str]) -> NoReturn:
+def _raise_too_short(path: Path, choice: Choice, short: Sequence[str]) -> NoReturn:
     raise UserError(
-        f"{len(short)} of the clips of {path} are too short for {_asked(choice.windows)} (the first, {short[0]}): "
+        f"{len(short)} of the clips of {path} are too short for {_describe(choice.windows)} (the first, {short[0]}): "
         "repeating frames would change the score"
     )
 
@@ -227,23 +238,25 @@ class _Probed(NamedTuple):
     digest: str
 
 
-def _folder(path: Path, choice: Choice) -> _Found:
-    found = datasets.folder(path, None, 1, None)
-    lost = dict(found.lost)
+def _folder(path: Path, choice: Choice) -> _Candidates:
+    all_clips = datasets.folder(path, None, 1, None)
+    lost = dict(all_clips.lost)
     splits = set(filter(None, choice.split.split("+")))
-    if splits and not listing.names_splits(found.items):
-        _unsplit(path, choice)
+    if splits and not listing.has_splits(all_clips.items):
+        _warn_of_no_splits(path, choice)
         splits = set()
-    items = [item for item in found.items if not splits or item.split in splits]
+    items = [item for item in all_clips.items if not splits or item.split in splits]
     if not items:
-        there = sorted({item.split for item in found.items})
-        raise UserError(f"{path} has no clips of split {choice.split}: its folders name {', '.join(there)}", "split")
+        splits_found = sorted({item.split for item in all_clips.items})
+        raise UserError(
+            f"{path} has no clips of split {choice.split}: its folders name {', '.join(splits_found)}", "split"
+        )
 
     def probe(item: listing.Item) -> _Probed | str:
         try:
             return _probe(item)
         except DAMAGE as error:
-            return words(error)
+            return error_text(error)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         probed = dict(zip(items, pool.map(probe, items), strict=True))
@@ -269,10 +282,10 @@ def _folder(path: Path, choice: Choice) -> _Found:
             indices = choice.windows.indices(facts.frames, facts.fps, record, rng)
             readers.append(functools.partial(_decode, item, indices, choice))
     if short and choice.strict:
-        _too_short(path, choice, short)
+        _raise_too_short(path, choice, short)
     if short:
-        logging.warning("%d videos of %s are too short for %s", len(short), path, _asked(choice.windows))
-    return _Found(readers, total.hexdigest()[:12], len(short))
+        logging.warning("%d videos of %s are too short for %s", len(short), path, _describe(choice.windows))
+    return _Candidates(readers, total.hexdigest()[:12], len(short))
 
 
 def _open(item: listing.Item) -> Video | FrameFolder:
@@ -282,7 +295,7 @@ def _open(item: listing.Item) -> Video | FrameFolder:
 
 
 def _probe(item: listing.Item) -> _Probed:
-    """Length, rate and content of one video. Raises DAMAGE."""
+    """Length, rate and hash of the content of one video. Raises DAMAGE."""
     digest = hashlib.sha256()
     video = _open(item)
     if isinstance(video, FrameFolder):
@@ -295,15 +308,15 @@ def _probe(item: listing.Item) -> _Probed:
 
 
 def _decode(item: listing.Item, indices: np.ndarray, choice: Choice) -> np.ndarray:
-    """One clip. Raises BadRecord."""
+    """Decodes one clip. Raises BadRecord."""
     native = choice.resampler == "antialiased" or not choice.size
     try:
         clip = _open(item).clip(indices, Pixels(0 if native else choice.size))
     except DAMAGE as error:
-        raise BadRecord(f"{printable(item.name)}: {words(error)}") from error
+        raise BadRecord(f"{printable(item.name)}: {error_text(error)}") from error
     if not (native and choice.size):
         return clip
     rows, columns = resize.matrices("antialiased", "short_side", clip.shape[1], clip.shape[2], choice.size)
     x = np.einsum("thwc,Ww->thWc", clip.astype(np.float32), columns.astype(np.float32), optimize=True)
     x = np.einsum("thWc,Hh->tHWc", x, rows.astype(np.float32), optimize=True)
-    return np.clip(x + 1e-3, 0, 255).astype(np.uint8)  # rounding leaves whole numbers just below themselves
+    return np.clip(x + 1e-3, 0, 255).astype(np.uint8)  # + 1e-3, since rounding leaves whole numbers just too low

@@ -1,18 +1,18 @@
-"""Judges sprite clips in closed form, by analysis and synthesis: no network, no reference set.
+"""Scores sprite clips in closed form, by analysis and synthesis, without a network or a reference set.
 
 With background b (the median pixel: a sprite covers less than a quarter of its frame) and d = x - b, a sprite
 of shape s at position p with mask m = alpha_mask(s, p) explains the frame best with the colour
 
     c = b + (m . d) / (m . m),    which leaves    |d|^2 - |m . d|^2 / (m . m)                              (1)
 
-unexplained. `judge` finds the (s, p) that leaves least: a grid over the whole frame, then parabolas to about
-a hundredth of a pixel. The frame is then drawn anew, y, with the *palette* colours nearest to b and c. A sprite
+unexplained. `analyse` finds the (s, p) that leaves least: a grid over the whole frame, then parabolas to about
+a hundredth of a pixel. The frame is then drawn again as y, with the *palette* colours nearest to b and c. A sprite
 is found where both are near the palette, and y explains nearly all that such a sprite adds to its background,
 
-    unexplained = |x - y|^2 / |y - b_palette|^2  <  FOUND.                                                 (2)
+    unexplained = |x - y|^2 / |y - b_palette|^2  <  MAX_UNEXPLAINED.                                       (2)
 
-Estimated colours would not do here: with c = b they explain an empty frame without a rest, and a see-through
-ghost likewise.
+Estimated colours would not work here: with c = b they explain an empty frame completely, and a transparent
+sprite too.
 """
 
 import dataclasses
@@ -23,20 +23,20 @@ from vf.data.sprites import BACKGROUNDS, COLOURS, MARGIN, SHAPES, SPEED, alpha_m
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score
 
-NONE = -1  # index of what is not there
-# (2) of real clips is below 0.001, of an empty frame 1. The bound is where shapes can no longer be told: a disc of a
-# sprite's size leaves at least 0.11, whatever shape it stands for. Found of 2,048 frames of 16 x 16: half
-# sprites, half-transparent ones, discs, empty frames, noise, inverted frames, blurred with [1 1 1 1 1] 0 %; mean of
-# four masks 2 %; at 70 % opacity 34 %; white noise of standard deviation 8 95 %; blurred with [1 2 1] 100 %, and
-# every shape is then read right.
-FOUND = 0.10
+NONE = -1  # index of a shape or colour that was not found
+# (2) is below 0.001 for real clips, and 1 for an empty frame. Beyond this bound shapes can no longer be distinguished:
+# a disc of a sprite's size leaves at least 0.11, whatever shape it is taken for. Shares of 2,048 frames of 16 x 16 in
+# which a sprite is found: half sprites, half-transparent ones, discs, empty frames, noise, inverted frames, and frames
+# blurred with [1 1 1 1 1] 0 %; mean of four masks 2 %; 70 % opacity 34 %; white noise of standard deviation 8 95 %;
+# blurred with [1 2 1] 100 %, and every shape is then recognised.
+MAX_UNEXPLAINED = 0.10
 ON_PALETTE = 50.0  # Euclidean distance; any two of the nine palette colours are at least 101 apart
-# Spread over a clip. Real: 0.5 and 0 (rounding); with white noise of standard deviation 4: 6.2 and 2.5.
+# Largest spread over a clip. Real clips: 0.5 and 0 (rounding); with white noise of standard deviation 4: 6.2 and 2.5.
 COLOUR_DRIFT = 16.0
 BACKGROUND_DRIFT = 8.0
-# RMS pixels. Real: at most 0.09 at size 16, 0.17 at 32 (steps of the table). Share that passes at 8 x 16 x 16:
-# jitter of 0.2 pixels 100 %, of 0.3 72 %, of 0.5 5 %, of 1.0 0 %; shuffled frames 0 %; frames 3 and 4 swapped 46 %
-# (the slow clips, which that moves by half a pixel).
+# RMS pixels. Real clips: at most 0.09 at size 16, 0.17 at 32 (steps of the table). Share of clips that pass at
+# 8 x 16 x 16: jitter of 0.2 pixels 100 %, of 0.3 72 %, of 0.5 5 %, of 1.0 0 %; shuffled frames 0 %; frames 3 and 4
+# swapped 46 % (the slow clips, which this moves by half a pixel).
 PATH_ERROR = 0.4
 SPEED_SLACK = 0.1  # relative, at either end of SPEED: a sprite that stands still is no sample of the data
 
@@ -45,8 +45,8 @@ _BACKGROUNDS = np.array(list(BACKGROUNDS.values()), np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
-    """What was seen in n clips of f frames; colours in 0..255, positions (y, x) and areas in pixels."""
+class SpriteAnalysis:
+    """Estimates for n clips of f frames; colours in 0..255, positions (y, x) and areas in pixels."""
 
     background: np.ndarray  # float64 [n f 3]
     background_index: np.ndarray  # int64 [n f], into BACKGROUNDS, or NONE
@@ -55,14 +55,14 @@ class Judgement:
     shape: np.ndarray  # int64 [n f], into SHAPES, or NONE where no sprite was found
     position: np.ndarray  # float64 [n f 2], of the sprite's centre as `Factors.path` has it
     area: np.ndarray  # float64 [n f], sum of the soft coverage
-    centroid: np.ndarray  # float64 [n f 2], mean position of the coverage: free of templates
+    centroid: np.ndarray  # float64 [n f 2], mean position of the coverage, which uses no template
     residual: np.ndarray  # float64 [n f], RMS over pixels and channels of frame - nearest ideal frame
-    unexplained: np.ndarray  # float64 [n f], (2): what is left over of the energy of the nearest ideal sprite
-    found: np.ndarray  # bool [n f], colours on the palette and unexplained < FOUND
+    unexplained: np.ndarray  # float64 [n f], (2), as a share of the energy of the nearest ideal sprite
+    found: np.ndarray  # bool [n f], colours on the palette and unexplained < MAX_UNEXPLAINED
     colour_constant: np.ndarray  # bool [n]
     background_constant: np.ndarray  # bool [n]
     shape_constant: np.ndarray  # bool [n]
-    path_error: np.ndarray  # float64 [n], RMS pixels to the nearest lawful path (`nearest_law`)
+    path_error: np.ndarray  # float64 [n], RMS pixels to the nearest path of the data (`nearest_path`)
     speed: np.ndarray  # float64 [n], pixels per frame along that path
     smooth: np.ndarray  # bool [n], path_error < PATH_ERROR; False where a frame shows no sprite
     moving: np.ndarray  # bool [n], at a speed that the data has
@@ -71,44 +71,46 @@ class Judgement:
 
     @property
     def content_constant(self) -> np.ndarray:
-        """Bool [n]: shape, colour and background are the same in all frames."""
+        """Whether shape, colour and background are the same in all frames, bool [n]."""
         return self.colour_constant & self.background_constant & self.shape_constant
 
     @property
     def valid(self) -> np.ndarray:
-        """Bool [n]: a sprite in every frame, content constant, on a smooth path, at a speed of the data."""
+        """Whether every frame shows a sprite of constant content, on a smooth path at a speed of the data, bool [n]."""
         return self.content_constant & self.smooth & self.moving
 
 
-def judge(clips: np.ndarray, base: int) -> Judgement:
-    """Judges every frame and clip of `clips` uint8 [n f h h 3], f >= 3, with base (centre) frame `base`.
+def analyse(clips: np.ndarray, base_frame: int) -> SpriteAnalysis:
+    """Analyses every frame and clip of `clips` uint8 [n f h h 3], f >= 3, with base frame `base_frame`.
 
-    Raises ValueError when `clips` is no such array or `base` no frame of it."""
+    Raises ValueError where `clips` is no such array, or `base_frame` no frame of it.
+    """
     if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or clips.shape[2] != clips.shape[3]:
         raise ValueError(f"expected uint8 [n f h h 3], got {clips.dtype} {list(clips.shape)}")
     n, f, size = clips.shape[:3]
-    if n == 0 or f < 3 or not 0 <= base < f:
-        raise ValueError(f"expected clips of at least 3 frames that hold the base, got {n} of {f}, base {base}")
+    if n == 0 or f < 3 or not 0 <= base_frame < f:
+        raise ValueError(f"expected clips of at least 3 frames that hold the base, got {n} of {f}, base {base_frame}")
     frames = clips.reshape(n * f, size, size, 3)
     grid = _masks(size)
-    pieces = [_judge_frames(frames[i : i + 256], *grid) for i in range(0, n * f, 256)]
-    seen = {
-        name: np.concatenate([piece[name] for piece in pieces]).reshape(n, f, *pieces[0][name].shape[1:])
-        for name in pieces[0]
+    parts = [_analyse_frames(frames[i : i + 256], *grid) for i in range(0, n * f, 256)]
+    fields = {
+        name: np.concatenate([piece[name] for piece in parts]).reshape(n, f, *parts[0][name].shape[1:])
+        for name in parts[0]
     }
-    known = (seen["colour_index"] != NONE) & (seen["background_index"] != NONE)
-    found = known & (seen["unexplained"] < FOUND)
-    seen["shape"] = np.where(found, seen["shape"], NONE)
-    beside = [i for i in (base - 1, base + 1) if 0 <= i < f]
-    gap = {k: abs(seen[k][:, beside] - seen[k][:, [base]]).mean((1, 2)) for k in ("colour", "background")}
-    path_error, speed = nearest_law(seen["position"], size)
-    relative = speed / (size * np.array(SPEED)[:, None])  # to the lowest and the top speed
-    return Judgement(
-        **seen,
+    known = (fields["colour_index"] != NONE) & (fields["background_index"] != NONE)
+    found = known & (fields["unexplained"] < MAX_UNEXPLAINED)
+    fields["shape"] = np.where(found, fields["shape"], NONE)
+    neighbours = [i for i in (base_frame - 1, base_frame + 1) if 0 <= i < f]
+    gap = {k: abs(fields[k][:, neighbours] - fields[k][:, [base_frame]]).mean((1, 2)) for k in ("colour", "background")}
+    path_error, speed = nearest_path(fields["position"], size)
+    relative = speed / (size * np.array(SPEED)[:, None])  # to the lowest and the highest speed
+    return SpriteAnalysis(
+        **fields,
         found=found,
-        colour_constant=_one(seen["colour_index"]) & (_range(seen["colour"]) < COLOUR_DRIFT),
-        background_constant=_one(seen["background_index"]) & (_range(seen["background"]) < BACKGROUND_DRIFT),
-        shape_constant=_one(seen["shape"]),
+        colour_constant=_is_constant(fields["colour_index"]) & (_range(fields["colour"]) < COLOUR_DRIFT),
+        background_constant=_is_constant(fields["background_index"])
+        & (_range(fields["background"]) < BACKGROUND_DRIFT),
+        shape_constant=_is_constant(fields["shape"]),
         path_error=path_error,
         speed=speed,
         smooth=found.all(1) & (path_error < PATH_ERROR),
@@ -118,12 +120,13 @@ def judge(clips: np.ndarray, base: int) -> Judgement:
     )
 
 
-def nearest_law(path: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The motion of the data (straight, constant speed, bouncing off the walls) nearest to `path` [n f 2].
+def nearest_path(path: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the motion of the data (straight, at constant speed, bouncing off the walls) nearest to `path` [n f 2].
 
-    Returns float64 [n] each: the RMS distance to it in pixels, its speed in pixels per frame. The two
-    coordinates bounce independently, so each is compared with one table of all lawful ones, in steps of 0.6 %
-    of the frame's side for the position and 0.125 % for the velocity: a real path is up to 0.6 % away."""
+    Returns float64 [n] each: the RMS distance to it in pixels, and its speed in pixels per frame. The two coordinates
+    bounce independently, so each is compared with one table of all possible ones, in steps of 0.6 % of the frame's
+    side for the position and 0.125 % for the velocity: a real path is up to 0.6 % away.
+    """
     n, f = path.shape[:2]
     start = np.linspace(MARGIN, 1 - MARGIN, 101) * size
     velocity = np.linspace(-1.25, 1.25, 161) * SPEED[1] * size
@@ -131,64 +134,71 @@ def nearest_law(path: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     table = bounce(start[:, None, None] + velocity[:, None] * time, size).reshape(-1, f)
     table = (table - size / 2).astype(np.float32)  # centred, so that float32 suffices
     half_norm = np.square(table).sum(1) / 2
-    error, along = np.empty((n, 2)), np.empty((n, 2))
+    error, speeds = np.empty((n, 2)), np.empty((n, 2))
     for i in range(n):
         coordinate = (path[i].T - size / 2).astype(np.float32)  # 2 f
         best = (coordinate @ table.T - half_norm).argmax(1)
         error[i] = np.square(coordinate - table[best]).mean(1)
-        along[i] = velocity[best % len(velocity)]
-    return np.sqrt(error.sum(1)), np.linalg.norm(along, axis=1)
+        speeds[i] = velocity[best % len(velocity)]
+    return np.sqrt(error.sum(1)), np.linalg.norm(speeds, axis=1)
 
 
-def scores(clips: np.ndarray, base: int) -> dict[str, float]:
-    """What `judge` saw, in numbers; `clips` uint8 [n f h h 3] with base (centre) frame `base`.
+def scores(clips: np.ndarray, base_frame: int) -> dict[str, float]:
+    """The scores of `clips` uint8 [n f h h 3] with base frame `base_frame`, by name.
 
     Shares in [0, 1], all 1 for real clips: `found` of frames; `colour_constant`, `background_constant`,
-    `shape_constant`, `content_constant` (all three), `smooth` (near a straight, bouncing path), `moving`
-    (at a speed of the data) and `valid` (everything right) of clips.
-    Variety: `shapes_seen`, `colours_seen`, `backgrounds_seen` count the values met among clips that show a
-    sprite in most frames. The base frame against its neighbours: `base_frame_gap` (see `base_frame_gap`; 1 for
-    real clips) and `base_frame_colour`, `base_frame_background` (mean difference of the estimates in 0..255; real
-    clips below 0.1). Medians: `path_error` over clips, in pixels; `unexplained` over frames, of (2).
-    Raises ValueError as `judge` and `base_frame_gap` do."""
-    seen = judge(clips, base)
-    shown = seen.found.mean(1) > 0.5
+    `shape_constant`, `content_constant` (all three), `smooth` (near a straight, bouncing path), `moving` (at a speed of
+    the data) and `valid` (all of these) of clips.
+
+    Variety: `shapes_seen`, `colours_seen` and `backgrounds_seen` are the numbers of different values among clips that
+    show a sprite in most frames.
+
+    The base frame against its neighbours: `base_frame_gap` (see the function; 1 for real clips), and
+    `base_frame_colour` and `base_frame_background` (mean difference of the estimates in 0..255; below 0.1 for real
+    clips).
+
+    Medians: `path_error` over clips, in pixels; `unexplained` of (2) over frames.
+
+    Raises ValueError as `analyse` and `base_frame_gap`.
+    """
+    analysis = analyse(clips, base_frame)
+    shown = analysis.found.mean(1) > 0.5
 
     def kinds(index: np.ndarray) -> float:
-        """Number of distinct values, counting for each clip the one that most of its found frames show."""
-        rows = (row[found & (row != NONE)] for row, found in zip(index[shown], seen.found[shown], strict=True))
+        """Number of distinct values, where each clip counts by the value of most frames in which a sprite was found."""
+        rows = (row[found & (row != NONE)] for row, found in zip(index[shown], analysis.found[shown], strict=True))
         return float(len({int(np.bincount(row).argmax()) for row in rows if row.size}))
 
     shares = ("found", "colour_constant", "background_constant", "shape_constant", "content_constant")
     means = (*shares, "smooth", "moving", "valid", "base_frame_colour", "base_frame_background")
-    return {name: float(getattr(seen, name).mean()) for name in means} | {
-        "shapes_seen": kinds(seen.shape),
-        "colours_seen": kinds(seen.colour_index),
-        "backgrounds_seen": kinds(seen.background_index),
-        "base_frame_gap": base_frame_gap(clips, base),
-        "path_error": float(np.median(seen.path_error)),
-        "unexplained": float(np.median(seen.unexplained)),
+    return {name: float(getattr(analysis, name).mean()) for name in means} | {
+        "shapes_seen": kinds(analysis.shape),
+        "colours_seen": kinds(analysis.colour_index),
+        "backgrounds_seen": kinds(analysis.background_index),
+        "base_frame_gap": base_frame_gap(clips, base_frame),
+        "path_error": float(np.median(analysis.path_error)),
+        "unexplained": float(np.median(analysis.unexplained)),
     }
 
 
 class SpriteScores:
-    """`scores` as a `Scorer`; each reference is the score of the real clips."""
+    """The function `scores` as a `Scorer`; each reference is the score of the real clips."""
 
-    def __init__(self, base: int) -> None:
-        self.base = base
+    def __init__(self, base_frame: int) -> None:
+        self.base_frame = base_frame
 
     def __call__(self, real: np.ndarray, generated: np.ndarray) -> list[Score]:
-        """One score for each key of `scores`, named `sprites/<key>`. Raises ValueError as `scores` does."""
-        value, reference = scores(generated, self.base), scores(real, self.base)
+        """One score for each key of `scores`, named `sprites/<key>`. Raises ValueError as `scores`."""
+        value, reference = scores(generated, self.base_frame), scores(real, self.base_frame)
         protocol = {
             "metric": "sprites",
             "version": 3,
-            "base": self.base,
+            "base": self.base_frame,
             "n": len(generated),
             "n_real": len(real),
             "frames": generated.shape[1],
             "size": list(generated.shape[2:4]),
-            "unexplained_below": FOUND,
+            "unexplained_below": MAX_UNEXPLAINED,
             "on_palette_within": ON_PALETTE,
             "colour_drift_below": COLOUR_DRIFT,
             "background_drift_below": BACKGROUND_DRIFT,
@@ -199,8 +209,8 @@ class SpriteScores:
 
 
 def _masks(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Templates of norm 1, float32 [shapes*k h*w], at positions [k 2]: a grid in steps of about size / 32 over
-    the room that sprites move in, and a little beyond."""
+    """Templates of norm 1, float32 [shapes*k h*w], and their positions [k 2]: a grid in steps of about size / 32 over
+    the area in which sprites move, and a little beyond."""
     reach = 0.5 - MARGIN + 0.05
     line = size * (0.5 + np.linspace(-reach, reach, round(2 * reach * 32) + 1))
     centre = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
@@ -209,8 +219,8 @@ def _masks(size: int) -> tuple[np.ndarray, np.ndarray]:
     return masks / np.linalg.norm(masks, axis=1, keepdims=True), centre
 
 
-def _judge_frames(frames: np.ndarray, masks: np.ndarray, centres: np.ndarray) -> dict[str, np.ndarray]:
-    """The per-frame fields of `Judgement`, less `found`, of `frames` uint8 [m h h 3]."""
+def _analyse_frames(frames: np.ndarray, masks: np.ndarray, centres: np.ndarray) -> dict[str, np.ndarray]:
+    """The per-frame fields of `SpriteAnalysis` except `found`, for `frames` uint8 [m h h 3]."""
     m, size = frames.shape[:2]
     pixels = frames.reshape(m, -1, 3).astype(np.float64)
     background = np.median(pixels, axis=1)
@@ -230,9 +240,9 @@ def _judge_frames(frames: np.ndarray, masks: np.ndarray, centres: np.ndarray) ->
     colour = background + contrast
     b, b_index = _nearest(background, _BACKGROUNDS)
     c, c_index = _nearest(colour, _COLOURS)
-    # Every palette colour is far from every background, so there is always energy to explain.
+    # Every palette colour is far from every background, so the denominator of (2) is never 0.
     ideal = mask[..., None] * c[:, None] + (1 - mask[..., None]) * b[:, None]
-    left = np.square(pixels - ideal)
+    error = np.square(pixels - ideal)
 
     power = np.maximum(np.square(contrast).sum(1), 1.0)  # a frame without contrast has no coverage
     coverage = np.clip(np.einsum("mpc,mc->mp", d, contrast) / power[:, None], 0, 1)
@@ -247,13 +257,13 @@ def _judge_frames(frames: np.ndarray, masks: np.ndarray, centres: np.ndarray) ->
         "position": position,
         "area": area,
         "centroid": coverage @ grid / np.maximum(area, 1e-6)[:, None],
-        "residual": np.sqrt(left.mean((1, 2))),
-        "unexplained": left.sum((1, 2)) / (np.square(mask).sum(1) * np.square(c - b).sum(1)),
+        "residual": np.sqrt(error.mean((1, 2))),
+        "unexplained": error.sum((1, 2)) / (np.square(mask).sum(1) * np.square(c - b).sum(1)),
     }
 
 
 def _refine(shape: int, start: np.ndarray, d: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Climbs from `start` [m 2] to the position that explains most of `d` [m hw 3]; returns also how much."""
+    """Climbs from `start` [m 2] to the position that explains most of `d` [m hw 3]; returns it and how much."""
     position = start
     walls = size * np.array([MARGIN - 0.05, 1 - MARGIN + 0.05])
 
@@ -262,29 +272,29 @@ def _refine(shape: int, start: np.ndarray, d: np.ndarray, size: int) -> tuple[np
         return np.square(np.einsum("mp,mpc->mc", mask, d)).sum(1) / np.square(mask).sum(1)
 
     for step in size / 64 * np.array([1, 0.4, 0.1]):
-        here = explained(position)
+        centre = explained(position)
         move = np.zeros_like(position)
         for axis in range(2):
             shift = step * np.eye(2)[axis]
             ahead, behind = explained(position + shift), explained(position - shift)
-            curve = np.maximum(2 * here - ahead - behind, 1e-9)
+            curve = np.maximum(2 * centre - ahead - behind, 1e-9)
             move[:, axis] = step * np.clip((ahead - behind) / (2 * curve), -1, 1)
         position = np.clip(position + move, *walls)
     return position, explained(position)
 
 
 def _nearest(colour: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The entry of `palette` [k 3] nearest to `colour` [m 3]; its index, NONE if farther than ON_PALETTE."""
+    """The entry of `palette` [k 3] nearest to `colour` [m 3], and its index, or NONE if farther than ON_PALETTE."""
     distance = np.linalg.norm(colour[:, None] - palette, axis=-1)
     index = distance.argmin(1)
     return palette[index], np.where(distance.min(1) < ON_PALETTE, index, NONE)
 
 
-def _one(index: np.ndarray) -> np.ndarray:
-    """Bool [n]: is `index` [n f] one and the same value in all frames, and not NONE?"""
+def _is_constant(index: np.ndarray) -> np.ndarray:
+    """Whether `index` [n f] has one value in all frames, and not NONE; bool [n]."""
     return (index == index[:, :1]).all(1) & (index[:, 0] != NONE)
 
 
 def _range(colour: np.ndarray) -> np.ndarray:
-    """Largest spread over frames of any channel of `colour` [n f 3], [n]."""
+    """Largest range over frames of any channel of `colour` [n f 3], float64 [n]."""
     return np.ptp(colour, axis=1).max(-1)

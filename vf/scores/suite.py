@@ -1,7 +1,7 @@
-"""All metrics by name: from two sets of clips to scores that carry their protocol.
+"""All metrics by name: computes scores, with their protocols, of two sets of clips.
 
-Each metric is a function of the features of one network: a distance of two sets, whose floor is that of real clips
-against other real clips, or a property of one set, whose reference is that of the real ones.
+Each metric is a function of the features of one network: a distance of two sets, whose reference is that of real clips
+to other real clips, or a statistic of one set, whose reference is that of the real clips.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from vf.nets.feature_network import Network
 from vf.scores import features
 from vf.scores.features import Clips, Features
 
-Of = Callable[[np.ndarray, np.ndarray], float]
+Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
 def flicker() -> Network:
-    """VBench's temporal flickering of each clip: (255 - mean |x^(i+1) - x^i|) / 255, 1 for a still; no weights."""
+    """VBench's temporal flickering of each clip, (255 - mean |x^(i+1) - x^i|) / 255: 1 for a still. Has no weights."""
 
     def apply(params: Any, clips: UInt8[jax.Array, "b f h w 3"]) -> Float[jax.Array, "b 1"]:
         x = clips.astype(jnp.float32)
@@ -39,7 +39,7 @@ def flicker() -> Network:
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """Frames `first` ... `first + frames` of every clip of a longer set."""
+    """Frames `first` ... `first + frames - 1` of every clip of a set of longer clips; a `Clips`."""
 
     clips: Clips
     first: int
@@ -47,13 +47,13 @@ class Segments:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As `Clips`."""
+        """The sizes (n, frames, h, w, 3)."""
         n, _, *rest = self.clips.shape
         return (n, self.frames, *rest)
 
     @property
     def fingerprint(self) -> str:
-        """As the whole set's, with the place."""
+        """The fingerprint of the whole set, with the range of frames."""
         return f"{features.fingerprint(self.clips)}[{self.first}:{self.first + self.frames}]"
 
     def __len__(self) -> int:
@@ -63,75 +63,80 @@ class Segments:
         return self.clips[rows][:, self.first : self.first + self.frames]
 
 
-def infinity(of: Of, real: np.ndarray, generated: np.ndarray, *, points: int = 15, seed: int = 0) -> float:
-    """The distance of infinitely many generated clips: a of the fit `of`_N = a + b / N (Chong & Forsyth 2020).
+def extrapolate(
+    distance: Distance, real: np.ndarray, generated: np.ndarray, *, points: int = 15, seed: int = 0
+) -> float:
+    """The distance of infinitely many generated clips: a of the fit `distance`_N = a + b / N (Chong & Forsyth 2020).
 
-    N takes `points` values from n / 4 to n, each a fresh subset without replacement, against all real clips: only the
-    bias of the generated side is taken away. Raises ValueError for fewer than 8 generated clips.
+    N takes `points` values from n / 4 to n, each with a new subset without replacement, against all real clips, so that
+    only the bias of the generated set is removed. Raises ValueError for fewer than 8 generated clips.
     """
     n = len(generated)
     if n < 8:
         raise ValueError(f"an extrapolation over the number of clips needs 8 or more, got {n}")
     rng = np.random.default_rng(seed)
     sizes = np.linspace(max(2, n // 4), n, points).astype(int)
-    found = [of(real, generated[rng.permutation(n)[:size]]) for size in sizes]
-    return float(np.polynomial.Polynomial.fit(1 / sizes, found, 1).convert().coef[0])
+    values = [distance(real, generated[rng.permutation(n)[:size]]) for size in sizes]
+    return float(np.polynomial.Polynomial.fit(1 / sizes, values, 1).convert().coef[0])
 
 
-def floor(of: Of, real: np.ndarray, n: int, seed: int = 0) -> tuple[float, int]:
-    """The distance of two disjoint sets of real clips, and their size: n each where there are 2 n, else half of all."""
+def floor(distance: Distance, real: np.ndarray, n: int, seed: int = 0) -> tuple[float, int]:
+    """(distance of two disjoint sets of real clips, their size): n each where there are 2 n, otherwise half of all."""
     size = min(n, len(real) // 2)
     order = np.random.default_rng(seed).permutation(len(real))
-    return of(real[order[:size]], real[order[size : 2 * size]]), size
+    return distance(real[order[:size]], real[order[size : 2 * size]]), size
 
 
-def interval(of: Of, real: np.ndarray, generated: np.ndarray, draws: int, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval: quantiles of `draws` resamples of both sets, moved so that their mean is the value.
+def bootstrap_interval(
+    distance: Distance, real: np.ndarray, generated: np.ndarray, draws: int, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval (low, high): quantiles over `draws` resamples of both sets, shifted to the value.
 
-    A resample repeats clips and is biased like a smaller set; moving takes that bias away.
+    A resample repeats clips, and so has the bias of a smaller set; shifting the mean over resamples to the distance of
+    the sets removes it.
     """
     rng = np.random.default_rng(seed)
 
-    def again(x: np.ndarray) -> np.ndarray:
+    def resample(x: np.ndarray) -> np.ndarray:
         return x[rng.integers(len(x), size=len(x))]
 
-    found = np.array([of(again(real), again(generated)) for _ in range(draws)])
-    low, high = np.quantile(found - found.mean(), [0.025, 0.975]) + of(real, generated)
+    values = np.array([distance(resample(real), resample(generated)) for _ in range(draws)])
+    low, high = np.quantile(values - values.mean(), [0.025, 0.975]) + distance(real, generated)
     return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric: a `distance` of two sets, or a property of one set `alone`, or of a set and its `captions`.
+    """One metric: a `distance` of two sets, or a `statistic` of one set, or a similarity of a set to its `captions`.
 
     Attributes:
-        network: whose features it is of, as `vf.scores.networks` makes them.
-        facts: what changes the number, beside the features and the clips.
+        network: name of the network whose features it compares, as `vf.scores.networks` takes it.
+        facts: everything that changes the number except features and clips, for the protocol.
         distance: (real [n d], generated [m d]) -> value.
-        alone: features [n d] -> value, and its deviation where the metric has one.
-        captions: (features [n d], captions' [n e]) -> value.
+        statistic: features [n d] -> (value, its standard deviation or None).
+        captions: (features [n d], those of captions [n e]) -> value.
         rows: whether features are of frames, [n f d], and are pooled to [n f, d].
-        gaussian: whether a distance fits covariances, which few clips leave singular and biased.
-        least: clips on each side.
+        gaussian: whether a distance fits covariances, which are singular and biased for few clips.
+        min_clips: fewest clips of each set.
     """
 
     network: str
     facts: Mapping[str, Any]
-    distance: Of | None = None
-    alone: Callable[[np.ndarray], tuple[float, float | None]] | None = None
-    captions: Of | None = None
+    distance: Distance | None = None
+    statistic: Callable[[np.ndarray], tuple[float, float | None]] | None = None
+    captions: Distance | None = None
     rows: bool = False
     gaussian: bool = True
-    least: int = 2
+    min_clips: int = 2
 
 
 def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
-    """Every metric by name, its Fréchet and kernel distances on I3D as `lineage` has them."""
+    """{name: metric} of all metrics; Fréchet distances on I3D are computed as in `lineage`."""
 
     def video(real: np.ndarray, generated: np.ndarray) -> float:
         return fvd.fvd(real, generated, lineage)
 
-    def frechet(ddof: int) -> Of:
+    def frechet(ddof: int) -> Distance:
         return lambda real, generated: frechet_distance(Moments.of(real), Moments.of(generated), ddof)
 
     def jedi(real: np.ndarray, generated: np.ndarray) -> float:
@@ -147,9 +152,11 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
         return mean(clip.clipsim(_embeddings(values), captions))[0]
 
     def inception(variant: str) -> Metric:
-        how = inception_score.VARIANTS[variant]
-        score = functools.partial(inception_score.score, variant=how)
-        return Metric(f"c3d:{variant}", {"variant": variant, **dataclasses.asdict(how)}, alone=score, least=1)
+        settings = inception_score.VARIANTS[variant]
+        score = functools.partial(inception_score.score, variant=settings)
+        return Metric(
+            f"c3d:{variant}", {"variant": variant, **dataclasses.asdict(settings)}, statistic=score, min_clips=1
+        )
 
     facts = {"ddof": lineage.ddof, "dtype": lineage.dtype, "root": lineage.root}
     fit = {**facts, "fit": "a + b / N, 15 sizes from n / 4 to n"}
@@ -158,7 +165,7 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
     return {
         "fvd": Metric("i3d", facts, distance=video),
         "kvd": Metric("i3d", kernel, distance=fvd.kvd, gaussian=False),
-        "fvd_infinity": Metric("i3d", fit, distance=functools.partial(infinity, video), least=8),
+        "fvd_infinity": Metric("i3d", fit, distance=functools.partial(extrapolate, video), min_clips=8),
         "fid": Metric("inception:clean", {"ddof": 1}, distance=frechet(1), rows=True),
         "fid_legacy_tensorflow": Metric("inception:legacy_tensorflow", {"ddof": 1}, distance=frechet(1), rows=True),
         "fid_legacy_pytorch": Metric("inception:legacy_pytorch", {"ddof": 1}, distance=frechet(1), rows=True),
@@ -166,18 +173,18 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
         "is_tganv2": inception("tganv2"),
         "is_styleganv": inception("styleganv"),
         "cd_fvd": Metric("videomae", {"ddof": 0}, distance=frechet(0)),
-        "jedi": Metric("vjepa", square, distance=jedi, gaussian=False, least=1),
-        "clipsim": Metric("clip", {"scale": 1.0, "floor": None}, captions=similarity, least=1),
-        "frame_consistency": Metric("clip", {}, alone=consistency, least=1),
-        "flicker": Metric("flicker", {}, alone=mean, least=1),
+        "jedi": Metric("vjepa", square, distance=jedi, gaussian=False, min_clips=1),
+        "clipsim": Metric("clip", {"scale": 1.0, "floor": None}, captions=similarity, min_clips=1),
+        "frame_consistency": Metric("clip", {}, statistic=consistency, min_clips=1),
+        "flicker": Metric("flicker", {}, statistic=mean, min_clips=1),
     }
 
 
 SEGMENTS = "fvd_segments"
-"""Not in `metrics`: `fvd` of each 16 frames of longer clips, one score a segment."""
+"""Name of `fvd` of each 16 frames of longer clips, which gives one score per segment and is not in `metrics`."""
 
 
-_OTHERWISE = {  # what a metric is called with weights that are not the published one's
+_OTHER_NAMES = {  # {network: {metric: its name with other weights than the published ones}}
     "i3d": {"fvd": "fd_i3d", "kvd": "kd_i3d"},
     "videomae": {"cd_fvd": "fd_videomae"},
     "vjepa": {"jedi": "mmd_vjepa"},
@@ -185,13 +192,13 @@ _OTHERWISE = {  # what a metric is called with weights that are not the publishe
 
 
 def _embeddings(values: np.ndarray) -> np.ndarray:
-    """[n f*512] -> [n f 512]."""
+    """Reshapes [n f*512] to [n f 512]."""
     return values.reshape(len(values), -1, clip.TEXT_B32.dim)
 
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """What the generated clips should show: embeddings [n d], one of each clip in order, and what made them."""
+    """Embeddings of the captions of generated clips, [n d] in the order of clips, and facts for the protocol."""
 
     values: np.ndarray
     facts: Mapping[str, Any]
@@ -203,15 +210,15 @@ class Suite:
 
     Attributes:
         names: metrics to compute: keys of `metrics`, and `fvd_segments`.
-        networks: by the names that the metrics ask for.
-        protocol: which clips these are, and whose FVD.
-        batch_size: of the networks; no part of the protocol.
-        cache: folder of features; None keeps none.
-        keep_generated: whether features of generated clips are kept there too.
-        bootstrap: resamples for an interval of 95 %; 0 gives none.
-        others: networks whose weights are not those of the published metric, which then goes by another name: `fvd`
+        networks: {name: network} that the metrics need.
+        protocol: which clips are compared, and the lineage of FVD.
+        batch_size: clips per batch of the networks; not a part of the protocol.
+        cache: folder of cached features; None caches none.
+        keep_generated: whether features of generated clips are cached too.
+        bootstrap: number of resamples for an interval of 95 %; 0 gives none.
+        others: networks whose weights are not those of the published metric, which then has another name: `fvd`
             becomes `fd_i3d`, `kvd` `kd_i3d`, `cd_fvd` `fd_videomae`, `jedi` `mmd_vjepa`.
-        captions: for `clipsim`.
+        captions: captions of the generated clips, for `clipsim`.
     """
 
     names: tuple[str, ...]
@@ -225,34 +232,35 @@ class Suite:
     keep_generated: bool = True
 
     def __call__(self, real: Clips | None, generated: Clips) -> list[Score]:
-        """One score or more for each name; `real` may be None where no metric is a distance.
+        """One or more scores for each name; `real` may be None where no metric is a distance.
 
-        Raises ValueError when a set is too small or of another form."""
+        Raises ValueError where a set is too small, or has another shape than a metric needs.
+        """
         known = metrics(fvd.LINEAGES[self.protocol.lineage])
-        self._seen.clear()
-        found: list[Score] = []
+        self._extracted.clear()
+        scores: list[Score] = []
         for name in self.names:
             try:
                 if name == SEGMENTS:
-                    found += self._segments(known["fvd"], real, generated)
+                    scores += self._segments(known["fvd"], real, generated)
                 else:
-                    found.append(self._score(name, known[name], real, generated))
+                    scores.append(self._score(name, known[name], real, generated))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-        return found
+        return scores
 
     @functools.cached_property
-    def _seen(self) -> dict[Any, Features]:
-        """Features of the clips under way: several metrics share a network."""
+    def _extracted(self) -> dict[Any, Features]:
+        """Features of the clips of the current call, since several metrics share a network."""
         return {}
 
     def _features(self, name: str, clips: Clips, *, keep: bool = True) -> Features:
         place = (clips.first, clips.frames) if isinstance(clips, Segments) else ()
         key = (name, id(clips.clips) if isinstance(clips, Segments) else id(clips), place)
-        if key not in self._seen:
+        if key not in self._extracted:
             cache = self.cache if keep else None
-            self._seen[key] = features.extract(self.networks[name], clips, batch_size=self.batch_size, cache=cache)
-        return self._seen[key]
+            self._extracted[key] = features.extract(self.networks[name], clips, batch_size=self.batch_size, cache=cache)
+        return self._extracted[key]
 
     def _segments(self, metric: Metric, real: Clips | None, generated: Clips) -> list[Score]:
         if real is None:
@@ -264,8 +272,8 @@ class Suite:
         scores = []
         for first in range(0, count * frames, frames):
             pair = Segments(real, first, frames), Segments(generated, first, frames)
-            more = {"segment": [first, first + frames]}
-            scores.append(self._score(f"fvd_segment_{first // frames:02}", metric, *pair, more))
+            extra = {"segment": [first, first + frames]}
+            scores.append(self._score(f"fvd_segment_{first // frames:02}", metric, *pair, extra))
         return scores
 
     def _score(
@@ -274,13 +282,13 @@ class Suite:
         metric: Metric,
         real: Clips | None,
         generated: Clips,
-        more: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Score:
         network = self.networks[metric.network]
         if network.name in self.others:
-            for theirs, ours in _OTHERWISE.get(network.name, {}).items():
-                name = name.replace(theirs, ours)
-        protocol: dict[str, Any] = {"metric": name, **metric.facts, **(more or {}), "features": dict(network.protocol)}
+            for published, other in _OTHER_NAMES.get(network.name, {}).items():
+                name = name.replace(published, other)
+        protocol: dict[str, Any] = {"metric": name, **metric.facts, **(extra or {}), "features": dict(network.protocol)}
         if metric.distance is not None:
             if real is None:
                 raise ValueError(f"{name} is a distance and needs real clips")
@@ -297,81 +305,87 @@ class Suite:
         return Score(name, value, reference, protocol, {k: v for k, v in details.items() if v is not None})
 
     def _distance(
-        self, metric: Metric, of: Of, network: Network, real: Clips, generated: Clips
+        self, metric: Metric, distance: Distance, network: Network, real: Clips, generated: Clips
     ) -> tuple[float, float | None, dict[str, Any]]:
-        """Value, real against real, details."""
+        """(value, distance of real to other real clips or None, details)."""
         if real.shape[1] != generated.shape[1]:
             raise ValueError(f"expected clips of one length, got {real.shape[1]} and {generated.shape[1]} frames")
-        drawn = self._features(metric.network, generated, keep=self.keep_generated)
-        sides = self._features(metric.network, real), drawn
+        sampled = self._features(metric.network, generated, keep=self.keep_generated)
+        sides = self._features(metric.network, real), sampled
         n, m = self._sizes(*map(len, sides))
-        told = features.warnings(*sides, network.dim if metric.gaussian else None, (n, m))
+        messages = features.distance_warnings(*sides, network.dim if metric.gaussian else None, (n, m))
         if real.shape[1] % 8 and network.name == "i3d":
-            told.append(f"{real.shape[1]} frames are no multiple of 8: ports of I3D pad such lengths differently")
+            messages.append(f"{real.shape[1]} frames are no multiple of 8: ports of I3D pad such lengths differently")
         if real.shape[2:4] != generated.shape[2:4]:
-            told.append(f"real clips are {_sides(real)} pixels and generated ones {_sides(generated)}")
-        if min(n, m) < metric.least:
-            raise ValueError(f"an extrapolation needs {metric.least} clips or more on each side, got {min(n, m)}")
+            messages.append(
+                f"real clips are {_side_lengths(real)} pixels and generated ones {_side_lengths(generated)}"
+            )
+        if min(n, m) < metric.min_clips:
+            raise ValueError(f"an extrapolation needs {metric.min_clips} clips or more on each side, got {min(n, m)}")
 
         def pooled(real: np.ndarray, generated: np.ndarray) -> float:
-            """Clips are drawn whole: frames of one clip resemble each other."""
-            return of(_pooled(real, metric.rows), _pooled(generated, metric.rows))
+            # Resamples draw clips, not frames, since frames of one clip resemble each other.
+            return distance(_pooled(real, metric.rows), _pooled(generated, metric.rows))
 
-        one, two = (side.values for side in sides)
+        real_values, generated_values = (side.values for side in sides)
         details: dict[str, Any] = {"n_real": n, "n_generated": m}
-        value, details["std"] = self._trials(pooled, one, two)
+        value, details["std"] = self._trials(pooled, real_values, generated_values)
         if self.protocol.trials > 1:
-            details["drawn_from"] = [len(one), len(two)]
+            details["drawn_from"] = [len(real_values), len(generated_values)]
         reference = None
-        if min(m, len(one) // 2) >= metric.least:
-            reference, details["reference_n"] = floor(pooled, one, m, self.protocol.seed)
+        if min(m, len(real_values) // 2) >= metric.min_clips:
+            reference, details["reference_n"] = floor(pooled, real_values, m, self.protocol.seed)
         if self.bootstrap:
             if self.protocol.trials > 1:
                 raise ValueError("several trials give a deviation already: take them or a bootstrap, not both")
-            details["low"], details["high"] = interval(pooled, one, two, self.bootstrap, self.protocol.seed)
-        details["warnings"] = told or None
+            details["low"], details["high"] = bootstrap_interval(
+                pooled, real_values, generated_values, self.bootstrap, self.protocol.seed
+            )
+        details["warnings"] = messages or None
         return value, reference, details
 
     def _property(
         self, metric: Metric, real: Clips | None, generated: Clips
     ) -> tuple[float, float | None, dict[str, Any]]:
-        """Value, the same of the real clips, details."""
-        drawn = self._features(metric.network, generated, keep=self.keep_generated)
-        values, told = drawn.values, features.oddities("generated", drawn)
-        details: dict[str, Any] = {"n_generated": len(values), "warnings": told or None}
-        if metric.alone is None:
+        """(value, that of the real clips or None, details)."""
+        sampled = self._features(metric.network, generated, keep=self.keep_generated)
+        values, messages = sampled.values, features.pixel_warnings("generated", sampled)
+        details: dict[str, Any] = {"n_generated": len(values), "warnings": messages or None}
+        if metric.statistic is None:
             assert metric.captions is not None
             if self.captions is None or len(self.captions.values) != len(values):
-                there = 0 if self.captions is None else len(self.captions.values)
-                raise ValueError(f"expected one caption for each of {len(values)} generated clips, got {there}")
+                available = 0 if self.captions is None else len(self.captions.values)
+                raise ValueError(f"expected one caption for each of {len(values)} generated clips, got {available}")
             return metric.captions(values, self.captions.values), None, details
-        value, details["std"] = metric.alone(values)
+        value, details["std"] = metric.statistic(values)
         if real is None:
             return value, None, details
-        known = self._features(metric.network, real).values
-        return value, metric.alone(known)[0], details | {"n_real": len(known)}
+        real_values = self._features(metric.network, real).values
+        return value, metric.statistic(real_values)[0], details | {"n_real": len(real_values)}
 
     def _sizes(self, real: int, generated: int) -> tuple[int, int]:
-        """Clips of each side that are compared at a time, of so many."""
+        """Numbers of clips of each set that are compared at a time."""
         if self.protocol.trials == 1:
             return real, generated
         return min(self.protocol.n_real or real, real), min(self.protocol.n_generated or generated, generated)
 
-    def _trials(self, of: Of, real: np.ndarray, generated: np.ndarray) -> tuple[float, float | None]:
-        """Mean and standard deviation over the protocol's trials."""
+    def _trials(self, distance: Distance, real: np.ndarray, generated: np.ndarray) -> tuple[float, float | None]:
+        """(mean, standard deviation) over the protocol's trials; the deviation is None for one trial."""
         if self.protocol.trials == 1:
-            return of(real, generated), None
-        found = []
+            return distance(real, generated), None
+        values = []
         n, m = self._sizes(len(real), len(generated))
         for k in range(self.protocol.trials):
             rng = np.random.default_rng([self.protocol.seed, k])
-            found.append(of(real[rng.permutation(len(real))[:n]], generated[rng.permutation(len(generated))[:m]]))
-        return float(np.mean(found)), float(np.std(found))
+            values.append(
+                distance(real[rng.permutation(len(real))[:n]], generated[rng.permutation(len(generated))[:m]])
+            )
+        return float(np.mean(values)), float(np.std(values))
 
 
 def _pooled(values: np.ndarray, rows: bool) -> np.ndarray:
     return values.reshape(-1, values.shape[-1]) if rows else values
 
 
-def _sides(clips: Clips) -> str:
+def _side_lengths(clips: Clips) -> str:
     return f"{clips.shape[2]} x {clips.shape[3]}"

@@ -1,10 +1,9 @@
 """Checkpoints of a run: numbered by step, written in the background, read back onto any mesh.
 
-A checkpoint is a folder `<step>/` of four items, each a flat {'/'-joined path: array} but the last: `params`,
-`ema`, `optimizer` (the step and the optimizer's state) and `meta` (JSON: what the caller says of the run, and
-shape and dtype of every array). A sampling job thus reads one network tree and no moments. Orbax writes into
-a temporary folder and renames it when everything is on disk; what a killed job leaves behind is never taken
-for a checkpoint.
+A checkpoint is a folder `<step>/` of four items. `params`, `ema` and `optimizer` (the step and the optimizer's state)
+are each a flat {'/'-joined path: array}; `meta` is JSON with the caller's facts of the run, and the shape and dtype of
+every array. So a sampling job reads one tree of networks and no moments. Orbax writes into a temporary folder and
+renames it when everything is on disk; what a killed job leaves is never taken for a checkpoint.
 """
 
 import json
@@ -29,24 +28,26 @@ from vf.training.sharding import named
 from vf.training.state import TrainState
 from vf.types import Params, UserError
 
-BEST, JUDGING = "best.json", "judging.json"  # beside the folder of checkpoints; the `step` that either names is kept
+# Files next to the folder of checkpoints, which name the best step and the one under evaluation. Both are retained.
+BEST, EVALUATING = "best.json", "judging.json"
 _ITEMS = ("params", "ema", "optimizer", "meta")
-_DONE = "commit_success.txt"  # Orbax's last write, into each item and then into the checkpoint
+_DONE = "commit_success.txt"  # which Orbax writes last, into each item and then into the checkpoint
 
 
 class Checkpoints:
     """The checkpoints in one folder.
 
-    Build one in every process, after `jax.distributed.initialize`; all methods but `steps`, `latest`, `meta`
-    and `shapes` are to be called by all processes. Usable as a context manager, which waits for the last save.
+    Every process makes one, after `jax.distributed.initialize`, and all processes must call all methods except
+    `steps`, `latest`, `meta` and `shapes`. As a context manager it waits for the last save.
 
-    directory: local path or gs:// address; made if missing.
-    keep: how many of the latest checkpoints stay.
-    keep_every: checkpoints at multiples of this step stay too; and those that `best.json` and `judging.json` beside
-        `directory` name, whichever job wrote them there.
-    read_only: for jobs that read what another job is writing; leaves the folder as it is and cannot save.
+    Args:
+        directory: local path or gs:// address; made if missing.
+        keep: number of the latest checkpoints that are kept.
+        keep_every: checkpoints at multiples of this step are kept too. So are those that `best.json` and `judging.json`
+            next to `directory` name, whichever job has written these.
+        read_only: for jobs that read what another job is writing; it changes nothing and cannot save.
 
-    Raises UserError when the folder cannot be written.
+    Raises UserError where the folder cannot be written.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._prepare()
         policies: list[checkpoint_managers.PreservationPolicy] = [
-            checkpoint_managers.LatestN(keep), _Named([self.directory.parent / name for name in (BEST, JUDGING)]),
+            checkpoint_managers.LatestN(keep), _Named([self.directory.parent / name for name in (BEST, EVALUATING)]),
         ]  # fmt: skip
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -85,31 +86,32 @@ class Checkpoints:
         return sorted(step for step, path in self._folders().items() if _complete(path))
 
     def latest(self) -> int | None:
-        """Step of the latest complete checkpoint, or None. A save counts when it is done."""
+        """Step of the latest complete checkpoint, or None. A save counts once it is finished."""
         return max(self.steps(), default=None)
 
     def without_ema(self) -> list[int]:
-        """Steps of checkpoints that lack averaged weights: another program's, or somebody removed them."""
+        """Steps of checkpoints without averaged weights, which another program has written or somebody has removed."""
         return sorted(step for step, path in self._folders().items() if not (path / "ema").exists())
 
     def save(self, step: int, state: TrainState, meta: Mapping[str, Any], force: bool = False) -> bool:
-        """Starts to write; returns when `state` has been copied and may be donated.
+        """Starts a save; returns once `state` has been copied and may be donated.
 
-        meta: JSON values that describe the run: fingerprint of the architecture, hash of the config, seed.
-        force: write even if checkpoints at `step` or later exist, and remove those first.
+        Args:
+            step: the step.
+            state: the training state.
+            meta: facts of the run in JSON's types: fingerprint of the architecture, hash of the config, seed.
+            force: whether to save even if checkpoints at `step` or later exist, and to remove those first.
 
-        Returns whether it saves: without `force`, a step that is saved already is left alone.
-        Raises UserError for a step before the latest checkpoint (it would be the first to be cleaned up), and
-        whatever went wrong in the save before.
+        Returns whether it saves: without `force`, a step that is already saved is not saved again. Raises UserError for
+        a step before the latest checkpoint (it would be the first to be removed), and any error of the save before.
         """
         if self._manager is None:
             raise RuntimeError("these checkpoints were opened with read_only=True")
-        self.check()  # else a failed save of this very step would pass for done
+        self.check()  # otherwise a failed save of this same step would be taken for finished
         items = _items(state)
-        # Shapes are kept here too, where comparing them costs one small file and not an opening of every
-        # array.
-        about = {"run": dict(meta), "arrays": {item: kinds(tree) for item, tree in items.items()}}
-        json.dumps(about)  # a value that is not JSON shall fail here, not in the background
+        # Shapes are stored here too, so that comparing them takes one small file instead of opening every array.
+        record = {"run": dict(meta), "arrays": {item: signatures(tree) for item, tree in items.items()}}
+        json.dumps(record)  # raises for values that are not JSON here, not in the background
         later = [s for s in self._manager.all_steps() if s >= step]
         if later and not force:
             if step in later:
@@ -126,33 +128,35 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 **{item: ocp.args.PyTreeSave(tree) for item, tree in items.items()},
-                meta=ocp.args.JsonSave(about),
+                meta=ocp.args.JsonSave(record),
             ),
             force=True,
         )
 
     def restore(self, state: TrainState, step: int | None = None) -> TrainState:
-        """The saved state, bit for bit, on the devices that `state` names.
+        """Reads a saved state, bit for bit, onto the devices that `state` names.
 
-        state: a TrainState of `jax.ShapeDtypeStruct` with shardings (`vf.training.sharding.abstract`); any mesh will
-            do, whichever the checkpoint was written on. Arrays without one go to the first local device.
-        step: default the latest.
+        Args:
+            state: a TrainState of `jax.ShapeDtypeStruct` with shardings (`vf.training.sharding.abstract`), on any mesh,
+                which need not be the one that wrote the checkpoint. Arrays without a sharding are put on the first
+                local device.
+            step: step of the checkpoint; default the latest.
 
-        Raises UserError when there is none, when its files are damaged, or when it belongs to another network
-        or optimizer; the message names the arrays that differ.
+        Raises UserError where there is no such checkpoint, its files are damaged, or it belongs to another network or
+        optimizer; the message names the arrays that differ.
         """
         step, path = self._find(step)
-        wanted, found = _items(state), self._about(path)["arrays"]
-        for item, tree in wanted.items():
-            unlike = difference(found[item], kinds(tree), dtypes=True)
-            if unlike and item == "optimizer":
+        expected, saved = _items(state), self._about(path)["arrays"]
+        for item, tree in expected.items():
+            problem = difference(saved[item], signatures(tree), dtypes=True)
+            if problem and item == "optimizer":
                 raise UserError(
                     f"checkpoint {step} in {self.directory} fits these networks, but not this optimizer: of"
-                    f" its state, {unlike}; use the optimizer settings of that run (accumulate, frozen)"
+                    f" its state, {problem}; use the optimizer settings of that run (accumulate, frozen)"
                 )
-            if unlike:
-                raise _other_network(step, self.directory, item, unlike)
-        params, ema, optimizer = (self._read(path, item, tree) for item, tree in wanted.items())
+            if problem:
+                raise _other_network(step, self.directory, item, problem)
+        params, ema, optimizer = (self._read(path, item, tree) for item, tree in expected.items())
         rest = fill(_optimizer(state), optimizer)
         return TrainState(
             step=rest["step"],
@@ -164,53 +168,57 @@ class Checkpoints:
     def restore_params(
         self, params: Params, which: Literal["ema", "params"] = "ema", step: int | None = None
     ) -> Params:
-        """The averaged (or the raw) parameters alone, for jobs that do not train.
+        """Reads the averaged (or the raw) parameters alone, for jobs that do not train.
 
-        params: {network: tree} of `jax.ShapeDtypeStruct` with shardings. Networks left out are not read.
-            Values are converted to the dtype asked for.
+        Args:
+            params: {network: tree} of `jax.ShapeDtypeStruct` with shardings. Networks that are left out are not read.
+                Values are converted to these dtypes.
+            which: `ema` for averaged parameters, `params` for raw ones.
+            step: step of the checkpoint; default the latest.
 
-        Raises UserError as `restore` does.
+        Raises UserError as `restore`.
         """
         step, path = self._find(step)
-        wanted = named(params)
-        networks = {name.split("/")[0] for name in wanted}
-        found = self._about(path)["arrays"][which]
-        found = {name: kind for name, kind in found.items() if name.split("/")[0] in networks}
-        unlike = difference(found, kinds(wanted), dtypes=False)
-        if unlike:
-            raise _other_network(step, self.directory, which, unlike)
-        return fill(params, self._read(path, which, wanted))
+        expected = named(params)
+        networks = {name.split("/")[0] for name in expected}
+        saved = self._about(path)["arrays"][which]
+        saved = {name: kind for name, kind in saved.items() if name.split("/")[0] in networks}
+        problem = difference(saved, signatures(expected), dtypes=False)
+        if problem:
+            raise _other_network(step, self.directory, which, problem)
+        return fill(params, self._read(path, which, expected))
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """What `save` was given as `meta`; default the latest. Raises UserError as `restore` does."""
+        """The `meta` with which a checkpoint was saved; default the latest. Raises UserError as `restore`."""
         step, path = self._find(step)
         return self._about(path)["run"]
 
     def shapes(self, step: int | None = None, which: Literal["ema", "params"] = "ema") -> Params:
-        """{network: tree} of `jax.ShapeDtypeStruct`, as the checkpoint records them: to read it without a config.
+        """{network: tree} of `jax.ShapeDtypeStruct` from the checkpoint's records, to read it without a config.
 
-        Default the latest. Raises UserError as `restore` does."""
+        Default the latest. Raises UserError as `restore`.
+        """
         step, path = self._find(step)
-        found = self._about(path)["arrays"][which]
-        leaves = {name: jax.ShapeDtypeStruct(json.loads(shape), jnp.dtype(d)) for name, (shape, d) in found.items()}
+        saved = self._about(path)["arrays"][which]
+        leaves = {name: jax.ShapeDtypeStruct(json.loads(shape), jnp.dtype(d)) for name, (shape, d) in saved.items()}
         return unflatten_dict(leaves, sep="/")
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong on the way."""
+        """Returns when everything is on disk. Raises any error of a save."""
         if self._manager is not None:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def check(self) -> None:
-        """Raises what went wrong in the background, without waiting. Cheap: call it every step."""
+        """Raises any error of a save so far, without waiting. It is cheap enough to be called every step."""
         if self._manager is not None:
             self._manager.check_for_errors()
-            # Orbax's finalizing thread may have collected the error before us; only joining it gives it back.
+            # Orbax's finalising thread may have taken the error, which is then raised only when that is joined.
             if not self._manager.is_saving_in_progress():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save, removes what `keep` no longer covers, and raises what went wrong."""
+        """Waits for the last save and removes checkpoints beyond `keep`. Raises any error of a save."""
         if self._manager is not None:
             self._manager.close()
 
@@ -223,13 +231,13 @@ class Checkpoints:
         self.close()
 
     def _folders(self) -> dict[int, epath.Path]:
-        """Every folder that is named as a checkpoint, complete or not."""
+        """{step: folder} of every folder named as a checkpoint, complete or not."""
         if not self.directory.exists():
             return {}
         return {int(path.name): path for path in self.directory.iterdir() if path.name.isdecimal()}
 
     def _prepare(self) -> None:
-        """Makes sure the folder takes files, and moves incomplete checkpoints out of the way of new ones."""
+        """Checks that the folder can be written, and moves incomplete checkpoints out of the way of new ones."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             probe = self.directory / f".writable-{time.time_ns()}"
@@ -241,18 +249,18 @@ class Checkpoints:
             ) from error
         for step, path in self._folders().items():
             if not _complete(path):
-                # Orbax itself looks only at names: it would count this one as saved and worth keeping.
-                aside = path.with_name(f"{step}.incomplete-{time.time_ns()}")
-                absl_logging.warning("%s is incomplete; moved to %s", path, aside.name)
-                path.rename(aside)
+                # Orbax checks only names, and would count this one as saved.
+                moved = path.with_name(f"{step}.incomplete-{time.time_ns()}")
+                absl_logging.warning("%s is incomplete; moved to %s", path, moved.name)
+                path.rename(moved)
 
     def _find(self, step: int | None) -> tuple[int, epath.Path]:
         steps, folders = self.steps(), self._folders()
-        torn = sorted(set(folders) - set(steps))
-        bare = self.without_ema()
-        note = f" (incomplete, and ignored: {torn})" if torn else ""
-        if bare:
-            note = f" ({bare} have no averaged weights, `ema`; incomplete, and ignored: {torn})"
+        incomplete = sorted(set(folders) - set(steps))
+        without_ema = self.without_ema()
+        note = f" (incomplete, and ignored: {incomplete})" if incomplete else ""
+        if without_ema:
+            note = f" ({without_ema} have no averaged weights, `ema`; incomplete, and ignored: {incomplete})"
         if step is None and not steps:
             raise UserError(f"no checkpoint in {self.directory}{note}: is this the workdir of a run that saved one?")
         if step is not None and step not in steps:
@@ -263,21 +271,22 @@ class Checkpoints:
     def _about(self, path: epath.Path) -> dict[str, Any]:
         return self._guard(path, lambda: ocp.JsonCheckpointHandler().restore(path / "meta"))
 
-    def _read(self, path: epath.Path, item: str, wanted: dict[str, Any]) -> dict[str, jax.Array]:
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        wanted = {
-            name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or here) for name, a in wanted.items()
+    def _read(self, path: epath.Path, item: str, expected: dict[str, Any]) -> dict[str, jax.Array]:
+        default_sharding = SingleDeviceSharding(jax.local_devices()[0])
+        expected = {
+            name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or default_sharding)
+            for name, a in expected.items()
         }
         args = ocp.args.PyTreeRestore(
-            item=wanted,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=True,  # the networks asked for, not all
+            item=expected,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
+            partial_restore=True,  # only the networks that are needed
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return self._guard(path, lambda: reader.restore(path / item, args=args))
 
     def _guard(self, path: epath.Path, read: Callable[[], Any]) -> Any:
-        """Damage is told as such; running out of memory (a RuntimeError) is not taken for it."""
+        """read(), where errors of damaged files become a UserError; lack of memory (a RuntimeError) does not."""
         try:
             return read()
         except (OSError, ValueError, KeyError) as error:
@@ -290,25 +299,26 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which leaves preemption to `vf.hosts`.
+    """Orbax's manager, without its handling of preemption, which is that of `vf.hosts`.
 
-    jax counts how far each process is by the number that it was last asked about. Orbax asks about the step of every
-    checkpoint, and on process 0 once more in the background, when training is steps ahead."""
+    jax takes the step of its last query for how far a process is. Orbax queries the step of every checkpoint, and on
+    process 0 once more in the background, when training is some steps ahead.
+    """
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether this is the step at which all stop: not asked."""
+        """Whether all processes stop at this step: never, as far as Orbax is concerned."""
         del step
         return False
 
 
 class _Named(checkpoint_managers.PreservationPolicy):
-    """Keeps the checkpoints that an evaluation has marked: the best so far, and the one that it is at."""
+    """Keeps the checkpoints that files of an evaluation name: the best so far, and the one being evaluated."""
 
     def __init__(self, files: Sequence[epath.Path]) -> None:
         self.files = files
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """As Orbax asks."""
+        """For each checkpoint, whether it is kept; called by Orbax."""
         steps = {_named_step(file) for file in self.files}
         return [checkpoint.step in steps for checkpoint in checkpoints]
 
@@ -317,7 +327,7 @@ def _named_step(file: epath.Path) -> int | None:
     try:
         return int(json.loads(file.read_text())["step"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # nothing is marked
+        return None  # no checkpoint is named
 
 
 def _complete(path: epath.Path) -> bool:
@@ -332,30 +342,37 @@ def _items(state: TrainState) -> dict[str, dict[str, Any]]:
     return {"params": named(state.params), "ema": named(state.ema), "optimizer": named(_optimizer(state))}
 
 
-def kinds(arrays: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """{path: (shape, dtype)} as text."""
+def signatures(arrays: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """{path: (shape, dtype)} of arrays, as text."""
     return {name: (str(list(a.shape)), str(a.dtype)) for name, a in arrays.items()}
 
 
 def fill(tree: Any, leaves: Mapping[str, Any]) -> Any:
-    """`tree` with the leaves that {'/'-joined path: leaf} names."""
+    """A tree of the structure of `tree`, with the leaves {'/'-joined path: leaf}."""
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in named(tree)])
 
 
 def difference(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], *, dtypes: bool, holder: str = "the checkpoint"
+    saved: Mapping[str, Any], expected: Mapping[str, Any], *, dtypes: bool, holder: str = "the checkpoint"
 ) -> str:
-    """What tells the arrays of `holder` from those asked for, both as `kinds` gives them; empty if nothing does."""
+    """How the arrays of `holder` differ from the expected ones, in one sentence; "" where they do not.
 
-    def unlike(part: int) -> list[str]:
-        both = [(name, found[name][part], kind[part]) for name, kind in wanted.items() if name in found]
-        return [f"{name} is {there} there and {here} here" for name, there, here in both if there != here]
+    Args:
+        saved: `signatures` of the arrays of `holder`.
+        expected: `signatures` of the arrays that are needed.
+        dtypes: whether dtypes must agree.
+        holder: what the arrays are read from.
+    """
+
+    def differing(part: int) -> list[str]:
+        both = [(name, saved[name][part], kind[part]) for name, kind in expected.items() if name in saved]
+        return [f"{name} is {theirs} there and {ours} here" for name, theirs, ours in both if theirs != ours]
 
     parts = [
-        _list(f"not in {holder}", [name for name in wanted if name not in found]),
-        _list(f"only in {holder}", [name for name in found if name not in wanted]),
-        _list("of another shape", unlike(0)),
-        _list("of another dtype", unlike(1) if dtypes else []),
+        _list(f"not in {holder}", [name for name in expected if name not in saved]),
+        _list(f"only in {holder}", [name for name in saved if name not in expected]),
+        _list("of another shape", differing(0)),
+        _list("of another dtype", differing(1) if dtypes else []),
     ]
     return "; ".join(part for part in parts if part)
 
@@ -373,5 +390,5 @@ def _other_network(step: int, directory: epath.Path, item: str, difference: str)
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-    """Orbax tells every phase of every save at level INFO; its warnings are let through."""
+    """Filters Orbax's messages about every phase of every save (level INFO), but not its warnings."""
     return record.levelno >= logging.WARNING or "orbax" not in record.pathname

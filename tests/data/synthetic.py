@@ -1,4 +1,4 @@
-"""Made videos and folders of frames whose frame k has colour k, and their preparation."""
+"""Synthetic videos and folders of frames whose frame k has colour k, and their preparation."""
 
 import subprocess
 import sys
@@ -85,11 +85,11 @@ def single(root: Path, split: str = "train") -> Prepared:
 
 
 def interrupt(source: Path, out: Path, number: int) -> tuple[int, str]:
-    """(status, what it said) of a preparation that gets a signal after its second clip."""
+    """(status, standard error) of a preparation that gets a signal after its second clip."""
     words = [sys.executable, "-m", "vf.data.prepare", "folder", f"--source={source}", f"--out={out}", "--size=16"]
     process = subprocess.Popen([*words, "--workers=1"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while len(list(out.glob(".staging/*.clip"))) < 2 and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    return process.returncode, said
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
