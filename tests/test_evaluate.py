@@ -97,12 +97,12 @@ def test_a_score_with_its_protocol(workspace, capsys):
     found = run(*GOOD, "--metrics=fvd,kvd", "--bootstrap=20")
     output = capsys.readouterr().out
     for name in ("fvd", "kvd"):
-        told = found["scores"][name]
-        assert told["protocol_hash"] == protocol_hash(told["protocol"])
-        assert told["protocol_hash"] in output
-        assert f"{told['value']:.4f}" in output
-        assert told["low"] <= told["value"] <= told["high"]
-        assert (told["n_real"], told["n_generated"], told["reference_n"]) == (40, 30, 20)
+        score = found["scores"][name]
+        assert score["protocol_hash"] == protocol_hash(score["protocol"])
+        assert score["protocol_hash"] in output
+        assert f"{score['value']:.4f}" in output
+        assert score["low"] <= score["value"] <= score["high"]
+        assert (score["n_real"], score["n_generated"], score["reference_n"]) == (40, 30, 20)
     assert found["scores"]["fvd"]["real_against_real"] < found["scores"]["fvd"]["value"] + 1
     assert found["real"]["path"] == "real.npz"
     assert found["generated"]["clips"] == 30
@@ -186,9 +186,9 @@ def test_another_real_set_is_another_protocol(workspace):
 
 def test_other_weights_need_to_be_asked_for(workspace, capsys):
     save_weights(Path("i3d.safetensors"), origin="rgb_imagenet")
-    told = error_line(capsys, *GOOD)
-    assert "these are the rgb_imagenet weights" in told
-    assert told.strip().endswith("(--other-weights)")
+    error = error_line(capsys, *GOOD)
+    assert "these are the rgb_imagenet weights" in error
+    assert error.strip().endswith("(--other-weights)")
     assert list(run(*GOOD, "--other-weights")["scores"]) == ["fd_i3d"]
 
 

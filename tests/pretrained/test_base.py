@@ -160,8 +160,8 @@ def decoder(tmp_path_factory):
     conditioned = {"texts": ["archery", "tai chi", ""], "classes": ["Archery", "TaiChi"], "text_length": 8}
     folder = tmp_path_factory.mktemp("karlo")
     weights.save(folder / "bare.safetensors", "karlo-decoder", lazy, about)
-    weights.save(folder / "told.safetensors", "karlo-decoder", made(lazy) | texts, about | conditioned)
-    return base.open_base(folder / "bare.safetensors"), base.open_base(folder / "told.safetensors"), texts
+    weights.save(folder / "conditioned.safetensors", "karlo-decoder", made(lazy) | texts, about | conditioned)
+    return base.open_base(folder / "bare.safetensors"), base.open_base(folder / "conditioned.safetensors"), texts
 
 
 def test_karlo_is_conditioned_on_classes_by_their_texts(decoder):

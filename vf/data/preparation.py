@@ -34,7 +34,7 @@ class Preparation:
 
     Args:
         parameters: of the prepared data.
-        found: the clips of the source.
+        listing: the clips of the source.
         out: the data set's folder.
         workers: number of processes that decode.
         embeddings: embeddings of all clips of `listing`; None for data without.

@@ -50,8 +50,8 @@ class OneNetwork(Model):
         alpha, sigma = spread(self.schedule.alpha(t), x), spread(self.schedule.sigma(t), x)
         eps = jax.vmap(self.draw_noise)(noise_keys)
         z = gaussian.corrupt(x, eps, alpha, sigma)
-        kept = dropout_keys if train else None
-        value = self._call(self.net, params["base"], z, t, condition, null, dropout_keys=kept)
+        active_keys = dropout_keys if train else None
+        value = self._call(self.net, params["base"], z, t, condition, null, dropout_keys=active_keys)
         eps_hat = gaussian.to_eps(self.prediction, value, z, alpha, sigma)
         loss = mse(value - gaussian.target(self.prediction, x, eps, alpha, sigma))
         loss *= gaussian.loss_weight(self.prediction, self.loss, alpha, sigma, self.loss_weight)[..., 0, 0, 0]

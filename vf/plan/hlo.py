@@ -69,15 +69,15 @@ def parse(text: str) -> Program:
             lines = program.computations.setdefault(start[2], {})
             program.entry = start[2] if start[1] else program.entry
             continue
-        found = _INSTRUCTION.match(row)
-        if not found:
+        match = _INSTRUCTION.match(row)
+        if not match:
             continue
-        shape, after = _split(row[found.end() :])
+        shape, after = _split(row[match.end() :])
         op, _, tail = after.lstrip().partition("(")
         inner, rest = _split("(" + tail)
         inner = inner[1:-1]
         operands = _NAME.findall(inner)
-        lines[found[2]] = Instruction(found[2], shape, op, operands, inner, rest, bool(found[1]), lines, program)
+        lines[match[2]] = Instruction(match[2], shape, op, operands, inner, rest, bool(match[1]), lines, program)
     if not header.startswith("HloModule") or not program.entry:
         raise ValueError(f"expected the text of a compiled program, which begins with HloModule; got {header[:60]!r}")
     for lines in program.computations.values():
@@ -93,10 +93,10 @@ def _split(text: str) -> tuple[str, str]:
         word, _, rest = text.partition(" ")
         return word, rest
     depth = 0
-    for found in re.finditer(r"[()]", text):
-        depth += 1 if found[0] == "(" else -1
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
         if depth == 0:
-            return text[: found.end()], text[found.end() :]
+            return text[: match.end()], text[match.end() :]
     raise ValueError(f"expected closed parentheses in {text[:80]!r}")
 
 
@@ -112,7 +112,7 @@ def _annotate(fusion: Instruction) -> None:
 
 def callees(line: Instruction) -> list[str]:
     """Names of the computations that an instruction calls: loop body, branches, fused instructions."""
-    branches = [_NAME.findall(found) for found in _BRANCHES.findall(line.rest)]
+    branches = [_NAME.findall(match) for match in _BRANCHES.findall(line.rest)]
     return [*CALLS.findall(line.rest), *itertools.chain(*branches)]
 
 
@@ -163,8 +163,8 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 def dims(shape: str) -> tuple[int, ...]:
     """Extents of an array of shape `shape`: 'f32[2,3]{1,0:T(8,128)}' -> (2, 3)."""
-    found = re.match(r"\w+\[([^\]]*)\]", shape)
-    return tuple(int(n.lstrip("<=")) for n in found[1].split(",") if n) if found else ()
+    match = re.match(r"\w+\[([^\]]*)\]", shape)
+    return tuple(int(n.lstrip("<=")) for n in match[1].split(",") if n) if match else ()
 
 
 def size_of(shape: str) -> int:
@@ -177,8 +177,8 @@ def size_of(shape: str) -> int:
 
 def bits(kind: str) -> int:
     """Bits of one number of type `kind`: bf16, f8e4m3fn, s4, c64, pred; 8 for types without a size in their name."""
-    found = re.search(r"\d+", kind)
-    return _BITS.get(kind, int(found[0]) if found else 8)
+    match = re.search(r"\d+", kind)
+    return _BITS.get(kind, int(match[0]) if match else 8)
 
 
 # Loops
@@ -252,9 +252,9 @@ def _terms(line: Instruction) -> tuple[Instruction, list[Instruction]]:
 
 def _index(line: Instruction) -> int | None:
     """Index of this instruction in a loop's state; None where it is no part of it."""
-    found = re.search(r"index=(\d+)", line.rest)
+    match = re.search(r"index=(\d+)", line.rest)
     whole = line.computation[line.operands[0]].op == "parameter" if line.operands else False
-    return int(found[1]) if found and whole and line.op == "get-tuple-element" else None
+    return int(match[1]) if match and whole and line.op == "get-tuple-element" else None
 
 
 def _strip(line: Instruction) -> Instruction:

@@ -34,8 +34,8 @@ def flops(text: str) -> int:
 def _dot_flops(line: hlo.Instruction) -> int:
     left = hlo.dims(line.computation[line.operands[0]].shape)
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
-    kept = math.prod(left[int(axis)] for axis in contracted[1].split(",") if axis) if contracted else 1
-    return 2 * math.prod(hlo.dims(line.shape)) * kept
+    contracted_size = math.prod(left[int(axis)] for axis in contracted[1].split(",") if axis) if contracted else 1
+    return 2 * math.prod(hlo.dims(line.shape)) * contracted_size
 
 
 def _convolution_flops(line: hlo.Instruction) -> int:
@@ -61,7 +61,7 @@ def _convolution_flops(line: hlo.Instruction) -> int:
         )
         pairs *= count.taps(size, kernel, to, stride[axis], low[axis], lhs_dilate[axis], rhs_dilate[axis])
     groups, batch_groups = (
-        int(found[1]) if (found := re.search(rf"{name}_group_count=(\d+)", line.rest)) else 1
+        int(match[1]) if (match := re.search(rf"{name}_group_count=(\d+)", line.rest)) else 1
         for name in ("feature", "batch")
     )
     channels = left[of_left.index("f")] // groups
@@ -90,8 +90,8 @@ def peak_bytes(text: str) -> int:
                 views[line.name] = [set().union(*operand) for operand in operands]
                 continue  # a tuple only groups buffers, and reads none
             if line.op == "get-tuple-element":
-                parts, found = operands[0], re.search(r"index=(\d+)", line.rest)
-                k = int(found[1]) if found else 0
+                parts, match = operands[0], re.search(r"index=(\d+)", line.rest)
+                k = int(match[1]) if match else 0
                 views[line.name] = [parts[k] if len(parts) > k else buffers_read]
                 continue
             for buffer in buffers_read:
@@ -139,7 +139,7 @@ def _padded_bytes(shape: str, op: str) -> list[int]:
 
     Arrays in on-chip memory count as 0. Of an operation that starts a copy only the result is counted.
     """
-    found = []
+    array_bytes = []
     parts = list(_SHAPE.finditer(shape))
     if op.endswith("-start") and len(parts) > 1:
         parts = parts[1:2]  # (operand, result, ...)
@@ -150,8 +150,8 @@ def _padded_bytes(shape: str, op: str) -> list[int]:
             minor = [int(n) for n in order.split(",")][: len(tiles)]  # minor to major
             for axis, size in zip(minor, reversed(tiles), strict=False):
                 sizes[axis] = -(-sizes[axis] // size) * size
-        found.append(0 if memory and "S(" in memory else math.ceil(math.prod(sizes) * hlo.bits(kind) / 8))
-    return found
+        array_bytes.append(0 if memory and "S(" in memory else math.ceil(math.prod(sizes) * hlo.bits(kind) / 8))
+    return array_bytes
 
 
 def hbm_bytes(text: str) -> int:

@@ -42,14 +42,14 @@ def read_metrics(workdir: str | files.AnyPath) -> list[dict[str, Any]]:
 def _lines(path: files.AnyPath) -> list[dict[str, Any]]:
     """All lines, in the order in which they were reported."""
     texts, more = files.read_lines(path)
-    found = []
+    lines = []
     for text in [*texts, *more]:
         try:
             line = json.loads(text)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
-            found.append(line)
+            lines.append(line)
     if more:  # jobs that ran beside each other wrote parts of their own
-        found.sort(key=lambda line: at if isinstance(at := line.get("time"), int | float) else 0)
-    return found
+        lines.sort(key=lambda line: at if isinstance(at := line.get("time"), int | float) else 0)
+    return lines

@@ -91,15 +91,15 @@ def _cards(scalars: list[dict], scores: list[dict], starts: list[dict], best: di
 
 def _clips(workdir: AnyPath) -> str:
     known = files.children(workdir / "samples")
-    found: list[tuple[int, AnyPath, str]] = []
+    folders: list[tuple[int, AnyPath, str]] = []
     for kind, heading in (("step_", "Drawn at step"), ("base_step_", "Images of the base generator at step")):
         for folder in known:
             digits = folder.name.removeprefix(kind)
             if folder.name.startswith(kind) and digits.isdecimal():
-                found.append((int(digits), folder, f"{heading} {int(digits):,}"))
+                folders.append((int(digits), folder, f"{heading} {int(digits):,}"))
     drawn: dict[int, str] = {}
-    shown = files.map_concurrently(lambda one: _pictures(workdir, *one[1:]) if one[1].is_dir() else "", found)
-    for (step, _, _), pictures in zip(found, shown, strict=True):
+    shown = files.map_concurrently(lambda one: _pictures(workdir, *one[1:]) if one[1].is_dir() else "", folders)
+    for (step, _, _), pictures in zip(folders, shown, strict=True):
         if pictures:
             drawn[step] = drawn.get(step, "") + pictures
     blocks = [

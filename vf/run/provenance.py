@@ -65,12 +65,12 @@ def version(package: str) -> str | None:
 def fingerprint(config: Mapping[str, Any], facts: Mapping[str, str]) -> dict[str, str]:
     """{name: value}, as text, of all that must be the same on every host of a run.
 
-    config: the resolved config, as JSON can say it. facts: what else the caller wants to be the same.
+    config: the resolved config, as JSON values. facts: further entries that must be equal in all processes.
     """
-    found = {**facts, "code": sources(ROOT), "python": platform.python_version()}
-    found |= {f"config.{name}": json.dumps(value) for name, value in flatten_dict(config, sep=".").items()}
-    found |= {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")}
-    return found | {name: str(version(name)) for name in (*PACKAGES, *COMPILERS)}
+    entries = {**facts, "code": sources(ROOT), "python": platform.python_version()}
+    entries |= {f"config.{name}": json.dumps(value) for name, value in flatten_dict(config, sep=".").items()}
+    entries |= {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")}
+    return entries | {name: str(version(name)) for name in (*PACKAGES, *COMPILERS)}
 
 
 def sources(root: Path, folders: Sequence[str] = ("vf", "configs")) -> str:

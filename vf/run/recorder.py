@@ -13,8 +13,8 @@ remarks are written when the call returns.
 
 The event files are written with tensorboardX's record writer. Its SummaryWriter, whose `purge_step` writes the event
 that `_tensorboard` writes at a start, leaves events to a thread, and does not report when they are in the file, nor
-which file it is, so that they could not be copied to a store. clu's metric_writers would import TensorFlow, which takes device
-memory for itself and is needed for nothing else here.
+which file it is, so that they could not be copied to a store. clu's metric_writers would import TensorFlow, which
+allocates device memory and has no other use here.
 """
 
 import hashlib
