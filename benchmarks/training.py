@@ -24,15 +24,14 @@ import torch
 from diffusers import UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.program import RESIDUAL, adm
 from benchmarks.unet import SIDE, Work, both_start, products, runnable, seconds, synchronise
-from configs import base, ucf101
 from vf.config import build
 from vf.plan import lower
 from vf.training import programs, sharding
 
 LAMBDA = 0.5
 MIXING = ("conv", "attention")
-RESIDUAL = {"width_mult": (1, 2, 2, 3), "num_res_blocks": 2}  # of `configs/ucf101.py:adm`
 
 
 class Training(NamedTuple):
@@ -46,14 +45,8 @@ class Training(NamedTuple):
 
 def ours(args: argparse.Namespace, clips: np.ndarray, precision: str, temporal: tuple[str, ...]) -> Training:
     """vf's own step, compiled."""
-    config = ucf101.get_config()
-    config.model.context = "none"
-    config.model.dtype, config.model.remat = precision, args.remat
-    config.base.net = base.network(width=args.width)
-    config.residual.net = base.network(width=args.residual, temporal=temporal, **RESIDUAL)
-    config.noise.lam = (LAMBDA,)
-    config.data.update({"frames": args.frames, "size": args.size, "source": ""})
-    config.train.batch_size = config.sample.batch_size = config.eval.batch_size = args.batch
+    config = adm(args.width, args.residual, args.size, args.frames, args.batch, temporal, precision)
+    config.model.remat = args.remat
     mesh = build.mesh(config, "train")
     subject = build.plan_subject(config, mesh, None)
     create, abstract = programs.first_state(subject.model, subject.tx, mesh, 0, subject.param_dtype)

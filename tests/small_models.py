@@ -56,7 +56,7 @@ def one_network(prior=None, **changes):
 def awake(model, seed=1):
     """Parameters of which none is zero: at initialisation the networks' output is zero."""
     random = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     return jax.tree.map(lambda p: jnp.float32(0.1 * random.normal(size=p.shape)), shapes)
 
 

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import demo
-from vf import files, main, rng, video
+from vf import files, main, video
 from vf.config import build, data, models, start, values
 from vf.jobs import evaluate, train
 from vf.jobs.evaluator import read_evaluations
 from vf.pretrained import export
 from vf.run.metrics_file import read_metrics
-from vf.training import sharding, state
+from vf.training import programs, sharding, state
 from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
 
@@ -450,7 +451,7 @@ def test_a_frozen_base_stays(tmp_path):
     config = tiny(train__freeze_base=True, train__lr_residual=1e-2, train__steps=2)
     main.run(config, tmp_path, "train")
     model = models.model(config, data.source(config))
-    start = model.init(rng.key(0, rng.Purpose.PARAMETERS))
+    start = programs.first_state(model, optax.identity(), build.mesh(config), config.seed)[0]().params
     end = weights(tmp_path, config)
     jax.tree.map(np.testing.assert_array_equal, end["base"], jax.tree.map(np.asarray, start["base"]))
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), end["residual"], start["residual"]))

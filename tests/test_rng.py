@@ -29,3 +29,24 @@ def test_a_key_does_not_depend_on_its_batch():
     index = jnp.array([9, 2, 2**32 - 1], jnp.uint32)
     whole = rng.example_keys(0, rng.Purpose.TRAIN, index)
     assert (rng.example_keys(0, rng.Purpose.TRAIN, index[::-1][:2]) == whole[::-1][:2]).all()
+
+
+def test_streams_are_numbered():
+    """Streams 0, 1, ... of each key, whatever their number."""
+    keys = jax.random.split(jax.random.key(3), 2)
+    for number in (1, 4):
+        for n, stream in enumerate(rng.streams(keys, number)):
+            for k in range(2):
+                assert stream[k] == jax.random.fold_in(keys[k], n)
+
+
+def test_draws_of_any_shape_are_those_of_jax():
+    """They are drawn in one row, for the compiler; no number changes by that, under vmap neither."""
+    keys, shape = jax.random.split(jax.random.key(3), 2), (3, 4, 2, 5)
+    draws = (
+        (rng.normal, jax.random.normal),
+        (lambda key, shape: rng.bernoulli(key, 0.3, shape), lambda key, shape: jax.random.bernoulli(key, 0.3, shape)),
+    )
+    for ours, of_jax in draws:
+        found, wanted = (jax.vmap(lambda key, draw=draw: draw(key, shape))(keys) for draw in (ours, of_jax))
+        np.testing.assert_array_equal(found, wanted)

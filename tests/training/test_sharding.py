@@ -119,7 +119,7 @@ def losses_and_gradients(mesh, rows):
     """Of `rows` clips, with parameters spread as training spreads them; and the compiled program's text."""
     model = both_networks(mesh)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     random = np.random.default_rng(0)
     # Nothing is zero, as much is at initialisation: that would hide what comes before.
     params = jax.tree.map(lambda p: 0.15 * random.normal(size=p.shape).astype(np.float32), shapes)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vf import rng
 from vf.diffusion import decompose
 
 Shape = tuple[int, int, int, int]  # f h w c
@@ -38,7 +39,7 @@ class Independent:
     """One noise per frame."""
 
     def draw(self, key: jax.Array, shape: Shape) -> Float[Array, "f h w c"]:
-        return jax.random.normal(key, shape)
+        return rng.normal(key, shape)
 
     def covariance(self, frames: int) -> np.ndarray:
         return np.eye(frames)
@@ -53,7 +54,7 @@ class Decomposed:
     def parts(self, key: jax.Array, shape: Shape) -> tuple[Float[Array, "h w c"], Float[Array, "f h w c"]]:
         """Base noise b and residual noises r^i, from separate keys: one may be fixed while the other is redrawn."""
         base_key, residual_key = jax.random.split(key)
-        return jax.random.normal(base_key, shape[1:]), jax.random.normal(residual_key, shape)
+        return rng.normal(base_key, shape[1:]), rng.normal(residual_key, shape)
 
     def draw(self, key: jax.Array, shape: Shape) -> Float[Array, "f h w c"]:
         return decompose.combine(*self.parts(key, shape), self.lam)
@@ -71,8 +72,8 @@ class Mixed:
 
     def draw(self, key: jax.Array, shape: Shape) -> Float[Array, "f h w c"]:
         shared_key, independent_key = jax.random.split(key)
-        shared = jax.random.normal(shared_key, shape[1:])
-        return (self.a * shared + jax.random.normal(independent_key, shape)) / np.sqrt(1 + self.a**2)
+        shared = rng.normal(shared_key, shape[1:])
+        return (self.a * shared + rng.normal(independent_key, shape)) / np.sqrt(1 + self.a**2)
 
     def covariance(self, frames: int) -> np.ndarray:
         shared = self.a**2 / (1 + self.a**2)
@@ -86,7 +87,7 @@ class Progressive:
     a: float = 2.0
 
     def draw(self, key: jax.Array, shape: Shape) -> Float[Array, "f h w c"]:
-        independent = jax.random.normal(key, shape)
+        independent = rng.normal(key, shape)
         rho = self.a / np.sqrt(1 + self.a**2)
 
         def following(eps: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from clu import parameter_overview
@@ -29,8 +28,7 @@ from vf.plan import count
 from vf.run import page
 from vf.run.progress import Progress
 from vf.run.recorder import Recorder
-from vf.training import programs, sharding
-from vf.training import state as states
+from vf.training import programs, sharding, stacks
 from vf.training.checkpoint import Checkpoints
 from vf.training.step import batch_loss
 from vf.types import Batch, Params, UserError
@@ -103,9 +101,7 @@ def _train(
             state = checkpoints.restore(abstract, first)
             logging.info("restored step %d", first)
         else:
-            state = create()
-            if run.start is not None:
-                state = _started(state, run.start.read(abstract.ema))
+            state = create(None if run.start is None else run.start.read(stacks.unstack(abstract.ema)))
         phases.end("restore" if first else "first state")
         evaluator.show_real()
 
@@ -127,11 +123,18 @@ def _train(
             if first < spec.steps:
                 batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
                 phases.end("first batch")
-                update = update.lower(state, batch).compile()
+                lowered = update.lower(state, batch)
+                phases.end("lower")
+                if compile_only:
+                    lines, arrays = lowered.as_text().count("\n"), len(jax.tree.leaves(state))
+                    logging.info("the step: %d lines of StableHLO, a state of %d arrays", lines, arrays)
+                update = lowered.compile()
                 phases.end("compile")
                 logging.info("%s", phases)
-                recorder.text(first, "start-up", str(phases))
-                rates = meter.Meter(mesh, useful_flops(model, seed, abstract.params, batch), spec.batch_size, spec.half)
+                recorder.scalars(first, {f"startup/{name}": seconds for name, seconds in phases.seconds.items()})
+                rates = meter.Meter(
+                    mesh, useful_flops(model, seed, stacks.unstack(abstract.params), batch), spec.batch_size, spec.half
+                )
                 waited, since = batches.waited, time.perf_counter()
             if compile_only:
                 return {}
@@ -192,14 +195,6 @@ def _fetch(ready: list[tuple[int, Mapping[str, jax.Array]]]) -> dict[str, float]
                 "lower the learning rate, lengthen the warm-up, or clip gradients harder"
             )
     return {name: float(np.mean([values[name] for values in numbers])) for name in numbers[0]}
-
-
-def _started(state: states.TrainState, made: Params) -> states.TrainState:
-    """`state` with the networks `made`, as parameters and as averages."""
-    old = {name: state.params[name] for name in made}
-    # A copy: parameters and average are donated apart.
-    new = jax.tree.map(lambda a, p: jnp.array(a, p.dtype, copy=True), made, old)
-    return state.replace(params={**state.params, **new}, ema={**state.ema, **made})  # type: ignore[attr-defined]
 
 
 def _report_bad(source: pipeline.Source, bad: Mapping[int, str], recorder: Recorder, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vf.diffusion import guidance, solvers
 from vf.diffusion.schedule import Schedule
+from vf.nets import initial
 from vf.types import Params
 
 Condition = Mapping[str, Array]
@@ -41,7 +43,7 @@ class Errors(NamedTuple):
 class Model(abc.ABC):
     """Base class of all models: the noise schedule, the clip's shape, and how networks get their conditions.
 
-    A model gives parameters (`init`), errors of noised clips (`errors`) and a denoiser; samplers are separate.
+    A model gives its networks (`parts`), errors of noised clips (`errors`) and a denoiser; samplers are separate.
 
     Attributes:
         schedule: alpha and sigma at each step.
@@ -68,12 +70,21 @@ class Model(abc.ABC):
         """The noise of one clip, from the model's prior."""
 
     @abc.abstractmethod
-    def init(self, key: Key[Array, ""]) -> dict[str, Params]:
-        """Parameters of each network; pure, so that jax.eval_shape gives their shapes for free."""
+    def parts(self) -> dict[str, tuple[Network, int, int]]:
+        """{name: (network, channels that it reads, frames that it reads)} of each network."""
 
-    def shapes(self) -> Any:
-        """Shapes and dtypes of the parameters, computed without making them."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+    def initializers(self) -> tuple[dict[str, Params], dict[str, initial.Initializer]]:
+        """Shapes and dtypes of the parameters {network: ...}, and {'/'-joined path: how it begins}; nothing is made."""
+        shapes: dict[str, Params] = {}
+        begins: dict[str, initial.Initializer] = {}
+        for name, (net, channels, frames) in self.parts().items():
+            shapes[name], found = initial.of(functools.partial(self._init, net, channels, frames))
+            begins |= {f"{name}/{path}": one for path, one in found.items()}
+        return shapes, begins
+
+    def shapes(self) -> dict[str, Params]:
+        """Shapes and dtypes of the parameters."""
+        return self.initializers()[0]
 
     @abc.abstractmethod
     def errors(
@@ -145,14 +156,15 @@ class Model(abc.ABC):
 
         return call
 
-    def _init(self, net: Network, key: Key[Array, ""], channels: int, frames: int) -> Any:
+    def _init(self, net: Network, channels: int, frames: int) -> Any:
         _, h, w, _ = self.shape
         kwargs: dict[str, Any] = {}
         if self.null_label is not None:
             kwargs["label"] = jnp.zeros(1, jnp.int32)
         if self.embedding_dim:
             kwargs["cond"] = jnp.zeros((1, self.embedding_dim))
-        return net.init(key, jnp.zeros((1, frames, h, w, channels)), jnp.zeros(1, jnp.int32), **kwargs)["params"]
+        z, t = jnp.zeros((1, frames, h, w, channels)), jnp.zeros(1, jnp.int32)
+        return net.init(jax.random.key(0), z, t, **kwargs)["params"]
 
 
 def mse(difference: Float[Array, "*n h w c"]) -> Float[Array, "*n"]:

@@ -29,10 +29,10 @@ class OneNetwork(Model):
         """As `Model.draw_noise`."""
         return self.prior.draw(key, self.shape)
 
-    def init(self, key: Key[Array, ""]) -> dict[str, Params]:
-        """Parameters {base}: it takes the base network's place, inflated over frames."""
+    def parts(self) -> dict[str, tuple[Network, int, int]]:
+        """As `Model.parts`: it takes the base network's place, inflated over frames."""
         f, _, _, c = self.shape
-        return {"base": self._init(self.net, key, c, f)}
+        return {"base": (self.net, c, f)}
 
     def errors(
         self,

@@ -76,15 +76,10 @@ class VideoFusion(Model):
         """As `Model.draw_noise`."""
         return self.prior.draw(key, self.shape)
 
-    def init(self, key: Key[Array, ""]) -> dict[str, Params]:
-        """Parameters {base, residual}; pure, so that jax.eval_shape gives their shapes for free."""
+    def parts(self) -> dict[str, tuple[Network, int, int]]:
+        """As `Model.parts`: the base generator reads the base frame alone."""
         f, _, _, c = self.shape
-        base_key, residual_key = jax.random.split(key)
-        beside = c if self.base_first else 0
-        return {
-            "base": self._init(self.base, base_key, c, 1),
-            "residual": self._init(self.residual, residual_key, c + beside, f),
-        }
+        return {"base": (self.base, c, 1), "residual": (self.residual, 2 * c if self.base_first else c, f)}
 
     def errors(
         self,
@@ -139,7 +134,7 @@ class VideoFusion(Model):
             n = self.base_images - 1
             frames = clip[jax.random.randint(frame_key, (n,), 0, len(clip))]
             t = jax.random.randint(t_key, (n,), 0, self.schedule.steps)
-            return _Images(frames, jax.random.normal(noise_key, frames.shape), t)
+            return _Images(frames, rng.normal(noise_key, frames.shape), t)
 
         return jax.vmap(draw)(x, keys)
 
@@ -167,7 +162,7 @@ class VideoFusion(Model):
     def _noised_context(self, frame: Array, keys: Key[Array, " b"]) -> Array:
         def one(frame: Array, key: Array) -> Array:
             amplitude = self.context_noise * jax.random.uniform(jax.random.fold_in(key, 0))
-            return frame + amplitude * jax.random.normal(jax.random.fold_in(key, 1), frame.shape)
+            return frame + amplitude * rng.normal(jax.random.fold_in(key, 1), frame.shape)
 
         return jax.vmap(one)(frame, keys)
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
+from vf.nets.initial import Dense, Embed
+
 
 def sinusoid(position: Num[Array, "*n"], width: int, longest: float = 1e4) -> Float[Array, "*n width"]:
     """Cosines, then sines, of `position` at the frequencies `longest`^(-2i / width), i = 0..width/2 - 1.
@@ -33,8 +35,8 @@ class PositionEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, position: Num[Array, "*n"]) -> Float[Array, "*n features"]:
-        x = nn.Dense(self.features, name="hidden")(sinusoid(position, self.width))
-        return nn.Dense(self.features, name="out")(nn.silu(x))
+        x = Dense(self.features, name="hidden")(sinusoid(position, self.width))
+        return Dense(self.features, name="out")(nn.silu(x))
 
 
 class Conditioning(nn.Module):
@@ -76,14 +78,14 @@ class Conditioning(nn.Module):
         x = PositionEmbed(self.width, features, name="time")(t)
         if label is not None:
             rows = self.num_classes + self.null_class
-            x += nn.Embed(rows, features, embedding_init=nn.initializers.normal(1.0), name="label")(label)
+            x += Embed(rows, features, name="label")(label)
         if cond is not None:
             if cond.shape[-1] != self.cond_dim:
                 raise ValueError(f"cond must have cond_dim = {self.cond_dim} channels, got {cond.shape[-1]}")
             if not self.cond_projection and self.cond_dim != features:
                 raise ValueError(f"unprojected, cond_dim must be 4 * width = {features}, got {self.cond_dim}")
             cond = cond.astype(jnp.float32)
-            x += nn.Dense(features, name="cond")(cond) if self.cond_projection else cond
+            x += Dense(features, name="cond")(cond) if self.cond_projection else cond
         x = x[:, None]  # b 1 e
         if self.frame_embed:
             x += PositionEmbed(self.width, features, name="frame")(jnp.atleast_2d(frame))  # b f e

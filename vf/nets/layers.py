@@ -7,6 +7,7 @@ Source: Dhariwal & Nichol, "Diffusion models beat GANs on image synthesis" (2021
 the authors' public guided-diffusion code; context tokens as in Karlo (Lee et al., 2022).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,10 +17,13 @@ import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Bool, Float, Key
 
+from vf import rng
+from vf.nets.initial import ZEROS, Conv, Dense, Initializer
+from vf.nets.norm import GroupNorm
+
 Dtype = Any
 Resample = Literal["up", "down"] | None
 Place = Callable[[Array], Array]  # clips -> the same clips, with a constraint on their sharding
-ZEROS = nn.initializers.zeros_init()
 # Layout of the channels of a joint projection: q, k, v and then heads (ADM at 64 pixels), or heads and then q, k, v
 # (Karlo, and ADM's other networks). Weights that are loaded with the wrong layout fit, but their samples are noise.
 HEADS = {"new": "... (p n d) -> p ... n d", "legacy": "... (n p d) -> p ... n d"}
@@ -28,46 +32,6 @@ HEADS = {"new": "... (p n d) -> p ... n d", "legacy": "... (n p d) -> p ... n d"
 def unconstrained(x: Array) -> Array:
     """Leaves the sharding of `x` to the compiler."""
     return x
-
-
-class GroupNorm(nn.Module):
-    """Normalises each frame over space and over each of `groups` groups of channels; epsilon 1e-5, in float32.
-
-    Scale-shift modulation, where given, is folded into the affine map: y = norm(x) * (1 + scale) + shift.
-
-    Raises:
-        ValueError: the channels do not divide into `groups`.
-    """
-
-    groups: int = 32
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b f h w c"],
-        scale: Float[Array, "b #f c"] | None = None,
-        shift: Float[Array, "b #f c"] | None = None,
-    ) -> Float[Array, "b f h w c"]:
-        c = x.shape[-1]
-        if c % self.groups:
-            raise ValueError(f"{c} channels do not divide into norm_groups = {self.groups}")
-        gain = self.param("scale", nn.initializers.ones_init(), (c,))
-        bias = self.param("bias", ZEROS, (c,))
-        y = x.astype(jnp.float32)
-        # Two passes: the mean of squares minus the squared mean is no faster here, and inexact where the mean is large.
-        y = y - self._pool(y)
-        rate = jax.lax.rsqrt(self._pool(y * y) + self.epsilon)  # b f 1 1 c
-        if scale is not None:
-            gain, bias = ((m * (1 + scale))[:, :, None, None] for m in (gain, bias))
-        if shift is not None:
-            bias = bias + shift[:, :, None, None]
-        return (y * (rate * gain) + bias).astype(x.dtype)
-
-    def _pool(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f 1 1 c"]:
-        """Mean over space first, where the inner loop is over contiguous channels, then within each group."""
-        mean = reduce(x.mean((2, 3)), "b f (g k) -> b f g", "mean", g=self.groups)
-        return repeat(mean, "b f g -> b f 1 1 (g k)", k=x.shape[-1] // self.groups)
 
 
 class ResBlock(nn.Module):
@@ -91,19 +55,21 @@ class ResBlock(nn.Module):
         self, x: Float[Array, "b f h w c"], emb: Float[Array, "b #f e"], dropout_keys: Key[Array, " b"] | None = None
     ) -> Float[Array, "b f i j features"]:
         c = self.features
-        h = nn.silu(GroupNorm(self.norm_groups, name="norm_in")(x))
+        h = GroupNorm(self.norm_groups, silu=True, name="norm_in")(x)
         h, x = self.place(resize(h, self.resample)), resize(x, self.resample)
-        h = nn.Conv(c, (3, 3), dtype=self.dtype, name="conv_in")(h)
+        h = Conv(c, (3, 3), dtype=self.dtype, name="conv_in")(h)
         h = self.place(h)
-        scale, shift = jnp.split(nn.Dense(2 * c, dtype=self.dtype, name="emb")(nn.silu(emb)), 2, axis=-1)
-        h = nn.silu(GroupNorm(self.norm_groups, name="norm_out")(h, scale, shift))
+        scale, shift = jnp.split(Dense(2 * c, dtype=self.dtype, name="emb")(nn.silu(emb)), 2, axis=-1)
+        h = GroupNorm(self.norm_groups, silu=True, name="norm_out")(h, scale, shift)
         h = drop(h, self.dropout, dropout_keys)
-        h = nn.Conv(c, (3, 3), dtype=self.dtype, kernel_init=ZEROS, name="conv_out")(h)
+        h = Conv(c, (3, 3), dtype=self.dtype, kernel_init=ZEROS, name="conv_out")(h)
         if x.shape[-1] != c:
-            x = nn.Dense(c, dtype=self.dtype, name="skip")(x)  # equal to a 1x1 convolution
+            x = Dense(c, dtype=self.dtype, name="skip")(x)  # equal to a 1x1 convolution
         return self.place(x + h)
 
 
+# Jitted, here and below: one function in the program for all layers of a shape.
+@functools.partial(jax.jit, static_argnames="rate")
 def drop(x: Float[Array, "b *d"], rate: float, keys: Key[Array, " b"] | None) -> Float[Array, "b *d"]:
     """Dropout: zero with probability `rate`, otherwise x / (1 - rate), with one key per clip; x itself without keys.
 
@@ -112,7 +78,7 @@ def drop(x: Float[Array, "b *d"], rate: float, keys: Key[Array, " b"] | None) ->
     """
     if keys is None or rate == 0:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    keep = jax.vmap(lambda key: rng.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0)
 
 
@@ -140,17 +106,17 @@ class SelfAttention(nn.Module):
     ) -> Float[Array, "b f h w c"]:
         b, f, height, width, c = x.shape
         y = GroupNorm(self.norm_groups, name="norm")(x).reshape(b, f, height * width, c)
-        q, k, v = heads(nn.Dense(3 * c, dtype=self.dtype, name="qkv")(y), 3, self.head_dim, self.order)
+        q, k, v = heads(Dense(3 * c, dtype=self.dtype, name="qkv")(y), 3, self.head_dim, self.order)
         mask = None
         if context is not None:
-            kv = nn.Dense(2 * c, dtype=self.dtype, name="context_kv")(context)
+            kv = Dense(2 * c, dtype=self.dtype, name="context_kv")(context)
             extra = (repeat(m, "b n i d -> b f n i d", f=f) for m in heads(kv, 2, self.head_dim, self.order))
             k, v = (jnp.concatenate([new, old], axis=2) for new, old in zip(extra, (k, v), strict=True))
             if context_mask is not None:
                 mask = jnp.pad(context_mask, ((0, 0), (0, height * width)), constant_values=True)
                 mask = mask[:, None, None, None]  # b f n q k
         y = attend(q, k, v, mask, self.kernel).reshape(x.shape)
-        return x + nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="out")(y)
+        return x + Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="out")(y)
 
 
 class TemporalConv(nn.Module):
@@ -158,13 +124,15 @@ class TemporalConv(nn.Module):
 
     norm_groups: int = 32
     dtype: Dtype = jnp.float32
+    kernel_init: Initializer = ZEROS
+    bias_init: Initializer = ZEROS
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
         c = x.shape[-1]
-        kernel = self.param("kernel", ZEROS, (3, c, c)).astype(self.dtype)
-        bias = self.param("bias", ZEROS, (c,)).astype(self.dtype)
-        y = nn.silu(GroupNorm(self.norm_groups, name="norm")(x)).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (3, c, c)).astype(self.dtype)
+        bias = self.param("bias", self.bias_init, (c,)).astype(self.dtype)
+        y = GroupNorm(self.norm_groups, silu=True, name="norm")(x).astype(self.dtype)
         # Three products of shifted clips: on a CPU almost twice as fast as a 3-D convolution, including the gradient.
         y = jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
         return x + sum(y[:, i : i + x.shape[1]] @ tap for i, tap in enumerate(kernel)) + bias
@@ -182,9 +150,9 @@ class TemporalAttention(nn.Module):
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
         height, c = x.shape[2], x.shape[-1]
         y = rearrange(GroupNorm(self.norm_groups, name="norm")(x), "b f h w c -> b (h w) f c")
-        q, k, v = heads(nn.Dense(3 * c, dtype=self.dtype, name="qkv")(y), 3, self.head_dim, "new")
+        q, k, v = heads(Dense(3 * c, dtype=self.dtype, name="qkv")(y), 3, self.head_dim, "new")
         y = rearrange(attend(q, k, v, None, self.kernel), "b (h w) f n d -> b f h w (n d)", h=height)
-        return x + nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="out")(y)
+        return x + Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="out")(y)
 
 
 def heads(x: Float[Array, "*b c"], parts: int, head_dim: int, order: str) -> Float[Array, "p *b n d"]:
@@ -200,6 +168,7 @@ def heads(x: Float[Array, "*b c"], parts: int, head_dim: int, order: str) -> Flo
     return rearrange(x, HEADS[order], p=parts, d=head_dim)
 
 
+@functools.partial(jax.jit, static_argnames="kernel")
 def attend(
     q: Float[Array, "*b q n d"],
     k: Float[Array, "*b k n d"],

@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from vf.nets.embed import check_input
+from vf.nets.initial import ZEROS, Dense, Initializer, LayerNorm
 from vf.nets.unet import UNet
 
 
@@ -29,16 +30,18 @@ class Texts(nn.Module):
     rows: int
     length: int
     dim: int
+    states_init: Initializer = ZEROS
+    mask_init: Initializer = ZEROS
+    pooled_init: Initializer = ZEROS
 
     @nn.compact
     def __call__(
         self, row: Int[Array, " b"]
     ) -> tuple[Float[Array, "b length dim"], Bool[Array, "b length"], Float[Array, "b dim"]]:
         """(states of each token, mask of those that are not padding, embedding of the whole text) of these rows."""
-        zeros = nn.initializers.zeros_init()
-        states = self.param("states", zeros, (self.rows, self.length, self.dim))
-        mask = self.param("mask", zeros, (self.rows, self.length))
-        pooled = self.param("pooled", zeros, (self.rows, self.dim))
+        states = self.param("states", self.states_init, (self.rows, self.length, self.dim))
+        mask = self.param("mask", self.mask_init, (self.rows, self.length))
+        pooled = self.param("pooled", self.pooled_init, (self.rows, self.dim))
         states, mask, pooled = (jax.lax.stop_gradient(x)[row] for x in (states, mask, pooled))
         return states, mask > 0.5, pooled
 
@@ -62,6 +65,7 @@ class Decoder(nn.Module):
     text_length: int = 77
     clip_dim: int = 768
     image_tokens: int = 4
+    null_embedding_init: Initializer = ZEROS
 
     @nn.compact
     def __call__(
@@ -87,7 +91,7 @@ class Decoder(nn.Module):
         """
         rows, width = len(z), 4 * self.unet.width
         check_input("cond", cond, self.embedding, "embedding")
-        null_embedding = self.param("null_embedding", nn.initializers.zeros_init(), (self.clip_dim,))
+        null_embedding = self.param("null_embedding", self.null_embedding_init, (self.clip_dim,))
         if cond is None:
             image = jnp.broadcast_to(null_embedding, (rows, self.clip_dim))
         else:
@@ -105,12 +109,12 @@ class Decoder(nn.Module):
             states, mask = jnp.zeros((rows, 1, self.clip_dim)), jnp.zeros((rows, 1), bool)
             pooled = jnp.zeros((rows, self.clip_dim))
 
-        cond = nn.Dense(width, name="image_to_step")(image) + nn.Dense(width, name="text_to_step")(pooled)
+        cond = Dense(width, name="image_to_step")(image) + Dense(width, name="text_to_step")(pooled)
         # Channels of the projection are (feature, token), not (token, feature).
-        tokens = nn.Dense(self.image_tokens * self.unet.context_dim, name="image_to_tokens")(image)
+        tokens = Dense(self.image_tokens * self.unet.context_dim, name="image_to_tokens")(image)
         tokens = rearrange(tokens, "b (d n) -> b n d", n=self.image_tokens)
-        text_tokens = nn.Dense(self.unet.context_dim, name="text_to_tokens")(states)
-        text_tokens = nn.LayerNorm(epsilon=1e-5, name="text_norm")(text_tokens)
+        text_tokens = Dense(self.unet.context_dim, name="text_to_tokens")(states)
+        text_tokens = LayerNorm(epsilon=1e-5, name="text_norm")(text_tokens)
         context = jnp.concatenate([tokens, text_tokens], axis=1)
         mask = jnp.pad(mask, ((0, 0), (self.image_tokens, 0)), constant_values=True)
         return self.unet(z, t, cond=cond, context=context, context_mask=mask, dropout_keys=dropout_keys)

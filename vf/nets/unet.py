@@ -15,15 +15,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, Key, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt
 
 from vf.nets.embed import Conditioning, check_input
+from vf.nets.initial import ZEROS, Conv
 from vf.nets.layers import (
     HEADS,
-    ZEROS,
     Dtype,
-    GroupNorm,
     Place,
     ResBlock,
     SelfAttention,
@@ -31,6 +31,7 @@ from vf.nets.layers import (
     TemporalConv,
     unconstrained,
 )
+from vf.nets.norm import GroupNorm
 
 TEMPORAL = ("conv", "attention")
 # What the forward pass stores within a block; the backward pass computes the rest again from the block's input.
@@ -38,6 +39,12 @@ REMAT: dict[str, Callable[..., Any]] = {
     "blocks": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+@jax.jit
+def _block_keys(keys: Key[Array, " b"], block: UInt[np.ndarray, ""] | UInt[Array, ""]) -> Key[Array, " b"]:
+    """What each clip's dropout is drawn from in the block of this number."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, block))(keys)
 
 
 class Block(nn.Module):
@@ -218,7 +225,7 @@ class UNet(nn.Module):
             """The dropout keys of one block; None without dropout."""
             if dropout_keys is None or self.dropout == 0:
                 return None
-            return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(dropout_keys)
+            return _block_keys(dropout_keys, np.uint32(zlib.crc32(name.encode())))
 
         def block(x: Array, features: int, factor: int | None, name: str) -> Array:
             return make_block(**options(features, factor), name=name)(x, emb, context, context_mask, block_keys(name))
@@ -263,7 +270,7 @@ class UNet(nn.Module):
         channels = [int(self.width * m) for m in self.width_mult]
         last = len(channels) - 1
         x = rearrange(z, "b f (h i) (w j) c -> b f h w (i j c)", i=self.patch, j=self.patch)
-        x = self.place(nn.Conv(channels[0], (3, 3), dtype=self.dtype, name="conv_in")(self.place(x)))
+        x = self.place(Conv(channels[0], (3, 3), dtype=self.dtype, name="conv_in")(self.place(x)))
         skips = [x]
         for level, c in enumerate(channels):
             skips += chain(x, c, 2**level, [f"down_{level}_{i}" for i in range(self.num_res_blocks)], [])
@@ -280,9 +287,9 @@ class UNet(nn.Module):
             if level > 0:
                 x = resample(x, "up", f"up_{level}_resample")
 
-        x = nn.silu(GroupNorm(self.norm_groups, name="norm_out")(x.astype(jnp.float32)))
+        x = GroupNorm(self.norm_groups, silu=True, name="norm_out")(x.astype(jnp.float32))
         out = self.out_channels * (1 + self.learned_variance)
-        x = nn.Conv(out * self.patch**2, (3, 3), kernel_init=ZEROS, name="conv_out")(x)
+        x = Conv(out * self.patch**2, (3, 3), kernel_init=ZEROS, name="conv_out")(x)
         return rearrange(x, "b f h w (i j c) -> b f (h i) (w j) c", i=self.patch, j=self.patch)
 
     def _check(self, z: Array, t: Array, context: Array | None, context_mask: Array | None) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 from jax.sharding import Mesh
 
@@ -34,9 +33,7 @@ class PlanSubject:
 
     def state(self) -> Any:
         """Shapes of the training state."""
-        return jax.eval_shape(
-            lambda key: states.create(self.model.init(key), self.tx, self.param_dtype), jax.random.key(0)
-        )
+        return states.shapes(self.model.shapes(), self.tx, self.param_dtype)
 
 
 MakeSubject = Callable[[Mesh | None, int | None], PlanSubject]

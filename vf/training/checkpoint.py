@@ -24,6 +24,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from vf import files
+from vf.training import stacks
 from vf.training.sharding import named
 from vf.training.state import TrainState
 from vf.types import Params, UserError
@@ -108,7 +109,7 @@ class Checkpoints:
         if self._manager is None:
             raise RuntimeError("these checkpoints were opened with read_only=True")
         self.check()  # otherwise a failed save of this same step would be taken for finished
-        items = _items(state)
+        items = _items(stacks.to_host(state))
         # Shapes are stored here too, so that comparing them takes one small file instead of opening every array.
         record = {"run": dict(meta), "arrays": {item: signatures(tree) for item, tree in items.items()}}
         json.dumps(record)  # raises for values that are not JSON here, not in the background
@@ -146,7 +147,8 @@ class Checkpoints:
         optimizer; the message names the arrays that differ.
         """
         step, path = self._find(step)
-        expected, saved = _items(state), self._about(path)["arrays"]
+        by_name = stacks.unstack(state)
+        expected, saved = _items(by_name), self._about(path)["arrays"]
         for item, tree in expected.items():
             problem = difference(saved[item], signatures(tree), dtypes=True)
             if problem and item == "optimizer":
@@ -157,13 +159,14 @@ class Checkpoints:
             if problem:
                 raise _other_network(step, self.directory, item, problem)
         params, ema, optimizer = (self._read(path, item, tree) for item, tree in expected.items())
-        rest = fill(_optimizer(state), optimizer)
-        return TrainState(
+        rest = fill(_optimizer(by_name), optimizer)
+        read = TrainState(
             step=rest["step"],
-            params=fill(state.params, params),
-            ema=fill(state.ema, ema),
+            params=fill(by_name.params, params),
+            ema=fill(by_name.ema, ema),
             opt_state=rest["opt_state"],
         )
+        return stacks.restack(state, read)
 
     def restore_params(
         self, params: Params, which: Literal["ema", "params"] = "ema", step: int | None = None
@@ -179,14 +182,15 @@ class Checkpoints:
         Raises UserError as `restore`.
         """
         step, path = self._find(step)
-        expected = named(params)
+        by_name = stacks.unstack(params)
+        expected = named(by_name)
         networks = {name.split("/")[0] for name in expected}
         saved = self._about(path)["arrays"][which]
         saved = {name: kind for name, kind in saved.items() if name.split("/")[0] in networks}
         problem = difference(saved, signatures(expected), dtypes=False)
         if problem:
             raise _other_network(step, self.directory, which, problem)
-        return fill(params, self._read(path, which, expected))
+        return stacks.restack(params, fill(by_name, self._read(path, which, expected)))
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The `meta` with which a checkpoint was saved; default the latest. Raises UserError as `restore`."""

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vf.training import stacks
 from vf.types import Params, UserError
 
 _FROZEN = "_frozen"
@@ -125,6 +126,7 @@ def _schedules(
 
 
 def _decayed(params: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, p: p.ndim > 1 and jax.tree_util.DictKey("texts") not in path, params
+    """Where weight decay holds, for each array."""
+    return stacks.map_parameters(
+        lambda one: len(one.shape) > 1 and not any("texts" in name.split("/") for name in one.names), params
     )

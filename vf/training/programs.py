@@ -1,5 +1,6 @@
 """The compiled programs of a run: first state, update, validation, sampling; and how rows go through in batches."""
 
+import concurrent.futures
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,23 +15,61 @@ from jax.sharding import Mesh
 from vf import rng, video
 from vf.models import sampler as samplers
 from vf.models.model import Model
-from vf.training import sharding
+from vf.nets import initial
+from vf.training import sharding, stacks
 from vf.training import state as states
 from vf.training.step import train_step, validation_step
 from vf.types import Batch
 
 
 def first_state(
-    model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int, param_dtype: Any = jnp.float32
-) -> tuple[Callable[[], states.TrainState], Any]:
-    """A function that makes the initial state where it belongs, and the state's shapes with shardings."""
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int, param_dtype: Any = jnp.float32,
+    *, stacked: bool | None = None,
+) -> tuple[Callable[..., states.TrainState], Any]:  # fmt: skip
+    """A function that makes the initial state where it belongs, and the state's shapes with shardings.
 
-    def create() -> states.TrainState:
-        return states.create(model.init(rng.key(seed, rng.Purpose.PARAMETERS)), tx, param_dtype)
+    The function takes {network: nested parameters} of those that begin as something else than random numbers. Its
+    parameters are a function of the seed and their names, whatever the mesh.
 
-    shapes = jax.eval_shape(create)
-    where = sharding.shardings(shapes, mesh)
-    return jax.jit(create, out_shardings=where), sharding.abstract(shapes, where)
+    stacked: keep parameters in stacks (`vf.training.stacks`). By default on accelerators alone: XLA's CPU compiler
+        makes one kernel for all arrays of a shape anyway, and one more for every reader of a slice of a stack.
+    """
+    shapes, begins = model.initializers()
+    if stacked is None:
+        stacked = mesh.devices.flat[0].platform != "cpu"
+    if stacked:
+        shapes = {name: jax.eval_shape(stacks.stack, net) for name, net in shapes.items()}
+    state = states.shapes(shapes, tx, param_dtype)
+    where = sharding.shardings(state, mesh)
+    abstract = sharding.abstract(state, where)
+    begin = jax.jit(functools.partial(states.create, tx=tx, dtype=param_dtype), out_shardings=where, donate_argnums=0)
+
+    def create(given: Mapping[str, Any] | None = None) -> states.TrainState:
+        given = given or {}
+        drawn = {name: net for name, net in abstract.ema.items() if name not in given}
+        params = _drawn(drawn, functools.partial(_draw, begins, seed))
+        params |= {name: stacks.restack(abstract.ema[name], net) for name, net in given.items()}
+        return begin({name: params[name] for name in abstract.ema})
+
+    return create, abstract
+
+
+def _draw(begins: Mapping[str, initial.Initializer], seed: int, one: stacks.Parameter) -> np.ndarray:
+    """First values of the parameters that an array holds."""
+    values = [begins[name].draw(seed, name, one.shape) for name in one.names]
+    return np.stack(values) if one.stacked else values[0]
+
+
+def _drawn(abstract: Any, draw: Callable[[stacks.Parameter], np.ndarray]) -> Any:
+    """Arrays where `abstract` has shapes with shardings; this process makes its own shards."""
+
+    def put(one: stacks.Parameter, like: jax.ShapeDtypeStruct) -> jax.Array:
+        values = draw(one)
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: values[index])
+
+    ones, tree = jax.tree.flatten(stacks.map_parameters(lambda one: one, abstract))
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # NumPy draws beside other threads
+        return jax.tree.unflatten(tree, list(pool.map(put, ones, jax.tree.leaves(abstract))))
 
 
 def update(
@@ -57,7 +96,7 @@ def sampling(model: Model, mesh: Mesh, seed: int, options: samplers.SampleOption
 
     def sample(params: Any, batch: Batch) -> jax.Array:
         keys = rng.example_keys(seed, rng.Purpose.SAMPLE, batch["index"])
-        return video.to_uint8(samplers.sample(model, params, keys, model.condition(batch), options))
+        return video.to_uint8(samplers.sample(model, stacks.unstack(params), keys, model.condition(batch), options))
 
     return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
 

@@ -22,6 +22,7 @@ from jax.experimental import mesh_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vf.training import stacks
 from vf.types import Batch, UserError
 
 OfBatch = Callable[[Any, Any], Any]
@@ -129,7 +130,7 @@ def shardings(
         tree: the tree.
         mesh: the mesh.
         rules: see `RULES`.
-        min_size: arrays with fewer elements are replicated (a shard would cost more latency than it saves memory).
+        min_size: parameters with fewer elements are replicated (a shard would cost more latency than it saves memory).
         min_features: see `RULES`.
 
     Raises UserError for an unknown rule.
@@ -138,25 +139,30 @@ def shardings(
     if unknown:
         raise UserError(f"sharding rule {unknown[0]!r} does not exist: use 'replicated', 'fsdp' or 'tensor'")
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        rule = next((rule for pattern, rule in rules if re.search(pattern, name)), "replicated")
-        spec: list[Any] = [None] * leaf.ndim
-        if rule != "replicated" and leaf.size >= min_size:
-            if rule == "tensor" and leaf.ndim > 1:
-                features, parts = leaf.shape[-1], mesh.shape["tensor"]
+    def rule_of(name: str) -> str:
+        return next((rule for pattern, rule in rules if re.search(pattern, name)), "replicated")
+
+    def place(one: stacks.Parameter) -> NamedSharding:
+        rule, *others = {rule_of(name) for name in one.names}
+        if others:
+            raise UserError(f"sharding rules tell {one.names[0]} from others of its shape: let them fit whole names")
+        spec: list[Any] = [None] * len(one.shape)
+        counting = [None] * one.stacked  # that axis is not split
+        if rule != "replicated" and math.prod(one.shape) >= min_size:
+            if rule == "tensor" and len(one.shape) > 1:
+                features, parts = one.shape[-1], mesh.shape["tensor"]
                 both = parts * mesh.shape["fsdp"]
                 if parts > 1 and features % both == 0 and features // parts >= min_features:
                     spec[-1] = ("tensor", "fsdp") if mesh.shape["fsdp"] > 1 else "tensor"
-                    return NamedSharding(mesh, PartitionSpec(*spec))
+                    return NamedSharding(mesh, PartitionSpec(*counting, *spec))
             parts = mesh.shape["fsdp"]
-            fits = [axis for axis, n in enumerate(leaf.shape) if spec[axis] is None and n and n % parts == 0]
+            fits = [axis for axis, n in enumerate(one.shape) if spec[axis] is None and n and n % parts == 0]
             if parts > 1 and fits:
                 # Of equally large axes the last, so that a kernel's sums over inputs stay on one device.
-                spec[max(fits, key=lambda axis: (leaf.shape[axis], axis))] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+                spec[max(fits, key=lambda axis: (one.shape[axis], axis))] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*counting, *spec))
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return stacks.map_parameters(place, tree)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

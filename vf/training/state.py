@@ -3,6 +3,7 @@
 Randomness is not in it: every draw is a function of seed, step and example.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,11 @@ def create(params: Params, tx: optax.GradientTransformation, dtype: Any = None) 
     kept = params if dtype is None else jax.tree.map(lambda p: p.astype(dtype), params)
     masters = jax.tree.map(lambda p: p.astype(jnp.float32), params)  # the optimizer computes in float32
     return TrainState(step=jnp.zeros((), jnp.int32), params=kept, ema=ema, opt_state=tx.init(masters))
+
+
+def shapes(params: Params, tx: optax.GradientTransformation, dtype: Any = None) -> Any:
+    """Shapes of what `create` makes of parameters of these shapes."""
+    return jax.eval_shape(functools.partial(create, tx=tx, dtype=dtype), params)
 
 
 def ema_decay(step: jax.Array | int, decay: float) -> jax.Array:
@@ -87,6 +93,6 @@ def round_at_random(x: Float[Array, "*n"], key: Key[Array, ""]) -> Array:
 
     To the nearest, an update of less than 1/512 of a parameter would always be lost: bfloat16 has 8 bits.
     """
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, (x.size,), jnp.uint16).reshape(x.shape)
     upper = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
     return jnp.where(jnp.isfinite(x), upper, x).astype(jnp.bfloat16)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from vf import rng, video
 from vf.diffusion import decompose
 from vf.models.model import Errors, Model
+from vf.training import stacks
 from vf.training import state as states
 from vf.types import Batch
 
@@ -63,8 +64,13 @@ def train_step(
 
 
 def _gradients(params: Any, batch: Batch, *, loss_of: Callable[..., Any], parts: int) -> tuple[Any, dict[str, Array]]:
-    """Of the mean loss of a batch, and the numbers that come with it."""
-    gradients = jax.grad(loss_of, has_aux=True)
+    """Gradients of the mean loss of a batch, stacked as `params` are, and the numbers that come with it."""
+
+    def gradients(params: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
+        # Of each parameter, not of the stacks: those would be sums of as many mostly empty arrays.
+        grads, numbers = jax.grad(loss_of, has_aux=True)(stacks.unstack(params), batch)
+        return stacks.restack(params, grads), numbers
+
     if parts == 1:
         return gradients(params, batch)
     # Row r goes to micro-batch r % parts, so that every device keeps a share of each.
@@ -91,7 +97,7 @@ def validation_step(
     """
     keys = jax.vmap(jax.random.fold_in, (0, None))(rng.example_keys(seed, rng.Purpose.EVALUATE, batch["index"]), t)
     x = video.from_uint8(batch["video"])
-    errors = model.errors(params, x, model.condition(batch), keys, t=jnp.full(len(x), t))
+    errors = model.errors(stacks.unstack(params), x, model.condition(batch), keys, t=jnp.full(len(x), t))
     kinds = {"": errors.loss, "_eps": errors.eps}
     return {f"{net}{kind}": mean for kind, found in kinds.items() for net, mean in _by_network(model, found).items()}
 
