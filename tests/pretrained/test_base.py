@@ -91,7 +91,7 @@ def test_the_base_frame_is_the_image_models(opened, mean, lam, context):
         schedule=cosine(), shape=(3, 8, 8, 3), base_frame=1, base=opened.network(), residual=residual,
         lam=decompose.make_lambda(lam, 3, 1), context=context,
     )  # fmt: skip
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     rng = np.random.default_rng(1)
     params = {
         "base": started(opened, model.base),
