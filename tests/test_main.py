@@ -81,6 +81,11 @@ def test_a_run_describes_itself_in_its_folder(finished):
     assert facts["mesh"] == {"data": 8, "fsdp": 1, "frames": 1, "tensor": 1}
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]  # means up to each checkpoint
+    phases = {key: row[key] for row in rows for key in row if key.startswith("startup/")}
+    assert list(phases) == [
+        f"startup/{phase}" for phase in ("import and preparation", "first state", "first batch", "lower", "compile")
+    ]
+    assert all(seconds > 0 for seconds in phases.values())
     losses = {key for row in rows for key in row if key.startswith("validation/")}
     assert losses == {f"validation/{net}{kind}/t500" for net in ("base", "residual") for kind in ("", "_eps")}
     named = {row["score"]: row for row in rows if "score" in row}

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Key, UInt
 class Purpose(enum.IntEnum):
     """The purpose of a draw. Runs reproduce by these numbers: append, never renumber."""
 
-    PARAMETERS = 0
+    PARAMETERS = 0  # of earlier versions: first values are drawn by name (`vf/nets/initial.py`)
     TRAIN = 1
     EVALUATE = 2
     SAMPLE = 3

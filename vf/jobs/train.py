@@ -125,9 +125,6 @@ def _train(
                 phases.end("first batch")
                 lowered = update.lower(state, batch)
                 phases.end("lower")
-                if compile_only:
-                    lines, arrays = lowered.as_text().count("\n"), len(jax.tree.leaves(state))
-                    logging.info("the step: %d lines of StableHLO, a state of %d arrays", lines, arrays)
                 update = lowered.compile()
                 phases.end("compile")
                 logging.info("%s", phases)
@@ -137,6 +134,9 @@ def _train(
                 )
                 waited, since = batches.waited, time.perf_counter()
             if compile_only:
+                if first < spec.steps:
+                    lines, arrays = lowered.as_text().count("\n"), len(jax.tree.leaves(state))
+                    logging.info("the step: %d lines of StableHLO, a state of %d arrays", lines, arrays)
                 return {}
             for step in range(first + 1, spec.steps + 1):
                 trace.before(step)

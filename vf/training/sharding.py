@@ -110,7 +110,7 @@ def mesh_sizes(count: int, data: int = -1, fsdp: int = 1, frames: int = 1, tenso
 def named(tree: Any) -> dict[str, Any]:
     """{'/'-joined path: leaf} of a tree, in the order of its leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {stacks.name_of(path): leaf for path, leaf in leaves}
 
 
 def shardings(

@@ -50,7 +50,7 @@ class Parameter:
 
 def stack(params: Params) -> Stack:
     """One network's parameters, stacked; pure, so that jax.eval_shape gives shapes of shapes."""
-    flat = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    flat = dict(sorted(flatten_dict(params, sep="/").items()))
     groups: dict[str, list[str]] = {}
     for name, leaf in flat.items():
         groups.setdefault(f"{'x'.join(map(str, leaf.shape))}/{name.rsplit('/')[-1]}", []).append(name)
@@ -134,8 +134,8 @@ def map_parameters(function: Callable[[Parameter], Any], tree: Any) -> Any:
 
     def each(path: Any, node: Any) -> Any:
         if not isinstance(node, Stack):
-            return function(Parameter((_name(path),), node.shape, stacked=False))
-        begin = f"{_name(path)}/" if path else ""
+            return function(Parameter((name_of(path),), node.shape, stacked=False))
+        begin = f"{name_of(path)}/" if path else ""
         values = {
             key: function(Parameter(tuple(begin + name for name in names), node.arrays[key].shape[1:], stacked=True))
             for key, names in node.names
@@ -154,5 +154,6 @@ def _is_stack(node: Any) -> bool:
     return isinstance(node, Stack)
 
 
-def _name(path: Any) -> str:
+def name_of(path: Any) -> str:
+    """A path of a pytree, its keys joined by '/'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
