@@ -68,21 +68,20 @@ def row(config: ConfigDict, *, stacked: bool, compiled: bool) -> list[str]:
     jax.block_until_ready(create())
     first = time.perf_counter() - began
     batch = lower.batch_shapes(subject, subject.batch_size, mesh)
-    update = programs.update(
-        subject.model, subject.tx, mesh, abstract, seed=subject.seed, ema_decay=subject.ema_decay, accumulate=1
-    )
+    update = programs.update(subject.model, mesh, abstract, accumulate=1)
+    settings = programs.settings(subject.tx, subject.seed, subject.ema_decay)
     began = time.perf_counter()
-    step = update.lower(abstract, batch)
+    step = update.lower(abstract, batch, settings)
     lowering = time.perf_counter() - began
     loss = functools.partial(steps.batch_loss, model=subject.model, seed=subject.seed)
     gradient = jax.jit(jax.grad(loss, has_aux=True)).lower(stacks.unstack(abstract.params), batch)
-    alone = jax.jit(lambda state, grads: states.update(state, grads, subject.tx, subject.ema_decay))
+    alone = jax.jit(lambda state, grads, settings: states.update(state, grads, settings.tx, settings.ema_decay))
     cpu = time.process_time()
     if compiled:
         step.compile()
     cpu = time.process_time() - cpu
     arrays = [len(jax.tree.leaves(tree)) for tree in (abstract.params, abstract)]
-    counts = [*arrays, *map(lines, (step, gradient, alone.lower(abstract, abstract.ema)))]
+    counts = [*arrays, *map(lines, (step, gradient, alone.lower(abstract, abstract.ema, settings)))]
     return [*(f"{n:,}" for n in counts), f"{first:.1f}", f"{lowering:.1f}", f"{cpu:.1f}" if compiled else ""]
 
 

@@ -37,7 +37,7 @@ def lower(config: ConfigDict) -> tuple[int, Any, Callable[[], Any], Any]:
     """(parameters, one training step before compilation, a function that makes the state, a batch)."""
     source = data.source(config)
     model, mesh = models.model(config, source), build.mesh(config)
-    tx, _ = build.optimizer(config)
+    tx = build.optimizer(config)
     create, abstract = programs.first_state(model, tx, mesh, config.seed)
     size = config.train.batch_size
     batch = sharding.put_batch(next(pipeline.batches(source, seed=0, batch_size=size, threads=0)), mesh)

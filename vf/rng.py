@@ -10,7 +10,16 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt
+
+Seed = int | UInt[Array, ""]
+"""A seed, of which the lowest 32 bits count."""
+
+
+def as_argument(seed: int) -> UInt[np.ndarray, ""]:
+    """The same seed for a compiled program, which does not depend on it then."""
+    return np.asarray(seed % 2**32, np.uint32)
 
 
 class Purpose(enum.IntEnum):
@@ -23,12 +32,12 @@ class Purpose(enum.IntEnum):
     ROUND = 4
 
 
-def key(seed: int, purpose: Purpose) -> Key[Array, ""]:
+def key(seed: Seed, purpose: Purpose) -> Key[Array, ""]:
     """The key of one purpose."""
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def example_keys(seed: int, purpose: Purpose, index: UInt[Array, " b"]) -> Key[Array, " b"]:
+def example_keys(seed: Seed, purpose: Purpose, index: UInt[Array, " b"]) -> Key[Array, " b"]:
     """One key per example number, for draws under vmap."""
     return jax.vmap(lambda i: jax.random.fold_in(key(seed, purpose), i))(index)
 

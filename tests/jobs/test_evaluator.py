@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vf import rng
 from vf.diffusion import decompose, noise
 from vf.diffusion.schedule import cosine
 from vf.jobs import evaluator
@@ -45,7 +46,11 @@ def losses(model, batch_size=16, seed=0, levels=LEVELS):
     }  # fmt: skip
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
     no_params = {"base": {}, "residual": {}}
-    program = programs.validation(model, mesh, seed)
+    compiled = programs.validation(model, mesh)
+
+    def program(params, batch, t):
+        return compiled(params, batch, t, rng.as_argument(seed))
+
     return evaluator.validation_losses(program, no_params, clips, levels, batch_size, mesh)
 
 

@@ -140,13 +140,13 @@ def test_networks_may_be_one(params, batch):
 
 
 def test_learning_rates():
-    at = optim.learning_rates(
+    at = make(
         lr={"base": 1.0, "residual": 0.5, "other": 1.0},
         schedule="cosine",
         warmup_steps=4,
         total_steps=12,
         frozen=("other",),
-    )
+    ).learning_rates
     assert set(at(0)) == {"base", "residual"}
     base = [float(at(k)["base"]) for k in range(14)]
     np.testing.assert_allclose(base[:4], [0.25, 0.5, 0.75, 1.0])
@@ -157,15 +157,14 @@ def test_learning_rates():
 
 
 def test_the_update_follows_the_schedule(params):
-    settings = {"schedule": "cosine", "warmup_steps": 2, "total_steps": 6}
-    tx = make(**settings)
-    at = optim.learning_rates(lr=SETTINGS["lr"], **settings)
+    tx = make(schedule="cosine", warmup_steps=2, total_steps=6)
     ones = jax.tree.map(jnp.ones_like, params)
     memory = tx.init(params)
     update = jax.jit(lambda memory: tx.update(ones, memory, params))
     for k in range(6):
         changes, memory = update(memory)
-        for name, rate in at(k).items():  # a constant gradient of 1 moves every parameter by the learning rate
+        # A constant gradient of 1 moves every parameter by the learning rate.
+        for name, rate in tx.learning_rates(k).items():
             np.testing.assert_allclose(changes[name]["out"], -jnp.broadcast_to(rate, (8, 2)), rtol=1e-4)
 
 

@@ -2,13 +2,11 @@
 
 import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -59,12 +57,11 @@ def train(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> TrainSpec:
     config = networks.resolved(config, workdir, fresh)
     run, source = _run(config, workdir, "train", fresh)
     clips.check_flip(config, source)
-    tx, learning_rates = optimizer(config)
     file = networks.pretrained_base(config)
     given = config.train
     return TrainSpec(
-        run=run, source=source, tx=tx, learning_rates=learning_rates,
-        steps=given.steps, batch_size=given.batch_size, accumulate=given.accumulate, ema_decay=given.ema_decay,
+        run=run, source=source, tx=optimizer(config), steps=given.steps,
+        batch_size=given.batch_size, accumulate=given.accumulate, ema_decay=given.ema_decay,
         param_dtype=networks.param_dtype(config), half=config.model.dtype == "bfloat16", loading=clips.loading(config),
         log_every=given.log_every, checkpoint_every=given.checkpoint_every, keep=given.keep,
         sample_every=given.sample_every, fingerprint=fingerprint(config),
@@ -173,26 +170,17 @@ def sample_spec(config: ConfigDict) -> SampleSpec:
     return SampleSpec(sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, s.fps, s.what)
 
 
-def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable[[Any], dict[str, Any]]]:
-    """The optimizer, and a function: number of finished updates -> {network: learning rate}, for the log.
-
-    Raises UserError where nothing would be trained, or for an unknown schedule.
-    """
+def optimizer(config: ConfigDict) -> optim.Optimizer:
+    """The optimizer. Raises UserError where nothing would be trained, or for an unknown schedule."""
     train = config.train
-    rates: dict[str, Any] = {
-        "lr": {"base": train.lr_base, "residual": train.lr_residual},
-        "schedule": train.schedule,
-        "warmup_steps": train.warmup_steps,
-        "total_steps": train.steps,
-        "frozen": ("base",) if train.freeze_base else (),
-    }
     if train.freeze_base and config.model.predictor == "one_network":
         raise UserError("train.freeze_base leaves one_network nothing to train: set it to False")
-    tx = optim.make(
-        **rates, weight_decay=train.weight_decay, b1=train.b1, b2=train.b2, eps=train.eps,
-        clip_norm=train.clip_norm or None,
+    return optim.make(
+        lr={"base": train.lr_base, "residual": train.lr_residual}, schedule=train.schedule,
+        warmup_steps=train.warmup_steps, total_steps=train.steps, weight_decay=train.weight_decay,
+        b1=train.b1, b2=train.b2, eps=train.eps, clip_norm=train.clip_norm or None,
+        frozen=("base",) if train.freeze_base else (),
     )  # fmt: skip
-    return tx, optim.learning_rates(**rates)
 
 
 def mesh(config: ConfigDict, mode: str = "") -> Mesh:
@@ -239,7 +227,7 @@ def plan_subject(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> P
         net.num_res_blocks = min(net.num_res_blocks, blocks or net.num_res_blocks)
     sampling = sample_spec(config)
     return PlanSubject(
-        model=model(config, clips.plan_source(config), mesh), tx=optimizer(config)[0], seed=config.seed,
+        model=model(config, clips.plan_source(config), mesh), tx=optimizer(config), seed=config.seed,
         sample_options=sampling.options, sample_seed=sampling.seed, sample_batch_size=sampling.batch_size,
         batch_size=config.train.batch_size, eval_batch_size=config.eval.batch_size, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, param_dtype=networks.param_dtype(config),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from vf.data.pipeline import Source
@@ -16,6 +15,7 @@ from vf.models.model import Model
 from vf.models.sampler import SampleOptions
 from vf.plan.subject import MakeSubject
 from vf.plan.targets import Target
+from vf.training.optim import Optimizer
 from vf.types import Params
 
 
@@ -130,7 +130,6 @@ class TrainSpec:
     Attributes:
         source: the clips to train on.
         tx: the optimizer.
-        learning_rates: number of finished updates -> {network: learning rate of the next update}, for the log.
         param_dtype: dtype in which parameters are stored.
         half: whether networks compute in bfloat16, so that MFU refers to the chip's peak in bfloat16.
         loading: how clips are read.
@@ -140,8 +139,7 @@ class TrainSpec:
 
     run: RunSpec
     source: Source
-    tx: optax.GradientTransformation
-    learning_rates: Callable[[Any], Mapping[str, Any]]
+    tx: Optimizer
     steps: int
     batch_size: int
     accumulate: int

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from vf import files
+from vf import files, rng
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
@@ -82,11 +82,14 @@ class Evaluator:
     @functools.cached_property
     def _sampling_program(self) -> Any:
         sample = self.spec.sample
-        return programs.sampling(self.spec.model, self.spec.mesh, sample.seed, sample.options)
+        program = programs.sampling(self.spec.model, self.spec.mesh, sample.options)
+        seed = rng.as_argument(sample.seed)
+        return lambda params, batch: program(params, batch, seed)
 
     @functools.cached_property
     def _validation_program(self) -> Any:
-        return programs.validation(self.spec.model, self.spec.mesh, self.spec.seed)
+        program, seed = programs.validation(self.spec.model, self.spec.mesh), rng.as_argument(self.spec.seed)
+        return lambda params, batch, t: program(params, batch, t, seed)
 
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
@@ -177,7 +180,7 @@ def validation_losses(
 ) -> dict[str, float]:
     """Means over `clips` of `validation_step`'s errors, by network and noise level: `base/t500`, `base_eps/t500`, ....
 
-    program: `training.programs.validation`.
+    program: `training.programs.validation` with a seed.
     """
     errors = programs.in_batches(
         lambda batch: {int(t): program(params, batch, t) for t in levels}, clips, batch_size, mesh

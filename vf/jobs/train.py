@@ -91,9 +91,8 @@ def _train(
     phases = meter.Phases()
     phases.end("import and preparation")
     create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
-    update = programs.update(
-        model, spec.tx, mesh, abstract, seed=seed, ema_decay=spec.ema_decay, accumulate=spec.accumulate
-    )
+    update = programs.update(model, mesh, abstract, spec.accumulate)
+    settings = jax.device_put(programs.settings(spec.tx, seed, spec.ema_decay), sharding.replicated(mesh))
 
     with Checkpoints(str(workdir / "checkpoints"), keep=spec.keep) as checkpoints:
         first = hosts.share(checkpoints.latest() or 0)
@@ -123,7 +122,7 @@ def _train(
             if first < spec.steps:
                 batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
                 phases.end("first batch")
-                lowered = update.lower(state, batch)
+                lowered = update.lower(state, batch, settings)
                 phases.end("lower")
                 update = lowered.compile()
                 phases.end("compile")
@@ -140,7 +139,7 @@ def _train(
                 return {}
             for step in range(first + 1, spec.steps + 1):
                 trace.before(step)
-                state, numbers = update(state, batch)
+                state, numbers = update(state, batch, settings)
                 pending.append((step, numbers))
                 trace.after(step, numbers)
                 if step < spec.steps:  # while the device works
@@ -153,7 +152,7 @@ def _train(
                     # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
                     ready, pending = (pending, []) if save else (pending[:-1], pending[-1:])
                     means = _fetch(ready)
-                    means |= {f"lr_{name}": float(rate) for name, rate in spec.learning_rates(ready[-1][0]).items()}
+                    means |= {f"lr_{name}": float(rate) for name, rate in spec.tx.learning_rates(ready[-1][0]).items()}
                     now = time.perf_counter()
                     means["data_wait"] = (batches.waited - waited) / (now - since)  # share of the time
                     means |= rates.read(ready[-1][0] - reported) if rates else {}

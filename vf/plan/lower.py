@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vf import rng
 from vf.plan import count
 from vf.plan.subject import MakeSubject, PlanSubject
 from vf.training import programs, sharding
@@ -46,12 +47,11 @@ def _placed(
 def lower_training(make: MakeSubject, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
     """The lowered training step on a mesh of `sizes` of `devices`, with at most `blocks` residual blocks a level."""
     subject, mesh = _placed(make, sizes, blocks, devices)
-    abstract = on_mesh(subject.state(), mesh)
-    update = programs.update(
-        subject.model, subject.tx, mesh, abstract,
-        seed=subject.seed, ema_decay=subject.ema_decay, accumulate=subject.accumulate,
-    )  # fmt: skip
-    return update.lower(abstract, batch_shapes(subject, subject.batch_size, mesh))
+    # In stacks, where the devices are accelerators.
+    _, abstract = programs.first_state(subject.model, subject.tx, mesh, subject.seed, subject.param_dtype)
+    settings = programs.settings(subject.tx, subject.seed, subject.ema_decay)
+    update = programs.update(subject.model, mesh, abstract, subject.accumulate)
+    return update.lower(abstract, batch_shapes(subject, subject.batch_size, mesh), settings)
 
 
 def lower_sampling(make: MakeSubject, sizes: tuple[int, ...], blocks: int | None, devices: Sequence[Any]) -> Any:
@@ -60,7 +60,8 @@ def lower_sampling(make: MakeSubject, sizes: tuple[int, ...], blocks: int | None
     params = on_mesh(subject.state(), mesh).ema
     batch = batch_shapes(subject, subject.sample_batch_size, mesh, sharding.EVERY)
     del batch["video"]
-    return programs.sampling(subject.model, mesh, subject.sample_seed, subject.sample_options).lower(params, batch)
+    seed = rng.as_argument(subject.sample_seed)
+    return programs.sampling(subject.model, mesh, subject.sample_options).lower(params, batch, seed)
 
 
 def counts(subject: PlanSubject, shapes: Any) -> count.Counts:

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import optax
 from jax.sharding import Mesh
 
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
 from vf.training import state as states
+from vf.training.optim import Optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class PlanSubject:
     """A training run and its sampler. The model computes on the mesh for which the subject was made."""
 
     model: Model
-    tx: optax.GradientTransformation
+    tx: Optimizer
     sample_options: SampleOptions
     sample_seed: int
     sample_batch_size: int

@@ -14,19 +14,101 @@ inside one step (`vf/training/step.py`), so that k counts updates whatever the m
 
 (4) and (5) are written out below. optax's schedules joined to the same law agree to float32 rounding of the peak, 1e-7,
 but interpolate the warm-up down from there: its first rate is off by 8e-6 of itself at 100 steps, by 2e-4 at 10,000.
+
+An optimizer is a pytree. Its numbers that users change between runs are leaves, so that a compiled step takes them as
+arguments, and a run with another learning rate, warm-up, length, decay or bound compiles nothing. (optax's own
+`inject_hyperparams` would keep them in the state, and so in every checkpoint.)
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from vf.training import stacks
 from vf.types import Params, UserError
 
 _FROZEN = "_frozen"
+
+
+@struct.dataclass
+class Optimizer:
+    """The optimizer of a params tree whose top-level keys are networks, made by `make`; used as one of optax's.
+
+    Attributes:
+        lr: peak learning rate of each network; names that the model has not are ignored.
+        warmup_steps, total_steps: in updates.
+        weight_decay: decoupled; on arrays of two or more axes (kernels, embedding tables), not on biases and
+            scales.
+        clip_norm: largest gradient norm, for each network by itself, so that a noisy residual network does not
+            throttle the base; None for no clipping.
+        schedule: 'constant' or 'cosine' (to 0 at `total_steps`), both after a linear warm-up.
+        b1, b2, eps: of (2) and (3).
+        frozen: networks that get no update, and for which no moments are held.
+    """
+
+    lr: Mapping[str, Any]
+    warmup_steps: Any
+    total_steps: Any
+    weight_decay: Any
+    clip_norm: Any
+    schedule: str = struct.field(pytree_node=False)
+    b1: float = struct.field(pytree_node=False)
+    b2: float = struct.field(pytree_node=False)
+    eps: float = struct.field(pytree_node=False)
+    frozen: tuple[str, ...] = struct.field(pytree_node=False)
+
+    def init(self, params: Params) -> optax.OptState:
+        """The state before the first update.
+
+        Raises UserError for a network with neither a learning rate nor a place in `frozen`, or a frozen name that is no
+        network.
+        """
+        return self._networks().init(params)
+
+    def update(
+        self, updates: Params, state: optax.OptState, params: Params | None = None
+    ) -> tuple[Params, optax.OptState]:
+        """Gradients `updates` -> (what is added to the parameters, the next state)."""
+        return self._networks().update(updates, state, params)
+
+    def learning_rates(self, step: Any) -> dict[str, jax.Array]:
+        """{network: learning rate, f32 []} of the update that follows `step` finished ones; no frozen network."""
+        return {name: peak * self._shape(step) for name, peak in self.lr.items() if name not in self.frozen}
+
+    def _shape(self, step: Any) -> jax.Array:
+        """Equations (4) and (5) without the peak."""
+        step = jnp.asarray(step, jnp.float32)
+        rise = jnp.minimum(1.0, (step + 1) / jnp.maximum(self.warmup_steps, 1))
+        if self.schedule == "constant":
+            return rise
+        progress = jnp.clip((step - self.warmup_steps) / (self.total_steps - self.warmup_steps), 0, 1)
+        return rise * (1 + jnp.cos(jnp.pi * progress)) / 2
+
+    def _networks(self) -> optax.GradientTransformation:
+        def network(name: str) -> optax.GradientTransformation:
+            return optax.chain(
+                optax.clip_by_global_norm(self.clip_norm) if self.clip_norm is not None else optax.identity(),
+                optax.adamw(
+                    lambda step: self.learning_rates(step)[name],
+                    b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay, mask=_decayed,
+                ),
+            )  # fmt: skip
+
+        def labels(params: Params) -> dict[str, str]:
+            unknown = sorted(set(self.frozen) - set(params))
+            if unknown:
+                raise UserError(f"cannot freeze {unknown}: the networks of this model are {sorted(params)}")
+            homeless = sorted(set(params) - set(self.lr) - set(self.frozen))
+            if homeless:
+                raise UserError(f"no learning rate for {homeless}: give lr.{homeless[0]}, or name it in frozen")
+            return {name: _FROZEN if name in self.frozen else name for name in params}
+
+        networks = {name: network(name) for name in self.lr if name not in self.frozen}
+        return optax.multi_transform({**networks, _FROZEN: optax.set_to_zero()}, labels)
 
 
 def make(
@@ -41,64 +123,10 @@ def make(
     eps: float,
     clip_norm: float | None,
     frozen: Collection[str] = (),
-) -> optax.GradientTransformation:
-    """The optimizer of a params tree whose top-level keys are networks.
-
-    lr: peak learning rate of each network; names that the model has not are ignored.
-    schedule: 'constant' or 'cosine' (to 0 at `total_steps`), both after a linear warm-up.
-    warmup_steps, total_steps: in updates.
-    weight_decay: decoupled; on arrays of two or more axes (kernels, embedding tables), not on biases and
-        scales.
-    clip_norm: largest gradient norm, for each network by itself, so that a noisy residual network does not
-        throttle the base; None for no clipping.
-    frozen: networks that get no update, and for which no moments are held.
-
-    Raises UserError for values out of range here, and in `init` for a network with neither a learning rate
-    nor a place in `frozen`, or a frozen name that is no network.
-    """
+) -> Optimizer:
+    """The optimizer with these attributes. Raises UserError for values out of range."""
     if clip_norm is not None and clip_norm <= 0:
         raise UserError(f"clip_norm must be positive, but is {clip_norm}; use None for no clipping")
-
-    def network(rate: optax.Schedule) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
-            optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed),
-        )
-
-    def labels(params: Params) -> dict[str, str]:
-        unknown = sorted(set(frozen) - set(params))
-        if unknown:
-            raise UserError(f"cannot freeze {unknown}: the networks of this model are {sorted(params)}")
-        homeless = sorted(set(params) - set(lr) - set(frozen))
-        if homeless:
-            raise UserError(f"no learning rate for {homeless}: give lr.{homeless[0]}, or name it in frozen")
-        return {name: _FROZEN if name in frozen else name for name in params}
-
-    rates = _schedules(lr, schedule, warmup_steps, total_steps)
-    networks = {name: network(rate) for name, rate in rates.items() if name not in frozen}
-    return optax.multi_transform({**networks, _FROZEN: optax.set_to_zero()}, labels)
-
-
-def learning_rates(
-    *,
-    lr: Mapping[str, float],
-    schedule: str,
-    warmup_steps: int,
-    total_steps: int,
-    frozen: Collection[str] = (),
-) -> Callable[[jax.Array | int], dict[str, jax.Array]]:
-    """For the log: number of finished updates -> {network: learning rate of the next update, f32 []}.
-
-    The arguments are those of `make`; a frozen network is left out.
-    """
-    rates = _schedules(lr, schedule, warmup_steps, total_steps)
-    return lambda step: {name: rate(step) for name, rate in rates.items() if name not in frozen}
-
-
-def _schedules(
-    lr: Mapping[str, float], schedule: str, warmup_steps: int, total_steps: int
-) -> dict[str, Callable[[Any], jax.Array]]:
-    """Equations (4) and (5) for each network."""
     if schedule not in ("constant", "cosine"):
         raise UserError(f"schedule must be 'constant' or 'cosine', but is {schedule!r}")
     if warmup_steps < 0:
@@ -110,19 +138,10 @@ def _schedules(
     for name, peak in lr.items():
         if peak < 0:
             raise UserError(f"lr.{name} must be 0 or more, but is {peak}")
-
-    def shape(step: Any) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        rise = jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
-        if schedule == "constant":
-            return rise
-        progress = jnp.clip((step - warmup_steps) / (total_steps - warmup_steps), 0, 1)
-        return rise * (1 + jnp.cos(jnp.pi * progress)) / 2
-
-    def scaled(peak: float) -> Callable[[Any], jax.Array]:
-        return lambda step: peak * shape(step)
-
-    return {name: scaled(peak) for name, peak in lr.items()}
+    return Optimizer(
+        lr=dict(lr), warmup_steps=warmup_steps, total_steps=total_steps, weight_decay=weight_decay,
+        clip_norm=clip_norm, schedule=schedule, b1=b1, b2=b2, eps=eps, frozen=tuple(frozen),
+    )  # fmt: skip
 
 
 def _decayed(params: Params) -> Params:

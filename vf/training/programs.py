@@ -3,14 +3,14 @@
 import concurrent.futures
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from vf import rng, video
 from vf.models import sampler as samplers
@@ -18,12 +18,13 @@ from vf.models.model import Model
 from vf.nets import initial
 from vf.training import sharding, stacks
 from vf.training import state as states
+from vf.training.optim import Optimizer
 from vf.training.step import train_step, validation_step
 from vf.types import Batch
 
 
 def first_state(
-    model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int, param_dtype: Any = jnp.float32,
+    model: Model, tx: states.Transformation, mesh: Mesh, seed: int, param_dtype: Any = jnp.float32,
     *, stacked: bool | None = None,
 ) -> tuple[Callable[..., states.TrainState], Any]:  # fmt: skip
     """A function that makes the initial state where it belongs, and the state's shapes with shardings.
@@ -72,29 +73,47 @@ def _drawn(abstract: Any, draw: Callable[[stacks.Parameter], np.ndarray]) -> Any
         return jax.tree.unflatten(tree, list(pool.map(put, ones, jax.tree.leaves(abstract))))
 
 
-def update(
-    model: Model, tx: optax.GradientTransformation, mesh: Mesh, abstract: Any, *, seed: int, ema_decay: float,
-    accumulate: int,
-) -> Any:  # fmt: skip
-    """The jitted step, (state, batch) -> (state, numbers); the state given is used up."""
-    step = functools.partial(
-        train_step, model=model, tx=tx, seed=seed, ema_decay=ema_decay, accumulate=accumulate,
-        spread=sharding.averaging(mesh),
-    )  # fmt: skip
+class Settings(NamedTuple):
+    """Settings of training that are arguments of its program: to change their values compiles nothing."""
+
+    tx: states.Transformation
+    seed: Any  # u32 []
+    ema_decay: Any  # f32 []
+
+
+def settings(tx: Optimizer, seed: int, ema_decay: float) -> Settings:
+    """The settings as arrays, by whose values no two programs differ."""
+    return Settings(jax.tree.map(np.float32, tx), rng.as_argument(seed), np.float32(ema_decay))
+
+
+def update(model: Model, mesh: Mesh, abstract: Any, accumulate: int) -> Any:
+    """The jitted step, (state, batch, settings) -> (state, numbers); the state given is used up."""
+
+    def step(state: Any, batch: Batch, settings: Settings) -> Any:
+        return train_step(
+            state, batch, model=model, accumulate=accumulate, spread=sharding.averaging(mesh), **settings._asdict()
+        )
+
     where = jax.tree.map(lambda a: a.sharding, abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
 
 
-def validation(model: Model, mesh: Mesh, seed: int) -> Any:
-    """Jitted (params, batch, t) -> errors [b] of each clip at noise level t."""
-    step = functools.partial(validation_step, model=model, seed=seed)
+def validation(model: Model, mesh: Mesh) -> Any:
+    """Jitted (params, batch, t, seed) -> errors [b] of each clip at noise level t."""
+
+    def step(params: Any, batch: Batch, t: Array, seed: rng.Seed) -> Any:
+        return validation_step(params, batch, t, model=model, seed=seed)
+
     return jax.jit(step, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
 
 
-def sampling(model: Model, mesh: Mesh, seed: int, options: samplers.SampleOptions) -> Any:
-    """Jitted (params, batch of conditions) -> u8 [b f h w 3]. Sample k depends on (seed, k) and the weights alone."""
+def sampling(model: Model, mesh: Mesh, options: samplers.SampleOptions) -> Any:
+    """Jitted (params, batch of conditions, seed) -> u8 [b f h w 3].
 
-    def sample(params: Any, batch: Batch) -> jax.Array:
+    Sample k depends on (seed, k) and the weights alone.
+    """
+
+    def sample(params: Any, batch: Batch, seed: rng.Seed) -> jax.Array:
         keys = rng.example_keys(seed, rng.Purpose.SAMPLE, batch["index"])
         return video.to_uint8(samplers.sample(model, stacks.unstack(params), keys, model.condition(batch), options))
 

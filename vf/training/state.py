@@ -5,7 +5,7 @@ Randomness is not in it: every draw is a function of seed, step and example.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Key
 
+from vf.training.optim import Optimizer
 from vf.types import Params
 
 Decay = float | Callable[[jax.Array], jax.Array]
+Transformation: TypeAlias = optax.GradientTransformation | Optimizer
 
 
 @struct.dataclass
@@ -34,7 +36,7 @@ class TrainState:
     opt_state: Any
 
 
-def create(params: Params, tx: optax.GradientTransformation, dtype: Any = None) -> TrainState:
+def create(params: Params, tx: Transformation, dtype: Any = None) -> TrainState:
     """The state before the first update: `params` kept in `dtype` (None: as they are), `ema` a copy of them."""
     # A true copy: an average that shared its buffers with the parameters could not be donated beside them.
     ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
@@ -43,12 +45,12 @@ def create(params: Params, tx: optax.GradientTransformation, dtype: Any = None) 
     return TrainState(step=jnp.zeros((), jnp.int32), params=kept, ema=ema, opt_state=tx.init(masters))
 
 
-def shapes(params: Params, tx: optax.GradientTransformation, dtype: Any = None) -> Any:
+def shapes(params: Params, tx: Transformation, dtype: Any = None) -> Any:
     """Shapes of what `create` makes of parameters of these shapes."""
     return jax.eval_shape(functools.partial(create, tx=tx, dtype=dtype), params)
 
 
-def ema_decay(step: jax.Array | int, decay: float) -> jax.Array:
+def ema_decay(step: jax.Array | int, decay: Any) -> jax.Array:
     """min(decay, (1 + step) / (10 + step)) for `step` finished updates: a young average forgets its random
     start.
 
@@ -61,7 +63,7 @@ def ema_decay(step: jax.Array | int, decay: float) -> jax.Array:
 def update(
     state: TrainState,
     grads: Params,
-    tx: optax.GradientTransformation,
+    tx: Transformation,
     ema_decay: Decay,
     key: Key[Array, ""] | None = None,
 ) -> TrainState:

@@ -28,7 +28,7 @@ def loss(model: Model, errors: Errors) -> tuple[Float[Array, ""], dict[str, Arra
 
 
 def batch_loss(
-    params: Any, rows: Mapping[str, Array], *, model: Model, seed: int
+    params: Any, rows: Mapping[str, Array], *, model: Model, seed: rng.Seed
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The training loss of a batch, and its parts."""
     keys = rng.example_keys(seed, rng.Purpose.TRAIN, rows["index"])
@@ -41,9 +41,9 @@ def train_step(
     batch: Batch,
     *,
     model: Model,
-    tx: optax.GradientTransformation,
-    seed: int,
-    ema_decay: float,
+    tx: states.Transformation,
+    seed: rng.Seed,
+    ema_decay: float | Float[Array, ""],
     accumulate: int = 1,
     spread: Callable[[Gradients], Gradients] = lambda gradients: gradients,
 ) -> tuple[states.TrainState, dict[str, Array]]:
@@ -86,7 +86,7 @@ def _add(total: Any, grads: Any, numbers: dict[str, Array]) -> tuple[Any, dict[s
 
 
 def validation_step(
-    params: Any, batch: Batch, t: Int[Array, ""], *, model: Model, seed: int
+    params: Any, batch: Batch, t: Int[Array, ""], *, model: Model, seed: rng.Seed
 ) -> dict[str, Float[Array, " b"]]:
     """Errors of each network, of each clip [b], at one noise level `t`, without dropout.
 
