@@ -82,9 +82,9 @@ def test_a_run_describes_itself_in_its_folder(finished):
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]  # means up to each checkpoint
     phases = {key: row[key] for row in rows for key in row if key.startswith("startup/")}
-    assert list(phases) == [
-        f"startup/{phase}" for phase in ("import and preparation", "first state", "first batch", "lower", "compile")
-    ]
+    names = ["import and preparation", "first state", "first batch", "lower", "compile"]
+    names += [f"{phase} {program}" for program in ("sampling", "validation") for phase in ("lower", "compile")]
+    assert list(phases) == [f"startup/{phase}" for phase in names]
     assert all(seconds > 0 for seconds in phases.values())
     losses = {key for row in rows for key in row if key.startswith("validation/")}
     assert losses == {f"validation/{net}{kind}/t500" for net in ("base", "residual") for kind in ("", "_eps")}
@@ -231,6 +231,9 @@ def test_an_evaluation_job_evaluates_the_start(finished, exported, tmp_path):
     _, scores = finished
     found = main.run(tiny(init_from=str(exported)), tmp_path, "evaluate")
     assert found == pytest.approx(scores)
+    phases = [key for row in read_metrics(tmp_path) for key in row if key.startswith("startup/")]
+    names = ["import and preparation", "weights", "lower sampling", "compile sampling"]
+    assert phases[:4] == [f"startup/{phase}" for phase in names]
     assert read_evaluations(tmp_path, build.evaluation_fingerprint(tiny())).keys() == {0}
 
 

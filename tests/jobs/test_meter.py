@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from vf import files
@@ -49,8 +50,12 @@ def test_phases_add_up(monkeypatch):
     phases.end("import")
     now[0] = 15.0
     phases.end("compile")
-    assert phases.seconds == {"import": 2.0, "compile": 5.0}
-    assert str(phases) == "7.0 s to the first step: import 2.0 s, compile 5.0 s"
+    assert phases.take("the first step") == {"startup/import": 2.0, "startup/compile": 5.0}
+    now[0] = 40.0
+    program = phases.compiled(jax.jit(lambda x: x + 1), "sampling")
+    assert [int(program(k)) for k in (1, 2)] == [2, 3]
+    assert list(phases.take("the samples")) == ["startup/lower sampling", "startup/compile sampling"]
+    assert phases.take("the samples") == {}
 
 
 def test_a_trace_is_of_the_steps_after_the_tenth(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ def run(spec: EvaluateSpec | SelfcheckSpec, workdir: AnyPath, hosts: Hosts) -> d
     # Training may write at the same time, so this job's TensorBoard events have a folder to themselves.
     with Recorder(workdir, is_writer=jax.process_index() == 0, events="tensorboard/evaluate") as recorder:
         evaluator = Evaluator.open(workdir, recorder, spec.run)
+        evaluator.phases.end("import and preparation")
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             return _Job(spec, workdir, hosts, recorder, evaluator, checkpoints).run()
 
@@ -90,6 +91,7 @@ class _Job:
 
         Raises FileNotFoundError where training has removed it.
         """
+        self.evaluator.phases.begin()
         chosen = self.hosts.share(self.checkpoints.latest()) if step is None else step
         if chosen is not None:  # while it is evaluated, training keeps it
             self.recorder.file(EVALUATING, json.dumps({"step": chosen}))
@@ -105,6 +107,7 @@ class _Job:
 
     def evaluate(self, step: int, params: Params) -> dict[str, float]:
         """Samples with the weights `params` and scores the samples; returns the scores."""
+        self.evaluator.phases.end("weights")
         samples = self.evaluator.sample(step, params)
         self.evaluator.show_real()
         scores = self.evaluator.evaluate(step, params, samples)

@@ -19,6 +19,7 @@ from vf import files, rng
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
+from vf.jobs import meter
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer, to_json
 from vf.models.model import Model
@@ -60,6 +61,7 @@ class Evaluator:
         reference: the reference set.
         validation: the validation set.
         conditions: of the samples, as the function `conditions` gives them.
+        phases: of the job's start.
     """
 
     workdir: AnyPath
@@ -68,6 +70,7 @@ class Evaluator:
     reference: RealClips
     validation: RealClips
     conditions: Mapping[str, np.ndarray]
+    phases: meter.Phases
 
     @classmethod
     def open(cls, workdir: AnyPath, recorder: Recorder, spec: RunSpec) -> Self:
@@ -77,18 +80,19 @@ class Evaluator:
         n = settings.clips if settings.validation is None else min(settings.clips, len(settings.validation))
         validation = RealClips.read(settings.validation, n, spec.seed)
         condition = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names))
-        return cls(workdir, recorder, spec, reference, validation, condition)
+        return cls(workdir, recorder, spec, reference, validation, condition, meter.Phases())
 
     @functools.cached_property
     def _sampling_program(self) -> Any:
         sample = self.spec.sample
-        program = programs.sampling(self.spec.model, self.spec.mesh, sample.options)
+        program = self.phases.compiled(programs.sampling(self.spec.model, self.spec.mesh, sample.options), "sampling")
         seed = rng.as_argument(sample.seed)
         return lambda params, batch: program(params, batch, seed)
 
     @functools.cached_property
     def _validation_program(self) -> Any:
-        program, seed = programs.validation(self.spec.model, self.spec.mesh), rng.as_argument(self.spec.seed)
+        program = self.phases.compiled(programs.validation(self.spec.model, self.spec.mesh), "validation")
+        seed = rng.as_argument(self.spec.seed)
         return lambda params, batch, t: program(params, batch, t, seed)
 
     def sample(self, step: int, params: Any) -> np.ndarray:
@@ -97,6 +101,7 @@ class Evaluator:
         samples = programs.in_batches(
             lambda batch: self._sampling_program(params, batch), self.conditions, sample.batch_size, self.spec.mesh
         )
+        self._record_phases(step, "the samples")
         if self.recorder.is_writer:
             labels = self.conditions["label"].tolist() if self.spec.model.null_label is not None else None
             media.write_samples(
@@ -119,6 +124,7 @@ class Evaluator:
             settings.batch_size,
             self.spec.mesh,
         )
+        self._record_phases(step, "the validation losses")
         self.recorder.scalars(step, {f"{self._part}/{name}": loss for name, loss in losses.items()})
         real = self.reference.clips["video"]
         protocol = {"reference_set": dict(self.reference.about), "n_real": len(real), "n_generated": len(samples)}
@@ -137,6 +143,10 @@ class Evaluator:
             files.append_line(self.workdir / EVALUATIONS, json.dumps(to_json(line)))
             self._write_best()
         return values
+
+    def _record_phases(self, step: int, what: str) -> None:
+        if seconds := self.phases.take(what):
+            self.recorder.scalars(step, seconds)
 
     @property
     def _part(self) -> str:

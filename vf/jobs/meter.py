@@ -36,25 +36,48 @@ def chip_of(device: Any) -> Chip | None:
 
 
 class Phases:
-    """Seconds that each phase of the start-up takes, in the order in which they end.
+    """Seconds that each phase of a job's start takes.
 
     Args:
         began: when the first phase began, in seconds since the epoch.
     """
 
     def __init__(self, began: float = STARTED) -> None:
-        self.seconds: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
         self._since = began
+
+    def begin(self) -> None:
+        """Leaves the time since the last phase ended out of the next one."""
+        self._since = time.time()
 
     def end(self, name: str) -> None:
         """Ends the phase `name`, which began when the one before ended; a name that comes again adds up."""
         now = time.time()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
         self._since = now
 
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
-        return f"{sum(self.seconds.values()):.1f} s to the first step: {parts}"
+    def compiled(self, program: Any, name: str) -> Callable[..., Any]:
+        """A jitted function that is compiled at its first call, as phases of their own; its shapes must not change."""
+        made: list[Any] = []
+
+        def call(*args: Any) -> Any:
+            if not made:
+                self.begin()
+                lowered = program.lower(*args)
+                self.end(f"lower {name}")
+                made.append(lowered.compile())
+                self.end(f"compile {name}")
+            return made[0](*args)
+
+        return call
+
+    def take(self, what: str) -> dict[str, float]:
+        """{name for metrics: seconds} of phases that have ended since the last call; logs them as the way to `what`."""
+        seconds, self._seconds = self._seconds, {}
+        if seconds:
+            parts = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+            logging.info("%.1f s to %s: %s", sum(seconds.values()), what, parts)
+        return {f"startup/{name}": value for name, value in seconds.items()}
 
 
 class Meter:

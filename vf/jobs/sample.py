@@ -23,6 +23,7 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
     abstract = sharding.abstract_params(spec.model.shapes(), spec.mesh)
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
         evaluator = Evaluator.open(workdir, recorder, spec)
+        evaluator.phases.end("import and preparation")
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             params: Params
             if start := untrained_start(checkpoints, spec, hosts):
@@ -31,6 +32,7 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
             else:
                 latest = hosts.share(checkpoints.latest())
                 step, params = latest or 0, checkpoints.restore_params(abstract, spec.sample.weights, latest)
+        evaluator.phases.end("weights")
         evaluator.sample(step, params)
         evaluator.show_real()
         if recorder.is_writer:

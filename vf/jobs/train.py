@@ -61,6 +61,7 @@ def run(
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
         evaluator = Evaluator.open(workdir, recorder, spec.run)
         _describe(spec, recorder, evaluator)
+        evaluator.phases.end("import and preparation")
         return _train(spec, workdir, hosts, recorder, evaluator, profile, compile_only)
 
 
@@ -87,9 +88,8 @@ def _train(
     compile_only: bool,
 ) -> dict[str, float]:
     run, model, mesh, seed = spec.run, spec.run.model, spec.run.mesh, spec.run.seed
+    phases = evaluator.phases
     about = {"config": spec.fingerprint, "seed": seed, "classes": list(run.class_names)}
-    phases = meter.Phases()
-    phases.end("import and preparation")
     create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
     update = programs.update(model, mesh, abstract, spec.accumulate)
     settings = jax.device_put(programs.settings(spec.tx, seed, spec.ema_decay), sharding.replicated(mesh))
@@ -126,8 +126,7 @@ def _train(
                 phases.end("lower")
                 update = lowered.compile()
                 phases.end("compile")
-                logging.info("%s", phases)
-                recorder.scalars(first, {f"startup/{name}": seconds for name, seconds in phases.seconds.items()})
+                recorder.scalars(first, phases.take("the first step"))
                 rates = meter.Meter(
                     mesh, useful_flops(model, seed, stacks.unstack(abstract.params), batch), spec.batch_size, spec.half
                 )
