@@ -82,7 +82,7 @@ def test_a_run_describes_itself_in_its_folder(finished):
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]  # means up to each checkpoint
     phases = {key: row[key] for row in rows for key in row if key.startswith("startup/")}
-    names = ["import and preparation", "first state", "first batch", "lower", "compile"]
+    names = ["import and preparation", "first state", "first batch", "lower", "compile", "count operations"]
     names += [f"{phase} {program}" for program in ("sampling", "validation") for phase in ("lower", "compile")]
     assert list(phases) == [f"startup/{phase}" for phase in names]
     assert all(seconds > 0 for seconds in phases.values())
@@ -574,3 +574,22 @@ def test_imports_touch_no_backend_and_bring_no_other_framework():
         "assert not {'tensorflow', 'torch'} & set(sys.modules), 'another framework was imported'"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)
+
+
+def test_programs_are_kept_and_on_gpus_the_kernels_chosen(monkeypatch):
+    """In the folder given or the environment's; in an object store programs alone, since XLA writes kernels to disks."""
+    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_enable_xla_caches")
+    before = {name: getattr(jax.config, f"jax_{name}") for name in names}
+    kernels = "xla_gpu_per_fusion_autotune_cache_dir"
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    try:
+        for folder, found, kept in (("~/xla", str(Path.home() / "xla"), kernels), ("gs://b/xla", "gs://b/xla", "none")):
+            main.cache_programs(folder)
+            assert [getattr(jax.config, f"jax_{name}") for name in names] == [found, 0, kept]
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+        main.cache_programs("~/xla")
+        assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+        assert jax.config.jax_persistent_cache_enable_xla_caches == kernels
+    finally:
+        for name, value in before.items():
+            jax.config.update(f"jax_{name}", value)

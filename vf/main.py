@@ -104,11 +104,18 @@ def main(argv: list[str]) -> None:
 def cache_programs(folder: str) -> None:
     """Caches compiled programs in `folder`, for this and all later jobs; "" disables it.
 
-    JAX_COMPILATION_CACHE_DIR takes precedence. All processes read the folder and the first writes: on
-    several hosts it should be a folder that they share.
+    XLA keeps the kernels that it has chosen by timing on a GPU there, too, for whatever program needs them next, unless
+    the folder is in an object store, where it cannot write. JAX_COMPILATION_CACHE_DIR takes precedence. All processes
+    read the folder and the first writes: on several hosts it should be a folder that they share, under one name, which
+    is part of what a program is found by.
     """
-    if folder and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(Path(folder).expanduser()))
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", folder)
+    remote = "://" in folder
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder if remote else str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small programs add up
+        kept = "none" if remote else "xla_gpu_per_fusion_autotune_cache_dir"
+        jax.config.update("jax_persistent_cache_enable_xla_caches", kept)
 
 
 def cli() -> None:

@@ -126,10 +126,10 @@ def _train(
                 phases.end("lower")
                 update = lowered.compile()
                 phases.end("compile")
+                flops = useful_flops(model, seed, stacks.unstack(abstract.params), batch)
+                phases.end("count operations")
                 recorder.scalars(first, phases.take("the first step"))
-                rates = meter.Meter(
-                    mesh, useful_flops(model, seed, stacks.unstack(abstract.params), batch), spec.batch_size, spec.half
-                )
+                rates = meter.Meter(mesh, flops, spec.batch_size, spec.half)
                 waited, since = batches.waited, time.perf_counter()
             if compile_only:
                 if first < spec.steps:
