@@ -577,7 +577,7 @@ def test_imports_touch_no_backend_and_bring_no_other_framework():
 
 
 def test_programs_are_kept_and_on_gpus_the_kernels_chosen(monkeypatch):
-    """In the folder given or the environment's; in an object store programs alone, since XLA writes kernels to disks."""
+    """In the folder given or the environment's; in an object store programs alone, as XLA writes to disks."""
     names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_enable_xla_caches")
     before = {name: getattr(jax.config, f"jax_{name}") for name in names}
     kernels = "xla_gpu_per_fusion_autotune_cache_dir"
