@@ -7,6 +7,12 @@ On several hosts, or in several processes, every one gets the same command. Clus
 elsewhere each process needs `--coordinator=HOST:PORT --processes=N --process=I` (`docs/hosts.md`).
 """
 
+from vf.hosts.signals import Signals
+
+SIGNALS = Signals()
+if __name__ == "__main__":
+    SIGNALS.watch()  # before the imports below, which take seconds
+
 import functools
 import os
 import signal
@@ -22,6 +28,7 @@ from vf.config import build
 from vf.config.check import check
 from vf.config.flags import parse
 from vf.config.values import to_json
+from vf.hosts import signals
 from vf.hosts.errors import HostsError, Stopped, exit_status
 from vf.hosts.process import this_process
 from vf.hosts.run import Hosts
@@ -94,9 +101,8 @@ def main(argv: list[str]) -> None:
     hosts = Hosts(
         process, fingerprint(to_json(FLAGS.config), facts) if process else {}, workdir,
         startup_timeout=FLAGS.startup_timeout, heartbeat_timeout=FLAGS.heartbeat_timeout, trains=FLAGS.mode == "train",
+        signals=SIGNALS,
     )  # fmt: skip
-    # SIGTERM unwinds the stack, or saves first, so that processes and shared memory are released.
-    signal.signal(signal.SIGTERM, hosts.terminate)
     with hosts:
         run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
 
@@ -124,8 +130,13 @@ def cli() -> None:
         app.run(main, flags_parser=functools.partial(parse, names=NAMES))
     except (UserError, HostsError, Stopped) as error:
         status, text = exit_status(error)
-        print(text, file=sys.stderr)
+        print(text, file=sys.stderr, flush=True)
+        if isinstance(error, Stopped):
+            os._exit(status)  # at once, whatever threads of libraries still do
         sys.exit(status)
+    finally:
+        for number in signals.NAMES:
+            signal.signal(number, signal.SIG_DFL)  # the work is done
 
 
 if __name__ == "__main__":

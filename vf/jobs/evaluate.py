@@ -32,6 +32,7 @@ def run(spec: EvaluateSpec | SelfcheckSpec, workdir: AnyPath, hosts: Hosts) -> d
     check_weights(spec.run, workdir)
     # Training may write at the same time, so this job's TensorBoard events have a folder to themselves.
     with Recorder(workdir, is_writer=jax.process_index() == 0, events="tensorboard/evaluate") as recorder:
+        hosts.before_end(recorder.flush)
         evaluator = Evaluator.open(workdir, recorder, spec.run)
         evaluator.phases.end("import and preparation")
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:

@@ -59,6 +59,7 @@ def run(
     architecture; Stopped when SIGTERM has ended it, after a checkpoint of the step at which all hosts stop.
     """
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
+        hosts.before_end(recorder.flush)
         evaluator = Evaluator.open(workdir, recorder, spec.run)
         _describe(spec, recorder, evaluator)
         evaluator.phases.end("import and preparation")
@@ -95,6 +96,7 @@ def _train(
     settings = jax.device_put(programs.settings(spec.tx, seed, spec.ema_decay), sharding.replicated(mesh))
 
     with Checkpoints(str(workdir / "checkpoints"), keep=spec.keep) as checkpoints:
+        hosts.before_end(checkpoints.settle)
         first = hosts.share(checkpoints.latest() or 0)
         if first:
             state = checkpoints.restore(abstract, first)
@@ -146,7 +148,8 @@ def _train(
                 checkpoints.check()
                 last = step == spec.steps
                 stop = hosts.stopping()
-                save = step % spec.checkpoint_every == 0 or last or stop
+                sample = bool(spec.sample_every) and step % spec.sample_every == 0 and not last
+                save = step % spec.checkpoint_every == 0 or last or sample or bool(stop)
                 if len(pending) > spec.log_every or save:
                     # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
                     ready, pending = (pending, []) if save else (pending[:-1], pending[-1:])
@@ -161,8 +164,9 @@ def _train(
                 if save:
                     checkpoints.save(step, state, {**about, "step": step})
                 if stop:
-                    raise Stopped(f"stopped by a signal; step {step} is saved, and the same command goes on from there")
-                if spec.sample_every and step % spec.sample_every == 0 and not last:
+                    text = f"stopped by a signal; step {step} is saved, and the same command goes on from there"
+                    raise Stopped(text, stop)
+                if sample:
                     began = time.perf_counter()
                     hosts.pause(for_good=False)
                     evaluator.evaluate(step, state.ema, evaluator.sample(step, state.ema))

@@ -213,6 +213,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
+    def settle(self) -> None:
+        """Returns when no save is in progress; from any thread, and without raising its errors."""
+        while self._manager is not None and self._manager.is_saving_in_progress():
+            time.sleep(0.05)
+
     def check(self) -> None:
         """Raises any error of a save so far, without waiting. It is cheap enough to be called every step."""
         if self._manager is not None:
