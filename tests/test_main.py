@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -340,7 +341,7 @@ def test_evaluating_again_gives_the_same_scores(finished):
     assert again == pytest.approx(scores, nan_ok=True)
 
 
-def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished):
+def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished, caplog):
     """Following a finished run: training evaluated the last step, the job the one before; the best is recorded."""
     workdir, scores = finished
     fingerprint = build.evaluation_fingerprint(tiny())
@@ -354,7 +355,10 @@ def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished):
     values = {step: found["fd_random_conv3d"] for step, found in evaluations.items()}
     assert values[best["step"]] == best["value"] == min(values.values())
     before = (workdir / "metrics.jsonl").read_text()
-    assert main.run(tiny(), workdir, "evaluate") == pytest.approx(scores)
+    with caplog.at_level(logging.INFO):  # the run ends where its own config says
+        assert main.run(tiny(train__steps=100, eval__patience=0.0), workdir, "evaluate") == pytest.approx(scores)
+    assert "new checkpoint" not in caplog.text
+    assert f"at step 4: fd_random_conv3d {scores['fd_random_conv3d']:.4g}" in caplog.text
     assert (workdir / "metrics.jsonl").read_text() == before  # everything had been evaluated
     torn = (workdir / "evaluations.jsonl").read_text() + '{"fingerprint": torn'
     (workdir / "evaluations.jsonl").write_text(torn)
