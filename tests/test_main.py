@@ -106,7 +106,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):
     one, two = weights(whole, tiny()), weights(tmp_path, tiny())
     jax.tree.map(np.testing.assert_array_equal, one, two)
     first = json.loads((tmp_path / "run.json").read_text())["starts"]
-    assert len(first) == 2
+    assert [start["config"]["train"]["steps"] for start in first] == [2, 4]
 
 
 def as_before_validation(folder: Path) -> Path:
@@ -372,7 +372,7 @@ def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
     def on_disk(directory, **options):
         return Checkpoints(directory.replace("gs://bucket", str(tmp_path)), **options)
 
-    for module in (main, train, evaluate):
+    for module in (export, train, evaluate):
         monkeypatch.setattr(module, "Checkpoints", on_disk)
     workdir = files.folder("gs://bucket/run")
     assert main.run(tiny(), workdir, "train") == pytest.approx(finished[1])
@@ -491,12 +491,81 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights(tmp_path, tiny())))
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(finished):
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("noise.lam", (0.7,), "'(0.5,)'"),
+        ("base.prediction", "eps", "x_0"),
+        ("residual.prediction", "v", "x_0"),
+        ("noise.schedule", "linear", "cosine"),
+        ("data.frames", 4, "8"),
+        ("data.size", 32, "16"),
+        ("base.net.width", 16, "8"),
+    ],
+)
+def test_a_run_goes_on_with_what_its_weights_have_learned(finished, mode, field, value, flag):
+    """Every job refuses another meaning before it writes anything, and names the flag that restores the run's."""
     workdir, _ = finished
-    config = tiny()
-    config.base.net.width = 16
-    with pytest.raises(UserError, match="base/"):
-        main.run(config, workdir, "sample")
+    before = {path: path.read_bytes() for path in workdir.glob("*.json*")}
+    with pytest.raises(UserError, match=re.escape(f"set --config.{field}={flag}, its whole config is")):
+        main.run(tiny(**{field.replace(".", "__"): value}), workdir, mode)
+    assert {path: path.read_bytes() for path in workdir.glob("*.json*")} == before
+
+
+def test_another_noise_prior_is_for_another_run(finished):
+    """Which training may begin from these weights; what it cannot begin either is not offered."""
+    workdir, _ = finished
+    other = f"or --config.init_from={workdir} with another --workdir trains on from its weights"
+    with pytest.raises(UserError, match=other):
+        main.run(tiny(noise__lam=(0.7,)), workdir, "train")
+    for changes, mode in (
+        ({"noise__lam": (0.7,), "base__prediction": "eps"}, "train"),
+        ({"noise__lam": (0.7,)}, "sample"),
+    ):
+        with pytest.raises(UserError) as raised:
+            main.run(tiny(**changes), workdir, mode)
+        assert "init_from" not in str(raised.value)
+
+
+def test_other_changes_of_a_run_are_listed(finished, caplog):
+    """In one line; of fields that the job reads."""
+    workdir, _ = finished
+    config = tiny(train__log_every=2, train__lr_base=0.5, sample__count=5, plan__minutes=1.0)
+    trained = export.of_run(workdir)
+    for make, listed in (
+        (build.train, "train.lr_base is 0.5 (was 0.003), train.log_every is 2 (was 1), sample.count is 5 (was 4)"),
+        (build.sample, "sample.count is 5 (was 4)"),
+    ):
+        with caplog.at_level(logging.INFO):
+            make(config, workdir, trained)
+        (message,) = (record.getMessage() for record in caplog.records)
+        assert sorted(message.removeprefix("the config differs from that of step 4: ").split(", ")) == sorted(
+            listed.split(", ")
+        )
+        caplog.clear()
+        make(tiny(), workdir, trained)
+        assert not caplog.records
+
+
+def test_all_processes_judge_by_what_the_first_one_reads(finished, tmp_path):
+    """A process whose disk shows nothing yet refuses what process 0 refuses."""
+    there = export.of_run(finished[0])
+
+    class Second(main.Hosts):
+        def share(self, value):
+            assert value is None
+            return [there.config, there.step, there.about]
+
+    with pytest.raises(UserError, match=r"noise\.lam is \(0\.7,\) here and \(0\.5,\) there"):
+        main.run(tiny(noise__lam=(0.7,)), tmp_path, "train", Second())
+
+
+def test_without_the_run_s_config_the_job_says_that_nothing_is_compared(finished, tmp_path, caplog):
+    shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
+    trained = export.of_run(tmp_path)
+    build.sample(tiny(), tmp_path, trained)
+    assert "has no config.json: whether its networks have learned what this config says is not checked" in caplog.text
 
 
 def test_sampling_without_a_checkpoint_is_refused(tmp_path):

@@ -209,7 +209,8 @@ def _remarks(lines: list[dict]) -> str:
 def _run(workdir: AnyPath, starts: list[dict]) -> str:
     parts: list[str] = []
     for index, start in enumerate(starts, 1):
-        rows = "".join(f"<tr><th>{escape(key)}</th><td>{_inline(x)}</td></tr>" for key, x in start.items())
+        facts = {key: x for key, x in start.items() if key != "config"}
+        rows = "".join(f"<tr><th>{escape(key)}</th><td>{_inline(x)}</td></tr>" for key, x in facts.items())
         table = f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
         summary = f"Start {index} of {len(starts)}, {_inline(start.get('time'))}"
         parts.insert(0, _details(summary, table, opened=index == len(starts)))
