@@ -66,6 +66,13 @@ def weights(workdir, config, which="ema"):
         return jax.tree.map(np.asarray, checkpoints.restore_params(shapes, which))
 
 
+def drawn(workdir, step, what="clips", count=4) -> Path:
+    """The folder of the only drawing of its kind at one step of a run."""
+    name = re.compile(f"step_{step:08d}_{what}_seed0_n{count}_[0-9a-f]{{8}}")
+    (folder,) = (path for path in files.children(workdir / "samples") if name.fullmatch(path.name))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of four steps, in one go."""
@@ -93,7 +100,7 @@ def test_a_run_describes_itself_in_its_folder(finished):
     assert set(named) == set(scores)
     assert "fd_random_conv3d" in named
     assert all(row["protocol"]["reference_set"]["split"] == "test" for row in named.values())
-    clips = video.load_npz(workdir / "samples" / "step_00000004" / "clips.npz")["clips"]
+    clips = video.load_npz(drawn(workdir, 4) / "clips.npz")["clips"]
     assert clips.shape == (4, 8, 16, 16, 3)
     assert (workdir / "index.html").exists()
 
@@ -139,20 +146,36 @@ def test_a_run_of_an_earlier_version_goes_on(finished, tmp_path):
 def test_sampling_again_gives_the_same_clips(finished):
     """The sampling job reads the averaged weights and repeats the run's own samples."""
     workdir, _ = finished
-    path = workdir / "samples" / "step_00000004" / "clips.npz"
+    path = drawn(workdir, 4) / "clips.npz"
     before = video.load_npz(path)["clips"]
     path.unlink()
     assert main.run(tiny(), workdir, "sample") == {}
     np.testing.assert_array_equal(video.load_npz(path)["clips"], before)
 
 
+def test_another_drawing_leaves_the_first_as_it_was(finished):
+    """The page shows both."""
+    workdir, _ = finished
+    first = drawn(workdir, 4)
+    before = {path: path.read_bytes() for path in first.iterdir()}
+    main.run(tiny(sample__count=3), workdir, "sample")
+    assert {path: path.read_bytes() for path in first.iterdir()} == before
+    second = drawn(workdir, 4, count=3)
+    clips = [video.load_npz(folder / "clips.npz")["clips"] for folder in (second, first)]
+    np.testing.assert_array_equal(clips[0], clips[1][:3])
+    page = (workdir / "index.html").read_text()
+    for folder, count in ((first, 4), (second, 3)):
+        assert f"samples/{folder.name}/wall.gif" in page
+        assert f"Drawn at step 4: {count}, seed 0" in page
+
+
 def test_images_of_the_base_generator_are_the_base_frames(finished):
     """The image model draws what the model puts at its base frame: same keys, same noise, one network for both."""
     workdir, _ = finished
     main.run(tiny(sample__what="base"), workdir, "sample")
-    folder = workdir / "samples" / "base_step_00000004"
+    folder = drawn(workdir, 4, "base")
     images = video.load_npz(folder / "clips.npz")["clips"]
-    clips = video.load_npz(workdir / "samples" / "step_00000004" / "clips.npz")["clips"]
+    clips = video.load_npz(drawn(workdir, 4) / "clips.npz")["clips"]
     assert images.shape == (4, 1, 16, 16, 3)
     assert clips.shape == (4, 8, 16, 16, 3)
     # Two programs may round differently.
@@ -162,7 +185,7 @@ def test_images_of_the_base_generator_are_the_base_frames(finished):
     assert (np.abs(images[:, 0] - np.roll(frames, 1, axis=0)).max(axis=(1, 2, 3)) > 1).all()
     assert {path.name for path in folder.iterdir()} == {"clips.npz", "wall.png", "meta.json"}
     page = (workdir / "index.html").read_text()
-    assert "samples/base_step_00000004/wall.png" in page
+    assert f"samples/{folder.name}/wall.png" in page
     assert page.count('class="step"') == 1  # beside the clips of the same step
 
 
@@ -199,13 +222,12 @@ def test_an_exported_model_samples_the_same_clips(finished, exported, tmp_path):
     assert values.to_json(config) == values.to_json(tiny(init_from=str(exported)))
     config.data.source = "none"
     main.run(config, tmp_path, "sample")
-    made, meant = (
-        video.load_npz(run / "samples" / f"step_0000000{step}" / "clips.npz")
-        for run, step in ((tmp_path, 0), (workdir, 4))
-    )
+    made, meant = (video.load_npz(drawn(run, step) / "clips.npz") for run, step in ((tmp_path, 0), (workdir, 4)))
     for name in ("clips", "label"):
         np.testing.assert_array_equal(made[name], meant[name])
-    assert json.loads((tmp_path / "samples" / "step_00000000" / "meta.json").read_text())["labels"]
+    meta = json.loads((drawn(tmp_path, 0) / "meta.json").read_text())
+    assert meta["labels"]
+    assert meta["start"]["from"] == str(exported)  # and so in the hash: another model's samples lie elsewhere
     assert not (tmp_path / "samples" / "real").exists()
     (begun,) = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert (begun["start"]["from"], begun["start"]["step"]) == (str(exported), 4)
@@ -221,7 +243,7 @@ def test_a_model_of_an_earlier_version_travels(finished, exported, tmp_path):
     assert values.to_json(loaded(folder)) == values.to_json(meant)
     main.run(tiny(init_from=str(folder)), tmp_path / "new", "sample")
     made, same = (
-        video.load_npz(run / "samples" / f"step_0000000{step}" / "clips.npz")["clips"]
+        video.load_npz(drawn(run, step) / "clips.npz")["clips"]
         for run, step in ((tmp_path / "new", 0), (finished[0], 4))
     )
     np.testing.assert_array_equal(made, same)
@@ -251,7 +273,7 @@ def test_training_starts_from_these_weights(finished, exported, tmp_path):
     assert begun["start"]["from"] == str(exported)
     assert begun["start"]["step"] == 4
     main.run(tiny(init_from="gone"), tmp_path, "sample")  # a run that has begun asks for it no more
-    assert (tmp_path / "samples" / "step_00000001").is_dir()
+    assert drawn(tmp_path, 1).is_dir()
 
 
 def test_both_kinds_of_folder_give_the_same_arrays(finished, exported):
@@ -387,7 +409,7 @@ def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]
     assert {row["step"] for row in rows if "score" in row} == {2, 4}
-    clips = [video.load_npz(run / "samples" / "step_00000004" / "clips.npz")["clips"] for run in (workdir, finished[0])]
+    clips = [video.load_npz(drawn(run, 4) / "clips.npz")["clips"] for run in (workdir, finished[0])]
     np.testing.assert_array_equal(*clips)
     assert b"Drawn at step 2" in bucket["bucket/run/index.html"]
     places = {name.split("/")[2] for name in bucket}
