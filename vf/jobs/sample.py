@@ -29,11 +29,12 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
             params: Params
             if start := untrained_start(checkpoints, spec, hosts):
                 describe(spec, workdir, recorder)
-                step, params = 0, start.read(abstract)
+                with evaluator.phases.phase("weights", f"reading the weights of {start.origin.get('from')}"):
+                    step, params = 0, start.read(abstract)
             else:
-                latest = hosts.share(checkpoints.latest())
-                step, params = latest or 0, checkpoints.restore_params(abstract, spec.sample.weights, latest)
-        evaluator.phases.end("weights")
+                latest, which = hosts.share(checkpoints.latest()), spec.sample.weights
+                with evaluator.phases.phase("weights", f"reading the weights {which} of step {latest}"):
+                    step, params = latest or 0, checkpoints.restore_params(abstract, which, latest)
         evaluator.sample(step, params)
         evaluator.show_real()
         if recorder.is_writer:

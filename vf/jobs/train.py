@@ -91,7 +91,8 @@ def _train(
     run, model, mesh, seed = spec.run, spec.run.model, spec.run.mesh, spec.run.seed
     phases = evaluator.phases
     about = {"config": spec.fingerprint, "seed": seed, "classes": list(run.class_names)}
-    create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
+    with phases.phase("first state", "preparing the first state"):
+        create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
     update = programs.update(model, mesh, abstract, spec.accumulate)
     settings = jax.device_put(programs.settings(spec.tx, seed, spec.ema_decay), sharding.replicated(mesh))
 
@@ -99,11 +100,14 @@ def _train(
         hosts.before_end(checkpoints.settle)
         first = hosts.share(checkpoints.latest() or 0)
         if first:
-            state = checkpoints.restore(abstract, first)
+            with phases.phase("restore", f"restoring step {first}"):
+                state = checkpoints.restore(abstract, first)
             logging.info("restored step %d", first)
         else:
-            state = create(None if run.start is None else run.start.read(stacks.unstack(abstract.ema)))
-        phases.end("restore" if first else "first state")
+            with phases.phase(
+                "first state", "drawing the first parameters" if run.start is None else "reading weights"
+            ):
+                state = create(None if run.start is None else run.start.read(stacks.unstack(abstract.ema)))
         evaluator.show_real()
 
         progress = Progress(spec.steps, first)
@@ -122,14 +126,14 @@ def _train(
         ) as batches:
             rates, waited, reported, since = None, 0.0, first, time.perf_counter()
             if first < spec.steps:
-                batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
-                phases.end("first batch")
-                lowered = update.lower(state, batch, settings)
-                phases.end("lower")
-                update = lowered.compile()
-                phases.end("compile")
-                flops = useful_flops(model, seed, stacks.unstack(abstract.params), batch)
-                phases.end("count operations")
+                with phases.phase("first batch", "reading the first batch"):
+                    batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
+                with phases.phase("lower", "tracing the training step"):
+                    lowered = update.lower(state, batch, settings)
+                with phases.phase("compile", "compiling the training step"):
+                    update = lowered.compile()
+                with phases.phase("count operations", "counting its operations"):
+                    flops = useful_flops(model, seed, stacks.unstack(abstract.params), batch)
                 recorder.scalars(first, phases.take("the first step"))
                 rates = meter.Meter(mesh, flops, spec.batch_size, spec.half)
                 waited, since = batches.waited, time.perf_counter()
@@ -160,7 +164,9 @@ def _train(
                     means |= rates.read(ready[-1][0] - reported) if rates else {}
                     since, waited, reported = now, batches.waited, ready[-1][0]
                     recorder.scalars(ready[-1][0], {f"train/{name}": value for name, value in means.items()})
-                    progress.update(ready[-1][0], means["loss"], **{"data wait": f"{100 * means['data_wait']:.1f} %"})
+                    progress.update(
+                        ready[-1][0], loss=means["loss"], **{"data wait": f"{100 * means['data_wait']:.1f} %"}
+                    )
                 if save:
                     checkpoints.save(step, state, {**about, "step": step})
                 if stop:
