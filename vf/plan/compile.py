@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from vf.data.processes import follow_parent
 from vf.plan.targets import Target
 from vf.types import UserError
 
@@ -169,6 +170,7 @@ def _resident_bytes(pid: int | None) -> float:
 
 def _compile(lower: Callable[[Sequence[Any]], Any], target: Target, folder: Path) -> None:
     """Compiles; runs in the separate process, which writes its results into `folder`."""
+    follow_parent()  # a signal ends the parent at once
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
