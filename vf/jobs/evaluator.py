@@ -19,6 +19,7 @@ from vf import files
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
+from vf.jobs import memory
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer, to_json
 from vf.models.model import Model
@@ -88,6 +89,7 @@ class Evaluator:
     def _validation_program(self) -> Any:
         return programs.validation(self.spec.model, self.spec.mesh, self.spec.seed)
 
+    @memory.explained("sampling")
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
         sample = self.spec.sample
@@ -108,6 +110,7 @@ class Evaluator:
             self.recorder.video(step, name, samples[:16], fps=sample.fps)
         return samples
 
+    @memory.explained("evaluation")
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:
         """Validation losses of `params` and scores of the samples `samples`, recorded."""
         settings = self.spec.evaluation
