@@ -3,6 +3,7 @@
 import signal
 import traceback
 
+from vf.command import nobody_reads
 from vf.types import UserError
 
 
@@ -19,6 +20,8 @@ def exit_status(error: BaseException) -> tuple[int, str]:
     statuses = {UserError: 2, HostsError: 3, Stopped: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code, ""
+    if isinstance(error, BrokenPipeError) and nobody_reads():
+        return 128 + signal.SIGPIPE, ""
     if status := statuses.get(type(error)):
         return status, f"vf: {str(error) or 'interrupted'}"
     return 1, "".join(traceback.format_exception(error)).rstrip()

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -175,7 +176,8 @@ class Hosts:
                 leaving = concurrent.futures.ThreadPoolExecutor(1).submit(jax.distributed.shutdown)
                 concurrent.futures.wait([leaving], MARGIN if status > 128 else self._heartbeat_timeout + MARGIN)
         finally:
-            sys.stdout.flush()
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.flush()
             os._exit(status)  # a normal exit of the interpreter would wait for jax
 
 
