@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vf import command
 from vf.data.clips import STARTS, Windows
 from vf.metrics import fvd
 from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, protocol_hash, to_json
@@ -289,11 +290,13 @@ def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Capt
     return networks.captions(texts, files, args.vocabulary, args.prefix)
 
 
+@command.until_nobody_reads()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     logging.basicConfig(
         level=logging.WARNING, format="vf: %(message)s", force=True
     )  # force, since orbax configures logging
+    command.leave_out_absent_tpu()
     try:
         args = arguments(argv)
         with naming_flags(FLAGS):

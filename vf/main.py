@@ -23,7 +23,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from vf import files
+from vf import command, files
 from vf.config import build
 from vf.config.check import check
 from vf.config.flags import parse
@@ -93,6 +93,8 @@ def main(argv: list[str]) -> None:
     """Called by absl with the parsed flags."""
     del argv
     logging.set_verbosity(logging.INFO)
+    command.hide_messages_of_libraries()
+    command.leave_out_absent_tpu()
     planning = FLAGS.mode == "plan"
     build.cpu_devices(FLAGS.config, plan=planning)
     workdir = files.folder(FLAGS.workdir)
@@ -128,7 +130,8 @@ def cache_programs(folder: str) -> None:
 def cli() -> None:
     """Runs `main`; prints an error that is foreseen as one line, and exits with its status."""
     try:
-        app.run(main, flags_parser=functools.partial(parse, names=NAMES))
+        with command.until_nobody_reads():
+            app.run(main, flags_parser=functools.partial(parse, names=NAMES))
     except (UserError, HostsError, Stopped) as error:
         status, text = exit_status(error)
         print(text, file=sys.stderr, flush=True)

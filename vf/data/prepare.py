@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from vf import command
 from vf.data.datasets import DATASETS
 from vf.data.embeddings import Layout
 from vf.data.encoding import ENCODINGS
@@ -113,6 +114,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     return parameters, args
 
 
+@command.until_nobody_reads()
 def main() -> None:
     """The command."""
     logging.basicConfig(level=logging.WARNING)

@@ -3,6 +3,7 @@
 import signal
 import traceback
 
+from vf.command import nobody_reads
 from vf.types import UserError
 
 
@@ -26,6 +27,8 @@ def exit_status(error: BaseException) -> tuple[int, str]:
         return error.code, ""
     if isinstance(error, Stopped):
         return 128 + error.number, f"vf: {error}"
+    if isinstance(error, BrokenPipeError) and nobody_reads():
+        return 128 + signal.SIGPIPE, ""
     if status := statuses.get(type(error)):
         return status, f"vf: {str(error) or 'interrupted'}"
     return 1, "".join(traceback.format_exception(error)).rstrip()

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -186,7 +187,8 @@ class Hosts:
             if self._joined:
                 self._shut_down(MARGIN if status > 128 else self._heartbeat_timeout + MARGIN)
         finally:
-            sys.stdout.flush()
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.flush()
             os._exit(status)  # a normal exit of the interpreter would wait for jax
 
     def _shut_down(self, seconds: float) -> None:
