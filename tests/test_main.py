@@ -607,7 +607,7 @@ def test_too_little_memory_is_answered_in_one_sentence(finished, monkeypatch, mo
     def too_large(*_, **__):
         return jax.block_until_ready(jax.numpy.zeros((2**45,)))
 
-    monkeypatch.setattr(programs, part, lambda *_, **__: too_large)
+    monkeypatch.setattr(programs, part, lambda *_, **__: jax.jit(too_large))
     if mode == "train":
         monkeypatch.setattr(programs, part, too_large)
     with pytest.raises(UserError, match=f"^out of memory in {field}"):

@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 import functools
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from vf.config import build
 from vf.config.check import check
 from vf.config.flags import parse
 from vf.config.values import to_json
-from vf.hosts import signals
 from vf.hosts.errors import HostsError, Stopped, exit_status
 from vf.hosts.process import this_process
 from vf.hosts.run import Hosts
@@ -138,9 +136,6 @@ def cli() -> None:
         if isinstance(error, Stopped):
             os._exit(status)  # at once, whatever threads of libraries still do
         sys.exit(status)
-    finally:
-        for number in signals.NAMES:
-            signal.signal(number, signal.SIG_DFL)  # the work is done
 
 
 if __name__ == "__main__":
