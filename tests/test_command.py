@@ -75,7 +75,8 @@ def test_a_command_ends_quietly_when_nobody_reads(code):
     program = f"from vf import command\nwith command.until_nobody_reads():\n    {code}\n"
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONUNBUFFERED": ""})  # fmt: skip
     os.close(writer)
     assert done.returncode == (0 if "Exit" in code else 128 + signal.SIGPIPE)
     assert not done.stderr
@@ -93,7 +94,8 @@ def test_the_help_of_every_command_may_be_cut(name):
     reader, writer = os.pipe()
     os.close(reader)
     line = [sys.executable, "-m", name, "--help"]
-    done = subprocess.run(line, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(line, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONUNBUFFERED": ""})  # fmt: skip
     os.close(writer)
     assert done.returncode in (0, 128 + signal.SIGPIPE)  # argparse itself ignores the first failure
     assert not done.stderr

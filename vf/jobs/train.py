@@ -112,7 +112,6 @@ def _train(
                 state = create(None if run.start is None else run.start.read(stacks.unstack(abstract.ema)))
         evaluator.show_real()
 
-        progress = Progress(spec.steps, first)
         trace = meter.Trace(workdir / "profile", first, profile if recorder.is_writer else 0)
         pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # numbers still on their way from the device
         with pipeline.batches(
@@ -144,6 +143,7 @@ def _train(
                     lines, arrays = lowered.as_text().count("\n"), len(jax.tree.leaves(state))
                     logging.info("the step: %d lines of StableHLO, a state of %d arrays", lines, arrays)
                 return {}
+            progress = Progress(spec.steps, first)
             for step in range(first + 1, spec.steps + 1):
                 trace.before(step)
                 state, numbers = update(state, batch, settings)
@@ -156,7 +156,7 @@ def _train(
                 stop = hosts.stopping()
                 sample = bool(spec.sample_every) and step % spec.sample_every == 0 and not last
                 save = step % spec.checkpoint_every == 0 or last or sample or bool(stop)
-                if len(pending) > spec.log_every or save:
+                if save or (len(pending) > 1 and (step - 1) % spec.log_every == 0):
                     # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
                     ready, pending = (pending, []) if save else (pending[:-1], pending[-1:])
                     means = _fetch(ready)

@@ -74,6 +74,9 @@ def devices_of(target: Target) -> Sequence[Any]:
 
     # There is no metadata server to query outside a cloud, and several processes may load libtpu.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+    # Of this machine, not of the target: where they are missing, libtpu prints five lines about them.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=target.topology_name, **target.topology_options
     )
