@@ -159,7 +159,7 @@ def get_config() -> ConfigDict:
     evaluation.exact = True  # float32 in these networks; False: the platform's precision, faster, other numbers
     evaluation.bootstrap = 0  # resamples for intervals of 95 %
     evaluation.cache = ""  # folder of real clips' features; "" = ~/.cache/vf/features
-    # --mode=evaluate: follow (each checkpoint as it is written, until train.steps) | latest | a step.
+    # --mode=evaluate: follow (all, and each as it is written, until the run's end) | latest | a step.
     evaluation.checkpoint = "follow"
     evaluation.patience = 3600.0  # seconds without a new checkpoint after which following ends
     evaluation.best = "fd_random_conv3d"  # the score whose best checkpoint is recorded, and retained

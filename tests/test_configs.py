@@ -155,7 +155,7 @@ def test_errors_of_lower_rooms_name_the_flag(tmp_path):
     config = get("folder")
     config.data.source = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no such folder: .* \(--config\.data\.source\)$"):
-        build.train(config, tmp_path, fresh=True)
+        build.train(config, tmp_path, None)
 
 
 @pytest.mark.parametrize("name", MADE)

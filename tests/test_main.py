@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -65,6 +66,13 @@ def weights(workdir, config, which="ema"):
         return jax.tree.map(np.asarray, checkpoints.restore_params(shapes, which))
 
 
+def drawn(workdir, step, what="clips", count=4) -> Path:
+    """The folder of the only drawing of its kind at one step of a run."""
+    name = re.compile(f"step_{step:08d}_{what}_seed0_n{count}_[0-9a-f]{{8}}")
+    (folder,) = (path for path in files.children(workdir / "samples") if name.fullmatch(path.name))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of four steps, in one go."""
@@ -92,7 +100,7 @@ def test_a_run_describes_itself_in_its_folder(finished):
     assert set(named) == set(scores)
     assert "fd_random_conv3d" in named
     assert all(row["protocol"]["reference_set"]["split"] == "test" for row in named.values())
-    clips = video.load_npz(workdir / "samples" / "step_00000004" / "clips.npz")["clips"]
+    clips = video.load_npz(drawn(workdir, 4) / "clips.npz")["clips"]
     assert clips.shape == (4, 8, 16, 16, 3)
     assert (workdir / "index.html").exists()
 
@@ -105,7 +113,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):
     one, two = weights(whole, tiny()), weights(tmp_path, tiny())
     jax.tree.map(np.testing.assert_array_equal, one, two)
     first = json.loads((tmp_path / "run.json").read_text())["starts"]
-    assert len(first) == 2
+    assert [start["config"]["train"]["steps"] for start in first] == [2, 4]
 
 
 def as_before_validation(folder: Path) -> Path:
@@ -138,20 +146,36 @@ def test_a_run_of_an_earlier_version_goes_on(finished, tmp_path):
 def test_sampling_again_gives_the_same_clips(finished):
     """The sampling job reads the averaged weights and repeats the run's own samples."""
     workdir, _ = finished
-    path = workdir / "samples" / "step_00000004" / "clips.npz"
+    path = drawn(workdir, 4) / "clips.npz"
     before = video.load_npz(path)["clips"]
     path.unlink()
     assert main.run(tiny(), workdir, "sample") == {}
     np.testing.assert_array_equal(video.load_npz(path)["clips"], before)
 
 
+def test_another_drawing_leaves_the_first_as_it_was(finished):
+    """The page shows both."""
+    workdir, _ = finished
+    first = drawn(workdir, 4)
+    before = {path: path.read_bytes() for path in first.iterdir()}
+    main.run(tiny(sample__count=3), workdir, "sample")
+    assert {path: path.read_bytes() for path in first.iterdir()} == before
+    second = drawn(workdir, 4, count=3)
+    clips = [video.load_npz(folder / "clips.npz")["clips"] for folder in (second, first)]
+    np.testing.assert_array_equal(clips[0], clips[1][:3])
+    page = (workdir / "index.html").read_text()
+    for folder, count in ((first, 4), (second, 3)):
+        assert f"samples/{folder.name}/wall.gif" in page
+        assert f"Drawn at step 4: {count}, seed 0" in page
+
+
 def test_images_of_the_base_generator_are_the_base_frames(finished):
     """The image model draws what the model puts at its base frame: same keys, same noise, one network for both."""
     workdir, _ = finished
     main.run(tiny(sample__what="base"), workdir, "sample")
-    folder = workdir / "samples" / "base_step_00000004"
+    folder = drawn(workdir, 4, "base")
     images = video.load_npz(folder / "clips.npz")["clips"]
-    clips = video.load_npz(workdir / "samples" / "step_00000004" / "clips.npz")["clips"]
+    clips = video.load_npz(drawn(workdir, 4) / "clips.npz")["clips"]
     assert images.shape == (4, 1, 16, 16, 3)
     assert clips.shape == (4, 8, 16, 16, 3)
     # Two programs may round differently.
@@ -161,7 +185,7 @@ def test_images_of_the_base_generator_are_the_base_frames(finished):
     assert (np.abs(images[:, 0] - np.roll(frames, 1, axis=0)).max(axis=(1, 2, 3)) > 1).all()
     assert {path.name for path in folder.iterdir()} == {"clips.npz", "wall.png", "meta.json"}
     page = (workdir / "index.html").read_text()
-    assert "samples/base_step_00000004/wall.png" in page
+    assert f"samples/{folder.name}/wall.png" in page
     assert page.count('class="step"') == 1  # beside the clips of the same step
 
 
@@ -198,13 +222,12 @@ def test_an_exported_model_samples_the_same_clips(finished, exported, tmp_path):
     assert values.to_json(config) == values.to_json(tiny(init_from=str(exported)))
     config.data.source = "none"
     main.run(config, tmp_path, "sample")
-    made, meant = (
-        video.load_npz(run / "samples" / f"step_0000000{step}" / "clips.npz")
-        for run, step in ((tmp_path, 0), (workdir, 4))
-    )
+    made, meant = (video.load_npz(drawn(run, step) / "clips.npz") for run, step in ((tmp_path, 0), (workdir, 4)))
     for name in ("clips", "label"):
         np.testing.assert_array_equal(made[name], meant[name])
-    assert json.loads((tmp_path / "samples" / "step_00000000" / "meta.json").read_text())["labels"]
+    meta = json.loads((drawn(tmp_path, 0) / "meta.json").read_text())
+    assert meta["labels"]
+    assert meta["start"]["from"] == str(exported)  # and so in the hash: another model's samples lie elsewhere
     assert not (tmp_path / "samples" / "real").exists()
     (begun,) = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert (begun["start"]["from"], begun["start"]["step"]) == (str(exported), 4)
@@ -220,7 +243,7 @@ def test_a_model_of_an_earlier_version_travels(finished, exported, tmp_path):
     assert values.to_json(loaded(folder)) == values.to_json(meant)
     main.run(tiny(init_from=str(folder)), tmp_path / "new", "sample")
     made, same = (
-        video.load_npz(run / "samples" / f"step_0000000{step}" / "clips.npz")["clips"]
+        video.load_npz(drawn(run, step) / "clips.npz")["clips"]
         for run, step in ((tmp_path / "new", 0), (finished[0], 4))
     )
     np.testing.assert_array_equal(made, same)
@@ -253,7 +276,7 @@ def test_training_starts_from_these_weights(finished, exported, tmp_path):
     assert begun["start"]["from"] == str(exported)
     assert begun["start"]["step"] == 4
     main.run(tiny(init_from="gone"), tmp_path, "sample")  # a run that has begun asks for it no more
-    assert (tmp_path / "samples" / "step_00000001").is_dir()
+    assert drawn(tmp_path, 1).is_dir()
 
 
 def test_both_kinds_of_folder_give_the_same_arrays(finished, exported):
@@ -343,7 +366,7 @@ def test_evaluating_again_gives_the_same_scores(finished):
     assert again == pytest.approx(scores, nan_ok=True)
 
 
-def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished):
+def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished, caplog):
     """Following a finished run: training evaluated the last step, the job the one before; the best is recorded."""
     workdir, scores = finished
     fingerprint = build.evaluation_fingerprint(tiny())
@@ -357,7 +380,10 @@ def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished):
     values = {step: found["fd_random_conv3d"] for step, found in evaluations.items()}
     assert values[best["step"]] == best["value"] == min(values.values())
     before = (workdir / "metrics.jsonl").read_text()
-    assert main.run(tiny(), workdir, "evaluate") == pytest.approx(scores)
+    with caplog.at_level(logging.INFO):  # the run ends where its own config says
+        assert main.run(tiny(train__steps=100, eval__patience=0.0), workdir, "evaluate") == pytest.approx(scores)
+    assert "new checkpoint" not in caplog.text
+    assert f"at step 4: fd_random_conv3d {scores['fd_random_conv3d']:.4g}" in caplog.text
     assert (workdir / "metrics.jsonl").read_text() == before  # everything had been evaluated
     torn = (workdir / "evaluations.jsonl").read_text() + '{"fingerprint": torn'
     (workdir / "evaluations.jsonl").write_text(torn)
@@ -371,7 +397,7 @@ def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
     def on_disk(directory, **options):
         return Checkpoints(directory.replace("gs://bucket", str(tmp_path)), **options)
 
-    for module in (main, train, evaluate):
+    for module in (export, train, evaluate):
         monkeypatch.setattr(module, "Checkpoints", on_disk)
     workdir = files.folder("gs://bucket/run")
     assert main.run(tiny(), workdir, "train") == pytest.approx(finished[1])
@@ -386,7 +412,7 @@ def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]
     assert {row["step"] for row in rows if "score" in row} == {2, 4}
-    clips = [video.load_npz(run / "samples" / "step_00000004" / "clips.npz")["clips"] for run in (workdir, finished[0])]
+    clips = [video.load_npz(drawn(run, 4) / "clips.npz")["clips"] for run in (workdir, finished[0])]
     np.testing.assert_array_equal(*clips)
     assert b"Drawn at step 2" in bucket["bucket/run/index.html"]
     places = {name.split("/")[2] for name in bucket}
@@ -490,12 +516,81 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights(tmp_path, tiny())))
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(finished):
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("noise.lam", (0.7,), "'(0.5,)'"),
+        ("base.prediction", "eps", "x_0"),
+        ("residual.prediction", "v", "x_0"),
+        ("noise.schedule", "linear", "cosine"),
+        ("data.frames", 4, "8"),
+        ("data.size", 32, "16"),
+        ("base.net.width", 16, "8"),
+    ],
+)
+def test_a_run_goes_on_with_what_its_weights_have_learned(finished, mode, field, value, flag):
+    """Every job refuses another meaning before it writes anything, and names the flag that restores the run's."""
     workdir, _ = finished
-    config = tiny()
-    config.base.net.width = 16
-    with pytest.raises(UserError, match="base/"):
-        main.run(config, workdir, "sample")
+    before = {path: path.read_bytes() for path in workdir.glob("*.json*")}
+    with pytest.raises(UserError, match=re.escape(f"set --config.{field}={flag}, its whole config is")):
+        main.run(tiny(**{field.replace(".", "__"): value}), workdir, mode)
+    assert {path: path.read_bytes() for path in workdir.glob("*.json*")} == before
+
+
+def test_another_noise_prior_is_for_another_run(finished):
+    """Which training may begin from these weights; what it cannot begin either is not offered."""
+    workdir, _ = finished
+    other = f"or --config.init_from={workdir} with another --workdir trains on from its weights"
+    with pytest.raises(UserError, match=other):
+        main.run(tiny(noise__lam=(0.7,)), workdir, "train")
+    for changes, mode in (
+        ({"noise__lam": (0.7,), "base__prediction": "eps"}, "train"),
+        ({"noise__lam": (0.7,)}, "sample"),
+    ):
+        with pytest.raises(UserError) as raised:
+            main.run(tiny(**changes), workdir, mode)
+        assert "init_from" not in str(raised.value)
+
+
+def test_other_changes_of_a_run_are_listed(finished, caplog):
+    """In one line; of fields that the job reads."""
+    workdir, _ = finished
+    config = tiny(train__log_every=2, train__lr_base=0.5, sample__count=5, plan__minutes=1.0)
+    trained = export.of_run(workdir)
+    for make, listed in (
+        (build.train, "train.lr_base is 0.5 (was 0.003), train.log_every is 2 (was 1), sample.count is 5 (was 4)"),
+        (build.sample, "sample.count is 5 (was 4)"),
+    ):
+        with caplog.at_level(logging.INFO):
+            make(config, workdir, trained)
+        (message,) = (record.getMessage() for record in caplog.records)
+        assert sorted(message.removeprefix("the config differs from that of step 4: ").split(", ")) == sorted(
+            listed.split(", ")
+        )
+        caplog.clear()
+        make(tiny(), workdir, trained)
+        assert not caplog.records
+
+
+def test_all_processes_judge_by_what_the_first_one_reads(finished, tmp_path):
+    """A process whose disk shows nothing yet refuses what process 0 refuses."""
+    there = export.of_run(finished[0])
+
+    class Second(main.Hosts):
+        def share(self, value):
+            assert value is None
+            return [there.config, there.step, there.about]
+
+    with pytest.raises(UserError, match=r"noise\.lam is \(0\.7,\) here and \(0\.5,\) there"):
+        main.run(tiny(noise__lam=(0.7,)), tmp_path, "train", Second())
+
+
+def test_without_the_run_s_config_the_job_says_that_nothing_is_compared(finished, tmp_path, caplog):
+    shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
+    trained = export.of_run(tmp_path)
+    build.sample(tiny(), tmp_path, trained)
+    assert "has no config.json: whether its networks have learned what this config says is not checked" in caplog.text
 
 
 def test_sampling_without_a_checkpoint_is_refused(tmp_path):

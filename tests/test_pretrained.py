@@ -8,7 +8,7 @@ import pytest
 
 from tests.pretrained.torch_unets import adm as torch_adm
 from tests.pretrained.torch_unets import arrays, channels_first, outputs, randomised
-from tests.test_main import tiny, weights
+from tests.test_main import drawn, tiny, weights
 from vf import main, video
 from vf.config import build, check, data, models, networks, start
 from vf.data.pipeline import NoClips
@@ -55,7 +55,7 @@ def test_images_of_the_file_itself(net, file, tmp_path):
         model__context="embedding",
     )
     assert main.run(made, tmp_path, "sample") == {}
-    found = video.load_npz(tmp_path / "samples" / "base_step_00000000" / "clips.npz")["clips"]
+    found = video.load_npz(drawn(tmp_path, 0, "base", 3) / "clips.npz")["clips"]
     model, source = models.file_model(made)
     assert source.class_names == tuple("01234")
     job = build.sample_spec(made)
@@ -147,7 +147,7 @@ def test_conversion_training_export_and_reloading(net, file, tmp_path, monkeypat
             "base__pretrained": str(tmp_path / "model" / "base.safetensors"),
         }
         main.run(config(file, **fields), samples, "sample")
-        clips = video.load_npz(samples / "samples" / "step_00000000" / "clips.npz")["clips"]
+        clips = video.load_npz(drawn(samples, 0) / "clips.npz")["clips"]
         assert clips.shape == (4, 8, 16, 16, 3)
     finally:
         (tmp_path / "moved.safetensors").rename(file)

@@ -26,8 +26,8 @@ from vf.hosts.errors import HostsError, Stopped, exit_status
 from vf.hosts.process import this_process
 from vf.hosts.run import Hosts
 from vf.jobs import evaluate, plan, sample, train
+from vf.pretrained import export
 from vf.run.provenance import fingerprint
-from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
 
 MODES = ("train", "sample", "evaluate", "plan")
@@ -71,14 +71,15 @@ def run(
         plan.run(build.plan(config), workdir)
         return {}
     hosts = hosts or Hosts()
-    with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
-        fresh = hosts.share(checkpoints.latest() is None)
+    here = export.of_run(workdir)
+    facts = hosts.share(here and (here.config, here.step, here.about))  # what process 0 reads, so that all agree
+    trained = export.Trained(workdir, *facts) if facts else None
     if mode == "train":
-        spec = build.train(config, workdir, fresh)
+        spec = build.train(config, workdir, trained)
         return train.run(spec, workdir, hosts, profile=profile, compile_only=compile_only)
     if mode == "sample":
-        return sample.run(build.sample(config, workdir, fresh), workdir, hosts)
-    return evaluate.run(build.evaluate(config, workdir, fresh), workdir, hosts)
+        return sample.run(build.sample(config, workdir, trained), workdir, hosts)
+    return evaluate.run(build.evaluate(config, workdir, trained), workdir, hosts)
 
 
 def main(argv: list[str]) -> None:

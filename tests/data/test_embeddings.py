@@ -193,7 +193,7 @@ def test_training_on_mirrored_clips_without_mirrored_embeddings_is_refused_at_th
     """The error names the flag. Clips that are read without embeddings may be mirrored."""
     config = configured(prepare_with(3, False), **{"data.flip": True, "data.validation_share": 0.0})
     with pytest.raises(UserError, match=r"no embeddings of mirrored frames.* \(--config\.data\.flip\)$"):
-        build.train(config, tmp_path, fresh=True)
+        build.train(config, tmp_path, None)
     for changes in ({"data.flip": False}, {"model.context": "base_frame"}, {"data.source": str(prepare_with(3))}):
         allowed = config.copy_and_resolve_references()
         allowed.update_from_flattened_dict(changes)

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from vf.jobs.evaluate import follow
+from vf.jobs.evaluate import follow, last_step
 from vf.types import UserError
 
 
@@ -31,8 +31,9 @@ class Run:
         self.looked += 1
         assert self.looked < 1000, "it never ends"
 
-    def follow(self, last: int, patience: float = 100.0) -> list[int]:
-        return follow(self.steps, self.evaluate, lambda: set(self.evaluated), last=last, patience=patience, every=10,
+    def follow(self, last, patience: float = 100.0) -> list[int]:
+        final = last if callable(last) else lambda: last
+        return follow(self.steps, self.evaluate, lambda: set(self.evaluated), last=final, patience=patience, every=10,
                       clock=lambda: self.now, sleep=self.sleep)  # fmt: skip
 
 
@@ -55,6 +56,8 @@ def test_it_ends_when_the_run_has_died(caplog):
         assert run.follow(last=99, patience=100) == [10, 20]
     assert 100 < run.now < 150
     assert caplog.text.count("waiting for a new checkpoint, up to step 99") == 2  # once before each wait
+    assert caplog.text.count("every checkpoint so far is scored") == 2
+    assert "--config.eval.checkpoint=latest" in caplog.text
     assert "no new checkpoint for 100 s" in caplog.text
 
 
@@ -70,6 +73,17 @@ def test_evaluations_that_are_not_seen_are_not_repeated():
     assert Run({10: 0, 20: 30}, records=False).follow(last=20) == [10, 20]
 
 
+def test_a_run_that_is_started_again_for_longer_is_followed_to_its_new_end():
+    run = Run({10: 0, 20: 50, 30: 120})
+    assert run.follow(last=lambda: 20 if run.now < 40 else 30) == [10, 20, 30]
+
+
+def test_the_last_step_is_that_of_the_run_s_own_config(tmp_path):
+    assert last_step(tmp_path, 120) == 120  # a run that has just begun
+    (tmp_path / "config.json").write_text('{"train": {"steps": 30}}')
+    assert last_step(tmp_path, 120) == 30
+
+
 def test_other_errors_end_it():
     run = Run({10: 0})
 
@@ -77,4 +91,4 @@ def test_other_errors_end_it():
         raise UserError("no real clips")
 
     with pytest.raises(UserError, match="no real clips"):
-        follow(run.steps, evaluate, set, last=10, patience=10, clock=lambda: run.now, sleep=run.sleep)
+        follow(run.steps, evaluate, set, last=lambda: 10, patience=10, clock=lambda: run.now, sleep=run.sleep)

@@ -33,12 +33,42 @@ def test_samples_are_lossless_and_marked_at_the_base_frame(tmp_path):
 
 def test_clips_of_one_frame_are_images(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (3, 1, 8, 8, 3), dtype=np.uint8)
-    folder = media.write_samples(media.step_folder(tmp_path, 7, images=True), images, base_frame=1, scale=2)
-    assert folder == tmp_path / "samples" / "base_step_00000007"
+    folder = media.drawing_folder(tmp_path, 7, "base", 3, {"seed": 2})
+    assert media.write_samples(folder, images, base_frame=1, scale=2) == folder
+    assert folder.parent == tmp_path / "samples"
+    assert folder.name.startswith("step_00000007_base_seed2_n3_")
     assert {path.name for path in folder.iterdir()} == {"clips.npz", "wall.png", "meta.json"}
     with Image.open(folder / "wall.png") as wall:
         np.testing.assert_array_equal(np.asarray(wall)[::2, ::2], video.grid(images, 8)[0])
     assert "base_frame" not in json.loads((folder / "meta.json").read_text())  # It is the only frame.
+
+
+def test_each_drawing_has_a_folder_of_its_own(tmp_path):
+    """Whatever it is that the samples depend on; the same drawing again has the same folder."""
+    sampling = {"seed": 0, "eta": 0.0, "label": -1}
+    drawn = [
+        media.drawing_folder(tmp_path, step, what, count, sampling | changes)
+        for step, what, count, changes in (
+            (30, "clips", 16, {}), (30, "clips", 8, {}), (30, "base", 16, {}), (60, "clips", 16, {}),
+            (30, "clips", 16, {"seed": 1}), (30, "clips", 16, {"label": 3}), (30, "clips", 16, {"start": "a run"}),
+        )
+    ]  # fmt: skip
+    assert len(set(drawn)) == len(drawn)
+    assert media.drawing_folder(tmp_path, 30, "clips", 16, dict(reversed(sampling.items()))) == drawn[0]
+
+
+def test_drawings_are_listed_by_step_and_clips_before_images(tmp_path):
+    """Those of earlier versions too; what is no drawing is left out."""
+    old = [tmp_path / "samples" / name for name in ("step_00000009", "base_step_00000009", "step_100000000")]
+    new = [media.drawing_folder(tmp_path, step, what, 16, {"seed": -1}) for step, what in ((5, "base"), (9, "clips"))]
+    for folder in (*old, *new, media.real_folder(tmp_path), tmp_path / "samples" / "step_draft"):
+        folder.mkdir(parents=True)
+    found = media.drawings(tmp_path)
+    assert [one.folder for one in found] == [new[0], old[0], new[1], old[1], old[2]]
+    assert [(one.step, one.images, one.facts) for one in found] == [
+        (5, True, ": 16, seed -1"), (9, False, ""), (9, False, ": 16, seed -1"), (9, True, ""),
+        (100_000_000, False, ""),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", [{"base_frame": 4}, {"base_frame": 0, "labels": [1, 2]}])

@@ -71,6 +71,10 @@ def page_of(workdir: Path) -> Page:
     return Page(path)
 
 
+def drawing(workdir, step: int):
+    return media.drawing_folder(workdir, step, "clips", 3, {"seed": 0})
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A run with everything: two starts, losses, an evaluation, scores, and samples of two steps."""
@@ -86,7 +90,7 @@ def run(tmp_path_factory) -> Path:
     recorder.text(60, "stopped", EVIL)
     media.write_samples(media.real_folder(workdir), clips_of(9), base_frame=2, labels=[EVIL, "b", "c"])
     for step in (30, 60):
-        folder = media.step_folder(workdir, step)
+        folder = drawing(workdir, step)
         assert media.write_samples(folder, clips_of(step), base_frame=2, meta={"sampler": EVIL}) == folder
     return workdir
 
@@ -111,17 +115,19 @@ def test_the_page_of_a_run_in_an_object_store(bucket):
         recorder.score(2, "fvd", 41.5, {"clips": 256})
     media.write_samples(media.real_folder(workdir), clips_of(9), base_frame=2)
     for step in (30, 60):
-        media.write_samples(media.step_folder("gs://bucket/my run", step), clips_of(step), base_frame=2)
+        media.write_samples(drawing("gs://bucket/my run", step), clips_of(step), base_frame=2)
     bucket["bucket/my run/samples/step_7"] = b"no folder"
     assert write(workdir) == workdir / "index.html"
     text = bucket["bucket/my run/index.html"].decode()
     for part in ("VideoFusion: my run", "41.5", "Resolved config", 'data-step="60"'):
         assert part in text
     links = {link for link in re.findall(r'(?:href|src)="([^"]+)"', text) if not link.startswith("#")}
-    assert {f"samples/{name}/wall.mp4" for name in ("real", "step_00000030", "step_00000060")} <= links
+    assert {
+        f"samples/{name}/wall.mp4" for name in ("real", *(drawing(workdir, step).name for step in (30, 60)))
+    } <= links
     assert {f"bucket/my run/{link}" for link in links} <= bucket.keys()
     assert text.count('class="step"') == 2
-    np.testing.assert_array_equal(video.load_npz(media.step_folder(workdir, 60) / "clips.npz")["clips"], clips_of(60))
+    np.testing.assert_array_equal(video.load_npz(drawing(workdir, 60) / "clips.npz")["clips"], clips_of(60))
     with pytest.raises(UserError, match="found none at gs://bucket/nowhere"):
         write("gs://bucket/nowhere")
 
@@ -130,7 +136,7 @@ def test_the_page_of_a_whole_run(run):
     page = page_of(run)
     for part in ("Clips", "Training", "Scores", "Remarks", "Run", "Resolved config", "Start 2 of 2"):
         assert part in page.text
-    for name in ("real", "step_00000030", "step_00000060"):
+    for name in ("real", *(drawing(run, step).name for step in (30, 60))):
         for file in ("clips.npz", "wall.gif", "wall.mp4", "strip.png"):
             assert f"samples/{name}/{file}" in page.links
     assert "http" not in page.html  # No resource from elsewhere.
@@ -146,7 +152,7 @@ def test_the_package_holds_the_files_of_the_page():
 
 
 def test_samples_of_earlier_versions_are_shown_in_current_terms(tmp_path):
-    folder = media.write_samples(media.step_folder(tmp_path, 1), clips_of(1), base_frame=2)
+    folder = media.write_samples(drawing(tmp_path, 1), clips_of(1), base_frame=2)
     today = page_of(tmp_path).html
     assert "base_frame 2" in today
     meta = folder / "meta.json"
@@ -165,7 +171,7 @@ def test_without_script_the_last_step_alone_is_shown(run):
 
 def test_steps_are_in_the_order_of_numbers(tmp_path):
     for step in (9, 123_456_789, 99_999_999):
-        media.write_samples(media.step_folder(tmp_path, step), clips_of(1), base_frame=0)
+        media.write_samples(drawing(tmp_path, step), clips_of(1), base_frame=0)
     (tmp_path / "samples" / "step_draft").mkdir()
     (tmp_path / "samples" / "step_7").write_text("no folder")
     page = page_of(tmp_path)
@@ -217,9 +223,9 @@ def test_the_page_of_an_incomplete_run(tmp_path, present):
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 2, "train/lo')
     elif present == "samples":
-        media.write_samples(media.step_folder(tmp_path, 1), clips_of(1), base_frame=0)
+        media.write_samples(drawing(tmp_path, 1), clips_of(1), base_frame=0)
     elif present == "empty_samples":
-        media.step_folder(tmp_path, 1).mkdir(parents=True)
+        drawing(tmp_path, 1).mkdir(parents=True)
         media.real_folder(tmp_path).mkdir()
     elif present == "damaged":
         (tmp_path / "config.json").write_text("{")

@@ -125,14 +125,25 @@ def test_describe_records_config_versions_devices_and_earlier_starts(tmp_path):
     starts = read_json(tmp_path / "run.json")["starts"]
     assert starts[0] == first
     assert [start["seed"] for start in starts] == [3, 4]
-    assert not list(tmp_path.glob("config.*.json"))
 
 
-def test_the_earlier_config_is_retained(tmp_path):
+def test_the_config_of_each_start_is_retained(tmp_path):
     for lr in (1, 2, 2):
         Recorder(tmp_path).describe({"lr": lr})
     assert read_json(tmp_path / "config.json") == {"lr": 2}
-    assert [read_json(path) for path in tmp_path.glob("config.*.json")] == [{"lr": 1}]
+    assert [start["config"] for start in read_json(tmp_path / "run.json")["starts"]] == [{"lr": lr} for lr in (1, 2, 2)]
+
+
+def test_the_config_of_an_earlier_version_s_start_is_retained(tmp_path):
+    """Its run.json holds no configs, and only the latest can still be known."""
+    (tmp_path / "run.json").write_text('{"starts": [{"seed": 1}, {"seed": 2}]}')
+    (tmp_path / "config.json").write_text('{"lr": 1}')
+    Recorder(tmp_path).describe({"lr": 2})
+    configs = [start.get("config") for start in read_json(tmp_path / "run.json")["starts"]]
+    assert configs == [None, {"lr": 1}, {"lr": 2}]
+    (tmp_path / "config.json").write_text("{torn")  # of a start whose config is known
+    Recorder(tmp_path).describe({"lr": 3})
+    assert read_json(tmp_path / "config.json") == {"lr": 3}
 
 
 def test_a_damaged_run_json_is_set_aside(tmp_path):
@@ -215,10 +226,8 @@ def test_a_run_in_an_object_store_equals_one_on_a_disk(tmp_path, bucket):
 
     assert named(REMOTE) ^ named(tmp_path) == {"metrics.jsonl", "metrics"}
     assert json.loads(bucket["bucket/run/config.json"]) == {"lr": 2}
-    assert len(json.loads(bucket["bucket/run/run.json"])["starts"]) == 1
     assert bucket["bucket/run/note.txt"] == b"kept\n"
-    (before,) = (content for name, content in bucket.items() if "/config." in name and name.count(".") == 2)
-    assert json.loads(before) == {"lr": 1}
+    assert [start["config"] for start in json.loads(bucket["bucket/run/run.json"])["starts"]] == [{"lr": 1}, {"lr": 2}]
     (damaged,) = (content for name, content in bucket.items() if "damaged" in name)
     assert damaged == b"{torn"
 

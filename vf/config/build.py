@@ -35,6 +35,7 @@ from vf.models.sampler import SampleOptions
 from vf.plan.subject import PlanSubject
 from vf.plan.targets import parse_target
 from vf.pretrained import base as pretrained
+from vf.pretrained.export import Trained
 from vf.training import optim, sharding
 from vf.types import UserError, naming_flags
 
@@ -52,10 +53,13 @@ FLAGS = {
 
 
 @naming_flags(FLAGS)
-def train(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> TrainSpec:
-    """The training job in `workdir`, which has no checkpoint where it is `fresh`. Raises UserError."""
-    config = networks.resolved(config, workdir, fresh)
-    run, source = _run(config, workdir, "train", fresh)
+def train(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None) -> TrainSpec:
+    """The training job in `workdir`, whose run has `trained` networks so far, None without a checkpoint.
+
+    Raises UserError.
+    """
+    config = networks.resolved(config, workdir, trained is None)
+    run, source = _run(config, workdir, "train", trained)
     clips.check_flip(config, source)
     file = networks.pretrained_base(config)
     given = config.train
@@ -70,23 +74,26 @@ def train(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> TrainSpec:
 
 
 @naming_flags(FLAGS)
-def sample(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> RunSpec:
-    """The sampling job in `workdir`. Raises UserError."""
-    config = networks.resolved(config, workdir, fresh)
-    return _run(config, workdir, "sample", fresh)[0]
+def sample(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None) -> RunSpec:
+    """The sampling job in `workdir`, with `trained` as in `train`. Raises UserError."""
+    config = networks.resolved(config, workdir, trained is None)
+    return _run(config, workdir, "sample", trained)[0]
 
 
 @naming_flags(FLAGS)
-def evaluate(config: ConfigDict, workdir: files.AnyPath, fresh: bool) -> EvaluateSpec | SelfcheckSpec:
-    """The evaluation job in `workdir`, or a check of weights where `eval.selfcheck` asks for one. Raises UserError."""
+def evaluate(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None) -> EvaluateSpec | SelfcheckSpec:
+    """The evaluation job in `workdir`, with `trained` as in `train`; a check of weights for `eval.selfcheck`.
+
+    Raises UserError.
+    """
     if config.eval.selfcheck:
         return selfcheck(config)
-    config = networks.resolved(config, workdir, fresh)
+    config = networks.resolved(config, workdir, trained is None)
     which = str(config.eval.checkpoint)
     if not which.isdecimal():
         choose("eval.checkpoint", which, {"follow": 0, "latest": 0, "a step": 0})
     return EvaluateSpec(
-        run=_run(config, workdir, "evaluate", fresh)[0],
+        run=_run(config, workdir, "evaluate", trained)[0],
         checkpoint=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]
         last=config.train.steps,
         patience=config.eval.patience,
@@ -100,8 +107,9 @@ def plan(config: ConfigDict) -> PlanSpec:
     return PlanSpec(subject, parse_target(config.plan.target), settings, plan_fingerprint(config))
 
 
-def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, fresh: bool) -> tuple[RunSpec, Source]:
+def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Trained | None) -> tuple[RunSpec, Source]:
     """What every job shares, and the source of the training clips."""
+    fresh = trained is None
     devices = mesh(config, mode)
     images = config.sample.what == "base"
     elsewhere = config.init_from or config.base.init_from
@@ -115,8 +123,10 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, fresh: bool) ->
         source = clips.source(config)
         made = image_model(config, source, devices) if images else model(config, source, devices)
     initial = None
-    if fresh:
+    if trained is None:
         initial = start.start(config, made.networks, source.class_names, original=original, trains=mode == "train")
+    else:
+        start.check_resumed(config, trained, made.networks, source.class_names, trains=mode == "train")
     # Sampling needs no real clips: the page shows them beside samples where there are any, and they donate embeddings.
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):

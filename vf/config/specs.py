@@ -161,7 +161,7 @@ class EvaluateSpec:
 
     Attributes:
         checkpoint: `follow` (each checkpoint as it is written), `latest`, or a step.
-        last: final step of the run.
+        last: final step of a run that has not written its own config yet.
         patience: seconds without a new checkpoint after which a job that follows a run ends.
     """
 

@@ -1,8 +1,12 @@
-"""The weights from which a job without a checkpoint begins: networks of another run, or a public image model."""
+"""The weights from which a job begins, and whether they have learned what its config says.
+
+They are those of the run's own checkpoints or, where it has none, networks of another run, or a public image model.
+"""
 
 import shlex
 from collections.abc import Sequence
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from vf import files
@@ -48,43 +52,94 @@ def start(
         return None
     chosen = tuple(networks) if config.init_from else ("base",)
     trained = export.find(files.path(path))
-    _check_trained(config, trained, chosen, classes, trains)
+    _check_classes(config, trained, classes)
+    if differing := _differing(config, trained, chosen, trains=trains):
+        raise _learned_otherwise(config, trained, differing)
     return Start(chosen, lambda params: trained.read({name: params[name] for name in chosen}), trained.origin())
 
 
-def _check_trained(
-    config: ConfigDict, trained: export.Trained, networks: Sequence[str], classes: Sequence[str], trains: bool
+def check_resumed(
+    config: ConfigDict, trained: export.Trained, networks: Sequence[str], classes: Sequence[str], *, trains: bool
 ) -> None:
-    """Raises UserError, with the flags to set, where `networks` were trained otherwise than `config` says."""
-    if config.model.condition == "label" and trained.classes and classes and trained.classes != tuple(classes):
-        k = next((k for k, (a, b) in enumerate(zip(trained.classes, classes, strict=False)) if a != b), None)
-        difference = "the first are equal"
-        if k is not None:
-            difference = f"class {k} is {trained.classes[k]} there and {classes[k]} here"
-        raise UserError(
-            f"the networks in {trained.path} have learned {len(trained.classes)} classes, and these clips have "
-            f"{len(classes)} ({difference}): take the data that they were trained on, or start from the base network "
-            "alone"
+    """Checks `config` against the config of the run's own checkpoints, and logs how else the two differ.
+
+    Args:
+        trained: what the run has trained so far.
+        networks: names of the model's networks.
+        classes: names of the clips' classes.
+        trains: whether the job trains. A run keeps its noise prior: another one is for another run, by `init_from`.
+
+    Raises UserError where `networks` have learned something else than `config` says.
+    """
+    if not trained.config:
+        logging.warning(
+            "%s has no config.json: whether its networks have learned what this config says is not checked",
+            trained.path,
         )
+        return
+    _check_classes(config, trained, classes)
+    if differing := _differing(config, trained, networks, trains=False):
+        movable = trains and not _differing(config, trained, networks, trains=True)
+        other = f"--config.init_from={shlex.quote(str(trained.path))} with another --workdir trains on from its weights"
+        raise _learned_otherwise(config, trained, differing, f", or {other}" if movable else "")
+    ours, theirs = flat(to_json(config)), flat(trained.config)
+    unused = () if trains else ("train.",)
+    facts = [
+        f"{name} is {as_flag(value)} (was {as_flag(theirs[name])})"
+        for name, value in ours.items()
+        if name in theirs and value != theirs[name] and not name.startswith(("plan.", *unused))
+    ]
+    if facts:
+        logging.info("the config differs from that of step %d: %s", trained.step, ", ".join(facts))
+
+
+def _check_classes(config: ConfigDict, trained: export.Trained, classes: Sequence[str]) -> None:
+    """Raises UserError where the networks were trained on other classes than these."""
+    if config.model.condition != "label" or not trained.classes or not classes or trained.classes == tuple(classes):
+        return
+    k = next((k for k, (a, b) in enumerate(zip(trained.classes, classes, strict=False)) if a != b), None)
+    difference = "the first are equal"
+    if k is not None:
+        difference = f"class {k} is {trained.classes[k]} there and {classes[k]} here"
+    raise UserError(
+        f"the networks in {trained.path} have learned {len(trained.classes)} classes, and these clips have "
+        f"{len(classes)} ({difference}): take the data that they were trained on, or start from the base network "
+        "alone"
+    )
+
+
+def _differing(config: ConfigDict, trained: export.Trained, networks: Sequence[str], *, trains: bool) -> list[str]:
+    """Names of the fields that `networks` have learned otherwise than `config` says.
+
+    trains: whether they are to be trained on: then noise prior and clip size may be others.
+    """
     ours, theirs = flat(to_json(config)), flat(trained.config)
     names = ["noise.schedule", "noise.steps", "model.predictor", "model.condition"]
     # Of all contexts the base network sees an embedding alone.
     if "residual" in networks or "embedding" in (ours["model.context"], theirs["model.context"]):
         names.append("model.context")
-    if not trains and ("residual" in networks or config.model.predictor == "one_network"):
-        names += ["noise.prior", "noise.lam", "noise.a", "noise.base_frame"]
+    if not trains:
+        names.append("data.size")
+        if "residual" in networks or config.model.predictor == "one_network":
+            names += ["data.frames", "noise.prior", "noise.lam", "noise.a", "noise.base_frame"]
     for network in networks:
         fields = [name for name in ours if name.startswith(f"{network}.net.") and not name.endswith(".dropout")]
         names += [f"{network}.prediction", *fields]
     # A field that their config lacks did not exist yet when they were trained.
-    differing = [name for name in names if name in theirs and ours[name] != theirs[name]]
-    if differing:
-        shown = differing[:4]
-        facts = ", ".join(f"{name} is {as_flag(ours[name])} here and {as_flag(theirs[name])} there" for name in shown)
-        more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
-        flags = " ".join(f"--config.{name}={shlex.quote(as_flag(theirs[name]))}" for name in shown)
-        file = trained.path / ("config.json" if trained.step is not None else "config.py")
-        whole = f"its whole config is {file}" if trained.step is not None else f"or take --config={file}"
-        raise UserError(
-            f"the networks in {trained.path} have learned something else: {facts}{more}; set {flags}, {whole}"
-        )
+    return [name for name in names if name in theirs and ours[name] != theirs[name]]
+
+
+def _learned_otherwise(
+    config: ConfigDict, trained: export.Trained, differing: Sequence[str], alternative: str = ""
+) -> UserError:
+    """The error for networks that have learned something else, with the flags to set and any `alternative` to them."""
+    ours, theirs = flat(to_json(config)), flat(trained.config)
+    shown = differing[:4]
+    facts = ", ".join(f"{name} is {as_flag(ours[name])} here and {as_flag(theirs[name])} there" for name in shown)
+    more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
+    flags = " ".join(f"--config.{name}={shlex.quote(as_flag(theirs[name]))}" for name in shown)
+    file = trained.path / ("config.json" if trained.step is not None else "config.py")
+    whole = f"its whole config is {file}" if trained.step is not None else f"or take --config={file}"
+    return UserError(
+        f"the networks in {trained.path} have learned something else: {facts}{more}; set {flags}, {whole}{alternative}"
+    )

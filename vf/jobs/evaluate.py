@@ -74,12 +74,16 @@ class _Job:
         share, checkpoints = self.hosts.share, self.checkpoints
         if share(not checkpoints.steps() and bool(checkpoints.without_ema())):
             self.evaluate_checkpoint(None)  # raises the error that describes these checkpoints: waiting would not help
+        if before := self.evaluator.evaluated():
+            step = max(before)
+            scores = ", ".join(f"{name} {value:.4g}" for name, value in before[step].items())
+            logging.info("scored before, by the same protocol: steps %s; at step %d: %s", sorted(before), step, scores)
         # Folder listings and clocks differ a little between hosts, so process 0 decides which step is next.
         done = follow(
             lambda: share(checkpoints.steps()),
             self.evaluate_checkpoint,
             lambda: set(share(list(self.evaluator.evaluated()))),
-            last=self.spec.last,
+            last=lambda: share(last_step(self.workdir, self.spec.last)),
             patience=self.spec.patience,
             clock=lambda: share(time.monotonic()),
         )
@@ -120,24 +124,32 @@ class _Job:
         return scores
 
 
+def last_step(workdir: AnyPath, default: int) -> int:
+    """The step at which the run in `workdir` ends, by its own config; `default` where it has written none yet."""
+    try:
+        return int(json.loads((workdir / "config.json").read_text())["train"]["steps"])
+    except FileNotFoundError:
+        return default
+
+
 def follow(
     steps: Callable[[], Sequence[int]],
     evaluate: Callable[[int], object],
     evaluated: Callable[[], set[int]],
     *,
-    last: int,
+    last: Callable[[], int],
     patience: float,
     every: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[int]:
-    """Evaluates checkpoints as a run writes them, the newest first, until step `last` is evaluated.
+    """Evaluates the checkpoints that are there, then each as a run writes it, the newest first, until the last step.
 
     Args:
         steps: returns the steps of the checkpoints that are complete now.
         evaluate: evaluates one step; may raise FileNotFoundError where the run has removed the checkpoint meanwhile.
         evaluated: returns the steps that this job or another has already evaluated.
-        last: final step of the run.
+        last: returns the final step of the run, which may be started again to train longer.
         patience: seconds without a new checkpoint after which the job ends.
         every: seconds between two calls of `steps`.
         clock, sleep: seconds now, and a pause of so many seconds; replaced in tests.
@@ -158,13 +170,17 @@ def follow(
             except FileNotFoundError:
                 removed.add(step)
             last_found, warned = clock(), False
-        elif last in evaluated() | removed | set(done):
+        elif (final := last()) in evaluated() | removed | set(done):
             return done
         elif clock() - last_found > patience:
             logging.warning("no new checkpoint for %.0f s: the evaluation ends", patience)
             return done
         else:
             if not warned:
-                logging.warning("waiting for a new checkpoint, up to step %d, for at most %.0f s", last, patience)
+                logging.warning(
+                    "%s: waiting for a new checkpoint, up to step %d, where the run ends, for at most %.0f s; Ctrl-C "
+                    "stops the job, which loses no score, and --config.eval.checkpoint=latest scores the latest alone",
+                    "every checkpoint so far is scored" if steps() else "there is no checkpoint yet", final, patience,
+                )  # fmt: skip
             warned = True
             sleep(every)

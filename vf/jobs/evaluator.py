@@ -104,11 +104,14 @@ class Evaluator:
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
             labels = self.conditions["label"].tolist() if self.spec.model.null_label is not None else None
-            media.write_samples(
-                media.step_folder(self.workdir, step, images=sample.what == "base"), samples,
+            # At step 0 the weights are those from which the run begins, which may be others in the next job.
+            sampling = self.sampling | ({"start": dict(self.spec.start.origin)} if self.spec.start and not step else {})
+            folder = media.write_samples(
+                media.drawing_folder(self.workdir, step, sample.what, len(samples), sampling), samples,
                 base_frame=self.spec.model.base_frame, fps=sample.fps, labels=labels,
-                class_names=self.spec.class_names, meta={"step": step, **self.sampling},
+                class_names=self.spec.class_names, meta={"step": step, **sampling},
             )  # fmt: skip
+            logging.info("samples: %s", folder)
             name = "samples" if sample.what == "clips" else "base samples"
             self.recorder.video(step, name, samples[:16], fps=sample.fps)
         return samples

@@ -172,6 +172,18 @@ def find(path: AnyPath) -> Trained:
     return Trained(path, config, None, {**headers["base"].about, "fingerprints": fingerprints})
 
 
+def of_run(path: AnyPath) -> Trained | None:
+    """The networks that the run in the folder `path` has trained so far; None where it has no checkpoint.
+
+    Their config is empty where somebody has removed the run's. Raises UserError as `find` does.
+    """
+    with Checkpoints(str(path / "checkpoints"), read_only=True) as checkpoints:
+        if (step := checkpoints.latest()) is None:
+            return None
+        about = _facts_of_run(checkpoints.meta(step))
+    return Trained(path, _config(path) if (path / "config.json").is_file() else {}, step, about)
+
+
 def _peek(file: Path) -> weights.Weights:
     """The header of an exported file. Raises UserError where it is damaged or missing."""
     if not file.is_file():

@@ -1,11 +1,17 @@
-"""Clips of a run, exact and as pictures for the eye, in a folder for each step:
+"""Clips of a run, exact and as pictures for the eye, in a folder for each drawing:
 
-samples/real/                 clips.npz (exact)  wall.gif  wall.mp4  strip.png  meta.json
-samples/step_00001000/        the same, of clips that were sampled at that step
-samples/base_step_00001000/   clips.npz  wall.png  meta.json, of images of the base generator
+samples/real/                                     clips.npz (exact)  wall.gif  wall.mp4  strip.png  meta.json
+samples/step_00001000_clips_seed0_n16_1a2b3c4d/   the same, of 16 clips that were sampled at step 1000 with seed 0
+samples/step_00001000_base_seed0_n16_1a2b3c4d/    clips.npz  wall.png  meta.json, of images of the base generator
+
+The last part of a name is a hash of everything else that the samples depend on, but for the weights of that step:
+another drawing has another folder, and the same one again rewrites its own. Earlier versions had one folder for each
+step, samples/step_00001000/ and samples/base_step_00001000/.
 """
 
+import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,15 +19,53 @@ import numpy as np
 
 from vf import files, video
 from vf.files import AnyPath
-from vf.metrics.protocol import to_json
+from vf.metrics.protocol import protocol_hash, to_json
 
 WIDTH = 640  # Walls and film strips are enlarged to about this many pixels, as far as whole factors reach.
 STRIP_ROWS, STRIP_PAD = 8, 3
+DRAWING = re.compile(r"(base_)?step_(\d+)(?:_(clips|base)_seed(-?\d+)_n(\d+)_[0-9a-f]{8})?")
 
 
-def step_folder(workdir: str | AnyPath, step: int, images: bool = False) -> AnyPath:
-    """Where the samples drawn at `step` lie: clips, or images of the base generator."""
-    return files.path(workdir) / "samples" / f"{'base_' if images else ''}step_{step:08d}"
+def drawing_folder(workdir: str | AnyPath, step: int, what: str, count: int, sampling: Mapping[str, Any]) -> AnyPath:
+    """Where the samples of one drawing lie.
+
+    Args:
+        workdir: the run's folder.
+        step: the step whose weights drew them.
+        what: `clips`, or `base` for images of the base generator.
+        count: their number.
+        sampling: everything else that they depend on, its `seed` among it, in JSON's types.
+    """
+    name = f"step_{step:08d}_{what}_seed{sampling['seed']}_n{count}_{protocol_hash(sampling)}"
+    return files.path(workdir) / "samples" / name
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Drawing:
+    """A folder of samples, as its name describes it; drawings are ordered by step, clips before images.
+
+    Attributes:
+        step: the step whose weights drew them.
+        images: whether they are images of the base generator.
+        folder: where they lie.
+        facts: count and seed, for the eye; "" for those of earlier versions.
+    """
+
+    step: int
+    images: bool
+    folder: AnyPath
+    facts: str
+
+
+def drawings(workdir: str | AnyPath) -> list[Drawing]:
+    """All drawings of the run in `workdir`, in order."""
+    found = []
+    for path in files.children(files.path(workdir) / "samples"):
+        if match := DRAWING.fullmatch(path.name):
+            before, step, what, seed, count = match.groups()
+            facts = f": {count}, seed {seed}" if count else ""
+            found.append(Drawing(int(step), bool(before) or what == "base", path, facts))
+    return sorted(found)
 
 
 def real_folder(workdir: str | AnyPath) -> AnyPath:

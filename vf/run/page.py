@@ -20,7 +20,7 @@ from urllib.parse import quote
 from vf import files
 from vf.files import AnyPath
 from vf.run.charts import chart, number
-from vf.run.media import real_folder
+from vf.run.media import Drawing, drawings, real_folder
 from vf.run.metrics_file import read_metrics
 from vf.types import UserError
 
@@ -90,18 +90,15 @@ def _cards(scalars: list[dict], scores: list[dict], starts: list[dict], best: di
 
 
 def _clips(workdir: AnyPath) -> str:
-    known = files.children(workdir / "samples")
-    folders: list[tuple[int, AnyPath, str]] = []
-    for kind, heading in (("step_", "Drawn at step"), ("base_step_", "Images of the base generator at step")):
-        for folder in known:
-            digits = folder.name.removeprefix(kind)
-            if folder.name.startswith(kind) and digits.isdecimal():
-                folders.append((int(digits), folder, f"{heading} {int(digits):,}"))
+    def show(one: Drawing) -> str:
+        heading = "Images of the base generator at step" if one.images else "Drawn at step"
+        return _pictures(workdir, one.folder, f"{heading} {one.step:,}{one.facts}") if one.folder.is_dir() else ""
+
     drawn: dict[int, str] = {}
-    shown = files.map_concurrently(lambda one: _pictures(workdir, *one[1:]) if one[1].is_dir() else "", folders)
-    for (step, _, _), pictures in zip(folders, shown, strict=True):
+    folders = drawings(workdir)
+    for one, pictures in zip(folders, files.map_concurrently(show, folders), strict=True):
         if pictures:
-            drawn[step] = drawn.get(step, "") + pictures
+            drawn[one.step] = drawn.get(one.step, "") + pictures
     blocks = [
         f'<div class="step" data-step="{step:,}"{"" if step == max(drawn) else " hidden"}>{drawn[step]}</div>'
         for step in sorted(drawn)
@@ -209,7 +206,8 @@ def _remarks(lines: list[dict]) -> str:
 def _run(workdir: AnyPath, starts: list[dict]) -> str:
     parts: list[str] = []
     for index, start in enumerate(starts, 1):
-        rows = "".join(f"<tr><th>{escape(key)}</th><td>{_inline(x)}</td></tr>" for key, x in start.items())
+        facts = {key: x for key, x in start.items() if key != "config"}
+        rows = "".join(f"<tr><th>{escape(key)}</th><td>{_inline(x)}</td></tr>" for key, x in facts.items())
         table = f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
         summary = f"Start {index} of {len(starts)}, {_inline(start.get('time'))}"
         parts.insert(0, _details(summary, table, opened=index == len(starts)))

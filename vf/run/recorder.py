@@ -1,7 +1,7 @@
 """A run is a folder that explains itself: what was run, on what, and every number it gave.
 
-    config.json     the resolved config (an earlier, different one is kept as config.<hash>.json)
-    run.json        {"starts": [...]}: where each start's numbers come from (`vf.run.provenance`)
+    config.json     the resolved config of the latest start
+    run.json        {"starts": [...]}: where each start's numbers come from (`vf.run.provenance`), and its config
     parameters.txt  every array of the model, with its shape
     metrics.jsonl   one line of JSON for each report (`vf.run.metrics_file`)
     tensorboard/    the same numbers, and clips, as TensorBoard event files
@@ -17,16 +17,15 @@ which file it is, so that they could not be copied to a store. clu's metric_writ
 allocates device memory and has no other use here.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
@@ -38,6 +37,7 @@ from vf.run.metrics_file import METRICS
 from vf.run.provenance import describe_start
 from vf.types import UserError
 
+T = TypeVar("T")
 MOST_BYTES = 8 << 20  # of an event file in a store, which is copied whole each time it has grown
 
 
@@ -111,29 +111,31 @@ class Recorder:
         seed: int | None = None,
         **facts: Any,
     ) -> None:
-        """Writes config.json and adds this start, with any further `facts`, to the list in run.json."""
+        """Writes config.json, and adds this start with its config and any further `facts` to the list in run.json."""
         if not self.is_writer:
             return
-        text = json.dumps(to_json(config), indent=2, allow_nan=False) + "\n"
-        path = self.workdir / "config.json"
-        try:
-            earlier = path.read_bytes()
-        except FileNotFoundError:
-            earlier = text.encode()
-        if earlier != text.encode():
-            files.write_whole(self.workdir / f"config.{hashlib.sha256(earlier).hexdigest()[:8]}.json", earlier)
-        files.write_whole(path, text)
+        start = to_json(describe_start(mesh=mesh, seed=seed, **facts, config=config))
+        *starts, last = self._earlier("run", lambda run: list(map(dict, run["starts"]))) or [{}]
+        if "config" not in last and (before := self._earlier("config", dict)):  # of earlier versions, or a damaged file
+            last["config"] = before
+        # The history first: a job that is killed in between loses no config.
+        self._write_json("run", {"starts": [*starts, *([last] if last else []), start]})
+        self._write_json("config", start["config"])
 
-        start = to_json(describe_start(mesh=mesh, seed=seed, **facts))
-        path = self.workdir / "run.json"
+    def _earlier(self, name: str, convert: Callable[[Any], T]) -> T | None:
+        """What a JSON file of the run holds, converted; None without it. A damaged one, edited by hand, is set aside
+        rather than lost."""
+        path = self.workdir / f"{name}.json"
         try:
-            starts = list(json.loads(path.read_text())["starts"])
+            return convert(json.loads(path.read_text()))
         except FileNotFoundError:
-            starts = []
-        except (ValueError, KeyError, TypeError):  # Edited by hand: set it aside rather than lose it or stop.
-            files.write_whole(self.workdir / f"run.damaged.{time.time_ns()}.json", path.read_bytes())
-            starts = []
-        files.write_whole(path, json.dumps({"starts": [*starts, start]}, indent=2, allow_nan=False) + "\n")
+            return None
+        except (ValueError, KeyError, TypeError):
+            files.write_whole(self.workdir / f"{name}.damaged.{time.time_ns()}.json", path.read_bytes())
+            return None
+
+    def _write_json(self, name: str, value: Any) -> None:
+        files.write_whole(self.workdir / f"{name}.json", json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def file(self, name: str, text: str) -> None:
         """Writes `text` as the file `name` of the run's folder, whole or not at all."""
