@@ -27,6 +27,7 @@ def test_samples_are_lossless_and_marked_at_the_base_frame(tmp_path):
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert (meta["base_frame"], meta["seed"], meta["count"]) == (1, 7, 10)
     assert meta["labels"] == [str(label) for label in range(10)]
+    assert meta["strip_size"] == list(pixels.shape[1::-1])
     media.write_samples(tmp_path, clips, base_frame=1, labels=[1, 0] * 5, class_names=("red", "green"))
     assert json.loads((tmp_path / "meta.json").read_text())["labels"] == ["green", "red"] * 5
 

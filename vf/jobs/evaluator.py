@@ -103,13 +103,13 @@ class Evaluator:
         )
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
-            labels = self.conditions["label"].tolist() if self.spec.model.null_label is not None else None
             # At step 0 the weights are those from which the run begins, which may be others in the next job.
             sampling = self.sampling | ({"start": dict(self.spec.start.origin)} if self.spec.start and not step else {})
+            beside = {"real": folder.name} if (folder := self._real_folder) else {}
             folder = media.write_samples(
                 media.drawing_folder(self.workdir, step, sample.what, len(samples), sampling), samples,
-                base_frame=self.spec.model.base_frame, fps=sample.fps, labels=labels,
-                class_names=self.spec.class_names, meta={"step": step, **sampling},
+                base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._labels,
+                class_names=self.spec.class_names, meta={"step": step, **sampling, **beside},
             )  # fmt: skip
             logging.info("samples: %s", folder)
             name = "samples" if sample.what == "clips" else "base samples"
@@ -178,13 +178,34 @@ class Evaluator:
         best = {"step": step, "score": settings.best, "value": values[step], "fingerprint": settings.fingerprint}
         self.recorder.file(BEST, json.dumps(best))
 
+    @property
+    def _labels(self) -> list[int] | None:
+        """The class of each sample; None for a model without classes."""
+        return None if self.spec.model.null_label is None else self.conditions["label"].tolist()
+
+    @property
+    def _real_folder(self) -> AnyPath | None:
+        """Where the real clips lie that samples are shown beside; None where the job has none."""
+        shows = bool(self.reference.clips) and self.spec.sample.what == "clips"
+        return media.real_folder(self.workdir, self._labels) if shows else None
+
     def show_real(self) -> None:
-        """Writes clips of the reference set for the page, which shows samples beside them, where clips are sampled."""
-        sample = self.spec.sample
-        if self.recorder.is_writer and self.reference.clips and sample.what == "clips":
+        """Writes clips of the reference set for the page, which shows samples beside them, where clips are sampled.
+
+        Where the samples have classes, these are of the same classes, in the same order.
+        """
+        sample, real, labels = self.spec.sample, self.reference.clips, self._labels
+        if not self.recorder.is_writer or (folder := self._real_folder) is None:
+            return
+        rows = np.arange(len(real["video"]))[: sample.count]
+        if labels is not None:
+            rows = media.rows_of(labels, real["label"])
+        if len(rows) and (source := self.spec.evaluation.reference):
+            again = int((rows >= len(source)).sum())  # see `pipeline.fixed_clips`
             media.write_samples(
-                media.real_folder(self.workdir), self.reference.clips["video"][: sample.count],
-                base_frame=self.spec.model.base_frame, fps=sample.fps, meta=dict(self.reference.about),
+                folder, real["video"][rows], base_frame=self.spec.model.base_frame, fps=sample.fps,
+                labels=None if labels is None else real["label"][rows].tolist(), class_names=self.spec.class_names,
+                meta={"different": len(np.unique(rows)), "again": again, "source": self.reference.about},
             )  # fmt: skip
 
 
