@@ -23,7 +23,7 @@ from vf.jobs import meter
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer, to_json
 from vf.models.model import Model
-from vf.run import media
+from vf.run import media, score_table
 from vf.run.recorder import Recorder
 from vf.training import programs
 from vf.training.checkpoint import BEST
@@ -137,8 +137,7 @@ class Evaluator:
             self.recorder.score(
                 step, score.name, score.value, score.protocol, reference=score.reference, details=score.details
             )
-            for warning in score.details.get("warnings", ()):
-                logging.warning("%s: %s", score.name, warning)
+        logging.info("scores of step %d:\n%s", step, score_table.table(results))
         values = {score.name: score.value for score in results}
         if self.recorder.is_writer:
             # A whole line in one write, so that another job that evaluates this run reads all of it or none.

@@ -33,6 +33,9 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
                 latest = hosts.share(checkpoints.latest())
                 step, params = latest or 0, checkpoints.restore_params(abstract, spec.sample.weights, latest)
         evaluator.phases.end("weights")
+        weights = f"those of {start.origin['from']}" if start else f"{spec.sample.weights} of step {step} in {workdir}"
+        what = "clips" if spec.sample.what == "clips" else "images of the base generator"
+        logging.info("sampling %d %s, seed %d; weights: %s", spec.sample.count, what, spec.sample.seed, weights)
         evaluator.sample(step, params)
         evaluator.show_real()
         if recorder.is_writer:
