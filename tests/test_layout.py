@@ -28,8 +28,8 @@ THROUGH = {
 }
 # Tests of more than a module.
 WHOLE = {
-    *ROOMS.values(), "jobs/test_conditions", "metrics/test_peers", "test_launch", "test_layout", "test_pretrained",
-    "test_rooms", "test_shapes",
+    *ROOMS.values(), "jobs/test_conditions", "metrics/test_peers", "test_launch", "test_layout", "test_package",
+    "test_pretrained", "test_rooms", "test_shapes",
 }  # fmt: skip
 
 

@@ -624,6 +624,27 @@ def test_without_the_run_s_config_the_job_says_that_nothing_is_compared(finished
     assert "has no config.json: whether its networks have learned what this config says is not checked" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("mode", "part", "field"),
+    [
+        ("train", "update", "training: .* lower train.batch_size"),
+        ("sample", "sampling", "sampling: .* lower sample.batch_size"),
+        ("evaluate", "validation", "evaluation: .* lower eval.batch_size"),
+    ],
+)
+def test_too_little_memory_is_answered_in_one_sentence(finished, monkeypatch, mode, part, field):
+    """In every job. No memory has room for so many bytes; the error is this platform's own."""
+
+    def too_large(*_, **__):
+        return jax.block_until_ready(jax.numpy.zeros((2**45,)))
+
+    monkeypatch.setattr(programs, part, lambda *_, **__: too_large)
+    if mode == "train":
+        monkeypatch.setattr(programs, part, too_large)
+    with pytest.raises(UserError, match=f"^out of memory in {field}"):
+        main.run(tiny(eval__checkpoint="latest"), finished[0], mode)
+
+
 def test_sampling_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="train first"):
         main.run(tiny(), tmp_path, "sample")

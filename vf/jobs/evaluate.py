@@ -10,6 +10,7 @@ from absl import logging
 from vf.config.specs import EvaluateSpec, SelfcheckSpec
 from vf.files import AnyPath
 from vf.hosts.run import Hosts
+from vf.jobs import memory
 from vf.jobs.evaluator import Evaluator
 from vf.jobs.sample import check_weights, describe, untrained_start
 from vf.pretrained import i3d
@@ -20,6 +21,7 @@ from vf.training.checkpoint import EVALUATING, Checkpoints
 from vf.types import Params, UserError
 
 
+@memory.explained("evaluation")
 def run(spec: EvaluateSpec | SelfcheckSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
     """Evaluates checkpoints in `workdir`, or the initial networks of the spec where there are none.
 

@@ -19,7 +19,7 @@ from vf import files, rng
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
-from vf.jobs import meter
+from vf.jobs import memory, meter
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer, to_json
 from vf.models.model import Model
@@ -95,6 +95,7 @@ class Evaluator:
         seed = rng.as_argument(self.spec.seed)
         return lambda params, batch, t: program(params, batch, t, seed)
 
+    @memory.explained("sampling")
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
         sample = self.spec.sample
@@ -116,6 +117,7 @@ class Evaluator:
             self.recorder.video(step, name, samples[:16], fps=sample.fps)
         return samples
 
+    @memory.explained("evaluation")
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:
         """Validation losses of `params` and scores of the samples `samples`, recorded."""
         settings = self.spec.evaluation

@@ -6,6 +6,7 @@ from absl import logging
 from vf.config.specs import RunSpec, Start
 from vf.files import AnyPath
 from vf.hosts.run import Hosts
+from vf.jobs import memory
 from vf.jobs.evaluator import Evaluator
 from vf.run import page
 from vf.run.recorder import Recorder
@@ -14,6 +15,7 @@ from vf.training.checkpoint import Checkpoints
 from vf.types import Params, UserError
 
 
+@memory.explained("sampling")
 def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
     """Samples with the latest checkpoint in `workdir`, or the initial networks of the spec where there is none.
 

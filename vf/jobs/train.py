@@ -21,7 +21,7 @@ from vf.data import pipeline
 from vf.files import AnyPath
 from vf.hosts.errors import Stopped
 from vf.hosts.run import Hosts
-from vf.jobs import meter
+from vf.jobs import memory, meter
 from vf.jobs.evaluator import Evaluator
 from vf.models.model import Model
 from vf.plan import count
@@ -43,6 +43,7 @@ def useful_flops(model: Model, seed: int, params: Params, batch: Batch) -> float
     return 3.0 * count.flops(jax.make_jaxpr(loss)(params, batch).jaxpr)
 
 
+@memory.explained("training")
 def run(
     spec: TrainSpec, workdir: AnyPath, hosts: Hosts, *, profile: int = 0, compile_only: bool = False
 ) -> dict[str, float]:
@@ -55,8 +56,9 @@ def run(
         profile: number of steps that are traced into `workdir`/profile, for xprof.
         compile_only: whether to end once the training step is compiled.
 
-    Raises UserError for a non-finite loss (the last good checkpoint stays), unreadable data, or a checkpoint of another
-    architecture; Stopped when SIGTERM has ended it, after a checkpoint of the step at which all hosts stop.
+    Raises UserError for a non-finite loss (the last good checkpoint stays), unreadable data, too little memory, or a
+    checkpoint of another architecture; Stopped when SIGTERM has ended it, after a checkpoint of the step at which all
+    hosts stop.
     """
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
         evaluator = Evaluator.open(workdir, recorder, spec.run)
