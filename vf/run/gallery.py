@@ -50,16 +50,17 @@ def _pair(real: str, drawn: list[str]) -> str:
 
 def _drawn(workdir: AnyPath, one: Drawing, meta: dict[str, Any]) -> str:
     kind = "Images of the base generator" if one.images else "Clips"
-    return _pictures(workdir, one.folder, f"{kind} drawn at step {one.step:,}{one.facts}", meta)
+    when = "before the first step" if "start" in meta else f"at step {one.step:,}"
+    return _pictures(workdir, one.folder, f"{kind} drawn {when}{one.facts}", meta)
 
 
 def _real(workdir: AnyPath, folder: AnyPath) -> str:
     meta = load(folder / "meta.json")
     notes = []
     if (n := meta.pop("different", meta.get("count"))) != meta.get("count"):
-        notes.append(f"They are repeated: {n} are different, as many as were read of these classes.")
+        notes.append(f"Repeated: {n} are different, as many as were read of these classes.")
     if again := meta.pop("again", 0):
-        notes.append(f"They are repeated: {again} show a video again, in another window, as the data has too few.")
+        notes.append(f"Repeated: the data has too few videos, and {again} of the clips are other windows of the same.")
     note = "".join(f'<p class="small">{text}</p>' for text in notes)
     heading = "Real clips of the same classes" if meta.get("labels") else "Real clips"
     return _pictures(workdir, folder, heading, meta, note)

@@ -46,7 +46,7 @@ def write(workdir: str | AnyPath) -> AnyPath:
     sections = [
         _section("Clips", gallery(workdir)),
         _section("Scores", _scores(scores, load(workdir / "best.json"))),
-        _section("Training", _training(scalars)),
+        _section("Training" if any("train/loss" in line for line in scalars) else "Losses", _training(scalars)),
         _section("Remarks", _remarks([line for line in lines if "text" in line])),
         _section("Run", _run(workdir, starts, resolved)),
     ]
@@ -201,7 +201,7 @@ def _scores(scores: list[dict], best: dict[str, Any]) -> str:
     for digest, protocol in {digest: lines[-1].get("protocol") for (_, digest), lines in courses.items()}.items():
         mark = escape(digest)
         parts.append(f'<div id="protocol-{mark}">{details(f"Protocol <code>{mark}</code>", pre(protocol))}</div>')
-    if isinstance(best.get("step"), int):
+    if best.get("step") and isinstance(best["step"], int):  # not of the weights with which a run begins
         value = f"{inline(best.get('score'))} {number(best.get('value'))}"
         parts.insert(0, f"<p>Best checkpoint: step {best['step']:,}, by {value}.</p>")
     return "".join(parts)
