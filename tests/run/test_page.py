@@ -113,7 +113,7 @@ def test_noise_levels_share_a_chart(tmp_path):
         assert f"{name}: t5, t50" in page.html
         assert escape(glossary.NUMBERS[name]) in page.html
     assert "train/lr: base, residual" in page.html
-    (training,) = re.findall(r"<h2>Training</h2>(.*?)</section>", page.html, re.DOTALL)
+    (training,) = re.findall(r"<h2>Losses</h2>(.*?)</section>", page.html, re.DOTALL)
     shown, folded = training.split("<details>")
     assert (shown.count("<svg"), folded.count("<svg")) == (4, 1)  # learning rates are for later
 
