@@ -120,12 +120,13 @@ def test_noise_levels_share_a_chart(tmp_path):
 
 def test_numbers_of_one_step_are_no_charts(tmp_path):
     with Recorder(tmp_path) as recorder:
-        recorder.scalars(7, {"validation/base/t5": 0.25, "train/loss": 0.5})
+        recorder.scalars(7, {"validation/base/t5": 0.25, "validation/base/t50": 0.125, "train/loss": 0.5})
     page = page_of(tmp_path)
     assert page.count("svg") == 0
-    (row,) = re.findall(r"<tr><td>validation/base/t5</td>(.*?)</tr>", page.html)
-    assert row == f"<td>7</td><td>0.25</td><td>{escape(glossary.NUMBERS['validation/base'])}</td>"
-    assert "<tr><td>train/loss</td><td>7</td><td>0.5</td>" in page.html
+    (row,) = re.findall(r"<tr><td>validation/base</td>(.*?)</tr>", page.html)
+    note = escape(glossary.NUMBERS["validation/base"])
+    assert row == f"<td>7</td><td>t5 <b>0.25</b> · t50 <b>0.125</b></td><td>{note}</td>"
+    assert "<tr><td>train/loss</td><td>7</td><td>loss <b>0.5</b></td>" in page.html
 
 
 def test_the_page_of_a_run_in_an_object_store(bucket):

@@ -135,26 +135,26 @@ def _training(scalars: list[dict]) -> str:
     groups: dict[str, dict[str, Points]] = {}
     for key, points in series.items():
         name = "train/loss" if key.startswith("train/loss") else glossary.group(key)
-        groups.setdefault(name, {})[key] = points
+        groups.setdefault(name, {})[key.removeprefix(name).strip("/_") or key.rpartition("/")[2]] = points
     opened: list[str] = []
     folded: list[str] = []
-    single: list[tuple[str, float, float, str]] = []
+    single: list[tuple[str, ...]] = []
     for name, group in groups.items():
         note = glossary.NUMBERS.get(name, "")
         if max(map(len, group.values())) < 2:
-            single += [(key, *points[0], note) for key, points in group.items()]
+            values = " · ".join(f"{escape(key)} <b>{number(points[0][1])}</b>" for key, points in group.items())
+            step = max(points[0][0] for points in group.values())
+            single.append((escape(name), f"{step:,}", values, escape(note)))
             continue
-        group = {key.removeprefix(name).strip("/_") or key.rpartition("/")[2]: points for key, points in group.items()}
         if name == "train/loss":
             wide = chart(group, title=name, note=note, width=1280, height=340)
             opened.insert(0, f'<div class="wide">{wide}</div>')
         else:
             (opened if name.startswith(OPEN) else folded).append(chart(group, title=name, note=note))
-    rows = [(escape(name), f"{step:,}", number(value), escape(note)) for name, step, value, note in single]
     return (
         _charts(opened)
         + details("Learning rates, gradients and speed", _charts(folded))
-        + details("Numbers known at one step only", _table(("Number", "Step", "Value", "What it is"), rows))
+        + details("Numbers known at one step only", _table(("Number", "Step", "Value", "What it is"), single))
     )
 
 
