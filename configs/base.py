@@ -135,7 +135,7 @@ def get_config() -> ConfigDict:
     sample.label = -1  # -1 = classes in turn
     sample.seed = 0
     sample.weights = "ema"  # ema | params
-    sample.fps = 8
+    sample.fps = 0.0  # of the pictures of samples; 0 = the data's
 
     config.eval = evaluation = ConfigDict()
     # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,

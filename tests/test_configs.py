@@ -11,7 +11,9 @@ import pytest
 from tests.data.synthetic import write, write_frames
 from vf import main
 from vf.config import build, check, data, models, networks, scores
+from vf.data.pipeline import NoClips
 from vf.data.preparation import prepare
+from vf.data.sprites import Sprites
 from vf.data.staging import Parameters
 from vf.jobs import train
 from vf.run.metrics_file import read_metrics
@@ -156,6 +158,20 @@ def test_errors_of_lower_rooms_name_the_flag(tmp_path):
     config.data.source = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no such folder: .* \(--config\.data\.source\)$"):
         build.train(config, tmp_path, None)
+
+
+def test_samples_play_as_fast_as_the_data(prepared):
+    config = get("ucf101")
+    config.data.source = str(prepared("ucf101"))
+    config.data.stride = 2
+    rate = data.shown_fps(config, data.source(config))
+    assert rate == 12.5
+    assert data.shown_fps(get("demo"), Sprites(frames=8, size=16, base_frame=3)) == 8  # sprites have no rate
+    assert data.shown_fps(get("demo"), NoClips(fps=12.5)) == 12.5  # that of an exported model's data
+    config.data.fps = 10.0
+    assert data.shown_fps(config, data.source(config)) == 10
+    config.sample.fps = 24.0
+    assert data.shown_fps(config, data.source(config)) == build.sample_spec(config, NoClips()).fps == 24
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -483,12 +483,10 @@ def test_a_table_states_every_fact_once():
                                                     "warnings": ["few", "odd"]}),
         Score("b", float("nan"), None, {**protocol, "metric": "b"}, {"std": 0.5, "warnings": ["few"]}),
     ]  # fmt: skip
-    lines = evaluate.table(scores, unknown="the order").splitlines()
-    assert lines[0].split() == (
-        ["metric", "value", "95", "%", "real", "against", "real", "n", "real", "n", "generated", "protocol"]
-    )
-    assert lines[2].split() == ["a", "1234.5679", "1200", "...", "1300", "0.001234", "(n", "=", "9)", "20", "-",
-                                protocol_hash(protocol)]  # fmt: skip
+    lines = evaluate.report(scores, unknown="the order").splitlines()
+    assert lines[0].split() == ["score", "value", "95", "%", "real", "clips", "n", "real", "protocol"]
+    assert lines[2].split() == ["a", "1234.5679", "1200", "...", "1300", "0.001234", "real", "to", "real", "(n", "=",
+                                "9)", "20", protocol_hash(protocol)]  # fmt: skip
     assert lines[3].split()[:4] == ["b", "nan", "+-", "0.5"]
     assert lines[4:6] == ["warning: few", "warning: odd"]
     assert lines[6:8] == [f"protocol {protocol_hash(score.protocol)}: metric {score.name}" for score in scores]

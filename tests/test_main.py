@@ -20,9 +20,10 @@ from ml_collections import ConfigDict, config_flags
 from configs import demo
 from vf import files, main, video
 from vf.config import build, data, models, start, values
-from vf.jobs import evaluate, train
+from vf.jobs import evaluate, evaluator, train
 from vf.jobs.evaluator import read_evaluations
 from vf.pretrained import export
+from vf.run import glossary
 from vf.run.metrics_file import read_metrics
 from vf.training import programs, sharding, state
 from vf.training.checkpoint import Checkpoints
@@ -150,13 +151,37 @@ def test_a_run_of_an_earlier_version_goes_on(finished, tmp_path):
     assert json.loads((folder / "best.json").read_text())["fingerprint"] == evaluations[-1]["fingerprint"]
 
 
-def test_sampling_again_gives_the_same_clips(finished):
-    """The sampling job reads the averaged weights and repeats the run's own samples."""
+def test_real_clips_of_the_classes_of_the_samples_are_shown_beside_them(finished):
+    workdir, _ = finished
+    meta = json.loads((drawn(workdir, 4) / "meta.json").read_text())
+    real = workdir / "samples" / meta["real"]
+    beside = json.loads((real / "meta.json").read_text())
+    names = data.source(tiny()).class_names
+    shown = video.load_npz(real / "clips.npz")
+    reference = evaluator.RealClips.read(data.source(tiny(), "reference"), 8, 0).clips
+    available = {names[label] for label in reference["label"]}
+    assert beside["labels"] == [label for label in meta["labels"] if label in available] != []
+    for label, clip in zip(shown["label"], shown["clips"], strict=True):
+        assert any(np.array_equal(clip, other) for other in reference["video"][reference["label"] == label])
+
+
+def test_every_number_of_a_run_is_explained(finished):
+    workdir, _ = finished
+    rows = read_metrics(workdir)
+    numbers = {glossary.group(key) for row in rows for key in row if key.startswith(("train/", "validation/"))}
+    assert numbers - glossary.NUMBERS.keys() == set()
+    assert all(glossary.score_facts(row["score"]) for row in rows if "score" in row)
+
+
+def test_sampling_again_gives_the_same_clips(finished, caplog):
+    """The sampling job reads the averaged weights, says so, and repeats the run's own samples."""
     workdir, _ = finished
     path = drawn(workdir, 4) / "clips.npz"
     before = video.load_npz(path)["clips"]
     path.unlink()
-    assert main.run(tiny(), workdir, "sample") == {}
+    with caplog.at_level(logging.INFO):
+        assert main.run(tiny(), workdir, "sample") == {}
+    assert f"sampling 4 clips, seed 0; weights: ema of step 4 in {workdir}" in caplog.text
     np.testing.assert_array_equal(video.load_npz(path)["clips"], before)
 
 
@@ -226,6 +251,7 @@ def test_an_exported_model_samples_the_same_clips(finished, exported, tmp_path):
     """Sampled from the exported folder alone, with its own config and without data: the run's clips, bit for bit."""
     workdir, _ = finished
     config = loaded(exported)
+    assert export.find(exported).about["fps"] == 8  # at which samples without data then play
     assert values.to_json(config) == values.to_json(tiny(init_from=str(exported)))
     config.data.source = "none"
     main.run(config, tmp_path, "sample")
@@ -235,7 +261,7 @@ def test_an_exported_model_samples_the_same_clips(finished, exported, tmp_path):
     meta = json.loads((drawn(tmp_path, 0) / "meta.json").read_text())
     assert meta["labels"]
     assert meta["start"]["from"] == str(exported)  # and so in the hash: another model's samples lie elsewhere
-    assert not (tmp_path / "samples" / "real").exists()
+    assert not list((tmp_path / "samples").glob("real*"))
     (begun,) = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert (begun["start"]["from"], begun["start"]["step"]) == (str(exported), 4)
     assert set(begun["start"]["fingerprints"]) == {"base", "residual"}
@@ -390,7 +416,12 @@ def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished, caplog)
     with caplog.at_level(logging.INFO):  # the run ends where its own config says
         assert main.run(tiny(train__steps=100, eval__patience=0.0), workdir, "evaluate") == pytest.approx(scores)
     assert "new checkpoint" not in caplog.text
-    assert f"at step 4: fd_random_conv3d {scores['fd_random_conv3d']:.4g}" in caplog.text
+    scored = [line.split() for line in caplog.text.partition("at step 4:\n")[2].splitlines()]
+    assert {row[0] for row in scored[2:]} >= scores.keys()
+    (line,) = (line for line in read_metrics(workdir) if line["step"] == 4 and line.get("score") == "fd_random_conv3d")
+    (row,) = (row for row in scored if row[0] == "fd_random_conv3d")
+    assert (row[1], row[2], row[-1]) == (f"{line['value']:.4f}", "lower", line["protocol_hash"])
+    assert row[4:-1] == ["real", "to", "real"]
     assert (workdir / "metrics.jsonl").read_text() == before  # everything had been evaluated
     torn = (workdir / "evaluations.jsonl").read_text() + '{"fingerprint": torn'
     (workdir / "evaluations.jsonl").write_text(torn)

@@ -24,6 +24,7 @@ from vf.data.clips import STARTS, Windows
 from vf.metrics import fvd
 from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, protocol_hash, to_json
 from vf.pretrained import i3d
+from vf.run import score_table
 from vf.scores import features, networks, suite
 from vf.scores.sets import Choice, ClipSet, UnreadableFile, open_set
 from vf.types import UserError, naming_flags
@@ -96,29 +97,9 @@ def result(scores: Sequence[Score], sides: Sides, protocol: ClipProtocol) -> dic
     return to_json({**sets, "unknown": protocol.unknown, "scores": results})
 
 
-def table(scores: Sequence[Score], unknown: str = "") -> str:
+def report(scores: Sequence[Score], unknown: str = "") -> str:
     """The scores as a table for a terminal, followed by each warning once and every protocol by its hash."""
-    rows = [("metric", "value", "95 %", "real against real", "n real", "n generated", "protocol")]
-    for score in scores:
-        d = score.details
-        spread = f"{d['low']:.4g} ... {d['high']:.4g}" if "low" in d else f"+- {d['std']:.4g}" if d.get("std") else "-"
-        floor = "-" if score.reference is None else _number(score.reference)
-        if "reference_n" in d:
-            floor += f" (n = {d['reference_n']})"
-        row = (
-            score.name,
-            _number(score.value),
-            spread,
-            floor,
-            f"{d.get('n_real', '-')}",
-            f"{d.get('n_generated', '-')}",
-        )
-        rows.append((*row, protocol_hash(score.protocol)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "-" * len(lines[0]))
-    for warning in dict.fromkeys(w for score in scores for w in score.details.get("warnings", ())):
-        lines.append(f"warning: {warning}")
+    lines = [score_table.table(scores)]
     protocols = {protocol_hash(score.protocol): to_json(score.protocol) for score in scores}
     shared = set.intersection(*({json.dumps(item) for item in p.items()} for p in protocols.values()))
     for digest, protocol in protocols.items():
@@ -129,10 +110,6 @@ def table(scores: Sequence[Score], unknown: str = "") -> str:
     if unknown:
         lines.append(f"not known of this protocol: {unknown}")
     return "\n".join(lines)
-
-
-def _number(x: float) -> str:
-    return f"{x:.4f}" if abs(x) >= 0.1 else f"{x:.4g}"
 
 
 def _on_one_line(value: Any) -> str:
@@ -272,7 +249,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 temporary.write_text(json.dumps(output, indent=2, allow_nan=False) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {args.out} ({error.strerror}): choose another --out") from error
-    print(table(scores, protocol.unknown))
+    print(report(scores, protocol.unknown))
     return output
 
 

@@ -169,7 +169,7 @@ def encode_gif(frames: UInt8[Array, "t h w 3"], fps: float = 8, scale: int = 1) 
         format="GIF",
         save_all=True,
         append_images=pictures[1:],
-        duration=round(100 / fps) * 10,
+        duration=max(20, round(100 / fps) * 10),  # browsers show what is shorter for a tenth of a second
         loop=0,
         optimize=False,
     )

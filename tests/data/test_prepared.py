@@ -30,6 +30,7 @@ def test_prepared_clips_are_the_decoded_ones_bit_for_bit(prepared, ucf, windows)
     decoded = VideoFolder(ucf, windows=windows, size=16, split_file=lists)
     read = Prepared(prepared[0], windows=windows)
     assert len(decoded) == len(read)
+    assert decoded.fps == read.fps == (windows.fps or 25 / windows.stride)
     for record in range(0, len(read), max(1, len(read) // 12)):
         for seed in (None, 0, 1):
             one, other = (

@@ -62,6 +62,34 @@ def test_one_huge_loss_does_not_spoil_the_page():
     assert len(polylines(chart({"a": points}))) == 2
 
 
+@pytest.mark.parametrize(
+    ("xs", "ys"),
+    [
+        ((0, 2600), (0.02, 3.0)), ((1_000_000, 9_999_999), (1.0, 2.0)), ((199_980, 200_000), (1e-5, 1.00001e-5)),
+        ((5, 6), (-0.001, 0.001)), ((30, 120), (0.99991, 0.99999)), ((1, 2), (1e-30, 1e30)),
+        ((3, 3), (0.12345, 0.12345)), ((0, 123_456_789), (1e8, 3e8)), ((0, 1e12), (0.001, 1.0)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("width", [430, 1280])
+def test_labels_do_not_collide_nor_leave_the_chart(xs, ys, width):
+    """By an estimate of 7 by 12 for a character of the page's 12 pixels."""
+    svg = chart({"a": list(zip(xs, ys, strict=True))}, width=width)
+    texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">(.*?)</text>', svg)
+    boxes = {}
+    for x, y, anchor, text in texts:
+        wide = 7 * len(text)
+        left = float(x) - (wide if anchor == "end" else wide / 2)
+        boxes[anchor, text] = (left, float(y) - 9, left + wide, float(y) + 3)
+    assert len(boxes) == len(texts)  # labels of one axis differ
+    assert sum(anchor == "end" for anchor, _ in boxes) >= 1
+    assert sum(anchor == "middle" for anchor, _ in boxes) >= 2  # one of them says "step"
+    for one, (left, top, right, bottom) in boxes.items():
+        assert left >= 18  # beside the name of the axis, which is turned
+        assert right <= width
+        for other, box in boxes.items():
+            assert one == other or right <= box[0] or box[2] <= left or bottom <= box[1] or box[3] <= top
+
+
 @pytest.mark.parametrize(("low", "high", "log"), [(0, 4000, False), (-0.3, 0.7, False), (1e-4, 2, True), (3, 99, True)])
 def test_ticks_are_few_and_within(low, high, log):
     ticks = Axis(low, high, 0, 100, log).ticks()

@@ -27,6 +27,7 @@ def test_samples_are_lossless_and_marked_at_the_base_frame(tmp_path):
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert (meta["base_frame"], meta["seed"], meta["count"]) == (1, 7, 10)
     assert meta["labels"] == [str(label) for label in range(10)]
+    assert meta["strip_size"] == list(pixels.shape[1::-1])
     media.write_samples(tmp_path, clips, base_frame=1, labels=[1, 0] * 5, class_names=("red", "green"))
     assert json.loads((tmp_path / "meta.json").read_text())["labels"] == ["green", "red"] * 5
 
@@ -75,3 +76,20 @@ def test_drawings_are_listed_by_step_and_clips_before_images(tmp_path):
 def test_inconsistent_conditions_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=r"base_frame must be in|expected one 'label' for each of 3 clips"):
         media.write_samples(tmp_path, np.zeros((3, 4, 8, 8, 3), np.uint8), **wrong)
+
+
+def test_a_wall_has_so_many_clips_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "PICTURED", 4)
+    media.write_samples(tmp_path, np.zeros((6, 2, 8, 8, 3), np.uint8), base_frame=1, scale=1, columns=2)
+    with Image.open(tmp_path / "wall.gif") as wall:
+        assert wall.size == (2 * 8 + 1, 2 * 8 + 1)
+    assert len(video.load_npz(tmp_path / "clips.npz")["clips"]) == 6
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert (meta["count"], meta["pictured"], meta["columns"]) == (6, 4, 2)
+
+
+def test_clips_of_wanted_classes_are_taken_in_turn():
+    """A class comes again when its clips are used up; one that is not there is left out."""
+    np.testing.assert_array_equal(media.rows_of([2, 0, 2, 5, 2], np.array([0, 2, 2, 1])), [1, 0, 2, 1])
+    assert media.rows_of([5], np.array([0])).tolist() == []
+    assert media.real_folder("run", [1, 2]) != media.real_folder("run", [2, 1]) != media.real_folder("run")

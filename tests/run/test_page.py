@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from vf import files, video
-from vf.run import media
+from vf.run import glossary, media
 from vf.run.page import write
 from vf.run.recorder import Recorder
 from vf.types import UserError
@@ -34,6 +35,10 @@ class Page(HTMLParser):
         self.close()
         assert self.open == []
         self.links = [x[key] for _, x in self.elements for key in ("src", "href") if key in x]
+        self.links += re.findall(r"url\((.*?)\)", " ".join(x.get("style", "") for _, x in self.elements))
+        names = {x["id"] for _, x in self.elements if "id" in x}
+        assert {link[1:] for link in self.links if link.startswith("#")} <= names
+        self.links = [link for link in self.links if not link.startswith("#")]
         for link in self.links:
             assert not re.match(r"[a-z]+:|/", link), f"{link} is not relative"
             assert (path.parent / unquote(link)).is_file(), f"{link} does not exist"
@@ -96,15 +101,32 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_noise_levels_share_a_chart(tmp_path):
-    """One for each error of each network."""
+    """One for each error of each network, which says what it is."""
+    names = [f"validation/{net}" for net in ("base", "base_eps", "residual")]
     with Recorder(tmp_path) as recorder:
-        recorder.scalars(
-            1, {f"validation/{net}/t{t}": 0.5 for net in ("base", "base_eps", "residual") for t in (5, 50)}
-        )
-        recorder.scalars(1, {"seen/base/t5": 0.5, "train/lr_base": 1e-3})
-    page = write(tmp_path).read_text()
-    assert page.count("<svg") == 5
-    assert all(f"validation/{net}/t{t}" in page for net in ("base", "base_eps", "residual") for t in (5, 50))
+        for step in (1, 2):
+            recorder.scalars(step, {f"{name}/t{t}": 0.5 for name in names for t in (5, 50)})
+            recorder.scalars(step, {"seen/base/t5": 0.5, "train/lr_base": 1e-3, "train/lr_residual": 1e-4})
+    page = page_of(tmp_path)
+    assert page.count("svg") == 5
+    for name in names:
+        assert f"{name}: t5, t50" in page.html
+        assert escape(glossary.NUMBERS[name]) in page.html
+    assert "train/lr: base, residual" in page.html
+    (training,) = re.findall(r"<h2>Losses</h2>(.*?)</section>", page.html, re.DOTALL)
+    shown, folded = training.split("<details>")
+    assert (shown.count("<svg"), folded.count("<svg")) == (4, 1)  # learning rates are for later
+
+
+def test_numbers_of_one_step_are_no_charts(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.scalars(7, {"validation/base/t5": 0.25, "validation/base/t50": 0.125, "train/loss": 0.5})
+    page = page_of(tmp_path)
+    assert page.count("svg") == 0
+    (row,) = re.findall(r"<tr><td>validation/base</td>(.*?)</tr>", page.html)
+    note = escape(glossary.NUMBERS["validation/base"])
+    assert row == f"<td>7</td><td>t5 <b>0.25</b> · t50 <b>0.125</b></td><td>{note}</td>"
+    assert "<tr><td>train/loss</td><td>7</td><td>loss <b>0.5</b></td>" in page.html
 
 
 def test_the_page_of_a_run_in_an_object_store(bucket):
@@ -139,6 +161,9 @@ def test_the_page_of_a_whole_run(run):
     for name in ("real", *(drawing(run, step).name for step in (30, 60))):
         for file in ("clips.npz", "wall.gif", "wall.mp4", "strip.png"):
             assert f"samples/{name}/{file}" in page.links
+    # What run it is, pictures, numbers.
+    places = [page.html.index(part) for part in ('class="about"', 'wall.gif"', "<table>", "<svg", "Resolved config")]
+    assert places == sorted(places)
     assert "http" not in page.html  # No resource from elsewhere.
     for name in ("page.css", "page.js"):
         assert (ROOT / "vf" / "run" / name).read_text() in page.html
@@ -190,27 +215,140 @@ def test_scores_show_value_reference_target_and_protocol(run):
     page = page_of(run)
     assert "41.5" in page.text
     assert "12.5" in page.text
-    (body,) = re.findall(r"<tbody>(<tr><td>.*?)</tbody>", page.html, re.DOTALL)
+    (body,) = re.findall(r"<tbody>(<tr><td><b>fvd.*?)</tbody>", page.html, re.DOTALL)
     assert body.count("<tr>") == 1  # The latest value only; the earlier one is in the curve.
-    assert ">41.5<" in body
+    assert "<b>41.5</b>" in body
     assert ">12.5<" in body
     assert ">40<" in body
-    assert "&quot;clips&quot;: 256" in body
+    assert "&quot;clips&quot;: 256" in page.html
+
+
+def rows(page: Page) -> list[list[str]]:
+    """The cells of every row of every table, without their tags."""
+    rows = re.findall(r"<tr>(<td>.*?)</tr>", page.html, re.DOTALL)
+    return [[re.sub(r"<.*?>", " ", cell).split() for cell in re.findall(r"<td>(.*?)</td>", row)] for row in rows]
+
+
+def test_a_score_says_what_it_is_which_values_are_better_and_what_its_reference_is(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.score(1, "fd_random_conv3d", 9.5, {"n": 1}, reference=0.4319)
+        recorder.score(1, "fvd", 95, {"n": 1}, reference=7, details={"reference_n": 64})
+        recorder.score(1, "sprites/valid", 0.5, {"n": 1}, reference=1.0)
+        recorder.score(1, "base_frame_gap", 1.5, {"n": 1}, reference=1.0)
+    named = {row[0][0]: [" ".join(cell) for cell in row] for row in rows(page_of(tmp_path))}
+    assert named["fd_random_conv3d"][0].startswith("fd_random_conv3d Not FVD: ")
+    assert "no published number" in named["fd_random_conv3d"][0]
+    assert "Centre gap" in named["base_frame_gap"][0]
+    assert [row[3] for row in named.values()] == ["lower", "lower", "higher", "near 1"]
+    assert [row[4] for row in named.values()] == [
+        "0.4319 from real to other real clips", "7 from real to other real clips, 64 each",
+        "1 of the real clips themselves", "1 of the real clips themselves",
+    ]  # fmt: skip
+
+
+def test_of_a_family_of_scores_one_is_shown_and_the_others_are_folded(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        for name in ("fvd", "fid", "sprites/found", "sprites/valid", "sprites/smooth"):
+            recorder.score(1, name, 0.5, {"n": 1})
+        for segment in range(3):
+            recorder.score(1, f"fvd_segment_{segment:02}", 0.5, {"n": 1})
+    page = page_of(tmp_path)
+    shown, *folded = page.html.split("<h2>Scores</h2>")[1].split("<details>")
+    assert re.findall(r"<td><b>([^<0-9.][^<]*)</b>", shown) == ["fvd", "fid", "sprites/valid", "fvd_segment_00"]
+    assert [part.split("</summary>")[0] for part in folded[:2]] == [
+        "<summary>2 more of sprites", "<summary>2 more of fvd_segment",
+    ]  # fmt: skip
+    assert len(rows(page)) == 8
+    assert page.html.count("<pre>") == 1  # all are of one protocol
+
+
+COMMAND = "python -m vf.main --config=configs/ucf101.py:smoke --workdir=runs/smoke"
+
+
+@pytest.mark.parametrize(
+    ("start", "trained", "texts"),
+    [
+        ({"command": COMMAND}, 30, ["Training: 30 of 120 steps", "Recipe ucf101.py:smoke", "Smoke: noise is expected"]),
+        ({"command": COMMAND.replace(":smoke", "")}, 0, ["Training: 0 of 120 steps", "Recipe ucf101.py"]),
+        (
+            {
+                "command": f"{COMMAND} --mode sample",
+                "start": {"from": "/exported", "run": "mine", "step": 40},
+                "data": {"source": "none"},
+            },
+            0,
+            ["Sampling only: no step is trained", "come from /exported, exported of the run mine at step 40."],
+        ),
+        (
+            {"command": f"{COMMAND} --mode=evaluate", "start": {"from": "/runs/a", "step": 7}},
+            0,
+            ["Evaluation only", "come from /runs/a at step 7."],
+        ),
+        (
+            {"command": COMMAND, "start": {"from": "adm.safetensors", "family": "adm"}, "data": {"source": "sprites"}},
+            2,
+            ["come from adm.safetensors (adm, the base generator alone)", "Data: sprites."],
+        ),
+        ({"data": {"source": "folder", "root": "/a/UCF-101/", "videos": 1234}}, 120, ["folder UCF-101, 1,234 videos"]),
+        ({"command": "python '", "start": 3, "data": [1]}, 1, ["Training: 1 of 120 steps"]),
+    ],
+)  # fmt: skip
+def test_the_first_line_says_what_run_it_is(tmp_path, start, trained, texts):
+    (tmp_path / "run.json").write_text(json.dumps({"starts": [start]}))
+    (tmp_path / "config.json").write_text('{"train": {"steps": 120}}')
+    for step in range(1, trained + 1):
+        Recorder(tmp_path).scalars(step, {"train/loss": 1.0})
+    (line,) = re.findall(r'<p class="about">(.*?)</p>', page_of(tmp_path).html)
+    line = re.sub(r"<.*?>", "", line)
+    for text in texts:
+        assert text in line
+    assert ("Smoke: noise is expected" in line) == (":smoke" in str(start.get("command")))
+
+
+def test_classes_are_named_under_clips_and_real_clips_of_the_same_stand_beside(tmp_path):
+    names, labels = ("an ape", EVIL, "a cat"), [2, 0, 2, 2, 1, 2, 2, 2, 2, 0]
+    clips = np.arange(10, dtype=np.uint8)[:, None, None, None, None] + np.zeros((10, 4, 8, 6, 3), np.uint8)
+    real = media.real_folder(tmp_path, labels)
+    for folder, meta in ((drawing(tmp_path, 3), {"real": real.name}), (real, {"different": 4, "again": 0})):
+        media.write_samples(folder, clips, base_frame=1, labels=labels, class_names=names, meta=meta)
+    page = page_of(tmp_path)
+    walls = re.findall(r'<div class="cells".*?</div>', page.html, re.DOTALL)
+    captions = [re.findall(r"<figcaption>(.*?)</figcaption>", wall) for wall in walls]
+    expected = [escape(names[label]) for label in labels]
+    assert captions == [expected, expected[: media.STRIP_ROWS]] * 2  # wall and film strip, real and drawn
+    assert "Repeated: 4 are different" in page.text
+    # Each cell shows its own clip: its part of a picture of two rows of eight, with a pixel between them.
+    for k, style in enumerate(re.findall(r'style="(background.*?)"', walls[0])):
+        width, height, x, y = map(float, re.findall(r"([\d.]+)%", style))
+        assert (width, height) == (pytest.approx(100 * (8 * 7 - 1) / 6, rel=1e-4), pytest.approx(100 * (2 * 9 - 1) / 8))
+        assert x / 100 * (width / 100 - 1) * 6 == pytest.approx(k % 8 * 7, rel=1e-4)
+        assert y / 100 * (height / 100 - 1) * 8 == pytest.approx(k // 8 * 9, rel=1e-4)
+
+
+def test_a_drawing_of_other_classes_has_other_real_clips_beside_it(tmp_path):
+    for step, labels in ((1, [0, 1]), (2, [1, 1])):
+        real = media.real_folder(tmp_path, labels)
+        for folder, meta in ((drawing(tmp_path, step), {"real": real.name}), (real, {"again": step - 1})):
+            media.write_samples(folder, clips_of(1, 2), base_frame=1, labels=labels, meta=meta)
+    page = page_of(tmp_path)
+    blocks = page.html.split('<div class="step"')[1:]
+    names = [re.findall(r"<figcaption>(.*?)</figcaption>", block) for block in blocks]
+    assert names == [["0", "1"] * 4, ["1", "1"] * 4]
+    assert ["1 of the clips are other windows" in block for block in blocks] == [False, True]
 
 
 def test_two_protocols_have_separate_entries(tmp_path):
-    """Cards name the protocol where there are several; doubts, intervals and the best checkpoint are shown."""
+    """Doubts, intervals and the best checkpoint are shown."""
     recorder = Recorder(tmp_path)
     recorder.score(1, "fvd", 100.0, {"n": 16}, details={"low": 90.0, "high": 110.0, "warnings": ["few clips & so on"]})
     recorder.score(2, "fvd", 50.0, {"n": 2048}, details={"std": 1.5})
     recorder.score(2, "kvd", 0.5, {"n": 2048})
     recorder.file("best.json", json.dumps({"step": 2, "score": "fvd", "value": 50.0}))
     page = page_of(tmp_path)
-    cards = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.html)
-    names = [name for name, _ in cards]
-    assert sum(name.startswith("fvd (") for name in names) == 2
-    assert "kvd" in names
-    assert ("best checkpoint", "step 2: fvd 50") in cards
+    assert [row[0][0] for row in rows(page)] == ["fvd", "fvd", "kvd"]
+    first, second, _ = (row[-1] for row in rows(page))
+    assert first != second
+    assert "Best checkpoint: step 2, by fvd 50." in page.text
     assert "95 %: 90 ... 110" in page.text
     assert "± 1.5" in page.text
     assert "few clips &amp; so on" in page.html

@@ -136,7 +136,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
         clips.check_validation(config, workdir, fresh)
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
-        seed=config.seed, start=initial, sample=sample_spec(config),
+        seed=config.seed, start=initial, sample=sample_spec(config, source),
         evaluation=EvaluationSpec(
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
@@ -153,7 +153,7 @@ def evaluation_fingerprint(config: ConfigDict) -> str:
     ignored = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
     fields = to_json(config)
     hashed = {name: fields[name] for name in ("sample", "data", "seed")}
-    del hashed["sample"]["what"]  # evaluations are of clips only
+    del hashed["sample"]["what"], hashed["sample"]["fps"]  # evaluations are of clips only, at whatever rate they play
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
     return protocol_hash(hashed)
 
@@ -174,10 +174,10 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     return SampleOptions(grid, sample.eta, sample.guidance_scale, sample.clip_x_0 or None)
 
 
-def sample_spec(config: ConfigDict) -> SampleSpec:
-    """`config.sample`, typed."""
-    s = config.sample
-    return SampleSpec(sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, s.fps, s.what)
+def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
+    """`config.sample`, typed, for a model of the clips of `source`."""
+    s, fps = config.sample, clips.shown_fps(config, source)
+    return SampleSpec(sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, fps, s.what)
 
 
 def optimizer(config: ConfigDict) -> optim.Optimizer:
@@ -235,9 +235,10 @@ def plan_subject(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> P
     max_blocks = max(net.num_res_blocks for net in nets)
     for net in nets:
         net.num_res_blocks = min(net.num_res_blocks, blocks or net.num_res_blocks)
-    sampling = sample_spec(config)
+    source = clips.plan_source(config)
+    sampling = sample_spec(config, source)
     return PlanSubject(
-        model=model(config, clips.plan_source(config), mesh), tx=optimizer(config), seed=config.seed,
+        model=model(config, source, mesh), tx=optimizer(config), seed=config.seed,
         sample_options=sampling.options, sample_seed=sampling.seed, sample_batch_size=sampling.batch_size,
         batch_size=config.train.batch_size, eval_batch_size=config.eval.batch_size, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, param_dtype=networks.param_dtype(config),

@@ -30,6 +30,11 @@ def base_frame(config: ConfigDict) -> int:
     return paper if config.noise.base_frame == -1 else config.noise.base_frame
 
 
+def shown_fps(config: ConfigDict, source: Source) -> float:
+    """Frames per second at which samples are shown: `sample.fps` or, where that is 0, the data's; 8 where unknown."""
+    return config.sample.fps or config.data.fps or source.fps or 8.0
+
+
 def source(config: ConfigDict, part: Part = "training") -> Source:
     """The clips of one part of the data.
 
@@ -46,7 +51,10 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
         return Sprites(frames=data.frames, size=data.size, base_frame=base_frame(config), split=split)
     if data.source == "none":
         path = config.init_from or config.base.init_from
-        return NoClips(export.find(files.path(path)).classes if path else ())
+        if not path:
+            return NoClips()
+        trained = export.find(files.path(path))
+        return NoClips(trained.classes, fps=trained.about.get("fps", 0.0))  # earlier versions recorded no rate
     start = choose("data.windows", data.windows, {known: known for known in STARTS}) if part == "training" else "centre"
     windows = as_user_error(lambda: Windows(data.frames, data.stride, data.fps, start, data.hop))
     where, kind = _located(config)

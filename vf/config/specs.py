@@ -36,7 +36,10 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class SampleSpec:
-    """How many clips, or images of the base generator, to sample, of which classes, in what batches."""
+    """How many clips, or images of the base generator, to sample, of which classes, in what batches.
+
+    `fps` is the rate at which pictures of them play.
+    """
 
     options: SampleOptions
     count: int

@@ -118,6 +118,10 @@ class Windows:
         """Source frames from one frame of a clip to the next. Raises ValueError where a rate is needed and unknown."""
         return step_for(source_fps, self.fps) if self.fps else self.stride
 
+    def rate(self, source_fps: float) -> float:
+        """Frames per second at which a clip of a video of `source_fps` plays as fast as the video; 0 where unknown."""
+        return self.fps or source_fps / self.stride
+
     def need(self, source_fps: float) -> int:
         """Frames of the shortest video that holds a clip."""
         if self.start == "blocks":

@@ -95,6 +95,11 @@ class VideoFolder:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def fps(self) -> float:
+        """Frames per second of a clip, the median over the videos."""
+        return self.windows.rate(float(np.median(self.rates)))
+
     def describe(self) -> dict[str, Any]:
         """Folder, selection and pixel processing, ready for JSON: a part of the protocol of every score."""
         return {

@@ -43,6 +43,10 @@ class Source(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of labels."""
 
+    @property
+    def fps(self) -> float:
+        """Frames per second at which a clip plays as fast as what it shows; 0 where that is unknown."""
+
     def describe(self) -> dict[str, Any]:
         """Which clips these are and how they are read, ready for JSON: a part of the protocol of every score."""
 
@@ -64,6 +68,7 @@ class NoClips:
 
     class_names: tuple[str, ...] = ()
     embedding_dim: int = 0
+    fps: float = 0.0
 
     @property
     def num_classes(self) -> int:

@@ -97,6 +97,7 @@ class Sprites:
     class_names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
     num_classes = len(class_names)
     embedding_dim = len(SHAPES) + len(COLOURS) + len(BACKGROUNDS) + 2
+    fps = 0.0  # they move by so much a frame
 
     def __init__(self, *, frames: int, size: int, base_frame: int, split: str = "train", length: int = 100_000) -> None:
         self.frames, self.size, self.base_frame, self.split, self.length = frames, size, base_frame, split, length

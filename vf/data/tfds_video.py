@@ -75,6 +75,11 @@ class TfdsVideos:
                 f"run tfds build {self.name} --file_format=array_record"
             ) from error
 
+    @property
+    def fps(self) -> float:
+        """0: TFDS keeps no rates."""
+        return 0.0
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_builder", "_source")}
 

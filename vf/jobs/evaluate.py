@@ -14,7 +14,7 @@ from vf.jobs import memory
 from vf.jobs.evaluator import Evaluator
 from vf.jobs.sample import check_weights, describe, untrained_start
 from vf.pretrained import i3d
-from vf.run import page
+from vf.run import page, score_table
 from vf.run.recorder import Recorder
 from vf.training import sharding
 from vf.training.checkpoint import EVALUATING, Checkpoints
@@ -81,8 +81,8 @@ class _Job:
             self.evaluate_checkpoint(None)  # raises the error that describes these checkpoints: waiting would not help
         if before := self.evaluator.evaluated():
             step = max(before)
-            scores = ", ".join(f"{name} {value:.4g}" for name, value in before[step].items())
-            logging.info("scored before, by the same protocol: steps %s; at step %d: %s", sorted(before), step, scores)
+            table = score_table.table(score_table.recorded(self.workdir, step, before[step]))
+            logging.info("scored before, by the same protocol: steps %s; at step %d:\n%s", sorted(before), step, table)
         # Folder listings and clocks differ a little between hosts, so process 0 decides which step is next.
         done = follow(
             lambda: share(checkpoints.steps()),
@@ -120,8 +120,6 @@ class _Job:
         samples = self.evaluator.sample(step, params)
         self.evaluator.show_real()
         scores = self.evaluator.evaluate(step, params, samples)
-        for name, value in scores.items():
-            logging.info("step %d, %s: %.4g", step, name, value)
         if self.recorder.is_writer:
             (self.workdir / EVALUATING).unlink(missing_ok=True)
             self.recorder.flush()

@@ -23,7 +23,7 @@ from vf.jobs import memory, meter
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer, to_json
 from vf.models.model import Model
-from vf.run import media
+from vf.run import media, score_table
 from vf.run.progress import Progress
 from vf.run.recorder import Recorder
 from vf.training import programs
@@ -108,13 +108,13 @@ class Evaluator:
         )  # fmt: skip
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
-            labels = self.conditions["label"].tolist() if self.spec.model.null_label is not None else None
             # At step 0 the weights are those from which the run begins, which may be others in the next job.
             sampling = self.sampling | ({"start": dict(self.spec.start.origin)} if self.spec.start and not step else {})
+            beside = {"real": folder.name} if (folder := self._real_folder) else {}
             folder = media.write_samples(
                 media.drawing_folder(self.workdir, step, sample.what, len(samples), sampling), samples,
-                base_frame=self.spec.model.base_frame, fps=sample.fps, labels=labels,
-                class_names=self.spec.class_names, meta={"step": step, **sampling},
+                base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._labels,
+                class_names=self.spec.class_names, meta={"step": step, **sampling, **beside},
             )  # fmt: skip
             logging.info("samples: %s", folder)
             name = "samples" if sample.what == "clips" else "base samples"
@@ -143,8 +143,7 @@ class Evaluator:
             self.recorder.score(
                 step, score.name, score.value, score.protocol, reference=score.reference, details=score.details
             )
-            for warning in score.details.get("warnings", ()):
-                logging.warning("%s: %s", score.name, warning)
+        logging.info("scores of step %d:\n%s", step, score_table.table(results))
         values = {score.name: score.value for score in results}
         if self.recorder.is_writer:
             # A whole line in one write, so that another job that evaluates this run reads all of it or none.
@@ -184,13 +183,34 @@ class Evaluator:
         best = {"step": step, "score": settings.best, "value": values[step], "fingerprint": settings.fingerprint}
         self.recorder.file(BEST, json.dumps(best))
 
+    @property
+    def _labels(self) -> list[int] | None:
+        """The class of each sample; None for a model without classes."""
+        return None if self.spec.model.null_label is None else self.conditions["label"].tolist()
+
+    @property
+    def _real_folder(self) -> AnyPath | None:
+        """Where the real clips lie that samples are shown beside; None where the job has none."""
+        shows = bool(self.reference.clips) and self.spec.sample.what == "clips"
+        return media.real_folder(self.workdir, self._labels) if shows else None
+
     def show_real(self) -> None:
-        """Writes clips of the reference set for the page, which shows samples beside them, where clips are sampled."""
-        sample = self.spec.sample
-        if self.recorder.is_writer and self.reference.clips and sample.what == "clips":
+        """Writes clips of the reference set for the page, which shows samples beside them, where clips are sampled.
+
+        Where the samples have classes, these are of the same classes, in the same order.
+        """
+        sample, real, labels = self.spec.sample, self.reference.clips, self._labels
+        if not self.recorder.is_writer or (folder := self._real_folder) is None:
+            return
+        rows = np.arange(len(real["video"]))[: sample.count]
+        if labels is not None:
+            rows = media.rows_of(labels, real["label"])
+        if len(rows) and (source := self.spec.evaluation.reference):
+            again = int((rows >= len(source)).sum())  # see `pipeline.fixed_clips`
             media.write_samples(
-                media.real_folder(self.workdir), self.reference.clips["video"][: sample.count],
-                base_frame=self.spec.model.base_frame, fps=sample.fps, meta=dict(self.reference.about),
+                folder, real["video"][rows], base_frame=self.spec.model.base_frame, fps=sample.fps,
+                labels=None if labels is None else real["label"][rows].tolist(), class_names=self.spec.class_names,
+                meta={"different": len(np.unique(rows)), "again": again, "source": self.reference.about},
             )  # fmt: skip
 
 

@@ -37,6 +37,9 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
                 latest, which = hosts.share(checkpoints.latest()), spec.sample.weights
                 with evaluator.phases.phase("weights", f"reading the weights {which} of step {latest}"):
                     step, params = latest or 0, checkpoints.restore_params(abstract, which, latest)
+        weights = f"those of {start.origin['from']}" if start else f"{spec.sample.weights} of step {step} in {workdir}"
+        what = "clips" if spec.sample.what == "clips" else "images of the base generator"
+        logging.info("sampling %d %s, seed %d; weights: %s", spec.sample.count, what, spec.sample.seed, weights)
         evaluator.sample(step, params)
         evaluator.show_real()
         if recorder.is_writer:

@@ -137,8 +137,8 @@ class Trained:
 
     def origin(self) -> dict[str, Any]:
         """Where the weights come from, ready for JSON."""
-        facts = {name: self.about[name] for name in ("step", "seed", "config", "fingerprints") if name in self.about}
-        return {"from": str(self.path), **facts}
+        names = ("run", "step", "seed", "config", "fingerprints")
+        return {"from": str(self.path), **{name: self.about[name] for name in names if name in self.about}}
 
     def read(self, params: Params) -> Params:
         """Reads the averaged weights of some networks.

@@ -1,6 +1,7 @@
 """Clips of a run, exact and as pictures for the eye, in a folder for each drawing:
 
 samples/real/                                     clips.npz (exact)  wall.gif  wall.mp4  strip.png  meta.json
+samples/real_1a2b3c4d/                            the same, of real clips of the classes that a drawing has
 samples/step_00001000_clips_seed0_n16_1a2b3c4d/   the same, of 16 clips that were sampled at step 1000 with seed 0
 samples/step_00001000_base_seed0_n16_1a2b3c4d/    clips.npz  wall.png  meta.json, of images of the base generator
 
@@ -10,6 +11,7 @@ step, samples/step_00001000/ and samples/base_step_00001000/.
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,7 @@ from vf.metrics.protocol import protocol_hash, to_json
 
 WIDTH = 640  # Walls and film strips are enlarged to about this many pixels, as far as whole factors reach.
 STRIP_ROWS, STRIP_PAD = 8, 3
+PICTURED = 128  # the most clips of a wall; clips.npz has all
 DRAWING = re.compile(r"(base_)?step_(\d+)(?:_(clips|base)_seed(-?\d+)_n(\d+)_[0-9a-f]{8})?")
 
 
@@ -68,9 +71,18 @@ def drawings(workdir: str | AnyPath) -> list[Drawing]:
     return sorted(found)
 
 
-def real_folder(workdir: str | AnyPath) -> AnyPath:
-    """Where the real clips lie that the samples are shown beside."""
-    return files.path(workdir) / "samples" / "real"
+def real_folder(workdir: str | AnyPath, labels: Sequence[int] | None = None) -> AnyPath:
+    """Where the real clips lie that samples are shown beside; `labels` are the classes of these, if they have any."""
+    name = "real" if labels is None else f"real_{protocol_hash({'labels': list(labels)})}"
+    return files.path(workdir) / "samples" / name
+
+
+def rows_of(wanted: Sequence[int], labels: np.ndarray) -> np.ndarray:
+    """For each label in `wanted` the next row in turn of those rows of `labels` [m] that equal it, int [k].
+
+    Labels that no row has are left out, so that k may be smaller than the number of labels that are wanted."""
+    rows = {int(label): itertools.cycle(np.flatnonzero(labels == label)) for label in np.unique(labels)}
+    return np.array([next(rows[label]) for label in wanted if label in rows], int)
 
 
 def write_samples(
@@ -95,17 +107,20 @@ def write_samples(
     folder, clips = files.path(folder), np.asarray(clips)
     video.save_npz(folder / "clips.npz", clips, **({} if labels is None else {"label": np.asarray(labels)}))
     count, frames, height, width, _ = clips.shape
-    wall = video.grid(clips, columns)
+    wall = video.grid(clips[:PICTURED], columns)
     large = scale or max(1, WIDTH // wall.shape[2])
-    facts = {"count": count, "frames": frames, "height": height, "width": width}
+    facts = {"count": count, "frames": frames, "height": height, "width": width, "columns": min(columns, count)}
+    facts["pictured"] = min(count, PICTURED)
     if frames == 1:
         video.write_png(folder / "wall.png", video.enlarge(wall[0], large))
     else:
         video.write_gif(folder / "wall.gif", wall, fps, large)
         video.write_mp4(folder / "wall.mp4", wall, fps, large)
         large = scale or max(1, (WIDTH // frames - 2 * STRIP_PAD) // width)
-        video.write_png(folder / "strip.png", video.film_strip(clips[:STRIP_ROWS], base_frame, STRIP_PAD, large))
+        strip = video.film_strip(clips[:STRIP_ROWS], base_frame, STRIP_PAD, large)
+        video.write_png(folder / "strip.png", strip)
         facts |= {"base_frame": base_frame, "fps": fps}
+        facts |= {"strip_size": list(strip.shape[1::-1]), "strip_rows": min(count, STRIP_ROWS)}
     facts |= dict(meta or {})
     if labels is not None:
         facts["labels"] = [class_names[label] if class_names else str(label) for label in labels]

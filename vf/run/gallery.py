@@ -1,0 +1,121 @@
+"""The clips of a run's page: for each step, every drawing beside the real clips that belong to it."""
+
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+from vf import files
+from vf.files import AnyPath
+from vf.run.html import details, inline, load
+from vf.run.media import Drawing, drawings
+
+PICTURES = (("wall.gif", "a wall of clips"), ("wall.png", "a wall of images"), ("strip.png", "film strip"))
+
+
+def gallery(workdir: AnyPath) -> str:
+    """HTML of all drawings of the run in `workdir`, the last step shown; "" where there are no clips at all."""
+    folders = [one for one in drawings(workdir) if one.folder.is_dir()]
+    real = {path.name: path for path in files.children(workdir / "samples") if path.name.startswith("real")}
+    real = {name: path for name, path in real.items() if path.is_dir()}
+    metas = files.map_concurrently(lambda one: load(one.folder / "meta.json"), folders)
+    # {step: {name of the folder of real clips, "" for none: drawings}}
+    steps: dict[int, dict[str, list[tuple[Drawing, dict[str, Any]]]]] = {}
+    for one, meta in zip(folders, metas, strict=True):
+        beside = meta.pop("real", "" if one.images else "real")  # earlier versions named no folder
+        steps.setdefault(one.step, {}).setdefault(beside if beside in real else "", []).append((one, meta))
+    shown = {name: _real(workdir, path) for name, path in real.items()}
+    blocks = [
+        f'<div class="step" data-step="{step:,}"{"" if step == max(steps) else " hidden"}>'
+        + "".join(_pair(shown.get(name, ""), [_drawn(workdir, *one) for one in some]) for name, some in groups.items())
+        + "</div>"
+        for step, groups in sorted(steps.items())
+    ]
+    if not blocks:
+        blocks = [_pair(pictures, []) for pictures in shown.values()]
+    if not blocks:
+        return ""
+    last = len(steps) - 1
+    slider = (
+        '<p class="slider" hidden><label for="step">Step</label>'
+        f'<input id="step" type="range" min="0" max="{last}" value="{last}"><output for="step"></output></p>'
+    )
+    note = "<p>In a film strip rows are clips and time runs to the right; the orange frame is the base frame.</p>"
+    return f"{slider if last > 0 else ''}{''.join(blocks)}{note}"
+
+
+def _pair(real: str, drawn: list[str]) -> str:
+    columns = [f"<div>{column}</div>" for column in (real, "".join(drawn)) if column]
+    return f'<div class="pair">{"".join(columns)}</div>'
+
+
+def _drawn(workdir: AnyPath, one: Drawing, meta: dict[str, Any]) -> str:
+    kind = "Images of the base generator" if one.images else "Clips"
+    when = "before the first step" if "start" in meta else f"at step {one.step:,}"
+    return _pictures(workdir, one.folder, f"{kind} drawn {when}{one.facts}", meta)
+
+
+def _real(workdir: AnyPath, folder: AnyPath) -> str:
+    meta = load(folder / "meta.json")
+    notes = []
+    if (n := meta.pop("different", meta.get("count"))) != meta.get("count"):
+        notes.append(f"Repeated: {n} are different, as many as were read of these classes.")
+    if again := meta.pop("again", 0):
+        notes.append(f"Repeated: the data has too few videos, and {again} of the clips are other windows of the same.")
+    note = "".join(f'<p class="small">{text}</p>' for text in notes)
+    heading = "Real clips of the same classes" if meta.get("labels") else "Real clips"
+    return _pictures(workdir, folder, heading, meta, note)
+
+
+def _pictures(workdir: AnyPath, folder: AnyPath, heading: str, meta: dict[str, Any], note: str = "") -> str:
+    """Wall, film strip, links and facts of one set of clips, as far as its files are there."""
+    links = {path.name: quote(path.relative_to(workdir).as_posix()) for path in files.children(folder)}
+    labels = meta.pop("labels", [])
+    parts = [f"<h3>{heading}</h3>{note}"]
+    for name, text in PICTURES:
+        if not (link := links.get(name)):
+            continue
+        if cells := _cells(name, meta, link, labels):
+            parts.append(cells)
+        else:
+            image = f'<img src="{link}" alt="{heading}: {text}" loading="lazy">'
+            parts.append(f'<a href="{link}">{image}</a>')
+    small = [f'<a href="{links[name]}">{name}</a>' for name in ("clips.npz", "wall.mp4") if name in links]
+    if "centre" in meta:  # samples of earlier versions
+        meta = {"base_frame" if key == "centre" else key: value for key, value in meta.items()}
+    small += [f"{meta['fps']:g} frames a second"] if isinstance(meta.get("fps"), int | float) else []
+    parts.append(f'<p class="small">{" · ".join(small)}</p>')
+    facts = inline({key: value for key, value in meta.items() if key not in ("columns", "strip_size")})
+    return "".join(parts) + details("All about them", f'<p class="small">{facts}</p>' if facts else "")
+
+
+def _cells(name: str, meta: dict[str, Any], link: str, labels: list[Any]) -> str:
+    """Each clip of a picture with the name of its class beneath; "" where there are no classes, or no sizes.
+
+    Every cell shows its own part of the one picture, so that all move together and nothing is stored twice."""
+    if not labels:
+        return ""
+    try:
+        if name == "strip.png":
+            across, (width, height) = 1, meta["strip_size"]
+            count = min(len(labels), meta["strip_rows"])
+            sides, gap = (width, height / count), 0
+        else:
+            across, sides, gap = meta["columns"], (meta["width"], meta["height"]), 1  # in pixels of the clips
+            count = min(len(labels), meta["pictured"])
+        down = -(-count // across)
+        sizes = [f"{100 * (n * (side + gap) - gap) / side:.6g}%" for n, side in zip((across, down), sides, strict=True)]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # samples of earlier versions
+        return ""
+    cells = []
+    for k, label in enumerate(labels[:count]):
+        where = [100 * i / (n - 1) if n > 1 else 0 for i, n in ((k % across, across), (k // across, down))]
+        style = (
+            f"background-image:url({link});background-size:{' '.join(sizes)};"
+            f"background-position:{where[0]:.6g}% {where[1]:.6g}%;aspect-ratio:{sides[0]:g}/{sides[1]:g}"
+        )
+        text = escape(str(label))
+        cells.append(
+            f'<figure><a href="{link}" role="img" aria-label="{text}" style="{style}"></a>'
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+    return f'<div class="cells" style="--across:{across}">{"".join(cells)}</div>'
