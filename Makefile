@@ -36,7 +36,7 @@ test: .venv/.tested
 # The tables of RESULTS.md that need no run.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.gaussian_video
-	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.counts
 
 # Mutates the core, one mutation at a time, and lists the mutants that no test kills: runs/mutants/mutants.md.
 MUTANTS ?= 210

@@ -8,6 +8,7 @@ stay in DIR.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import shlex
@@ -16,10 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from benchmarks.step_time import load, lower
-from vf.config import build
+from vf.config import build, data, models
+from vf.data import pipeline
+from vf.training import programs, sharding
+from vf.training import step as steps
 
 CONFIG = "configs/demo.py"
 ONE_NETWORK: dict[str, Any] = {
@@ -45,6 +49,16 @@ SCORES = (
 )  # fmt: skip
 
 
+def load(path: str) -> ConfigDict:
+    """The config that the file at `path` describes."""
+    spec = importlib.util.spec_from_file_location("config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
 def config_with(fields: dict[str, Any]) -> ConfigDict:
     """The demo's config with `fields` set."""
     config = load(CONFIG)
@@ -54,8 +68,18 @@ def config_with(fields: dict[str, Any]) -> ConfigDict:
 
 def cost(config: ConfigDict) -> tuple[int, float]:
     """(parameters, FLOPs of one training step), counted without compiling."""
-    parameters, lowered, _, _ = lower(config)
-    return parameters, lowered.cost_analysis()["flops"]
+    source = data.source(config)
+    model, mesh = models.model(config, source), build.mesh(config)
+    tx = build.optimizer(config)
+    _, abstract = programs.first_state(model, tx, mesh, config.seed)
+    size = config.train.batch_size
+    batch = sharding.put_batch(next(pipeline.batches(source, seed=0, batch_size=size, threads=0)), mesh)
+
+    def update(state: Any, batch: Any) -> Any:
+        return steps.train_step(state, batch, model=model, tx=tx, seed=0, ema_decay=0.999)
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    return parameters, jax.jit(update).lower(abstract, batch).cost_analysis()["flops"]
 
 
 def train(fields: dict[str, Any], steps: int, workdir: Path) -> dict[str, float]:

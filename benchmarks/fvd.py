@@ -1,135 +1,167 @@
-"""Measures the extraction of I3D's features against PyTorch in the same run, and an FVD without the network.
+"""Rows of FVD: from clips on the host to I3D's features, ours and the usual way in PyTorch; its costs beside that.
 
-    python -m benchmarks.fvd [--clips=64] [--batch=16] [--repeats=3]
-
-Clips are uint8 [16 128 128 3] in host memory, resized to 224 x 224. PyTorch runs the independent network of the parity
-tests, in inference mode, (a) as evaluation scripts commonly do, with float32 clips of 224 x 224 pixels that are made on
-the host and sent in batches of 16, and (b) with uint8 that is resized on the device. All at strict float32; on a GPU
-also at the platforms' defaults (TF32). One clip is 55.6 GFLOP.
+Clips are uint8 in host memory, and resized to 224 x 224.
 """
 
-import argparse
+import os
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks import measure
+from benchmarks.measure import Report, Sizes, Skipped
 from vf.metrics import fvd
 from vf.metrics.protocol import ClipProtocol
+from vf.nets import i3d
 from vf.nets.feature_network import Network
-from vf.pretrained.i3d import canonical
-from vf.pretrained.weights import Weights
+from vf.plan import count
 from vf.scores import features, suite
-from vf.scores.features import Features
 
-GFLOP = 55.6  # FLOPs of one clip of 16 frames
+LINEAGE = fvd.LINEAGES["styleganv"]
+WITHOUT_NETWORK = ("digests and ranges alone, on the host", "transfer alone", "resize alone")
+"""Rates of the row `ours` at which the network does not run."""
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The least seconds of several repetitions, after one that compiles."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+def clips_of(sizes: Sizes, clips: int) -> np.ndarray:
+    """Random clips, uint8 `n f h w 3`."""
+    shape = (clips, sizes.clip_frames, sizes.clip_size, sizes.clip_size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def batches(clips: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Consecutive rows."""
+    return (clips[first : first + size] for first in range(0, len(clips), size))
+
+
+def free(dim: int = i3d.CLASSES) -> Network:
+    """A network without cost, whose features are zero."""
+    return Network("i3d", dim, {}, lambda params, x: jax.numpy.zeros((x.shape[0], dim)), {"network": "none"})
+
+
+def ours(sizes: Sizes, report: Report) -> None:
+    """Row: clips/s from the host to features in strict float32, and of each part alone."""
+    clips = clips_of(sizes, sizes.clips)
+    params = random_params()
+    network = fvd.network(params, "random", LINEAGE)
+    first = clips[: sizes.clip_batch]
+    traced = jax.make_jaxpr(network.apply)(params, first)
+    report(
+        **measure.machine() | {"precision": "strict float32"}, clips=len(clips), clip_batch=sizes.clip_batch,
+        clip_gflop=count.flops(traced.jaxpr) / len(first) / 1e9,
+    )  # fmt: skip
+
+    def extraction(network: Network) -> Callable[[], object]:
+        return lambda: features.extract(network, clips, batch_size=sizes.clip_batch)
+
+    with measure.Stopwatch() as compiling:
+        extraction(network)()
+    report(first_s=compiling.seconds)
+
+    rates: dict[str, float] = {}
+
+    def rate(name: str, work: Callable[[], object], n: int) -> None:
         work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        rates[name] = n / measure.seconds({name: work}, sizes.repeats)[name]
+        report(rates=rates)
+
+    rate("host to feature", extraction(network), len(clips))
+    rate("digests and ranges alone, on the host", extraction(free()), len(clips))
+
+    def transfer() -> None:
+        jax.block_until_ready([jax.device_put(batch) for batch in batches(clips, sizes.clip_batch)])
+
+    rate("transfer alone", transfer, len(clips))
+    resident = jax.device_put(first)
+    rate("resize and network, on the device", _call(network.compiled, network.placed, resident), len(first))
+    resize = jax.jit(lambda batch: i3d.pixels(batch, LINEAGE.grid, LINEAGE.aspect))
+    rate("resize alone", _call(resize, resident), len(first))
+    module = jax.jit(lambda params, x: i3d.I3D(eps=LINEAGE.eps).apply({"params": params}, x))
+    rate("network alone", _call(module, network.placed, resize(resident)), len(first))
+    report(peak_gib=measure.peak_gib())
 
 
-def ours(params, clips: np.ndarray, batch: int, *, exact: bool) -> Callable[[], Features]:
-    """A function that computes features of all clips."""
-    network = fvd.network(params, "random", fvd.LINEAGES["styleganv"], exact=exact)
-    return lambda: features.extract(network, clips, batch_size=batch)
+def _call(function: Callable[..., Any], *args: Any) -> Callable[[], object]:
+    return lambda: jax.block_until_ready(function(*args))
 
 
-def theirs(net, clips: np.ndarray, batch: int, *, raw: bool, exact: bool) -> Callable[[], object]:
-    """The same in PyTorch, on a GPU where there is one."""
-    import torch
-    import torch.nn.functional as F
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = net.to(device)
-
-    def resized(x):  # b t h w c, 0 ... 255 -> b c t 224 224 in [-1, 1]
-        frames = x.reshape(-1, *x.shape[2:]).permute(0, 3, 1, 2).float()
-        frames = F.interpolate(frames, (224, 224), mode="bilinear", align_corners=False)
-        return (2 * frames / 255 - 1).reshape(x.shape[0], x.shape[1], 3, 224, 224).transpose(1, 2)
-
-    def work():
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
-        parts = []
-        with torch.inference_mode():
-            for first in range(0, len(clips), batch):
-                x = torch.from_numpy(clips[first : first + batch])
-                x = resized(x.to(device)) if raw else resized(x).contiguous().to(device)
-                parts.append(net(x).cpu())
-        return torch.cat(parts)
-
-    return work
-
-
-def without_network(n: int) -> dict[str, float]:
-    """Seconds of an FVD of n against n clips, with cached features of real clips and a network of no cost."""
+def random_params() -> Any:
+    """Random parameters of I3D, whose activations keep their size from layer to layer."""
+    shape = (1, i3d.MIN_FRAMES, i3d.SIZE, i3d.SIZE, 3)
+    shapes = jax.eval_shape(lambda: i3d.I3D().init(jax.random.key(0), jax.numpy.zeros(shape)))["params"]
     rng = np.random.default_rng(0)
-    clips = [rng.integers(0, 256, (n, 16, 128, 128, 3), np.uint8) for _ in range(2)]
-    network = Network("i3d", 400, {}, lambda params, x: jax.numpy.zeros((x.shape[0], 400)), {"network": "none"})
-    times = {}
+
+    def one(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if leaf.ndim == 1:  # of batch norms, where equal means and offsets cancel
+            return np.ones(leaf.shape, np.float32)
+        return (2 / np.prod(leaf.shape[:-1])) ** 0.5 * rng.standard_normal(leaf.shape, np.float32)
+
+    return jax.tree.map(one, shapes)
+
+
+def in_pytorch(sizes: Sizes, report: Report) -> None:
+    """Row: clips/s of PyTorch in inference mode, in strict float32 and on a GPU also in TF32.
+
+    The usual way of evaluation scripts is float32 clips of 224 x 224 pixels that are made on the host and sent in
+    batches. The network is the independent one of the parity tests. Raises Skipped where PyTorch is missing.
+    """
+    try:
+        import torch
+
+        from tests.nets import torch_i3d
+    except ModuleNotFoundError as error:
+        raise Skipped(f"{error.name} is not installed") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(os.cpu_count() or 1)
+    net, clips = torch_i3d.made().to(device), clips_of(sizes, sizes.clips)
+    report(
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu", cores=os.cpu_count(),
+        torch=torch.__version__, precision="strict float32", clips=len(clips), clip_batch=sizes.clip_batch,
+    )  # fmt: skip
+
+    def resized(x: Any) -> Any:  # b t h w c, 0 ... 255 -> b c t 224 224 in [-1, 1]
+        frames = x.reshape(-1, *x.shape[2:]).permute(0, 3, 1, 2).float()
+        frames = torch.nn.functional.interpolate(frames, (i3d.SIZE, i3d.SIZE), mode="bilinear", align_corners=False)
+        return (2 * frames / 255 - 1).unflatten(0, x.shape[:2]).transpose(1, 2)
+
+    def work(*, raw: bool, exact: bool) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
+        with torch.inference_mode():
+            for batch in batches(clips, sizes.clip_batch):
+                x = torch.from_numpy(batch)
+                net(resized(x.to(device)) if raw else resized(x).contiguous().to(device)).cpu()
+
+    ways = {"uint8 from the host": (True, True), "float32 224 x 224 from the host": (False, True)}
+    if device == "cuda":
+        ways["uint8 from the host, TF32"] = (True, False)
+    rates = {}
+    for name, (raw, exact) in ways.items():
+        work(raw=raw, exact=exact)
+        least = measure.seconds({name: lambda raw=raw, exact=exact: work(raw=raw, exact=exact)}, sizes.repeats)[name]
+        rates[name] = len(clips) / least
+        report(rates=rates)
+
+
+def without_network(sizes: Sizes, report: Report) -> None:
+    """Row: seconds of an FVD of `sizes.set` against as many clips beside the network, with real features kept."""
+    real, generated = clips_of(sizes, sizes.set), clips_of(sizes, sizes.set)[::-1]
+    network = free()
+    report(**measure.machine() | {"precision": "as named"}, set=sizes.set)
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        scorer = suite.Suite(("fvd",), {"i3d": network}, ClipProtocol(), 16, cache, keep_generated=False)
-        cached = features.extract(network, clips[0], batch_size=16, cache=cache)
-        start = time.perf_counter()
-        scorer(clips[0], clips[1])
-        times["decoded clips -> batches -> features, both sides' digests, the cache"] = time.perf_counter() - start
-    values = rng.normal(size=(2, n, 400)).astype(np.float32)
-    for name, lineage in (("styleganv", "styleganv"), ("google (two SVDs)", "google"), ("tats (float32)", "tats")):
-        start = time.perf_counter()
-        fvd.fvd(values[0], values[1], fvd.LINEAGES[lineage])
-        times[f"distance, {name}"] = time.perf_counter() - start
-    start = time.perf_counter()
-    fvd.kvd(values[0], values[1])
-    times["KVD"] = time.perf_counter() - start
-    assert len(cached) == n
-    return times
-
-
-def main() -> None:
-    """Prints the tables of RESULTS.md."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--set", type=int, default=2048, help="clips on each side, for the cost beside the network")
-    args = parser.parse_args()
-    from tests.nets import torch_i3d
-
-    net = torch_i3d.made()
-    arrays, _ = canonical({name: array.numpy() for name, array in net.state_dict().items()})
-    params = Weights("i3d", arrays, "", {}).tree()
-    clips = np.random.default_rng(0).integers(0, 256, (args.clips, 16, 128, 128, 3), np.uint8)
-    device = jax.devices()[0]
-    print(f"{len(jax.devices())} x {device.device_kind}; {args.clips} clips, batches of {args.batch}")
-    runs = {"ours, uint8": ours(params, clips, args.batch, exact=True)}
-    runs["PyTorch, float32 224 x 224 from the host"] = theirs(net, clips, args.batch, raw=False, exact=True)
-    runs["PyTorch, uint8"] = theirs(net, clips, args.batch, raw=True, exact=True)
-    if device.platform != "cpu":
-        runs["ours, uint8, default precision"] = ours(params, clips, args.batch, exact=False)
-        runs["PyTorch, uint8, TF32"] = theirs(net, clips, args.batch, raw=True, exact=False)
-    print("\n| | clips/s | TFLOP/s | ratio to ours |\n| --- | --- | --- | --- |")
-    base = None
-    for name, work in runs.items():
-        rate = args.clips / seconds(work, args.repeats)
-        base = base or rate
-        print(f"| {name} | {rate:.2f} | {rate * GFLOP / 1e3:.3f} | {rate / base:.2f} |", flush=True)
-    a, b = runs["ours, uint8"]().values, runs["PyTorch, uint8"]().numpy()
-    print(f"\nlargest difference of features: {abs(a - b).max() / abs(b).max():.1e} of the largest feature")
-    print(f"\n| {args.set} against {args.set} clips, beside the network | seconds |\n| --- | --- |")
-    for name, value in without_network(args.set).items():
-        print(f"| {name} | {value:.2f} |")
-
-
-if __name__ == "__main__":
-    main()
+        scorer = suite.Suite(("fvd",), {"i3d": network}, ClipProtocol(), sizes.clip_batch, cache, keep_generated=False)
+        features.extract(network, real, batch_size=sizes.clip_batch, cache=cache)
+        with measure.Stopwatch() as whole:
+            scorer(real, generated)
+    costs = {"batches, digests of both sides, the kept features, the distance and its floor": whole.seconds}
+    values = np.random.default_rng(0).normal(size=(2, sizes.set, network.dim)).astype(np.float32)
+    for name in ("styleganv", "google", "tats"):
+        with measure.Stopwatch() as distance:
+            fvd.fvd(values[0], values[1], fvd.LINEAGES[name])
+        costs[f"of these the distance, {name}"] = distance.seconds
+    with measure.Stopwatch() as distance:
+        fvd.kvd(values[0], values[1])
+    report(costs_s=costs | {"KVD": distance.seconds})

@@ -3,9 +3,10 @@
     python -m benchmarks.program [--rows=demo,smoke,adm] [--compile]
 
 Counts lines of StableHLO as lowered on this machine, with parameters in stacks (as on accelerators) and each by itself
-(as on CPUs); nothing is run but the draw of the first state. `adm` is the training that `benchmarks.training` times:
-ADM's network at 64 x 64 with a quarter of it beside it, 8 clips of 16 frames, bfloat16. With --compile XLA compiles the
-step for one device of this machine; the time is that of all its threads together, which other jobs disturb less.
+(as on CPUs); nothing is run but the draw of the first state. `adm` is the row `training-mixed` of
+`benchmarks.accelerator`: ADM's network at 64 x 64 with a quarter of it beside it, 8 clips of 16 frames, bfloat16. With
+--compile XLA compiles the step for one device of this machine; the time is that of all its threads together, which
+other jobs disturb less.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.step_time import load
+from benchmarks.compare import load
 from vf.config import build, data
 from vf.data import pipeline
 from vf.plan import compile as compiling

@@ -12,10 +12,7 @@ compile; --no-compile leaves that out.
 """
 
 import argparse
-import itertools
 import os
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,13 +22,14 @@ import torch
 from diffusers import UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import Work, seconds
+from benchmarks.torch_training import network
 from vf.nets.unet import UNet
 
 MULT = (1, 2, 3, 4)
 CLASSES = 1000
 SIDE = 4096  # side of the matrices whose product gives the device's practical peak
 PASSES = ("forward", "forward + backward")
-Work = Callable[[], object]
 
 
 def inputs(batch: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,20 +65,7 @@ def ours(width: int, data: tuple, precision: str) -> tuple[int, dict[str, Work],
 
 def diffusers_net(width: int, size: int) -> UNet2DModel:
     """The same network in diffusers."""
-    return UNet2DModel(
-        sample_size=size,
-        out_channels=6,
-        layers_per_block=3,
-        num_class_embeds=CLASSES,
-        block_out_channels=tuple(width * m for m in MULT),
-        attention_head_dim=64,
-        down_block_types=("ResnetDownsampleBlock2D", *("AttnDownBlock2D",) * 3),
-        up_block_types=(*("AttnUpBlock2D",) * 3, "ResnetUpsampleBlock2D"),
-        resnet_time_scale_shift="scale_shift",
-        attn_norm_num_groups=32,
-        upsample_type="resnet",
-        downsample_type="resnet",
-    )
+    return network(width, MULT, 3, size, out_channels=6, num_class_embeds=CLASSES)
 
 
 def synchronise() -> None:
@@ -148,16 +133,6 @@ def runnable(works: dict[str, Work]) -> dict[str, Work]:
         except Exception as error:
             print(f"{name}: does not run here, {type(error).__name__}: {str(error)[:200]}", flush=True)
     return works_here
-
-
-def seconds(works: dict[str, Work], repeats: int) -> dict[str, float]:
-    """The least seconds of several repetitions of each, in turn, so that other load affects all of them."""
-    least = dict.fromkeys(works, float("inf"))
-    for _, name in itertools.product(range(repeats), works):
-        start = time.perf_counter()
-        works[name]()
-        least[name] = min(least[name], time.perf_counter() - start)
-    return least
 
 
 def products(device: str, precision: str) -> dict[str, Work]:

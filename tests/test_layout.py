@@ -27,12 +27,11 @@ THROUGH = {
     "run/html": "run/test_page",
     "run/score_table": "test_evaluate",
     "scores/networks": "scores/test_suite",
-    "training/programs": "jobs/test_evaluator",
 }
 # Tests of more than a module.
 WHOLE = {
-    *ROOMS.values(), "jobs/test_conditions", "metrics/test_peers", "test_launch", "test_layout", "test_package",
-    "test_pretrained", "test_rooms", "test_shapes", "test_troubleshooting",
+    *ROOMS.values(), "jobs/test_conditions", "metrics/test_peers", "test_benchmarks", "test_launch", "test_layout",
+    "test_package", "test_pretrained", "test_rooms", "test_shapes", "test_troubleshooting",
 }  # fmt: skip
 
 
