@@ -35,11 +35,26 @@ for word in "$@"; do
   fi
 done
 
+# --dry-run alone shows the recipe of an example, which these are the words of.
+declare -A examples=(
+  [local.sh]="2 --config=configs/demo.py --workdir=runs/demo2"
+  [tpu_vm.sh]="train --name=ucf --zone=us-east5-b --type=v6e-16 --workdir=gs://bucket/ucf -- --config=configs/ucf101.py"
+  [gce.sh]="train --name=ucf --project=p --zone=us-east5-b --machine=ct6e-standard-4t --topology=4x4 --hosts=4 --workdir=gs://bucket/ucf -- --config=configs/ucf101.py"
+  [gke.sh]="train --name=ucf --image=us-east5-docker.pkg.dev/p/r/vf:a1b2c3 --workdir=gs://bucket/ucf --type=tpu-v6e-slice --topology=4x4 --hosts=4 --chips=4 -- --config=configs/ucf101.py"
+  [slurm.sh]="train --name=ucf --workdir=/shared/ucf --nodes=4 --gpus=8 -- --config=configs/ucf101.py"
+)
+if [[ $# == 1 && $1 == --dry-run && -v examples[${0##*/}] ]]; then
+  read -ra words <<<"${examples[${0##*/}]}"
+  set -- "${words[0]}" --dry-run "${words[@]:1}" # of the launcher itself, since it sources this file without arguments
+  printf '# This is the recipe of: launch/%s %s\n\n' "${0##*/}" "$*"
+fi
+
 # The first word is the action. $1: the valid actions, separated by spaces; $2: the word.
 action=""
 choose_action() {
   action=${2-}
-  [[ $action && " $1 " == *" $action "* ]] || fail "the first word must be one of $1, got '$action'"
+  [[ $action && " $1 " == *" $action "* ]] || 
+    fail "the first word must be one of $1, got '$action'; for an example, launch/${0##*/} --dry-run"
 }
 
 # Reads --name=value, --switch and, after --, the flags of vf.main. VF_NAME in the environment stands for

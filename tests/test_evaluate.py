@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -328,13 +329,41 @@ def test_folders_that_hold_something_else(workspace, capsys):
     write(Path("folder/b.mp4"), times=range(12))
     error = error_line(capsys, *GOOD, "--generated=folder")
     assert "1 of the clips of folder are too short for 16 frames with stride 1 (the first, b.mp4 has 12" in error
-    Path("folder/b.mp4").write_bytes(b"no video")
-    assert "1 of the clips of folder cannot be read (the first, b.mp4: " in error_line(capsys, *GOOD, "--real=folder")
     Path("folder/b.mp4").unlink()
     write_frames(Path("folder/c"), range(20), size=(32, 32))
     assert "choose one size for all (--size)" in error_line(capsys, *GOOD, "--generated=folder")
-    Path("folder/c/frame_4.png").write_bytes(b"no picture")
-    assert "its frame frame_4.png cannot be read" in error_line(capsys, *GOOD, "--generated=folder", "--size=8")
+    shutil.rmtree("folder/c")
+    Path("folder/a.mp4").write_bytes(b"no video")
+    assert "none of the 1 clips of folder can be read" in error_line(capsys, *GOOD, "--generated=folder", "--size=8")
+
+
+@pytest.mark.parametrize("damage", ["video", "frame"])
+def test_files_that_cannot_be_read_are_left_out_and_named(workspace, capsys, damage):
+    """Status 3, or 0 where that is asked for; the score is that of the others, on either side."""
+    for k, clip in enumerate(clips(7, 2)):
+        write_gif(f"folder/{k}.gif", clip, fps=8)
+    flags = (*GOOD, "--real=folder", "--generated=folder", "--metrics=fvd", "--frames=16", "--fewer-real")
+    flags = (*flags, "--n-generated=0", "--n-real=0")
+    alone = run(*flags)
+    name = "0.mp4"
+    if damage == "video":
+        Path("folder/0.mp4").write_bytes(b"no video")
+    else:  # which is found while clips are read
+        name = "7"
+        write_frames(Path("folder/7"), range(16), size=(8, 8))
+        Path("folder/7/frame_9.png").write_bytes(b"no picture")
+    for more, status in (((), 3), (("--skip-bad",), 0)):
+        capsys.readouterr()
+        Path("out.json").unlink()
+        with pytest.raises(SystemExit) as ended:
+            evaluate.main((*flags, *more))
+        assert ended.value.code == status
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-2] == "vf: left out of folder, since it could not be read (1 in all):"
+        assert lines[-1].startswith(f"  {name}: ")
+        found = json.loads(Path("out.json").read_text())
+        assert list(found["generated"]["bad"]) == list(found["real"]["bad"]) == [name]
+        assert found["scores"] == alone["scores"]
 
 
 @pytest.mark.parametrize("out", [".", "/dev/null", "file/out.json", "/proc/none/out.json"])

@@ -114,6 +114,17 @@ def test_help_prints_the_script_s_header(script, words):
     assert "#" not in done.stdout.replace("#!", "")
 
 
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s.stem not in ("common", "host")], ids=lambda p: p.name)
+def test_dry_run_alone_shows_an_example(script):
+    """The recipe of a command that it names, which can be given with changes."""
+    done = launch([script.name, "--dry-run"])
+    assert done.returncode == 0, done.stderr
+    named, _, text = done.stdout.partition("\n\n")
+    command = named.removeprefix(f"# This is the recipe of: launch/{script.name} ")
+    assert "--config=configs/" in command
+    assert text == launch([script.name, *command.split()]).stdout
+
+
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 def test_scripts_and_recipes_are_clean(tmp_path):
     files = [str(s) for s in SCRIPTS]

@@ -117,6 +117,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):
     assert [start["config"]["train"]["steps"] for start in first] == [2, 4]
 
 
+def test_reports_come_at_regular_steps(tmp_path):
+    """At multiples of log_every and at each checkpoint, whatever the step at which a start begins."""
+    for steps in (5, 9):
+        main.run(tiny(train__steps=steps, train__log_every=2, train__checkpoint_every=5), tmp_path, "train")
+    assert [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row] == [2, 5, 6, 9]
+
+
 def as_before_validation(folder: Path) -> Path:
     """`folder`, of a run or exported, with the config of versions that knew one set of clips beside those trained on,
     and called a run's base frame its centre and a fingerprint a mark."""
@@ -638,7 +645,7 @@ def test_too_little_memory_is_answered_in_one_sentence(finished, monkeypatch, mo
     def too_large(*_, **__):
         return jax.block_until_ready(jax.numpy.zeros((2**45,)))
 
-    monkeypatch.setattr(programs, part, lambda *_, **__: too_large)
+    monkeypatch.setattr(programs, part, lambda *_, **__: jax.jit(too_large))
     if mode == "train":
         monkeypatch.setattr(programs, part, too_large)
     with pytest.raises(UserError, match=f"^out of memory in {field}"):

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # lowest first; rooms of one floor do not import each other
-    {"types", "rng"},
+    {"types", "rng", "command"},
     {"files"},
     {"video"},
     {"diffusion", "data", "nets"},

@@ -5,7 +5,8 @@
 
 Either side is a folder of videos, GIFs or folders of frames, an `.npz` with uint8 [n t h w 3] under `clips`, or a
 prepared data set. A protocol specifies which clips are compared and how; its fields are flags too. Features are cached
-under a hash of everything that determines them.
+under a hash of everything that determines them. Files that cannot be read are left out and named at the end, and the
+exit status is then 3, or 0 with --skip-bad.
 """
 
 import argparse
@@ -18,13 +19,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vf import command
 from vf.data.clips import STARTS, Windows
 from vf.metrics import fvd
 from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, protocol_hash, to_json
 from vf.pretrained import i3d
 from vf.run import score_table
 from vf.scores import features, networks, suite
-from vf.scores.sets import Choice, ClipSet, open_set
+from vf.scores.sets import Choice, ClipSet, UnreadableFile, open_set
 from vf.types import UserError, naming_flags
 from vf.video import replacing
 
@@ -33,11 +35,13 @@ FLAGS = {
     name: f"--{name.replace('_', '-')}"
     for name in ("split", "fps", "size", "resampler", "other_weights", *networks.FAMILIES)
 }
+LOST = 3  # exit status where files were left out, as that of vf.data.prepare
 Sides = tuple[ClipSet | None, ClipSet]
 
 
-def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Sides:
-    """Opens both sets with the clips that `protocol` selects; None for `real` None. Raises UserError as `open_set`."""
+def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol, *, check: bool = False) -> Sides:
+    """Opens both sets with the clips that `protocol` selects; None for `real` None. `check`, and UserError, as in
+    `open_set`."""
     shared: dict[str, Any] = {
         "size": protocol.size,
         "resampler": protocol.resampler,
@@ -64,7 +68,7 @@ def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol) -> Si
 
     def open_side(flag: str, path: Path, choice: Choice) -> ClipSet:
         with naming_flags({"source": flag}):
-            return open_set(path, choice)
+            return open_set(path, choice, check=check)
 
     sides = (
         None if real is None else open_side("--real", real, real_choice),
@@ -143,6 +147,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--platform-precision", action="store_true", help="not strictly float32: faster on accelerators, other numbers")
     add("--bootstrap", type=int, default=0, help="resamples for a 95 %% interval (default: none)")
     add("--batch-size", type=int, default=16, help="clips at a time (default: %(default)s)")
+    add("--skip-bad", action="store_true", help=f"end with status 0, not {LOST}, where files could not be read")
     add("--cache", type=Path, default=features.default_cache(), help="folder of features (default: %(default)s)")
     add("--no-cache", action="store_true", help="keep no features")
     group = parser.add_argument_group("fields of the protocol that override it")
@@ -214,20 +219,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         [metric.network for metric in needed], files, lineage, protocol.frames,
         exact=not args.platform_precision, other=args.other_weights,
     )  # fmt: skip
-    sides = open_sides(args.real, args.generated, protocol)
-    if "clipsim" in names and (available := sides[1].facts["clips_there"]) != len(sides[1]):
-        raise UserError(
-            f"clipsim has a caption for each generated clip, and the protocol takes {len(sides[1])} of {available}: "
-            "set --n-generated=0"
-        )
-    scorer = suite.Suite(
-        names, built, protocol, args.batch_size, None if args.no_cache else args.cache, args.bootstrap, others,
-        _captions(args, files) if "clipsim" in names else None,
-    )  # fmt: skip
+
+    def score(check: bool) -> tuple[Sides, list[Score]]:
+        sides = open_sides(args.real, args.generated, protocol, check=check)
+        if "clipsim" in names:
+            _check_captioned(sides[1])
+        scorer = suite.Suite(
+            names, built, protocol, args.batch_size, None if args.no_cache else args.cache, args.bootstrap, others,
+            _captions(args, files) if "clipsim" in names else None,
+        )  # fmt: skip
+        try:
+            return sides, scorer(*sides)
+        except ValueError as error:
+            raise UserError(f"these clips cannot be scored: {error}") from error
+
     try:
-        scores = scorer(*sides)
-    except ValueError as error:
-        raise UserError(f"these clips cannot be scored: {error}") from error
+        sides, scores = score(check=False)
+    except UnreadableFile as error:
+        logging.warning("%s: %s; to leave out all such files, every clip is read first", error.name, error.reason)
+        sides, scores = score(check=True)
     if sides[0] is not None:
         # The protocol of a number includes the content of the real clips, but not their path.
         real = {"fingerprint": sides[0].fingerprint, "left_out": sides[0].facts["left_out"]}
@@ -241,6 +251,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"cannot write {args.out} ({error.strerror}): choose another --out") from error
     print(report(scores, protocol.unknown))
     return output
+
+
+def _check_captioned(generated: ClipSet) -> None:
+    """Raises UserError where captions, one for each clip by name, would not be those of the clips."""
+    if bad := generated.facts["bad"]:
+        name, reason = next(iter(bad.items()))
+        raise UserError(
+            f"clipsim has a caption for each generated clip, and {len(bad)} of them cannot be read (the first, {name}: "
+            f"{reason}): repair them, or remove them and their captions"
+        )
+    if (available := generated.facts["clips_there"]) != len(generated):
+        raise UserError(
+            f"clipsim has a caption for each generated clip, and the protocol takes {len(generated)} of {available}: "
+            "set --n-generated=0"
+        )
 
 
 def _check_writable(out: Path) -> None:
@@ -266,21 +291,36 @@ def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Capt
     return networks.captions(texts, files, args.vocabulary, args.prefix)
 
 
+@command.until_nobody_reads()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     logging.basicConfig(
         level=logging.WARNING, format="vf: %(message)s", force=True
     )  # force, since orbax configures logging
+    command.leave_out_absent_tpu()
     try:
         args = arguments(argv)
         with naming_flags(FLAGS):
             if args.selfcheck:
                 print(i3d.selfcheck(args.i3d, fvd.LINEAGES[protocol_of(args).lineage]))
             else:
-                run(args)
+                output = run(args)
+                if lines := bad_files(output):
+                    print("\n".join(lines), file=sys.stderr)
+                    sys.exit(0 if args.skip_bad else LOST)
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def bad_files(output: Mapping[str, Any]) -> list[str]:
+    """Lines on the files of both sides that could not be read, given the content of `--out`."""
+    lines = []
+    for side in (output[name] for name in ("real", "generated") if name in output):
+        if bad := side["bad"]:
+            lines.append(f"vf: left out of {side['path']}, since it could not be read ({len(bad)} in all):")
+            lines += [f"  {name}: {reason}" for name, reason in bad.items()]
+    return lines
 
 
 if __name__ == "__main__":

@@ -7,9 +7,14 @@ On several hosts, or in several processes, every one gets the same command. Clus
 elsewhere each process needs `--coordinator=HOST:PORT --processes=N --process=I` (`docs/hosts.md`).
 """
 
+from vf.hosts.signals import Signals
+
+SIGNALS = Signals()
+if __name__ == "__main__":
+    SIGNALS.watch()  # before the imports below, which take seconds
+
 import functools
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +22,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from vf import files
+from vf import command, files
 from vf.config import build
 from vf.config.check import check
 from vf.config.flags import parse
@@ -86,6 +91,8 @@ def main(argv: list[str]) -> None:
     """Called by absl with the parsed flags."""
     del argv
     logging.set_verbosity(logging.INFO)
+    command.hide_messages_of_libraries()
+    command.leave_out_absent_tpu()
     planning = FLAGS.mode == "plan"
     build.cpu_devices(FLAGS.config, plan=planning)
     workdir = files.folder(FLAGS.workdir)
@@ -95,9 +102,8 @@ def main(argv: list[str]) -> None:
     hosts = Hosts(
         process, fingerprint(to_json(FLAGS.config), facts) if process else {}, workdir,
         startup_timeout=FLAGS.startup_timeout, heartbeat_timeout=FLAGS.heartbeat_timeout, trains=FLAGS.mode == "train",
+        signals=SIGNALS,
     )  # fmt: skip
-    # SIGTERM unwinds the stack, or saves first, so that processes and shared memory are released.
-    signal.signal(signal.SIGTERM, hosts.terminate)
     with hosts:
         run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
 
@@ -122,10 +128,13 @@ def cache_programs(folder: str) -> None:
 def cli() -> None:
     """Runs `main`; prints an error that is foreseen as one line, and exits with its status."""
     try:
-        app.run(main, flags_parser=functools.partial(parse, names=NAMES))
+        with command.until_nobody_reads():
+            app.run(main, flags_parser=functools.partial(parse, names=NAMES))
     except (UserError, HostsError, Stopped) as error:
         status, text = exit_status(error)
-        print(text, file=sys.stderr)
+        print(text, file=sys.stderr, flush=True)
+        if isinstance(error, Stopped):
+            os._exit(status)  # at once, whatever threads of libraries still do
         sys.exit(status)
 
 

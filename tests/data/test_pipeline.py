@@ -345,13 +345,13 @@ def gone(processes: set[str], patience: float = 20) -> bool:
 
 
 PROGRAM = """
-import signal, sys, time
+import sys, time
 from absl import app
 from tests.data.test_pipeline import Numbers, batches
-from vf.hosts.run import Hosts
+from vf.hosts.signals import Signals
 
 def main(argv):
-    signal.signal(signal.SIGTERM, Hosts().terminate)
+    Signals().watch()
     with batches(Numbers(1000), seed=0, batch_size=64, workers=2, read_ahead=4) as iterator:
         held = [next(iterator) for _ in range(3)]
         print("reading", flush=True)
@@ -371,7 +371,13 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("how", "number", "code"),
-    [("end", None, 0), ("raise", None, 1), ("wait", signal.SIGTERM, 143), ("wait", signal.SIGKILL, -9)],
+    [
+        ("end", None, 0),
+        ("raise", None, 1),
+        ("wait", signal.SIGTERM, 143),
+        ("wait", signal.SIGINT, 130),
+        ("wait", signal.SIGKILL, -9),
+    ],
 )
 def test_no_process_and_no_shared_memory_remains(tmp_path, how, number, code):
     (tmp_path / "program.py").write_text(PROGRAM)

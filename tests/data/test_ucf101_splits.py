@@ -2,7 +2,11 @@
 
 import pytest
 
+from configs import base
 from tests.data.sources import LISTS, UCF, error_message, list_clips, make, pack, splits_and_labels, write
+from vf.config import data
+from vf.data import prepare
+from vf.data.ucf101 import CLASSES, other_numbers
 
 
 @pytest.mark.parametrize("place", ["given", "zip", "inside", "beside", "above"])
@@ -115,3 +119,19 @@ def test_lists_of_an_archive(tmp_path, place):
     splits = None if place == "inside" else write(tmp_path / "ucfTrainTestlist", LISTS)
     found = list_clips("ucf101", archive, splits=splits if place == "given" else None)
     assert splits_and_labels(found) == {UCF[2]: "train Archery", UCF[0]: "train Bowling", UCF[1]: "test Bowling"}
+
+
+def test_a_part_of_the_classes_has_other_numbers(prepared, ucf, caplog):
+    """Which is said where data is prepared without the lists, and where videos train a model with labels."""
+    assert other_numbers(CLASSES) == other_numbers(("a", "b")) == other_numbers(()) == ""
+    expected = "Bowling is 0 here and 16 there, PlayingGuitar is 1 here and 63 there)"
+    assert expected in other_numbers(("Bowling", "PlayingGuitar"))
+    out, manifest = prepared
+    assert expected in prepare.report({**manifest, "classes": ["Bowling", "PlayingGuitar"]}, out)
+    config = base.get_config()
+    config.data.source, config.data.size = str(ucf), 16
+    for condition, told in (("none", 0), ("label", 1)):
+        config.model.condition = condition
+        data.source(config)
+        data.source(config, "validation")
+        assert caplog.text.count("3 of UCF101's 101 classes are here, with labels 0 to 2") == told

@@ -11,6 +11,7 @@ from pathlib import Path
 from vf.hosts import run
 from vf.hosts.errors import Stopped, exit_status
 from vf.hosts.process import Process
+from vf.hosts.signals import Signals
 from vf.types import UserError
 
 
@@ -60,8 +61,9 @@ def main(index: int, count: int, port: int, workdir: Path, job: str, *facts: str
     timeouts = {name: float(os.environ.get(name.upper(), "60")) for name in ("startup_timeout", "heartbeat_timeout")}
     fingerprint = dict(fact.split("=") for fact in facts)
     process = Process(index, count, f"127.0.0.1:{port}")
-    hosts = run.Hosts(process, fingerprint, workdir, **timeouts, trains=True)
-    signal.signal(signal.SIGTERM, hosts.terminate)
+    signals = Signals()
+    signals.watch()
+    hosts = run.Hosts(process, fingerprint, workdir, **timeouts, trains=True, signals=signals)
     with hosts:
         JOBS[job](hosts, index)
 

@@ -1,5 +1,7 @@
 """Every way to end has an exit status, and prints no more than it must."""
 
+import signal
+
 import pytest
 
 from vf.hosts.errors import HostsError, Stopped, exit_status
@@ -12,6 +14,7 @@ from vf.types import UserError
         (UserError("no such file"), (2, "vf: no such file")),
         (HostsError("process 1 is missing"), (3, "vf: process 1 is missing")),
         (Stopped("step 3 is saved"), (143, "vf: step 3 is saved")),
+        (Stopped("step 3 is saved", signal.SIGINT), (130, "vf: step 3 is saved")),
         (KeyboardInterrupt(), (130, "vf: interrupted")),
         (SystemExit(143), (143, "")),
     ],

@@ -132,13 +132,7 @@ def sentences(text: str) -> list[str]:
 def test_a_single_process_waits_for_no_other():
     with Hosts() as alone:
         assert alone.share(3) == 3
-        with pytest.raises(SystemExit, match="143"):  # before the first step
-            alone.terminate(signal.SIGTERM, None)
         assert not alone.stopping()
-        alone.terminate(signal.SIGTERM, None)
-        assert alone.stopping()
-        with pytest.raises(SystemExit, match="143"):
-            alone.pause(for_good=False)
 
 
 def test_present_processes_are_read_from_any_folder(bucket, tmp_path):
@@ -319,3 +313,30 @@ def test_four_processes_train_and_two_resume(main, tmp_path):
     assert status == 0, text
     one, other = losses(tmp_path / "one"), losses(tmp_path / "run")
     np.testing.assert_allclose([other[2], other[4]], [one[2], one[4]], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "numbers"), [(1, (signal.SIGTERM, signal.SIGINT)), (2, (signal.SIGTERM,))])
+def test_a_signal_at_any_moment_loses_nothing(main, tmp_path, count, numbers):
+    """From the start of a run to its end: a sentence and its status, or the whole run; every step that was logged."""
+    flags = ["--config.train.steps=60", "--config.train.sample_every=20", "--compile_cache="]
+    began = time.monotonic()
+    for process in main(count, "whole", *flags):
+        assert ended(process, 200)[0] == 0
+    longest = time.monotonic() - began
+    instants = np.random.default_rng(count).uniform(0.5, longest, int(os.environ.get("INSTANTS", "10")))
+    for k, seconds in enumerate(instants):
+        workdir, number = tmp_path / f"run{k}", numbers[k % len(numbers)]
+        processes = main(count, f"run{k}", *flags)
+        time.sleep(seconds)
+        for process in processes:
+            process.send_signal(number)
+        results = [ended(process, 100) for process in processes]
+        told = f"{number.name} after {seconds:.2f} of {longest:.2f} s: {results}"
+        for status, text in results:
+            assert status in (0, 128 + number), told
+            assert "Traceback" not in text, told
+            assert status == 0 or len(sentences(text)) == 1, told
+        with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
+            assert (checkpoints.latest() or 0) == max(losses(workdir), default=0), told
+        print(f"{number.name} after {seconds:.2f} of {longest:.2f} s", *(status for status, _ in results))

@@ -8,6 +8,7 @@ import pytest
 
 from vf import files
 from vf.jobs import meter
+from vf.run.recorder import Recorder
 from vf.training import sharding
 
 
@@ -43,19 +44,38 @@ def test_rates(monkeypatch):
     assert rates.read(1)["steps_per_s"] == pytest.approx(1)
 
 
-def test_phases_add_up(monkeypatch):
+def test_phases_add_up(monkeypatch, caplog):
     now = [10.0]
     monkeypatch.setattr(meter.time, "time", lambda: now[0])
-    phases = meter.Phases(began=8.0)
+    caplog.set_level("INFO")
+    phases = meter.Phases(began=8.0, last={"compile": 38.4, "first batch": 0.2})
     phases.end("import")
     now[0] = 15.0
-    phases.end("compile")
-    assert phases.take("the first step") == {"startup/import": 2.0, "startup/compile": 5.0}
-    now[0] = 40.0
+    for name, seconds in (("compile", 4.0), ("compile", 1.0), ("first batch", 0.5)):
+        with phases.phase(name, f"doing {name}"):
+            now[0] += seconds
+        now[0] += 10
+    assert phases.take("the first step") == {
+        "startup/import": 2.0, "startup/compile": 5.0, "startup/first batch": 0.5
+    }  # fmt: skip
+    assert [record.getMessage() for record in caplog.records] == [
+        "doing compile; the last time took 38.4 s", "doing compile; the last time took 38.4 s", "doing first batch",
+        "7.5 s to the first step: import 2.0 s, compile 5.0 s, first batch 0.5 s",
+    ]  # fmt: skip
     program = phases.compiled(jax.jit(lambda x: x + 1), "sampling")
     assert [int(program(k)) for k in (1, 2)] == [2, 3]
     assert list(phases.take("the samples")) == ["startup/lower sampling", "startup/compile sampling"]
     assert phases.take("the samples") == {}
+
+
+def test_phases_of_a_run_know_of_its_last_start(tmp_path, caplog):
+    caplog.set_level("INFO")
+    with Recorder(tmp_path) as recorder:
+        recorder.scalars(0, {"startup/compile": 90.0})
+        recorder.scalars(4, {"startup/compile": 30.0, "train/loss": 1.0})
+    with meter.Phases.of(tmp_path).phase("compile", "compiling the training step"):
+        pass
+    assert caplog.messages == ["compiling the training step; the last time took 30.0 s"]
 
 
 def test_a_trace_is_of_the_steps_after_the_tenth(tmp_path, monkeypatch):

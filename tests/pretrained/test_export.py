@@ -1,5 +1,6 @@
 """A folder of weights holds what the checkpoint held, whole or not at all; damage is reported in one sentence."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -58,6 +59,9 @@ def test_round_trip(run, tmp_path, step):
     names = {path.name for path in out.iterdir()}
     assert names == {"base.safetensors", "residual.safetensors", "config.json", "config.py"}
     assert [path.name for path in out.parent.iterdir()] == ["model"]
+    about = ast.get_docstring(ast.parse((out / "config.py").read_text()))
+    assert f"of the run run at step {step or 2}" in about
+    assert f" --config={out / 'config.py'} " in about  # as it is given, from anywhere
     meant = params(step or 2)
     found = {network: weights.load(out / f"{network}.safetensors", "vf") for network in meant}
     assert set(found["base"].arrays) == {"in/kernel", "in/bias"}

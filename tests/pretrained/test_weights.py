@@ -40,6 +40,14 @@ def test_a_fingerprint_is_of_the_values():
     assert len({fingerprint, *map(weights.fingerprint, others)}) == 4
 
 
+def test_a_missing_file_s_name_says_what_to_convert(tmp_path):
+    families = ("adm", "karlo-decoder")
+    for name, meant in (("adm", families[:1]), ("my-karlo", families[1:]), ("base", families)):
+        with pytest.raises(UserError) as raised:
+            weights.peek(tmp_path / "karlo" / f"{name}.safetensors", families)
+        assert re.findall(r"vf\.pretrained\.convert (\S+)", str(raised.value)) == list(meant)
+
+
 def test_files_that_are_something_else(tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(UserError, match=r"no weights at .*rgb_scratch.* -m vf\.pretrained\.convert i3d"):

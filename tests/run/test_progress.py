@@ -14,20 +14,22 @@ class Clock:
         monkeypatch.setattr("time.monotonic", lambda: self.now)
 
 
-def test_progress_measures_after_the_first_step(monkeypatch):
+def test_every_line_has_the_speed_since_the_first_step_began(monkeypatch):
     clock, stream = Clock(monkeypatch), io.StringIO()
     progress = Progress(4000, start=1000, every_seconds=0, stream=stream)
-    clock.now += 60  # Compilation.
-    progress.update(1001, 0.5)
-    clock.now += 100
-    progress.update(1201, jnp.float32(0.03125), lr=1e-4, mode="warm")
+    clock.now += 2
+    progress.update(1001, loss=0.5)
+    clock.now += 98
+    progress.update(1200, loss=jnp.float32(0.03125), lr=1e-4, mode="warm")
     assert stream.getvalue().splitlines() == [
-        "step 1001/4000  loss 0.5",
-        "step 1201/4000  loss 0.03125  lr 0.0001  mode warm  2 steps/s  ETA 23m20s",
+        "step 1001/4000  loss 0.5  0.5 steps/s  ETA 1h39m",
+        "step 1200/4000  loss 0.03125  lr 0.0001  mode warm  2 steps/s  ETA 23m20s",
     ]
 
 
-def test_progress_is_rate_limited_and_never_fetches_in_vain(monkeypatch):
+@pytest.mark.parametrize(("seconds", "every"), [(1.0, 10), (0.3, 50), (5.0, 2), (30.0, 1)])
+def test_lines_come_at_regular_steps_and_fetch_nothing_in_vain(monkeypatch, seconds, every):
+    """About every ten seconds, whatever a step takes; the first report and the last step always."""
     clock, stream = Clock(monkeypatch), io.StringIO()
 
     class Loss:
@@ -37,23 +39,48 @@ def test_progress_is_rate_limited_and_never_fetches_in_vain(monkeypatch):
             Loss.fetched += 1
             return 1.0
 
-    progress = Progress(100, every_seconds=10, stream=stream)
-    for step in range(1, 101):
-        clock.now += 1
-        progress.update(step, Loss())
+    progress = Progress(99, every_seconds=10, stream=stream)
+    for step in range(1, 100):
+        clock.now += seconds
+        progress.update(step, loss=Loss())
     shown = [int(line.split("/")[0].removeprefix("step ")) for line in stream.getvalue().splitlines()]
-    assert shown == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]  # The last step always.
+    assert shown == sorted({1, *range(every, 99, every), 99})
     assert Loss.fetched == len(shown)
+
+
+def test_a_run_that_slows_down_is_not_silent(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    progress = Progress(10_000, stream=stream)
+    for step in range(1, 11):
+        clock.now += 0.01 if step < 5 else 70
+        progress.update(step, loss=1.0)
+    assert [line.split("/")[0] for line in stream.getvalue().splitlines()] == [
+        f"step {k}" for k in (1, 5, 6, 7, 8, 9, 10)
+    ]
+
+
+def test_patient_progress_is_silent_on_what_is_soon_done(monkeypatch):
+    """Of other things than steps, here."""
+    clock = Clock(monkeypatch)
+    shown = ["drawn 2/3  0.25 clips/s  ETA 4s", "drawn 3/3  0.25 clips/s  ETA 0s"]
+    for seconds, lines in ((1, []), (4, shown)):
+        stream = io.StringIO()
+        progress = Progress(3, every_seconds=5, stream=stream, name="drawn", unit="clips", patient=True)
+        for step in (1, 2, 3):
+            clock.now += seconds
+            progress.update(step)
+        assert stream.getvalue().splitlines() == lines
 
 
 def test_progress_redraws_on_a_terminal(monkeypatch):
     clock, stream = Clock(monkeypatch), io.StringIO()
     stream.isatty = lambda: True
     progress = Progress(2, every_seconds=0, stream=stream)
-    progress.update(1, 1.0)
-    assert stream.getvalue() == "\rstep 1/2  loss 1\x1b[K"
     clock.now += 1
-    progress.update(2, 1.0)
+    progress.update(1, loss=1.0)
+    assert stream.getvalue() == "\rstep 1/2  loss 1  1 steps/s  ETA 1s\x1b[K"
+    clock.now += 1
+    progress.update(2, loss=1.0)
     assert stream.getvalue().endswith("\rstep 2/2  loss 1  1 steps/s  ETA 0s\x1b[K\n")
 
 

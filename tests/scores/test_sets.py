@@ -14,7 +14,7 @@ from vf.data.clips import Windows
 from vf.data.decode import FrameFolder, Pixels
 from vf.data.preparation import prepare
 from vf.data.staging import Parameters
-from vf.scores.sets import Choice, open_set
+from vf.scores.sets import Choice, UnreadableFile, open_set
 from vf.types import UserError
 from vf.video import save_npz, write_gif
 
@@ -293,7 +293,15 @@ def test_broken_files_are_named(tmp_path, damage):
         content = (tmp_path / "whole.mkv").read_bytes()[:200]
         (tmp_path / "whole.mkv").unlink()
     (tmp_path / damage).write_bytes(content)
-    with pytest.raises(UserError, match=f"1 of the clips .* cannot be read .*{damage}"):
+    found = open_set(tmp_path, Choice(Windows(4, start="first")))
+    assert list(found.facts["bad"]) == [damage]
+    assert all(found.facts["bad"].values())  # with its reason
+    (tmp_path / damage).unlink()
+    alone = open_set(tmp_path, Choice(Windows(4, start="first")))
+    assert found.fingerprint == alone.fingerprint
+    np.testing.assert_array_equal(found[:], alone[:])
+    (tmp_path / "a.mkv").write_bytes(content)
+    with pytest.raises(UserError, match=r"none of the 1 clips of .* can be read \(the first, a\.mkv: "):
         open_set(tmp_path, Choice(Windows(4, start="first")))
 
 
@@ -302,11 +310,28 @@ def test_broken_frames_are_named(tmp_path):
     write_frames(tmp_path / "b", range(6))
     (tmp_path / "b" / "frame_3.png").write_bytes(b"no picture")
     found = open_set(tmp_path, Choice(Windows(6, start="first"), size=8))
-    with pytest.raises(UserError, match=r"b: its frame frame_3\.png cannot be read: no image; remove or repair it"):
+    with pytest.raises(
+        UnreadableFile, match=r"b: its frame frame_3\.png cannot be read: no image; remove or repair it"
+    ):
         found[:]
     (tmp_path / "b" / "frame_3.png").unlink()
-    with pytest.raises(UserError, match="b: has no frame between"):
-        open_set(tmp_path, Choice(Windows(4, start="first"), size=8))
+    assert "has no frame between" in open_set(tmp_path, Choice(Windows(4, start="first"), size=8)).facts["bad"]["b"]
+
+
+def test_files_that_only_look_whole_are_left_out_when_all_are_checked(tmp_path):
+    """What remains is the set without them, random windows too."""
+    for name in "abc":
+        write_frames(tmp_path / name, range(12), size=(8, 8))
+    (tmp_path / "a" / "frame_3.png").write_bytes(b"no picture")
+    choice = Choice(Windows(11), seed=5)
+    with pytest.raises(UnreadableFile):
+        open_set(tmp_path, choice)[:]
+    found = open_set(tmp_path, choice, check=True)
+    assert found.facts["bad"] == {"a": "its frame frame_3.png cannot be read: no image"}
+    shutil.rmtree(tmp_path / "a")
+    alone = open_set(tmp_path, choice)
+    assert found.fingerprint == alone.fingerprint
+    np.testing.assert_array_equal(found[:], alone[:])
 
 
 def test_a_file_that_disappears(tmp_path):

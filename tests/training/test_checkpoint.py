@@ -1,6 +1,5 @@
 """What is read is what was saved, bit for bit, on any mesh; what was not saved to the end is never read."""
 
-import logging
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.path import atomicity
 
@@ -312,24 +310,6 @@ def test_unwritable_folder(tmp_path):
         Checkpoints(tmp_path / "file" / "run")
     with pytest.raises(UserError, match="keep and keep_every"):
         Checkpoints(tmp_path, keep=0)
-
-
-def test_orbax_logs_only_warnings(tmp_path, trained):
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
-    logger, before = absl_logging.get_absl_logger(), absl_logging.get_verbosity()
-    logger.addHandler(handler)
-    absl_logging.set_verbosity(absl_logging.INFO)
-    try:
-        with Checkpoints(tmp_path) as checkpoints:
-            checkpoints.save(1, trained, {})
-        checkpoints.restore(jax.eval_shape(create))
-        absl_logging.info("ours")
-    finally:
-        absl_logging.set_verbosity(before)
-        logger.removeHandler(handler)
-    assert [record.getMessage() for record in records] == ["ours"]
 
 
 def test_import_is_light(tmp_path):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from vf import files
@@ -14,6 +15,7 @@ from vf.data.folder import VideoFolder
 from vf.data.pipeline import NoClips, Source
 from vf.data.share import Share
 from vf.data.sprites import Sprites
+from vf.data.ucf101 import other_numbers
 from vf.diffusion import decompose
 from vf.pretrained import export
 from vf.types import UserError
@@ -61,9 +63,12 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
     chosen, validation = config[group][name], data[f"validation_{kind}"]
     if kind == "split_file":
         without = validation if field == "data.split_file" else ""
-        return VideoFolder(
+        videos = VideoFolder(
             where, windows=windows, size=data.size, split_file=chosen or None, without=without or None, share=share
         )
+        if part == "training" and config.model.condition == "label" and (sentence := other_numbers(videos.class_names)):
+            logging.warning("%s", sentence)
+        return videos
     if both := set(validation.split("+")) & set(data.split.split("+")):
         raise UserError(
             f"data.split={data.split} trains on {min(both)}, which data.validation_split={validation} names: name "

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vf import command
 from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, Pixels, error_text, printable
 from vf.data.embeddings import Layout
@@ -256,6 +257,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@command.until_nobody_reads()
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     logging.basicConfig(level=logging.WARNING)

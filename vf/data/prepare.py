@@ -18,11 +18,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from vf import command
 from vf.data.datasets import DATASETS
 from vf.data.embeddings import Layout
 from vf.data.encoding import ENCODINGS
 from vf.data.preparation import prepare
 from vf.data.staging import STAGES, Parameters
+from vf.data.ucf101 import other_numbers
 from vf.types import UserError, naming_flags
 
 LOST = 3  # exit status where clips were lost
@@ -46,6 +48,8 @@ def report(manifest: dict[str, Any], out: Path) -> str:
     lines.append(f"{out}: {size} x {size}, {encoding}, fingerprint {manifest['fingerprint']}")
     if manifest["embeddings"]["dim"]:
         lines.append(f"embeddings: {Layout(**manifest['embeddings'])}")
+    if manifest["parameters"]["dataset"] == "ucf101" and (sentence := other_numbers(manifest["classes"])):
+        lines.append(f"{sentence}; --splits=ucfTrainTestlist gives these")
     seconds = manifest["seconds"]
     if manifest.get("already"):
         lines.append("it was prepared already, with the same parameters: nothing to do")
@@ -113,6 +117,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     return parameters, args
 
 
+@command.until_nobody_reads()
 def main() -> None:
     """The command."""
     logging.basicConfig(level=logging.WARNING)

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 from vf import files
 from vf.hosts.errors import HostsError, Stopped, exit_status
 from vf.hosts.process import Process
+from vf.hosts.signals import Signals
 
 READ_SECONDS = 30.0  # after which network disks show a new file at the latest
 MARGIN = 5.0  # seconds added to time limits, so that others act first
@@ -48,17 +50,21 @@ class Hosts:
         workdir: the run's folder, which all share.
         startup_timeout: seconds within which all processes must join.
         heartbeat_timeout: seconds without a heartbeat after which jax takes a process for dead, and ends all others.
-        trains: whether there will be training steps, until whose end jax handles SIGTERM.
+        trains: whether there will be training steps, until whose end jax handles SIGTERM if there are others.
+        signals: those that this process gets; None where nothing watches for them.
     """
 
     def __init__(
         self, process: Process | None = None, fingerprint: Mapping[str, str] | None = None,
         workdir: files.AnyPath = Path(), *, startup_timeout: float = 300.0, heartbeat_timeout: float = 30.0,
-        trains: bool = False,
+        trains: bool = False, signals: Signals | None = None,
     ) -> None:  # fmt: skip
         self.process, self._fingerprint, self._workdir = process, fingerprint or {}, workdir
         self._startup_timeout, self._heartbeat_timeout, self._trains = startup_timeout, heartbeat_timeout, trains
-        self._joined = self._in_steps = self._stop = False
+        self._joined = False
+        self._signals = signals or Signals()
+        self._signals.before = self._before_end
+        self._finish: list[Callable[[], None]] = []
         self._steps = 0  # counted from this start, since jax counts processes that have made no step yet as 0
 
     def __enter__(self) -> Self:
@@ -136,28 +142,35 @@ class Hosts:
         """The `value` of process 0, on every process. All must call it, in the same order; values are JSON's types."""
         return json.loads(gather(json.dumps(value if jax.process_index() == 0 else None))[0]) if self.process else value
 
-    def terminate(self, number: int, _frame: Any) -> None:
-        """Handler of SIGTERM: during training steps it only records the signal, otherwise it exits with status 143."""
-        if not self._in_steps:
-            sys.exit(128 + number)
-        self._stop = True
+    def before_end(self, finish: Callable[[], None]) -> None:
+        """Has `finish` called, in a thread, before a signal ends the process: it waits until what is written is."""
+        self._finish.append(finish)
 
-    def stopping(self) -> bool:
-        """Whether to save this step and stop, the same on all processes. To be called once per step."""
-        self._in_steps, self._steps = True, self._steps + 1
-        return multihost_utils.reached_preemption_sync_point(self._steps) if self.process else self._stop
+    def _before_end(self) -> None:
+        for finish in self._finish:
+            finish()
+        if self._joined:
+            self._shut_down(MARGIN)
+
+    def stopping(self) -> int:
+        """The signal for which to save this step and stop, the same on all processes; 0 for none. Once per step."""
+        self._steps += 1
+        if self.process:
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(self._steps) else 0
+        self._signals.deferred = True
+        return self._signals.received
 
     def pause(self, *, for_good: bool) -> None:
-        """Ends a phase of training steps, after which SIGTERM ends a process at once; so does one that has arrived.
+        """Ends a phase of training steps, after which a signal ends a process at once; so does one that has arrived.
 
         Where there are several processes and more steps will follow (`for_good` is False), they stop together at the
         next step instead.
         """
-        self._in_steps = False
-        if self._stop:
-            sys.exit(128 + signal.SIGTERM)
+        self._signals.deferred = False
+        if self._signals.received:
+            self._signals.end()
         if self.process and for_good:
-            signal.signal(signal.SIGTERM, self.terminate)
+            self._signals.handle(signal.SIGTERM)
 
     def _leave(self, error: BaseException | None) -> None:
         """Waits for the others after success; after an error it ends this process, whatever the others do.
@@ -172,11 +185,16 @@ class Hosts:
         print(text, end="\n" if text else "", file=sys.stderr, flush=True)
         try:
             if self._joined:
-                leaving = concurrent.futures.ThreadPoolExecutor(1).submit(jax.distributed.shutdown)
-                concurrent.futures.wait([leaving], MARGIN if status > 128 else self._heartbeat_timeout + MARGIN)
+                self._shut_down(MARGIN if status > 128 else self._heartbeat_timeout + MARGIN)
         finally:
-            sys.stdout.flush()
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.flush()
             os._exit(status)  # a normal exit of the interpreter would wait for jax
+
+    def _shut_down(self, seconds: float) -> None:
+        """Tells jax that this process ends, and waits for the others so long."""
+        leaving = concurrent.futures.ThreadPoolExecutor(1).submit(jax.distributed.shutdown)
+        concurrent.futures.wait([leaving], seconds)
 
 
 def gather(text: str) -> list[str]:

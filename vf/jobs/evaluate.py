@@ -34,6 +34,7 @@ def run(spec: EvaluateSpec | SelfcheckSpec, workdir: AnyPath, hosts: Hosts) -> d
     check_weights(spec.run, workdir)
     # Training may write at the same time, so this job's TensorBoard events have a folder to themselves.
     with Recorder(workdir, is_writer=jax.process_index() == 0, events="tensorboard/evaluate") as recorder:
+        hosts.before_end(recorder.flush)
         evaluator = Evaluator.open(workdir, recorder, spec.run)
         evaluator.phases.end("import and preparation")
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
@@ -64,7 +65,9 @@ class _Job:
         needs_checkpoint = waits or isinstance(which, int)
         if not needs_checkpoint and (start := untrained_start(self.checkpoints, self.spec.run, self.hosts)):
             describe(self.spec.run, self.workdir, self.recorder)
-            return self.evaluate(0, start.read(self.abstract))
+            with self.evaluator.phases.phase("weights", f"reading the weights of {start.origin.get('from')}"):
+                params = start.read(self.abstract)
+            return self.evaluate(0, params)
         if which == "follow":
             return self.follow()
         if isinstance(which, int) and which not in steps():
@@ -97,14 +100,15 @@ class _Job:
 
         Raises FileNotFoundError where training has removed it.
         """
-        self.evaluator.phases.begin()
         chosen = self.hosts.share(self.checkpoints.latest()) if step is None else step
         if chosen is not None:  # while it is evaluated, training keeps it
             self.recorder.file(EVALUATING, json.dumps({"step": chosen}))
             if step is not None and not self.hosts.share(step in self.checkpoints.steps()):
                 raise FileNotFoundError(f"checkpoint {step}")
         try:
-            params = self.checkpoints.restore_params(self.abstract, which=self.spec.run.sample.weights, step=chosen)
+            which = self.spec.run.sample.weights
+            with self.evaluator.phases.phase("weights", f"reading the weights {which} of step {chosen}"):
+                params = self.checkpoints.restore_params(self.abstract, which=which, step=chosen)
         except UserError as error:
             if step is not None and step not in self.checkpoints.steps():
                 raise FileNotFoundError(f"checkpoint {step}") from error
@@ -113,7 +117,6 @@ class _Job:
 
     def evaluate(self, step: int, params: Params) -> dict[str, float]:
         """Samples with the weights `params` and scores the samples; returns the scores."""
-        self.evaluator.phases.end("weights")
         samples = self.evaluator.sample(step, params)
         self.evaluator.show_real()
         scores = self.evaluator.evaluate(step, params, samples)

@@ -24,6 +24,7 @@ from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer, to_json
 from vf.models.model import Model
 from vf.run import media, score_table
+from vf.run.progress import Progress
 from vf.run.recorder import Recorder
 from vf.training import programs
 from vf.training.checkpoint import BEST
@@ -80,7 +81,7 @@ class Evaluator:
         n = settings.clips if settings.validation is None else min(settings.clips, len(settings.validation))
         validation = RealClips.read(settings.validation, n, spec.seed)
         condition = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names))
-        return cls(workdir, recorder, spec, reference, validation, condition, meter.Phases())
+        return cls(workdir, recorder, spec, reference, validation, condition, meter.Phases.of(workdir))
 
     @functools.cached_property
     def _sampling_program(self) -> Any:
@@ -99,9 +100,12 @@ class Evaluator:
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
         sample = self.spec.sample
+        logging.info("drawing %d %s, %d at a time", sample.count, sample.what, sample.batch_size)
+        progress = Progress(sample.count, name="drawn", unit="clips", patient=True)
         samples = programs.in_batches(
-            lambda batch: self._sampling_program(params, batch), self.conditions, sample.batch_size, self.spec.mesh
-        )
+            lambda batch: self._sampling_program(params, batch), self.conditions, sample.batch_size, self.spec.mesh,
+            progress.update if self.recorder.is_writer else lambda rows: None,
+        )  # fmt: skip
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
             # At step 0 the weights are those from which the run begins, which may be others in the next job.
@@ -300,6 +304,7 @@ def scores(
     `protocol` describes the clips, and is added to the protocol of each score. Raises UserError where the clips cannot
     be scored.
     """
+    logging.info("scoring %d samples against %d real clips by %s", len(generated), len(real), ", ".join(scorers))
     try:
         results = [score for scorer in scorers.values() for score in scorer(real, generated)]
     except ValueError as error:

@@ -5,12 +5,13 @@ rematerialisation computes again. MFU is their rate divided by the chip's publis
 that are listed there.
 """
 
+import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 from absl import logging
@@ -18,9 +19,11 @@ from jax.sharding import Mesh
 
 from vf import files
 from vf.plan.chips import CHIPS, Chip
+from vf.run.metrics_file import read_metrics
 
 # About when the process began: importing, which is nearly all that it has done so far, takes little but CPU time.
 STARTED = time.time() - time.process_time()
+PREFIX = "startup/"  # of the names of phases in metrics
 
 
 def chip_of(device: Any) -> Chip | None:
@@ -36,37 +39,48 @@ def chip_of(device: Any) -> Chip | None:
 
 
 class Phases:
-    """Seconds that each phase of a job's start takes.
+    """Seconds that each phase of a job's start takes. Each is announced, with what the last time took where known.
 
     Args:
-        began: when the first phase began, in seconds since the epoch.
+        began: when the process began, in seconds since the epoch.
+        last: {name: seconds} of the phases of an earlier start.
     """
 
-    def __init__(self, began: float = STARTED) -> None:
+    def __init__(self, began: float = STARTED, last: Mapping[str, float] | None = None) -> None:
         self._seconds: dict[str, float] = {}
-        self._since = began
+        self._since, self._last = began, last or {}
 
-    def begin(self) -> None:
-        """Leaves the time since the last phase ended out of the next one."""
-        self._since = time.time()
+    @classmethod
+    def of(cls, workdir: files.AnyPath) -> Self:
+        """Those of a job in a run's folder, whose metrics know of earlier starts."""
+        last: dict[str, float] = {}
+        for row in read_metrics(workdir):
+            last |= {name: value for name, value in row.items() if name.startswith(PREFIX)}
+        return cls(last={name.removeprefix(PREFIX): value for name, value in last.items()})
 
     def end(self, name: str) -> None:
-        """Ends the phase `name`, which began when the one before ended; a name that comes again adds up."""
-        now = time.time()
-        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
-        self._since = now
+        """Ends the first phase `name`, which began with the process."""
+        self._seconds[name] = time.time() - self._since
+
+    @contextlib.contextmanager
+    def phase(self, name: str, doing: str) -> Iterator[None]:
+        """The phase `name`, in which the job is `doing` something; of a name that comes again times add up."""
+        last = f"; the last time took {self._last[name]:.1f} s" if self._last.get(name, 0) >= 1 else ""
+        logging.info("%s%s", doing, last)
+        began = time.time()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.time() - began
 
     def compiled(self, program: Any, name: str) -> Callable[..., Any]:
-        """A jitted function that is compiled at its first call, as phases of their own; its shapes must not change."""
+        """A jitted function that is compiled at its first call, in phases of its own; its shapes must not change."""
         made: list[Any] = []
 
         def call(*args: Any) -> Any:
             if not made:
-                self.begin()
-                lowered = program.lower(*args)
-                self.end(f"lower {name}")
-                made.append(lowered.compile())
-                self.end(f"compile {name}")
+                with self.phase(f"lower {name}", f"tracing the program of {name}"):
+                    lowered = program.lower(*args)
+                with self.phase(f"compile {name}", f"compiling the program of {name}"):
+                    made.append(lowered.compile())
             return made[0](*args)
 
         return call
@@ -77,7 +91,7 @@ class Phases:
         if seconds:
             parts = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
             logging.info("%.1f s to %s: %s", sum(seconds.values()), what, parts)
-        return {f"startup/{name}": value for name, value in seconds.items()}
+        return {f"{PREFIX}{name}": value for name, value in seconds.items()}
 
 
 class Meter:

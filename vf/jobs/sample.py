@@ -24,17 +24,19 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
     check_weights(spec, workdir)
     abstract = sharding.abstract_params(spec.model.shapes(), spec.mesh)
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
+        hosts.before_end(recorder.flush)
         evaluator = Evaluator.open(workdir, recorder, spec)
         evaluator.phases.end("import and preparation")
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             params: Params
             if start := untrained_start(checkpoints, spec, hosts):
                 describe(spec, workdir, recorder)
-                step, params = 0, start.read(abstract)
+                with evaluator.phases.phase("weights", f"reading the weights of {start.origin.get('from')}"):
+                    step, params = 0, start.read(abstract)
             else:
-                latest = hosts.share(checkpoints.latest())
-                step, params = latest or 0, checkpoints.restore_params(abstract, spec.sample.weights, latest)
-        evaluator.phases.end("weights")
+                latest, which = hosts.share(checkpoints.latest()), spec.sample.weights
+                with evaluator.phases.phase("weights", f"reading the weights {which} of step {latest}"):
+                    step, params = latest or 0, checkpoints.restore_params(abstract, which, latest)
         weights = f"those of {start.origin['from']}" if start else f"{spec.sample.weights} of step {step} in {workdir}"
         what = "clips" if spec.sample.what == "clips" else "images of the base generator"
         logging.info("sampling %d %s, seed %d; weights: %s", spec.sample.count, what, spec.sample.seed, weights)

@@ -61,6 +61,7 @@ def run(
     hosts stop.
     """
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
+        hosts.before_end(recorder.flush)
         evaluator = Evaluator.open(workdir, recorder, spec.run)
         _describe(spec, recorder, evaluator)
         evaluator.phases.end("import and preparation")
@@ -92,21 +93,25 @@ def _train(
     run, model, mesh, seed = spec.run, spec.run.model, spec.run.mesh, spec.run.seed
     phases = evaluator.phases
     about = {"config": spec.fingerprint, "seed": seed, "classes": list(run.class_names), "fps": run.sample.fps}
-    create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
+    with phases.phase("first state", "preparing the first state"):
+        create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
     update = programs.update(model, mesh, abstract, spec.accumulate)
     settings = jax.device_put(programs.settings(spec.tx, seed, spec.ema_decay), sharding.replicated(mesh))
 
     with Checkpoints(str(workdir / "checkpoints"), keep=spec.keep) as checkpoints:
+        hosts.before_end(checkpoints.settle)
         first = hosts.share(checkpoints.latest() or 0)
         if first:
-            state = checkpoints.restore(abstract, first)
+            with phases.phase("restore", f"restoring step {first}"):
+                state = checkpoints.restore(abstract, first)
             logging.info("restored step %d", first)
         else:
-            state = create(None if run.start is None else run.start.read(stacks.unstack(abstract.ema)))
-        phases.end("restore" if first else "first state")
+            with phases.phase(
+                "first state", "drawing the first parameters" if run.start is None else "reading weights"
+            ):
+                state = create(None if run.start is None else run.start.read(stacks.unstack(abstract.ema)))
         evaluator.show_real()
 
-        progress = Progress(spec.steps, first)
         trace = meter.Trace(workdir / "profile", first, profile if recorder.is_writer else 0)
         pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # numbers still on their way from the device
         with pipeline.batches(
@@ -122,14 +127,14 @@ def _train(
         ) as batches:
             rates, waited, reported, since = None, 0.0, first, time.perf_counter()
             if first < spec.steps:
-                batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
-                phases.end("first batch")
-                lowered = update.lower(state, batch, settings)
-                phases.end("lower")
-                update = lowered.compile()
-                phases.end("compile")
-                flops = useful_flops(model, seed, stacks.unstack(abstract.params), batch)
-                phases.end("count operations")
+                with phases.phase("first batch", "reading the first batch"):
+                    batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
+                with phases.phase("lower", "tracing the training step"):
+                    lowered = update.lower(state, batch, settings)
+                with phases.phase("compile", "compiling the training step"):
+                    update = lowered.compile()
+                with phases.phase("count operations", "counting its operations"):
+                    flops = useful_flops(model, seed, stacks.unstack(abstract.params), batch)
                 recorder.scalars(first, phases.take("the first step"))
                 rates = meter.Meter(mesh, flops, spec.batch_size, spec.half)
                 waited, since = batches.waited, time.perf_counter()
@@ -138,6 +143,7 @@ def _train(
                     lines, arrays = lowered.as_text().count("\n"), len(jax.tree.leaves(state))
                     logging.info("the step: %d lines of StableHLO, a state of %d arrays", lines, arrays)
                 return {}
+            progress = Progress(spec.steps, first)
             for step in range(first + 1, spec.steps + 1):
                 trace.before(step)
                 state, numbers = update(state, batch, settings)
@@ -148,8 +154,9 @@ def _train(
                 checkpoints.check()
                 last = step == spec.steps
                 stop = hosts.stopping()
-                save = step % spec.checkpoint_every == 0 or last or stop
-                if len(pending) > spec.log_every or save:
+                sample = bool(spec.sample_every) and step % spec.sample_every == 0 and not last
+                save = step % spec.checkpoint_every == 0 or last or sample or bool(stop)
+                if save or (len(pending) > 1 and (step - 1) % spec.log_every == 0):
                     # The newest step is still running: leave it out, unless a checkpoint must know that it is good.
                     ready, pending = (pending, []) if save else (pending[:-1], pending[-1:])
                     means = _fetch(ready)
@@ -159,12 +166,15 @@ def _train(
                     means |= rates.read(ready[-1][0] - reported) if rates else {}
                     since, waited, reported = now, batches.waited, ready[-1][0]
                     recorder.scalars(ready[-1][0], {f"train/{name}": value for name, value in means.items()})
-                    progress.update(ready[-1][0], means["loss"], **{"data wait": f"{100 * means['data_wait']:.1f} %"})
+                    progress.update(
+                        ready[-1][0], loss=means["loss"], **{"data wait": f"{100 * means['data_wait']:.1f} %"}
+                    )
                 if save:
                     checkpoints.save(step, state, {**about, "step": step})
                 if stop:
-                    raise Stopped(f"stopped by a signal; step {step} is saved, and the same command goes on from there")
-                if spec.sample_every and step % spec.sample_every == 0 and not last:
+                    text = f"stopped by a signal; step {step} is saved, and the same command goes on from there"
+                    raise Stopped(text, stop)
+                if sample:
                     began = time.perf_counter()
                     hosts.pause(for_good=False)
                     evaluator.evaluate(step, state.ema, evaluator.sample(step, state.ema))

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from vf.data.processes import follow_parent
 from vf.plan.targets import Target
 from vf.types import UserError
 
@@ -73,6 +74,9 @@ def devices_of(target: Target) -> Sequence[Any]:
 
     # There is no metadata server to query outside a cloud, and several processes may load libtpu.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+    # Of this machine, not of the target: where they are missing, libtpu prints five lines about them.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=target.topology_name, **target.topology_options
     )
@@ -169,6 +173,7 @@ def _resident_bytes(pid: int | None) -> float:
 
 def _compile(lower: Callable[[Sequence[Any]], Any], target: Target, folder: Path) -> None:
     """Compiles; runs in the separate process, which writes its results into `folder`."""
+    follow_parent()  # a signal ends the parent at once
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from vf import command
 from vf.data.ucf101 import CLASSES
 from vf.diffusion.gaussian import PREDICTIONS
 from vf.diffusion.schedule import SCHEDULES
@@ -226,6 +227,7 @@ def _assumed(word: str) -> tuple[str, Any]:
     return name, value if choices else int(value)
 
 
+@command.until_nobody_reads()
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(

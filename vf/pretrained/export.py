@@ -2,7 +2,8 @@
 
     base.safetensors, residual.safetensors   averaged weights (one_network: the base network alone)
     config.json                              the resolved config of the run
-    config.py                                the same for `vf.main`, which then starts from these weights
+    config.py                                the same for `vf.main`, which then starts from these weights; of which run
+                                             and step they are
 
 `find` opens either kind of folder before any weights are read.
 """
@@ -31,7 +32,9 @@ FAMILIES = (
 )  # of files; a base network that a public format can hold has the family of that format
 CONFIG = '''"""The config with which the weights in this folder were trained; its jobs start from these weights.
 
-    python -m vf.main --config={name}/config.py --workdir=runs/new --mode=train|sample|evaluate
+They are the averaged weights of the run {run} at step {step}.
+
+    python -m vf.main --config={out}/config.py --workdir=runs/new --mode=train|sample|evaluate
 """
 
 from pathlib import Path
@@ -65,6 +68,7 @@ def export(run: Path, out: Path, step: int | None = None) -> None:
         temporary.mkdir(parents=True)
         with Checkpoints(str(run / "checkpoints"), read_only=True) as checkpoints:
             meta = checkpoints.meta(step)
+            chosen = checkpoints.latest() if step is None else step
             for network, shapes in checkpoints.shapes(step).items():  # one network at a time, since they may be large
                 params = checkpoints.restore_params({network: shapes}, step=step)[network]
                 arrays = {name: np.asarray(array, np.float32) for name, array in named(params).items()}
@@ -73,7 +77,8 @@ def export(run: Path, out: Path, step: int | None = None) -> None:
                 weights.save(temporary / f"{network}.safetensors", family or "vf", arrays, {**public, **about})
                 del params, arrays
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (temporary / "config.py").write_text(CONFIG.format(name=out.name))
+        origin = {"run": run.resolve().name, "step": f"{chosen:,}"}
+        (temporary / "config.py").write_text(CONFIG.format(out=out.as_posix(), **origin))
         temporary.rename(out)
     except OSError as error:
         raise UserError(f"cannot write {out} ({error}): choose another place", "out") from error

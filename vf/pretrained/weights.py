@@ -128,7 +128,9 @@ def peek(path: str | os.PathLike[str], families: tuple[str, ...]) -> Weights:
     Raises UserError as `load`, except that it does not check values.
     """
     family = " or ".join(families)
-    public = [(name, OFFICIAL[name]) for name in families if name in OFFICIAL]
+    # The file's name says which is meant, as weights/adm.safetensors of a config's variant does.
+    meant = [name for name in families if name.split("-")[0] in Path(path).stem] or families
+    public = [(name, OFFICIAL[name]) for name in meant if name in OFFICIAL]
     convert = "; or ".join(
         f"make it of {source} with python -m vf.pretrained.convert {name} --source=FILE --out={path}"
         for name, source in public

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from jaxtyping import UInt8
 from safetensors.numpy import save_file
 
 from vf.nets.feature_network import Network
+from vf.run.progress import Progress
 from vf.video import replacing
 
 
@@ -117,6 +119,7 @@ def _run(network: Network, clips: Clips, rows: range, batch_size: int) -> Featur
     count = len(jax.local_devices())
     batch_size = -(-min(batch_size, max(len(rows), 1)) // count) * count
     per_clip = clips.shape[1] if network.protocol.get("rows") == "frames" else 0
+    bar = Progress(len(rows), stream=sys.stderr, name=f"features of {network.name}: clip", unit="clips", patient=True)
     parts: list[np.ndarray] = []
     digests: list[str] = []
     lowest, highest = np.zeros(len(rows), np.uint8), np.zeros(len(rows), np.uint8)
@@ -139,6 +142,8 @@ def _run(network: Network, clips: Clips, rows: range, batch_size: int) -> Featur
         pending.append((network.compiled(network.placed, full), n))
         if len(pending) > 1:
             collect()
+        if jax.process_index() == 0:
+            bar.update(len(digests))
     while pending:
         collect()
     empty = (0, per_clip, network.dim) if per_clip else (0, network.dim)

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -100,18 +100,37 @@ class ClipSet:
     def _read(self, k: int) -> np.ndarray:
         try:
             return self._readers[k]()
+        except UnreadableFile:
+            raise
         except BadRecord as error:
             raise UserError(f"{self.name}: {error}; remove or repair it") from error
+
+
+class UnreadableFile(UserError):
+    """A file of a folder that looked whole cannot be decoded. `open_set` with `check` leaves such files out.
+
+    Args:
+        name: of the file, relative to the folder.
+        reason: why.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{printable(name)}: {reason}; remove or repair it")
+        self.name, self.reason = name, reason
 
 
 def _size(clip: np.ndarray) -> str:
     return f"{clip.shape[0]} frames of {clip.shape[1]} x {clip.shape[2]}"
 
 
-def open_set(path: Path, choice: Choice) -> ClipSet:
-    """Opens the clips of `path` that `choice` selects.
+def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
+    """Opens the clips of `path` that `choice` selects. Files of a folder that cannot be read are left out, and named in
+    its fact `bad`, {name: reason}.
 
-    Raises UserError where there are no clips or too few, a file is damaged, a video is too short (if `strict`), or this
+    check: whether every clip of a folder is decoded now, so that files that only look whole are left out too; otherwise
+        slicing raises `UnreadableFile` for them.
+
+    Raises UserError where there are no clips or too few, data is damaged, a video is too short (if `strict`), or this
     kind of source cannot give what `choice` specifies.
     """
     if path.suffix == ".npz":
@@ -119,11 +138,14 @@ def open_set(path: Path, choice: Choice) -> ClipSet:
     elif (path / "manifest.json").is_file():
         candidates = _prepared(path, choice)
     else:
-        candidates = _folder(path, choice)
+        candidates = _folder(path, choice, check)
     rows = _select(path, candidates, choice)
     hashed = (candidates.digest, _decoding(choice), choice.windows, choice.size, choice.seed, rows.tolist())
     fingerprint = hashlib.sha256(repr(hashed).encode()).hexdigest()[:12]
-    facts = {"clips_there": len(candidates.readers), "left_out": candidates.left_out, "content": candidates.digest}
+    facts = {
+        "clips_there": len(candidates.readers), "left_out": candidates.left_out, "content": candidates.digest,
+        "bad": dict(candidates.bad),
+    }  # fmt: skip
     return ClipSet(str(path), [candidates.readers[k] for k in rows], fingerprint, facts)
 
 
@@ -133,6 +155,7 @@ class _Candidates(NamedTuple):
     readers: list[Callable[[], np.ndarray]]
     digest: str  # hash of the content of the files, 12 hex digits
     left_out: int  # number of videos that are too short
+    bad: Mapping[str, str] = {}  # {name: reason} of files that cannot be read
 
 
 def _decoding(choice: Choice) -> str:
@@ -238,7 +261,7 @@ class _Probed(NamedTuple):
     digest: str
 
 
-def _folder(path: Path, choice: Choice) -> _Candidates:
+def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
     all_clips = datasets.folder(path, None, 1, None)
     lost = dict(all_clips.lost)
     splits = set(filter(None, choice.split.split("+")))
@@ -261,15 +284,46 @@ def _folder(path: Path, choice: Choice) -> _Candidates:
     with ThreadPoolExecutor(_THREADS) as pool:
         probed = dict(zip(items, pool.map(probe, items), strict=True))
     lost |= {item.name: why for item, why in probed.items() if isinstance(why, str)}
-    if lost:
+    whole = {item: facts for item, facts in probed.items() if not isinstance(facts, str)}
+    readers, short, digest = _readers(path, whole, choice)
+    if check and (undecodable := _undecodable(readers)):
+        lost |= undecodable
+        # From the start again, since random windows depend on the number of a clip.
+        whole = {item: facts for item, facts in whole.items() if item.name not in undecodable}
+        readers, short, digest = _readers(path, whole, choice)
+    if not whole:
         name, why = next(iter(lost.items()))
-        raise UserError(f"{len(lost)} of the clips of {path} cannot be read (the first, {printable(name)}: {why}): "
-                        "repair or remove them")  # fmt: skip
+        raise UserError(f"none of the {len(lost)} clips of {path} can be read (the first, {printable(name)}: {why})")
+    if short and choice.strict:
+        _raise_too_short(path, choice, short)
+    if short:
+        logging.warning("%d videos of %s are too short for %s", len(short), path, _describe(choice.windows))
+    bad = {printable(name): why for name, why in lost.items()}
+    return _Candidates(readers, digest, len(short), bad)
+
+
+def _undecodable(readers: Sequence[Callable[[], np.ndarray]]) -> dict[str, str]:
+    """{name: reason} of the files from which one of `readers` cannot decode its clip."""
+
+    def attempt(read: Callable[[], np.ndarray]) -> UnreadableFile | None:
+        try:
+            read()
+        except UnreadableFile as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="decode") as pool:
+        return {error.name: error.reason for error in pool.map(attempt, readers) if error}
+
+
+def _readers(
+    path: Path, whole: Mapping[listing.Item, _Probed], choice: Choice
+) -> tuple[list[Callable[[], np.ndarray]], list[str], str]:
+    """Of all clips of the videos `whole`: their readers, what is said of videos that are too short, and the digest."""
     readers: list[Callable[[], np.ndarray]] = []
     short: list[str] = []
     total = hashlib.sha256()
-    for item, facts in probed.items():
-        assert not isinstance(facts, str)
+    for item, facts in whole.items():
         total.update(f"{item.name} {facts.digest}\n".encode("utf-8", "surrogateescape"))
         try:
             count = choice.windows.records(facts.frames, facts.fps)
@@ -281,11 +335,7 @@ def _folder(path: Path, choice: Choice) -> _Candidates:
             rng = _generator(choice, len(readers))
             indices = choice.windows.indices(facts.frames, facts.fps, record, rng)
             readers.append(functools.partial(_decode, item, indices, choice))
-    if short and choice.strict:
-        _raise_too_short(path, choice, short)
-    if short:
-        logging.warning("%d videos of %s are too short for %s", len(short), path, _describe(choice.windows))
-    return _Candidates(readers, total.hexdigest()[:12], len(short))
+    return readers, short, total.hexdigest()[:12]
 
 
 def _open(item: listing.Item) -> Video | FrameFolder:
@@ -308,12 +358,12 @@ def _probe(item: listing.Item) -> _Probed:
 
 
 def _decode(item: listing.Item, indices: np.ndarray, choice: Choice) -> np.ndarray:
-    """Decodes one clip. Raises BadRecord."""
+    """Decodes one clip. Raises UnreadableFile."""
     native = choice.resampler == "antialiased" or not choice.size
     try:
         clip = _open(item).clip(indices, Pixels(0 if native else choice.size))
     except DAMAGE as error:
-        raise BadRecord(f"{printable(item.name)}: {error_text(error)}") from error
+        raise UnreadableFile(item.name, error_text(error)) from error
     if not (native and choice.size):
         return clip
     rows, columns = resize.matrices("antialiased", "short_side", clip.shape[1], clip.shape[2], choice.size)

@@ -7,7 +7,6 @@ renames it when everything is on disk; what a killed job leaves is never taken f
 """
 
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any, Literal, Self
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
+from absl import logging
 from etils import epath
 from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
@@ -59,7 +58,6 @@ class Checkpoints:
         keep_every: int | None = None,
         read_only: bool = False,
     ) -> None:
-        absl_logging.get_absl_logger().addFilter(_quiet)
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise UserError(f"keep and keep_every must be at least 1, but are {keep} and {keep_every}")
         path = epath.Path(files.path(os.fspath(directory)))
@@ -213,6 +211,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
+    def settle(self) -> None:
+        """Returns when no save is in progress; from any thread, and without raising its errors."""
+        while self._manager is not None and self._manager.is_saving_in_progress():
+            time.sleep(0.05)
+
     def check(self) -> None:
         """Raises any error of a save so far, without waiting. It is cheap enough to be called every step."""
         if self._manager is not None:
@@ -255,7 +258,7 @@ class Checkpoints:
             if not _complete(path):
                 # Orbax checks only names, and would count this one as saved.
                 moved = path.with_name(f"{step}.incomplete-{time.time_ns()}")
-                absl_logging.warning("%s is incomplete; moved to %s", path, moved.name)
+                logging.warning("%s is incomplete; moved to %s", path, moved.name)
                 path.rename(moved)
 
     def _find(self, step: int | None) -> tuple[int, epath.Path]:
@@ -391,8 +394,3 @@ def _other_network(step: int, directory: epath.Path, item: str, difference: str)
         f"checkpoint {step} in {directory} belongs to another network: of its {item}, {difference};"
         " use the model settings of the run that wrote it, or another workdir"
     )
-
-
-def _quiet(record: logging.LogRecord) -> bool:
-    """Filters Orbax's messages about every phase of every save (level INFO), but not its warnings."""
-    return record.levelno >= logging.WARNING or "orbax" not in record.pathname

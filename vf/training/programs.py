@@ -121,11 +121,13 @@ def sampling(model: Model, mesh: Mesh, options: samplers.SampleOptions) -> Any:
 
 
 def in_batches(
-    program: Callable[[Batch], Any], rows: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh
+    program: Callable[[Batch], Any], rows: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh,
+    done: Callable[[int], None] = lambda rows: None,
 ) -> Any:  # fmt: skip
     """What `program` gives for all `rows` [n ...], on every host: a tree of arrays [n ...].
 
-    The last batch is filled up with the last row, and what comes of that is cut, so that one program serves all.
+    The last batch is filled up with the last row, and what comes of that is cut, so that one program serves all. After
+    each batch `done` is told how many rows are.
     """
     count = len(next(iter(rows.values())))
     mine = sharding.my_rows(mesh, batch_size, sharding.EVERY)
@@ -135,4 +137,5 @@ def in_batches(
         batch = {name: value[chosen] for name, value in rows.items()}
         made = program(sharding.put_batch(batch, mesh, batch_size, sharding.EVERY))
         parts.append(multihost_utils.process_allgather(made, tiled=True))
+        done(min(first + batch_size, count))
     return jax.tree.map(lambda *pieces: np.concatenate(pieces)[:count], *parts)

@@ -1,0 +1,101 @@
+"""Commands show their own messages, start no TPU where there is none, and end quietly when nobody reads them."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from vf import command
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "level", "shown"),
+    [
+        (ROOT / "vf" / "jobs" / "train.py", logging.INFO, True),
+        ("site-packages/jax/_src/xla_bridge.py", logging.INFO, False),
+        ("site-packages/tensorflow_datasets/core/dataset_info.py", logging.INFO, False),
+        ("site-packages/orbax/checkpoint/checkpoint_manager.py", logging.WARNING, True),
+    ],
+)
+def test_messages_of_libraries_are_hidden_up_to_warnings(path, level, shown):
+    assert command.is_shown(logging.LogRecord("any", level, str(path), 1, "text", (), None)) is shown
+
+
+def test_the_filter_is_where_all_messages_pass():
+    """Those of jax's loggers, which are Python's, and of libraries that use absl's, as vf.main does."""
+    code = (
+        "from absl import app, logging\nimport logging as std\nfrom vf import command\n"
+        "def main(_):\n"
+        "    logging.set_verbosity(logging.INFO); command.hide_messages_of_libraries()\n"
+        "    std.getLogger('jax._src.xla_bridge').info('theirs'); logging.info('theirs')\n"
+        "    logging.warning('serious'); exec(compile('logging.info(\"ours\")', command.__file__, 'exec'))\n"
+        "app.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "theirs" not in done.stderr
+    assert "serious" in done.stderr
+    assert "ours" in done.stderr
+
+
+def test_an_absent_tpu_is_left_out(monkeypatch):
+    """Where libtpu is installed, jax has found no chip, and there is no other accelerator's plugin."""
+    set_to = []
+    for installed, platforms, expected in (
+        ({"libtpu"}, None, [("jax_platforms", "cpu")]),
+        ({"libtpu"}, "tpu,cpu", []),
+        ({"libtpu", "jax_plugins"}, None, []),
+        (set(), None, []),
+    ):
+        set_to.clear()
+        config = SimpleNamespace(jax_platforms=platforms, update=lambda *both: set_to.append(both))
+        monkeypatch.setattr(jax, "config", config)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, there=installed: name in there)
+        command.leave_out_absent_tpu()
+        assert set_to == expected
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "[print('x' * 100) for _ in range(100_000)]",  # more than any buffer holds: the write fails
+        "print('a few words')",  # which only the end writes
+        "raise SystemExit(0)",
+    ],
+)
+def test_a_command_ends_quietly_when_nobody_reads(code):
+    """As with `| head`: status 141, and not a word on stderr; a command that prints nothing ends as it would."""
+    program = f"from vf import command\nwith command.until_nobody_reads():\n    {code}\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONUNBUFFERED": ""})  # fmt: skip
+    os.close(writer)
+    assert done.returncode == (0 if "Exit" in code else 128 + signal.SIGPIPE)
+    assert not done.stderr
+
+
+def test_another_broken_pipe_is_an_error():
+    with pytest.raises(BrokenPipeError), command.until_nobody_reads():
+        raise BrokenPipeError("a connection that the other side has closed")
+
+
+@pytest.mark.parametrize(
+    "name", ["vf.main", "vf.evaluate", "vf.data.prepare", "vf.data.inspect", "vf.pretrained.convert"]
+)
+def test_the_help_of_every_command_may_be_cut(name):
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", name, "--help"]
+    done = subprocess.run(line, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONUNBUFFERED": ""})  # fmt: skip
+    os.close(writer)
+    assert done.returncode in (0, 128 + signal.SIGPIPE)  # argparse itself ignores the first failure
+    assert not done.stderr

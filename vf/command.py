@@ -1,0 +1,67 @@
+"""What the commands of this package have in common: which messages they show, and how they end."""
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def hide_messages_of_libraries() -> None:
+    """Hides the libraries' messages below the level of warnings, which say how they work, not what they do for us."""
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().addFilter(is_shown)
+
+
+def is_shown(record: logging.LogRecord) -> bool:
+    """Whether a message comes from this package, or is a warning or worse."""
+    return record.levelno >= logging.WARNING or Path(record.pathname).is_relative_to(HERE)
+
+
+def leave_out_absent_tpu() -> None:
+    """Keeps jax from starting libtpu where there is no TPU, which takes seconds and prints five lines about it.
+
+    jax looks for the chips when it is imported, and names the platform `tpu` where it finds some. Elsewhere libtpu
+    serves plans alone. `JAX_PLATFORMS=tpu` insists. Must be called before jax starts its backends.
+    """
+    import jax
+
+    if getattr(jax.config, "jax_platforms", None) is None and importlib.util.find_spec("libtpu"):
+        if importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(group="jax_plugins"):
+            return  # of accelerators that jax is to try
+        jax.config.update("jax_platforms", "cpu")
+
+
+@contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """Ends the program with status 141, as SIGPIPE does, where nobody reads what it prints any more (`... | head`).
+
+    Also a decorator. The signal itself would end it at any connection that somebody else closes.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        # What is still buffered would be written, and fail again, when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def nobody_reads() -> bool:
+    """Whether standard output or error is a pipe whose reader has gone."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)  # which reports errors alone
+    return any(event & select.POLLERR for _, event in poll.poll(0))
