@@ -27,7 +27,6 @@ THROUGH = {
     "run/html": "run/test_page",
     "run/score_table": "test_evaluate",
     "scores/networks": "scores/test_suite",
-    "training/programs": "jobs/test_evaluator",
 }
 # Tests of more than a module.
 WHOLE = {
