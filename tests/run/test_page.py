@@ -334,7 +334,18 @@ def test_a_drawing_of_other_classes_has_other_real_clips_beside_it(tmp_path):
     blocks = page.html.split('<div class="step"')[1:]
     names = [re.findall(r"<figcaption>(.*?)</figcaption>", block) for block in blocks]
     assert names == [["0", "1"] * 4, ["1", "1"] * 4]
-    assert ["1 of the clips are other windows" in block for block in blocks] == [False, True]
+    assert ["other windows of the same: 1 of 2" in block for block in blocks] == [False, True]
+
+
+def test_drawings_of_one_step_are_told_apart(tmp_path):
+    for steps in (20, 50):
+        media.write_samples(
+            media.drawing_folder(tmp_path, 7, "clips", 3, {"seed": 0, "steps": steps}), clips_of(1), base_frame=1,
+            meta={"sampler": "ddim", "steps": steps, "eta": 0.0, "guidance_scale": 2.0, "weights": "ema"},
+        )  # fmt: skip
+    text = page_of(tmp_path).text
+    for steps in (20, 50):
+        assert f"ddim · steps {steps} · eta 0.0 · guidance 2.0 · weights ema" in text
 
 
 def test_two_protocols_have_separate_entries(tmp_path):

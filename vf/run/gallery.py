@@ -9,6 +9,8 @@ from vf.files import AnyPath
 from vf.run.html import details, inline, load
 from vf.run.media import Drawing, drawings
 
+SETTINGS = {"sampler": "", "steps": "steps", "eta": "eta", "guidance_scale": "guidance", "weights": "weights"}
+"""What tells drawings of one step apart, with the words for it."""
 PICTURES = (("wall.gif", "a wall of clips"), ("wall.png", "a wall of images"), ("strip.png", "film strip"))
 
 
@@ -60,7 +62,9 @@ def _real(workdir: AnyPath, folder: AnyPath) -> str:
     if (n := meta.pop("different", meta.get("count"))) != meta.get("count"):
         notes.append(f"Repeated: {n} are different, as many as were read of these classes.")
     if again := meta.pop("again", 0):
-        notes.append(f"Repeated: the data has too few videos, and {again} of the clips are other windows of the same.")
+        notes.append(
+            f"Repeated: the data has too few videos; other windows of the same: {again} of {meta.get('count')}."
+        )
     note = "".join(f'<p class="small">{text}</p>' for text in notes)
     heading = "Real clips of the same classes" if meta.get("labels") else "Real clips"
     return _pictures(workdir, folder, heading, meta, note)
@@ -83,6 +87,7 @@ def _pictures(workdir: AnyPath, folder: AnyPath, heading: str, meta: dict[str, A
     if "centre" in meta:  # samples of earlier versions
         meta = {"base_frame" if key == "centre" else key: value for key, value in meta.items()}
     small += [f"{meta['fps']:g} frames a second"] if isinstance(meta.get("fps"), int | float) else []
+    small += [f"{words} {inline(meta[name])}".strip() for name, words in SETTINGS.items() if name in meta]
     parts.append(f'<p class="small">{" · ".join(small)}</p>')
     facts = inline({key: value for key, value in meta.items() if key not in ("columns", "strip_size")})
     return "".join(parts) + details("All about them", f'<p class="small">{facts}</p>' if facts else "")
