@@ -19,9 +19,15 @@ def sentences() -> dict[str, list[str]]:
     """{file in `vf`: the templates of its errors and warnings, in the order of its lines}."""
     found = {}
     for path in sorted((ROOT / "vf").rglob("*.py")):
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        calls = [node for node in nodes if isinstance(node, ast.Call) and node.args]
         calls = [call for call in calls if _name(call.func) in (*ERRORS, "warning")]
-        templates = [template(call.args[0]) for call in sorted(calls, key=lambda call: call.lineno)]
+        words = [call.args[0] for call in calls]
+        # A sentence may be put into a variable first.
+        variables = {word.id for word in words if isinstance(word, ast.Name)}
+        assigned = [(node.targets[0], node.value) for node in nodes if isinstance(node, ast.Assign)]
+        words += [value for target, value in assigned if isinstance(target, ast.Name) and target.id in variables]
+        templates = [template(word) for word in sorted(words, key=lambda word: word.lineno)]
         # A call that passes on the words of another error has none of its own.
         if own := list(dict.fromkeys(text for text in templates if re.search(r"\w{2}", text.replace("...", "")))):
             found[path.relative_to(ROOT / "vf").as_posix()] = own

@@ -198,7 +198,7 @@ def test_another_drawing_leaves_the_first_as_it_was(finished):
     page = (workdir / "index.html").read_text()
     for folder, count in ((first, 4), (second, 3)):
         assert f"samples/{folder.name}/wall.gif" in page
-        assert f"Drawn at step 4: {count}, seed 0" in page
+        assert f"Clips drawn at step 4: {count}, seed 0" in page
 
 
 def test_images_of_the_base_generator_are_the_base_frames(finished):
@@ -452,7 +452,7 @@ def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
     assert {row["step"] for row in rows if "score" in row} == {2, 4}
     clips = [video.load_npz(drawn(run, 4) / "clips.npz")["clips"] for run in (workdir, finished[0])]
     np.testing.assert_array_equal(*clips)
-    assert b"Drawn at step 2" in bucket["bucket/run/index.html"]
+    assert b"drawn at step 2" in bucket["bucket/run/index.html"]
     places = {name.split("/")[2] for name in bucket}
     assert places == {"config.json", "run.json", "parameters.txt", "metrics", "evaluations", "best.json", "tensorboard",
                       "samples", "checkpoints", "index.html"}  # fmt: skip

@@ -282,12 +282,12 @@ COMMAND = "python -m vf.main --config=configs/ucf101.py:smoke --workdir=runs/smo
         (
             {"command": f"{COMMAND} --mode=evaluate", "start": {"from": "/runs/a", "step": 7}},
             0,
-            ["Evaluation only", "come from /runs/a at step 7."],
+            ["Evaluation only", "The weights come from /runs/a at step 7."],
         ),
         (
             {"command": COMMAND, "start": {"from": "adm.safetensors", "family": "adm"}, "data": {"source": "sprites"}},
             2,
-            ["come from adm.safetensors (adm, the base generator alone)", "Data: sprites."],
+            ["The first weights come from adm.safetensors (adm, the base generator alone)", "Data: sprites."],
         ),
         ({"data": {"source": "folder", "root": "/a/UCF-101/", "videos": 1234}}, 120, ["folder UCF-101, 1,234 videos"]),
         ({"command": "python '", "start": 3, "data": [1]}, 1, ["Training: 1 of 120 steps"]),
@@ -334,7 +334,27 @@ def test_a_drawing_of_other_classes_has_other_real_clips_beside_it(tmp_path):
     blocks = page.html.split('<div class="step"')[1:]
     names = [re.findall(r"<figcaption>(.*?)</figcaption>", block) for block in blocks]
     assert names == [["0", "1"] * 4, ["1", "1"] * 4]
-    assert ["1 of the clips are other windows" in block for block in blocks] == [False, True]
+    assert ["other windows of the same: 1 of 2" in block for block in blocks] == [False, True]
+
+
+def test_a_wall_of_some_of_the_clips_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "PICTURED", 4)
+    for count in (4, 6):
+        media.write_samples(drawing(tmp_path, count), clips_of(1, count), base_frame=1)
+    first, second = page_of(tmp_path).html.split('<div class="step"')[1:]
+    assert "pictures of the first" not in first
+    assert "pictures of the first 4 of 6" in second
+
+
+def test_drawings_of_one_step_are_told_apart(tmp_path):
+    for steps in (20, 50):
+        media.write_samples(
+            media.drawing_folder(tmp_path, 7, "clips", 3, {"seed": 0, "steps": steps}), clips_of(1), base_frame=1,
+            meta={"sampler": "ddim", "steps": steps, "eta": 0.0, "guidance_scale": 2.0, "weights": "ema"},
+        )  # fmt: skip
+    text = page_of(tmp_path).text
+    for steps in (20, 50):
+        assert f"ddim · steps {steps} · eta 0.0 · guidance 2.0 · weights ema" in text
 
 
 def test_two_protocols_have_separate_entries(tmp_path):

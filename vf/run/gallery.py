@@ -9,6 +9,9 @@ from vf.files import AnyPath
 from vf.run.html import details, inline, load
 from vf.run.media import Drawing, drawings
 
+SETTINGS = {"sampler": "", "steps": "steps", "eta": "eta", "guidance_scale": "guidance", "weights": "weights"}
+"""What tells drawings of one step apart, with the words for it."""
+LAYOUT = ("columns", "pictured", "strip_size", "strip_rows")  # of the pictures, which is seen
 PICTURES = (("wall.gif", "a wall of clips"), ("wall.png", "a wall of images"), ("strip.png", "film strip"))
 
 
@@ -60,7 +63,9 @@ def _real(workdir: AnyPath, folder: AnyPath) -> str:
     if (n := meta.pop("different", meta.get("count"))) != meta.get("count"):
         notes.append(f"Repeated: {n} are different, as many as were read of these classes.")
     if again := meta.pop("again", 0):
-        notes.append(f"Repeated: the data has too few videos, and {again} of the clips are other windows of the same.")
+        notes.append(
+            f"Repeated: the data has too few videos; other windows of the same: {again} of {meta.get('count')}."
+        )
     note = "".join(f'<p class="small">{text}</p>' for text in notes)
     heading = "Real clips of the same classes" if meta.get("labels") else "Real clips"
     return _pictures(workdir, folder, heading, meta, note)
@@ -82,9 +87,12 @@ def _pictures(workdir: AnyPath, folder: AnyPath, heading: str, meta: dict[str, A
     small = [f'<a href="{links[name]}">{name}</a>' for name in ("clips.npz", "wall.mp4") if name in links]
     if "centre" in meta:  # samples of earlier versions
         meta = {"base_frame" if key == "centre" else key: value for key, value in meta.items()}
+    count, pictured = meta.get("count"), meta.get("pictured")
+    small += [f"pictures of the first {pictured} of {count}"] if pictured != count and "pictured" in meta else []
     small += [f"{meta['fps']:g} frames a second"] if isinstance(meta.get("fps"), int | float) else []
+    small += [f"{words} {inline(meta[name])}".strip() for name, words in SETTINGS.items() if name in meta]
     parts.append(f'<p class="small">{" · ".join(small)}</p>')
-    facts = inline({key: value for key, value in meta.items() if key not in ("columns", "strip_size")})
+    facts = inline({key: value for key, value in meta.items() if key not in LAYOUT})
     return "".join(parts) + details("All about them", f'<p class="small">{facts}</p>' if facts else "")
 
 
@@ -115,7 +123,6 @@ def _cells(name: str, meta: dict[str, Any], link: str, labels: list[Any]) -> str
         )
         text = escape(str(label))
         cells.append(
-            f'<figure><a href="{link}" role="img" aria-label="{text}" style="{style}"></a>'
-            f"<figcaption>{text}</figcaption></figure>"
+            f'<figure><a href="{link}" aria-label="{text}" style="{style}"></a><figcaption>{text}</figcaption></figure>'
         )
     return f'<div class="cells" style="--across:{across}">{"".join(cells)}</div>'

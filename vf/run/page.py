@@ -88,7 +88,7 @@ def _about(scalars: list[dict], starts: list[dict], resolved: dict[str, Any]) ->
     elif mode:
         job = {"sample": "Sampling", "evaluate": "Evaluation"}.get(mode, mode)
         texts.append(f"{escape(job)} only: no step is trained here.")
-    if recipe and not origin.get("run"):
+    if recipe and not (origin and recipe == "config.py"):  # that of an exported model says nothing by its name
         texts.append(f"Recipe <code>{escape(recipe)}</code>.")
     if recipe.endswith(":smoke"):
         texts.append("<b>Smoke: noise is expected</b>, since networks and steps are few, only to try every part.")
@@ -96,7 +96,8 @@ def _about(scalars: list[dict], starts: list[dict], resolved: dict[str, Any]) ->
         of = f", exported of the run {inline(origin['run'])}" if "run" in origin else ""
         at = f" at step {inline(origin['step'])}" if "step" in origin else ""
         family = f" ({inline(origin['family'])}, the base generator alone)" if "family" in origin else ""
-        texts.append(f"The weights come from <code>{inline(origin.get('from'))}</code>{of}{at}{family}.")
+        first = "first " if mode == "train" else ""
+        texts.append(f"The {first}weights come from <code>{inline(origin.get('from'))}</code>{of}{at}{family}.")
     if data.get("source") not in (None, "none"):
         root = str(data.get("root", "")).rstrip("/").rpartition("/")[2]
         count = f", {data['videos']:,} videos" if isinstance(data.get("videos"), int) else ""
