@@ -1,7 +1,8 @@
 """The only entry: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate|plan`.
 
 Fields of the config are overridden as `--config.train.batch_size=8`; a variant is named as `configs/ucf101.py:smoke`.
-Bad input ends the program with one sentence and exit status 2; SIGTERM saves the current training step, status 143.
+Bad input ends the program with one sentence and exit status 2, a plan that does not fit with 4; SIGTERM and Ctrl-C save
+the current training step, status 143 and 130.
 
 On several hosts, or in several processes, every one gets the same command. Clusters that jax supports are detected;
 elsewhere each process needs `--coordinator=HOST:PORT --processes=N --process=I` (`docs/hosts.md`).
@@ -40,6 +41,7 @@ NAMES = (
     "config", "workdir", "mode", "coordinator", "processes", "process", "startup_timeout", "heartbeat_timeout",
     "compile_cache", "compile_only", "profile",
 )  # fmt: skip
+UNFIT = 4  # exit status of a plan that does not fit
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The config, as configs/NAME.py or configs/NAME.py:VARIANT.")
 flags.DEFINE_string("workdir", None, "The run's folder: everything is written there, and resumed from there.")
@@ -65,7 +67,7 @@ def run(
     profile: int = 0,
     compile_only: bool = False,
 ) -> dict[str, float]:
-    """Runs one job. Returns the last scores; {} for the modes sample and plan.
+    """Runs one job. Returns the last scores; {} for the mode sample, and for plan {"fits": 1 or 0}.
 
     hosts: the processes of the run, which have joined; default a single process.
     profile, compile_only: as in `jobs.train.run`.
@@ -73,8 +75,8 @@ def run(
     Raises UserError, and Stopped as `jobs.train.run` does."""
     check(config, mode)
     if mode == "plan":
-        plan.run(build.plan(config), workdir)
-        return {}
+        planned = plan.run(build.plan(config), workdir)
+        return {"fits": float(planned["best"]["fits"] and planned.get("sampling", planned["best"])["fits"])}
     hosts = hosts or Hosts()
     here = export.of_run(workdir)
     facts = hosts.share(here and (here.config, here.step, here.about))  # what process 0 reads, so that all agree
@@ -105,7 +107,9 @@ def main(argv: list[str]) -> None:
         signals=SIGNALS,
     )  # fmt: skip
     with hosts:
-        run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
+        done = run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
+    if planning and not done["fits"]:
+        sys.exit(UNFIT)
 
 
 def cache_programs(folder: str) -> None:

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import math
+import re
 
 import jax
 import pytest
@@ -13,6 +14,7 @@ from vf import main
 from vf.config import build
 from vf.config.specs import PlanSettings
 from vf.jobs import plan as planning
+from vf.plan import advice
 from vf.plan import compile as compiling
 from vf.plan import lower
 from vf.plan.chips import CHIPS
@@ -135,18 +137,48 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
     assert "2,097.6 M parameters" in output
     assert "--config.mesh.fsdp=" in output
 
-    config = tiny(plan__compile="none", train__batch_size=2**24, sample__batch_size=64, eval__batch_size=64)
-    result = plan(config, "v5e:8x8", tmp_path)
-    assert not result["best"]["fits"]
-    assert "does not fit" in result["best"]["verdict"]
-    assert "try --config.model.remat=blocks" in result["best"]["verdict"]
-    assert "or --config.train.accumulate=2, which halves" in result["best"]["verdict"]
-
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config.plan.compile = "train"
     config.train.batch_size = 64
     with pytest.raises(UserError, match=r"libtpu, which is not installed: pip install 'jax\[tpu\]'"):
         plan(config, "v5e:8x8", tmp_path)
+
+
+def test_what_a_plan_advises_is_the_smallest_change_by_which_it_fits(tmp_path, capsys):
+    """Taken, the plan fits, and with half of it not for sure. What does not fit has an exit status of its own."""
+    config = tiny(
+        plan__compile="none", plan__mesh="config", mesh__data=4, train__batch_size=2**20, train__accumulate=4,
+        sample__batch_size=64, eval__batch_size=64,
+    )  # fmt: skip
+    best = plan(config, "v5e:2x2", tmp_path)["best"]
+    assert not best["fits"]
+    assert best["least_bytes"] > CHIPS["v5e"].hbm_bytes
+    assert best["verdict"].startswith("does not fit: ")
+    told = re.search(r"--config\.train\.accumulate=(\d+) makes it ([\d.]+) GiB$", best["verdict"])
+    assert told, best["verdict"]
+    parts, size = int(told[1]), float(told[2])
+    config.train.accumulate = parts
+    found = plan(config, "v5e:2x2", tmp_path)["best"]
+    assert found["verdict"].startswith("fits: ")
+    assert found["most_bytes"] / 2**30 == pytest.approx(size, abs=0.01)
+    config.train.accumulate = parts // 2
+    verdict = plan(config, "v5e:2x2", tmp_path)["best"]["verdict"]
+    assert not verdict.startswith("fits")
+    assert f"--config.train.accumulate={parts} makes it" in verdict
+    config.train.accumulate = 2**18  # a clip on each device at a time
+    config.data.update({"size": 512, "frames": 64})
+    assert "--config.model.remat=blocks makes it" in plan(config, "v5e:2x2", tmp_path)["best"]["verdict"]
+    config.data.size = 4096
+    assert "it takes more devices" in plan(config, "v5e:2x2", tmp_path)["best"]["verdict"]
+    assert main.run(config, tmp_path, "plan") == {"fits": 0.0}
+    capsys.readouterr()
+
+
+def test_a_batch_of_samples_that_fits_is_the_largest():
+    chip = CHIPS["v5e"]
+    result = {"argument_bytes": chip.hbm_bytes // 2, "most_bytes": 4 * chip.hbm_bytes}
+    assert advice.sampling_change(32, 2, chip, result) == "--config.sample.batch_size=4 fits"  # 4.57 of 32
+    assert "more devices" in advice.sampling_change(32, 8, chip, result)
 
 
 @pytest.mark.parametrize(

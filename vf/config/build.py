@@ -223,14 +223,22 @@ def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
 
 
-def plan_subject(config: ConfigDict, mesh: Mesh | None, blocks: int | None) -> PlanSubject:
+def plan_subject(
+    config: ConfigDict, mesh: Mesh | None, blocks: int | None, *, accumulate: int | None = None, remat: bool = False
+) -> PlanSubject:
     """The model, optimizer and batches of `config`, to be planned.
 
     Args:
         mesh: the mesh on which the model computes; None to count operations, on no mesh.
         blocks: the most residual blocks that each level has; None for as many as the config says.
+        accumulate: number of micro-batches instead of the config's.
+        remat: whether activations are computed again even where the config keeps them.
     """
     config = config.copy_and_resolve_references()
+    if accumulate:
+        config.train.accumulate = accumulate
+    if remat:
+        config.model.remat = "blocks"
     nets = (config.base.net, config.residual.net)
     max_blocks = max(net.num_res_blocks for net in nets)
     for net in nets:

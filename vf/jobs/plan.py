@@ -24,6 +24,7 @@ from vf import files
 from vf.config.specs import PlanSettings, PlanSpec
 from vf.plan import compile as compiling
 from vf.plan import count, messages, roofline, usage
+from vf.plan.advice import sampling_change, training_change, verdict
 from vf.plan.chips import Chip
 from vf.plan.lower import counts, lower_sampling, lower_training, on_mesh
 from vf.plan.rank import estimate_training, ranking, times
@@ -34,6 +35,7 @@ from vf.run import provenance
 from vf.training import sharding
 
 ROOT = Path(__file__).resolve().parents[2]
+DOUBT = 0.8, 1.5  # memory beside the arguments in compiled programs relative to what is counted (RESULTS.md)
 UPPER = "an upper bound: the CPU's program sends and keeps bfloat16 as float32, and keeps attention's logits"
 
 
@@ -138,10 +140,11 @@ def _planned(request: _Request, sizes: tuple[int, ...], program: str) -> dict[st
     if figures is None or "failure" in figures:
         if program == "train":
             result |= estimate_training(subject, request.shapes, counted, mesh, target, chip)
-        label = f"counted; the compiler says: {figures['failure']}" if figures else "counted, not compiled"
-        refused = figures is not None
-        result |= {"how": label, "fits": not refused and result.get("fits", True)}
-        return result | _verdict(result, chip, subject, figures["failure"] if figures else "")
+        result["how"] = f"counted; the compiler says: {figures['failure']}" if figures else "counted, not compiled"
+        kept = result["argument_bytes"]
+        counted_bytes = result.get("total_bytes", kept) - kept
+        result["least_bytes"], result["most_bytes"] = (kept + share * counted_bytes for share in DOUBT)
+        return _judged(request, mesh, result, figures["failure"] if figures else "")
     result |= {"how": label, "compile_seconds": figures["compile_seconds"], "finished": figures["finished"]}
     result |= {name: figures[name] * scale for name in ("flops", "hbm_bytes", "temporary_bytes")}
     result["flops"] *= counted.padding  # useful FLOPs include padding, the program's text does not
@@ -159,33 +162,20 @@ def _planned(request: _Request, sizes: tuple[int, ...], program: str) -> dict[st
         dtype="bfloat16" if jax.numpy.dtype(subject.dtype).itemsize == 2 else "float32",
     )
     result |= times(roofline.estimate(step, chip))
-    result["fits"] = result["total_bytes"] < chip.hbm_bytes
-    return result | _verdict(result, chip, subject)
+    result |= {"least_bytes": result["total_bytes"], "most_bytes": result["total_bytes"]}
+    return _judged(request, mesh, result)
 
 
-def _verdict(result: Mapping[str, Any], chip: Chip, subject: PlanSubject, failure: str = "") -> dict[str, Any]:
-    """A sentence that says whether the program fits, and if not what to change.
-
-    `failure` is the error of a compiler that refused the program; "" where none did.
-    """
-    refused = bool(failure)
+def _judged(request: _Request, mesh: Mesh, result: dict[str, Any], failure: str = "") -> dict[str, Any]:
+    """`result` with whether it fits, in a sentence, and if it may not the change by which it does."""
     note = f" ({UPPER})" if "fake" in result["how"] else ""
-    size = f"{result.get('total_bytes', result['argument_bytes']) / 2**30:.2f} GiB"
-    room = f"{chip.hbm_bytes / 2**30:.2f} GiB"
-    if result["fits"]:
-        return {"verdict": f"fits: {size} of {room} on each {chip.name}{note}"}
-    state = sum(result["state_bytes"].values())
-    if state > result.get("total_bytes", 0) / 2:
-        advice = "more devices on --config.mesh.fsdp, which splits parameters and optimizer"
-    elif result["program"] == "sample":
-        advice = "a smaller --config.sample.batch_size"
-    else:
-        advice = f"--config.train.accumulate={2 * subject.accumulate}, which halves what activations need"
-        advice = advice if subject.remat else f"--config.model.remat=blocks, which keeps fewer activations, or {advice}"
-    if refused and "RESOURCE_EXHAUSTED" not in failure:
-        return {"verdict": f"the compiler refused the program, though not for want of memory: {failure:.300}"}
-    why = "the compiler ran out of memory" if refused else f"{size} on each {chip.name}, which has {room}"
-    return {"verdict": f"does not fit: {why}{note}; try {advice}"}
+    change, subject = "", request.subject
+    if failure or result["most_bytes"] >= request.chip.hbm_bytes:
+        if result["program"] == "train":
+            change = training_change(request.make, request.shapes, mesh, request.target, request.chip, result)
+        else:
+            change = sampling_change(subject.sample_batch_size, mesh.size, request.chip, result)
+    return result | verdict(result, request.chip, change, note, failure)
 
 
 def compiled(

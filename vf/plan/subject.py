@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jax.sharding import Mesh
-
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
 from vf.training import state as states
@@ -36,5 +34,8 @@ class PlanSubject:
         return states.shapes(self.model.shapes(), self.tx, self.param_dtype)
 
 
-MakeSubject = Callable[[Mesh | None, int | None], PlanSubject]
-"""A picklable function: (mesh, the most residual blocks per level, None for all) -> the subject."""
+MakeSubject = Callable[..., PlanSubject]
+"""A picklable function: (mesh, the most residual blocks per level, None for all) -> the subject.
+
+With `accumulate` and `remat` it is the subject that they would make it.
+"""
