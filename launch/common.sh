@@ -53,7 +53,7 @@ fi
 action=""
 choose_action() {
   action=${2-}
-  [[ $action && " $1 " == *" $action "* ]] || 
+  [[ $action && " $1 " == *" $action "* ]] ||
     fail "the first word must be one of $1, got '$action'; for an example, launch/${0##*/} --dry-run"
 }
 
