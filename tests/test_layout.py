@@ -17,6 +17,7 @@ THROUGH = {
     "plan/lower": "jobs/test_plan",
     "plan/messages": "plan/test_hlo",
     "plan/report": "jobs/test_plan",
+    "plan/advice": "jobs/test_plan",
     "plan/subject": "jobs/test_plan",
     "pretrained/convert": "test_pretrained",
     "pretrained/names": "pretrained/test_weights",

@@ -14,9 +14,8 @@ from vf import main
 from vf.config import build
 from vf.config.specs import PlanSettings
 from vf.jobs import plan as planning
-from vf.plan import advice
+from vf.plan import advice, lower
 from vf.plan import compile as compiling
-from vf.plan import lower
 from vf.plan.chips import CHIPS
 from vf.plan.targets import parse_target
 from vf.training import programs, sharding

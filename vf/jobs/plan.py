@@ -27,7 +27,7 @@ from vf.plan import count, messages, roofline, usage
 from vf.plan.advice import sampling_change, training_change, verdict
 from vf.plan.chips import Chip
 from vf.plan.lower import counts, lower_sampling, lower_training, on_mesh
-from vf.plan.rank import estimate_training, ranking, times
+from vf.plan.rank import doubt, estimate_training, ranking, times
 from vf.plan.report import mesh_text, report
 from vf.plan.subject import MakeSubject, PlanSubject
 from vf.plan.targets import Target
@@ -35,7 +35,6 @@ from vf.run import provenance
 from vf.training import sharding
 
 ROOT = Path(__file__).resolve().parents[2]
-DOUBT = 0.8, 1.5  # memory beside the arguments in compiled programs relative to what is counted (RESULTS.md)
 UPPER = "an upper bound: the CPU's program sends and keeps bfloat16 as float32, and keeps attention's logits"
 
 
@@ -143,7 +142,7 @@ def _planned(request: _Request, sizes: tuple[int, ...], program: str) -> dict[st
         result["how"] = f"counted; the compiler says: {figures['failure']}" if figures else "counted, not compiled"
         kept = result["argument_bytes"]
         counted_bytes = result.get("total_bytes", kept) - kept
-        result["least_bytes"], result["most_bytes"] = (kept + share * counted_bytes for share in DOUBT)
+        result["least_bytes"], result["most_bytes"] = (kept + share * counted_bytes for share in doubt(subject))
         return _judged(request, mesh, result, figures["failure"] if figures else "")
     result |= {"how": label, "compile_seconds": figures["compile_seconds"], "finished": figures["finished"]}
     result |= {name: figures[name] * scale for name in ("flops", "hbm_bytes", "temporary_bytes")}

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from vf.plan import count
 from vf.plan.chips import Chip
 from vf.plan.lower import counts
-from vf.plan.rank import estimate_training
+from vf.plan.rank import doubt, estimate_training
 from vf.plan.subject import MakeSubject, PlanSubject
 from vf.plan.targets import Target
 
@@ -53,7 +53,7 @@ def training_change(
 
     def moving(subject: PlanSubject, counted: count.Counts) -> float:
         memory = estimate_training(subject, shapes, counted, mesh, target, chip)["memory"]
-        return sum(size for name, size in memory.items() if name != "state")
+        return doubt(subject)[1] * sum(size for name, size in memory.items() if name != "state")
 
     once = {again: counts(make(None, None, remat=again), shapes.params) for again in {subject.remat, True}}
     needed = max(result["most_bytes"], chip.hbm_bytes)  # where a compiler ran out of memory it needs at least that
