@@ -1,10 +1,11 @@
 """Compares the estimates of a plan with measured times, on this machine.
 
     python -m benchmarks.roofline [CONFIG.py]        (default configs/demo.py)
+    python -m benchmarks.roofline --memory           (counted memory against the compiler's, of several configs)
 
 The training step and the sampler are compiled for this machine's devices and read as in a plan. The rates of each
 device while all work are measured before and after. `overlapped` is the estimated time if everything overlaps, `serial`
-if nothing does, and the measured time is the best of ten.
+if nothing does, and the measured time is the best of ten. Memory is that beside state and batch, on one device.
 """
 
 import functools
@@ -15,14 +16,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from benchmarks.compare import load
+from benchmarks.program import CONFIGS, adm
+from vf import rng
 from vf.config import build, data
 from vf.data import pipeline
 from vf.plan import compile as compiling
-from vf.plan import lower, messages, roofline, usage
-from vf.plan.chips import Chip
-from vf.training import programs
+from vf.plan import lower, messages, rank, roofline, usage
+from vf.plan.chips import CHIPS, Chip
+from vf.plan.targets import parse_target
+from vf.training import programs, sharding
 from vf.training.sharding import put_batch
 
 ROUNDS = 10
@@ -46,8 +51,44 @@ def read(compiled: Any, mesh: jax.sharding.Mesh, chip: Chip, dtype: Any, padding
     }
 
 
+def small(dtype: str, remat: str) -> ConfigDict:
+    """ADM's kind of networks, a third as wide and a third as deep, on 2 clips of 8 x 32 x 32."""
+    config = adm(64, 64, 32, 8, 2, precision=dtype)
+    config.base.net.num_res_blocks = config.residual.net.num_res_blocks = 1
+    config.model.remat = remat
+    return config
+
+
+def memory() -> None:
+    """Prints what counting says that a training step needs beside its state, and what the compiler says."""
+    configs = {name: CONFIGS[name]() for name in ("demo", "smoke")}
+    for dtype, remat in (("float32", "none"), ("bfloat16", "none"), ("float32", "blocks")):
+        configs[f"a third of ADM, {dtype}, remat {remat}"] = small(dtype, remat)
+    print("| training step | activations, GB | gradients and working space, GB | compiled, GB | compiled / counted |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, config in configs.items():
+        config.mesh.cpu_devices = 0
+        target = parse_target("cpu:1")
+        subject = build.plan_subject(config, None, None)
+        shapes = subject.state()
+        counted = lower.counts(subject, shapes.params)
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        estimate = rank.estimate_training(subject, shapes, counted, mesh, target, CHIPS["H100"])["memory"]
+        kept, rest = estimate["activations"], estimate["gradients"] + estimate["working space"]
+        make = functools.partial(build.plan_subject, config)
+        compiled = lower.lower_training(make, (1, 1, 1, 1), None, jax.devices()[:1]).compile()
+        used = compiled.memory_analysis().temp_size_in_bytes
+        print(
+            f"| {name} | {kept / 1e9:.3f} | {rest / 1e9:.3f} | {used / 1e9:.3f} | {used / (kept + rest):.2f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Prints the table."""
+    """Prints a table."""
+    if "--memory" in sys.argv:
+        memory()
+        return
     path = sys.argv[1] if len(sys.argv) > 1 else "configs/demo.py"
     config = load(path)
     build.cpu_devices(config)
@@ -62,7 +103,8 @@ def main() -> None:
     fields = lower.batch_shapes(subject, subject.batch_size, mesh)
     batch = put_batch({name: rows for name, rows in next(clips).items() if name in fields}, mesh)
     shapes = lower.batch_shapes(subject, subject.sample_batch_size, mesh)
-    state = [create()]
+    state, settings = [create()], programs.settings(subject.tx, subject.seed, subject.ema_decay)
+    seed = rng.as_argument(subject.sample_seed)
     step = lower.lower_training(make, sizes, None, devices).compile()
     draw = lower.lower_sampling(make, sizes, None, devices).compile()
     conditions = {
@@ -72,12 +114,12 @@ def main() -> None:
     }
 
     def update() -> Any:
-        state[0], numbers = step(state[0], batch)  # the state is donated
+        state[0], numbers = step(state[0], batch, settings)  # the state is donated
         return numbers
 
     works: dict[str, tuple[Any, Callable[[], Any]]] = {
         "training step": (step, update),
-        "sampling a batch": (draw, lambda: draw(state[0].ema, conditions)),
+        "sampling a batch": (draw, lambda: draw(state[0].ema, conditions, seed)),
     }
     before = roofline.measured_chip("here", seconds=2.0)
     seconds = dict.fromkeys(works, float("inf"))
