@@ -139,8 +139,8 @@ def estimate_training(
 def doubt(subject: PlanSubject) -> tuple[float, float]:
     """Memory of compiled programs, beside the state, relative to what `estimate_training` counts: (at least, at most).
 
-    Measured (RESULTS.md): 0.85 to 1.28 on CPUs where activations are kept; where they are computed again 1.08 to 2.39 in
-    programs for TPUs, and 2.69 on a CPU, whose compiler keeps most of them all the same.
+    Measured (RESULTS.md): 0.85 to 1.28 on CPUs where activations are kept; where they are computed again 1.08 to 2.39
+    in programs for TPUs, and 2.69 on a CPU, whose compiler keeps most of them all the same.
     """
     return (0.8, 3.0) if subject.remat else (0.8, 1.5)
 
