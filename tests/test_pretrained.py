@@ -58,7 +58,7 @@ def test_images_of_the_file_itself(net, file, tmp_path):
     found = video.load_npz(drawn(tmp_path, 0, "base", 3) / "clips.npz")["clips"]
     model, source = models.file_model(made)
     assert source.class_names == tuple("01234")
-    job = build.sample_spec(made)
+    job = build.sample_spec(made, source)
     keys = _keys(made, 3)
     start = jax.vmap(lambda k: model.prior.draw(jax.random.fold_in(k, 0), model.shape))(keys)
 
