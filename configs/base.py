@@ -128,7 +128,10 @@ def get_config() -> ConfigDict:
     sample.what = "clips"  # clips | base (images of the base generator alone; --mode=sample)
     sample.count = 64
     sample.batch_size = 16  # over all devices
-    sample.steps = 50  # DDIM steps
+    sample.solver = "ddim"  # ddim | dpm (DPM-Solver++(2M), its SDE for eta > 0) | heun (two passes a step)
+    sample.steps = 50
+    sample.spacing = "uniform"  # of the steps' times: uniform | trailing | quadratic | log_snr | karras
+    sample.times = ()  # these times, falling, instead
     sample.eta = 0.0  # 0 (deterministic) to 1 (DDPM's variance)
     sample.guidance_scale = 1.0  # 1 = none
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none

@@ -68,6 +68,34 @@ def test_time_grid(steps):
     assert np.all(np.diff(grid) < 0)
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+@pytest.mark.parametrize("spacing", schedule.SPACINGS)
+def test_spaced_times_are_as_their_spacing_says(spacing, name):
+    """To the rounding of times, where steps are few; and a grid for any number of steps."""
+    made = schedule.SCHEDULES[name]()
+    sigma = np.sqrt(1 / made.alpha_bar - 1)
+    of = {"uniform": lambda t: t, "trailing": lambda t: t, "quadratic": np.sqrt, "log_snr": lambda t: np.log(sigma[t]),
+          "karras": lambda t: sigma[t] ** (1 / 7)}[spacing]  # fmt: skip
+    grid = schedule.spaced_times(spacing, 8, made)
+    assert grid[-2] == (124 if spacing == "trailing" else 0)
+    steps = np.diff(of(grid[:-1].astype(int)))
+    np.testing.assert_allclose(steps, steps.mean(), rtol=0.08)
+    for count in (1, 2, 50, 700, 1000):
+        grid = schedule.spaced_times(spacing, count, made)
+        assert (len(grid), grid[0], grid[-1], grid.dtype) == (count + 1, 999, -1, np.int32)
+        assert np.all(np.diff(grid) < 0)
+
+
+def test_times_may_be_given():
+    made = schedule.cosine()
+    np.testing.assert_array_equal(schedule.given_times((900, 20, 0), made), [900, 20, 0, -1])
+    for times in ((), (1000, 5), (5, 5), (5, 9), (7, -1), (0.5, 0.2)):
+        with pytest.raises(ValueError, match="whole numbers that fall strictly, from at most 999"):
+            schedule.given_times(times, made)
+    with pytest.raises(ValueError, match="one of uniform, trailing"):
+        schedule.spaced_times("even", 5, made)
+
+
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_time_grid_out_of_range(steps):
     with pytest.raises(ValueError, match="between 1 and 1000"):

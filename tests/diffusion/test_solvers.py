@@ -11,7 +11,7 @@ import pytest
 
 from tests import gaussian_video as closed
 from vf.diffusion import decompose, noise, solvers
-from vf.diffusion.schedule import cosine, linear, time_grid
+from vf.diffusion.schedule import cosine, linear, spaced_times, time_grid
 
 FRAMES = 4
 S = closed.covariance(FRAMES)
@@ -34,15 +34,16 @@ def exact_denoiser(K, schedule):
     return denoise
 
 
-def mean_and_covariance(denoise, start, injected, schedule, grid, eta):
+def mean_and_covariance(denoise, start, injected, schedule, grid, eta=0.0, solver=None):
     """Mean and covariance of clips whose first noise has covariance `start`, and injected noise `injected` [f f]."""
-    noisy = len(grid) - 1 if eta else 0  # steps that inject
+    solver = solver or solvers.DDIM(eta)
+    noisy = len(grid) - 1 if solver.injects else 0  # steps that inject
     roots = np.zeros((1 + noisy, 1 + (1 + noisy) * FRAMES, FRAMES), np.float32)
     for k, root in enumerate(roots):  # noise of the start, then of each step: in rows of its own; row 0 has none
         root[1 + k * FRAMES :][:FRAMES] = np.linalg.cholesky(injected if k else start).T
     roots = jnp.asarray(roots[..., None, None, None])
     draw_noise = lambda t: roots[1 + jnp.argmax(jnp.asarray(grid) == t)]  # noqa: E731
-    clips = solvers.solve(denoise, roots[0], grid, schedule, solver=solvers.DDIM(eta), noise=draw_noise)
+    clips = solvers.solve(denoise, roots[0], grid, schedule, solver=solver, noise=draw_noise)
     clips = np.asarray(clips, np.float64).reshape(-1, FRAMES)
     parts = clips[1:] - clips[0]
     return clips[0], parts.T @ parts
@@ -79,6 +80,109 @@ def test_injected_noise_of_another_prior_loosens_the_frames():
     for injected, low, high in ((K, 0.0, 0.03), (np.eye(FRAMES), 0.1, 1.0)):
         _, cov = mean_and_covariance(denoise, K, injected, schedule, grid, 1.0)
         assert low < np.abs(cov - S).max() < high
+
+
+FINE = cosine(2**16)  # so fine that no rounding of times shows
+
+
+def flow_error(solver, spacing, steps):
+    """How far mean and covariance are from the data's, with the exact denoiser and a flow's start that is exact."""
+    K = PRIORS["decomposed"].covariance(FRAMES)
+    first = int(np.searchsorted(-FINE.alpha_bar, -1e-4))  # from where little signal is left, and rounding is small
+    schedule = type(FINE)(FINE.alpha_bar[: first + 1])
+    grid = spaced_times(spacing, steps, schedule)
+    alpha, sigma = np.sqrt(schedule.alpha_bar[-1]), np.sqrt(1 - schedule.alpha_bar[-1])
+    root = np.linalg.cholesky(alpha**2 * S + sigma**2 * K)
+    start = np.concatenate([np.zeros((1, FRAMES)), root.T]) + alpha * MEAN
+    clips = solvers.solve(
+        exact_denoiser(K, schedule), jnp.float32(start)[..., None, None, None], grid, schedule, solver=solver
+    )
+    clips = np.asarray(clips, np.float64).reshape(-1, FRAMES)
+    parts = clips[1:] - clips[0]
+    return max(np.abs(clips[0] - MEAN).max(), np.abs(parts.T @ parts - S).max())
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [(solvers.DDIM(), 1), (solvers.DPMSolver(), 2), (solvers.Heun(), 2)],
+    ids=["ddim", "2m", "heun"],
+)
+def test_a_solver_converges_at_its_order(solver, order):
+    errors = [flow_error(solver, "log_snr", steps) for steps in (20, 40, 80)]
+    slopes = -np.diff(np.log2(errors))
+    np.testing.assert_allclose(slopes, order, atol=0.35)
+
+
+def test_twenty_steps_of_second_order_beat_a_hundred_of_first():
+    assert flow_error(solvers.DPMSolver(), "log_snr", 20) < flow_error(solvers.DDIM(), "log_snr", 100)
+
+
+@pytest.mark.parametrize("name", list(PRIORS))
+def test_the_stochastic_solver_has_the_data_s_covariance(name):
+    """Its noise is of the prior at every step, and without its memory it is DDPM."""
+    schedule, K = cosine(), PRIORS[name].covariance(FRAMES)
+    grid = np.array([900, 700, 550, 400, 250, 100, 20, -1], np.int32)
+    denoise = exact_denoiser(K, schedule)
+    errors = {}
+    for solver in (solvers.DDIM(1.0), solvers.DPMSolver(1.0)):
+        mean, cov = mean_and_covariance(denoise, K, K, schedule, grid, solver=solver)
+        errors[type(solver)] = max(np.abs(mean - MEAN).max(), np.abs(cov - S).max())
+    assert errors[solvers.DPMSolver] < errors[solvers.DDIM]
+    mean, cov = mean_and_covariance(denoise, K, K, schedule, time_grid(250, 1000), solver=solvers.DPMSolver(1.0))
+    np.testing.assert_allclose(mean, MEAN, atol=0.01)
+    np.testing.assert_allclose(cov, S, atol=0.01)
+    two = [
+        mean_and_covariance(denoise, K, K, schedule, grid[-2:], solver=s) for s in (solvers.DDIM(), solvers.DPMSolver())
+    ]
+    np.testing.assert_array_equal(two[0][1], two[1][1])
+
+
+@pytest.mark.parametrize("kind", ["ddim", "dpm", "dpm, stochastic", "heun"])
+def test_samples_are_those_of_diffusers(kind):
+    """The same noise, times and answers of the network."""
+    diffusers = pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch")
+    schedule, times = linear(), np.array([999, 850, 700, 500, 350, 200, 80, 10, 0])
+    betas = 1 - schedule.alpha_bar / np.concatenate([[1.0], schedule.alpha_bar[:-1]])
+    normal = np.random.default_rng(0).normal(size=(len(times) + 1, 3, 4, 2, 2, 1)).astype(np.float32)
+    common = {"trained_betas": betas, "num_train_timesteps": 1000}
+    ours, theirs = {
+        "ddim": lambda: (
+            solvers.DDIM(), diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+        ),
+        "dpm": lambda: (solvers.DPMSolver(), diffusers.DPMSolverMultistepScheduler(**common, euler_at_final=True)),
+        "dpm, stochastic": lambda: (solvers.DPMSolver(1.0), diffusers.DPMSolverMultistepScheduler(
+            **common, algorithm_type="sde-dpmsolver++", euler_at_final=True)),
+        "heun": lambda: (solvers.Heun(), diffusers.HeunDiscreteScheduler(**common)),
+    }[kind]()  # fmt: skip
+
+    def eps(z, t):  # some network
+        return 0.7 * np.tanh(z) + 0.1 * (z**2 - 1) / (1 + z**2) + 1e-4 * t
+
+    def denoise(z, t):
+        return 0.7 * jnp.tanh(z) + 0.1 * (z**2 - 1) / (1 + z**2) + 1e-4 * t
+
+    grid = np.append(times, -1)
+    found = solvers.solve(
+        denoise, jnp.asarray(normal[0]), grid, schedule, solver=ours,
+        noise=lambda t: jnp.asarray(normal)[1 + jnp.argmax(jnp.asarray(times) == t)],
+    )  # fmt: skip
+    if kind == "ddim":
+        theirs.set_timesteps(len(times))
+        theirs.timesteps = torch.from_numpy(times)
+        z = normal[0]
+        for now, then in zip(grid[:-1], grid[1:], strict=True):  # their step to the time before is by a fixed stride
+            theirs.config["num_train_timesteps"], theirs.num_inference_steps = int(now - then), 1
+            z = theirs.step(torch.from_numpy(eps(z, now)), int(now), torch.from_numpy(z)).prev_sample.numpy()
+    else:
+        theirs.set_timesteps(timesteps=times.tolist())
+        z = torch.from_numpy(normal[0]) * theirs.init_noise_sigma
+        for k, t in enumerate(theirs.timesteps):
+            now = theirs.scale_model_input(z, t)
+            more = {"variance_noise": torch.from_numpy(normal[1 + k])} if kind == "dpm, stochastic" else {}
+            z = theirs.step(torch.from_numpy(eps(now.numpy(), float(t))), t, z, **more).prev_sample
+        z = z.numpy()
+    np.testing.assert_allclose(found, z, atol=1e-4 * max(1, np.abs(z).max()))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -9,7 +9,7 @@ import pytest
 
 from tests import gaussian_video as closed
 from tests.small_models import BASE, SCHEDULE, Stub, fusion, keys, one_network
-from vf.diffusion import decompose, gaussian, noise
+from vf.diffusion import decompose, gaussian, noise, solvers
 from vf.diffusion.schedule import time_grid
 from vf.models.sampler import SampleOptions, sample
 from vf.models.videofusion import CONTEXTS
@@ -104,7 +104,7 @@ def sampled(model, options, condition=None):
 def test_two_perfect_networks_follow_the_recursion(context, steps, side, eta):
     """Mean and covariance of the clips, also with the embedding that they were sampled with."""
     grid = time_grid(steps, SCHEDULE.steps)
-    model, options = perfect_fusion(context, side, grid), SampleOptions(grid, eta, clip_x_0=None)
+    model, options = perfect_fusion(context, side, grid), SampleOptions(grid, solvers.DDIM(eta), clip_x_0=None)
     K, predict = closed.noise_covariance(LAM), lambda *at: closed.joint(S, LAM, BASE, *at, context)
     if context == "embedding":
         variance = S[BASE, BASE] + closed.BLUR**2
@@ -130,7 +130,7 @@ def test_one_perfect_network_follows_the_recursion(name, steps, side, eta):
     predict = perfect("v", estimate, MEAN, grid)
     net = Stub(lambda z, t: predict(z - SCHEDULE.alpha(t[0]) * per_frame(MEAN), t))
     model = one_network(PRIORS[name], net=net, prediction="v", shape=(FRAMES, side, side, 1))
-    clips = sampled(model, SampleOptions(grid, eta, clip_x_0=None))
+    clips = sampled(model, SampleOptions(grid, solvers.DDIM(eta), clip_x_0=None))
     expected = closed.sampled(MEAN, K, lambda *at: estimate(*at).clean, SCHEDULE, grid, eta)
     closed.assert_distributed(closed.pixels(clips), *expected)
 
@@ -178,7 +178,7 @@ def test_eta_one_draws_ddpms_posterior(name):
     def walk(keys):
         """The same walk's z / alpha at each time."""
         grids = [np.array([*times[: k + 1], -1], np.int32) for k in range(len(times))]
-        options = [SampleOptions(grid, eta=1.0, clip_x_0=None) for grid in grids]
+        options = [SampleOptions(grid, solvers.DDIM(1.0), clip_x_0=None) for grid in grids]
         models = [oracle_model(name, per_frame(MEAN), t, shape) for t in times]
         return [sample(m, NO_PARAMS, keys, {}, o) for m, o in zip(models, options, strict=True)]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.small_models import BASE, FRAMES, SCHEDULE, SHAPE, Stub, awake, fusion, keys, one_network, unet
-from vf.diffusion import decompose, gaussian, noise
+from vf.diffusion import decompose, gaussian, noise, solvers
 from vf.diffusion.schedule import time_grid
 from vf.models.sampler import SampleOptions, sample
 from vf.models.videofusion import CONTEXTS
@@ -187,7 +187,7 @@ def test_samples_depend_on_their_own_key_alone(make):
     model = make()
     params = awake(model)
     # Not from t = 999, where x_0 = (z - sigma eps) / alpha makes rounding errors 20,000 times as large.
-    options = SampleOptions(np.array([700, 300, 0, -1], np.int32), eta=0.7)
+    options = SampleOptions(np.array([700, 300, 0, -1], np.int32), solvers.DDIM(0.7))
     draw = jax.jit(lambda p, k: sample(model, p, k, {}, options))
     together = draw(params, keys(8))
     np.testing.assert_allclose(draw(params, keys(8)[5:6]), together[5:6], atol=1e-4)

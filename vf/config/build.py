@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ from vf.config.specs import (
 from vf.config.values import as_user_error, choose, fingerprint, to_json
 from vf.data.pipeline import Source
 from vf.diffusion import schedule as schedules
+from vf.diffusion import solvers
 from vf.metrics.fvd import LINEAGES
 from vf.metrics.protocol import protocol_hash
 from vf.models.model import Model
@@ -40,6 +42,9 @@ from vf.training import optim, sharding
 from vf.types import UserError, naming_flags
 
 Mode = Literal["train", "sample", "evaluate"]
+SOLVERS: Mapping[str, Callable[[float], solvers.Solver]] = {
+    "ddim": solvers.DDIM, "dpm": solvers.DPMSolver, "heun": lambda eta: solvers.Heun()
+}  # fmt: skip
 FLAGS = {
     **{name: f"--config.data.{name}" for name in ("source", "split", "windows", "fps", "flip")},
     "share": "--config.data.validation_share",
@@ -169,15 +174,30 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     """How to sample. Raises UserError for values out of range."""
     sample = config.sample
     if not 0 <= sample.eta <= 1:
-        raise UserError(f"sample.eta must lie in [0, 1] (0 is deterministic DDIM, 1 is DDPM), got {sample.eta}")
-    grid = as_user_error(lambda: schedules.time_grid(sample.steps, config.noise.steps))
-    return SampleOptions(grid, sample.eta, sample.guidance_scale, sample.clip_x_0 or None)
+        raise UserError(
+            f"sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
+        )
+    make = choose("sample.solver", sample.solver, SOLVERS)
+    if sample.eta and sample.solver == "heun":
+        raise UserError(
+            f"heun is deterministic: set sample.eta to 0 (got {sample.eta}), or sample.solver to ddim or dpm"
+        )
+    made = choose("noise.schedule", config.noise.schedule, schedules.SCHEDULES)
+    schedule = as_user_error(lambda: made(config.noise.steps))
+    if sample.times:
+        grid = as_user_error(lambda: schedules.given_times(sample.times, schedule))
+    else:
+        choose("sample.spacing", sample.spacing, schedules.SPACINGS)
+        grid = as_user_error(lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule))
+    return SampleOptions(grid, make(sample.eta), sample.guidance_scale, sample.clip_x_0 or None)
 
 
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     """`config.sample`, typed, for a model of the clips of `source`."""
     s, fps = config.sample, clips.shown_fps(config, source)
-    return SampleSpec(sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, fps, s.what)
+    return SampleSpec(
+        sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta
+    )
 
 
 def optimizer(config: ConfigDict) -> optim.Optimizer:

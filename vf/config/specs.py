@@ -38,7 +38,7 @@ class Start:
 class SampleSpec:
     """How many clips, or images of the base generator, to sample, of which classes, in what batches.
 
-    `fps` is the rate at which pictures of them play.
+    `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`.
     """
 
     options: SampleOptions
@@ -49,11 +49,14 @@ class SampleSpec:
     label: int  # -1 for all classes in turn
     fps: float
     what: Literal["clips", "base"] = "clips"
+    solver: str = "ddim"
+    eta: float = 0.0
 
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
+        grid = self.options.grid.tolist()
         return {
-            "sampler": "ddim", "steps": len(self.options.grid) - 1, "eta": self.options.eta,
+            "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,
             "guidance_scale": self.options.guidance_scale, "clip_x_0": self.options.clip_x_0,
             "seed": self.seed, "weights": self.weights, "label": self.label,
         }  # fmt: skip

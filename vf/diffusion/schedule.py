@@ -6,6 +6,7 @@ T = 1000 (Nichol & Dhariwal 2021, eq. 17) is our default, linear (Ho et al. 2020
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,77 @@ def time_grid(steps: int, total: int) -> np.ndarray:
         raise ValueError(f"sampling takes between 1 and {total} steps (the schedule's T), got {steps}")
     times = np.round(np.linspace(total - 1, 0, steps)) if steps > 1 else np.array([total - 1])
     return np.append(times, -1).astype(np.int32)
+
+
+def _trailing(steps: int, schedule: Schedule) -> np.ndarray:
+    return schedule.steps - 1 - schedule.steps / steps * np.arange(steps)
+
+
+def _quadratic(steps: int, schedule: Schedule) -> np.ndarray:
+    return np.linspace(np.sqrt(schedule.steps - 1), 0, steps) ** 2
+
+
+def _log_snr(steps: int, schedule: Schedule) -> np.ndarray:
+    half_log_snr = np.log(schedule.alpha_bar / (1 - schedule.alpha_bar)) / 2  # falls with t
+    return _times_of(np.linspace(half_log_snr[-1], half_log_snr[0], steps), half_log_snr)
+
+
+def _karras(steps: int, schedule: Schedule, rho: float = 7.0) -> np.ndarray:
+    sigma = np.sqrt(1 / schedule.alpha_bar - 1)  # of z / alpha
+    sigmas = np.linspace(sigma[-1] ** (1 / rho), sigma[0] ** (1 / rho), steps) ** rho
+    return _times_of(-np.log(sigmas), -np.log(sigma))
+
+
+def _times_of(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Times, in fractions, at which a falling table has these values."""
+    return np.interp(values, table[::-1], np.arange(len(table))[::-1])
+
+
+SPACINGS = {
+    "uniform": lambda steps, schedule: np.linspace(schedule.steps - 1, 0, steps),
+    "trailing": _trailing,
+    "quadratic": _quadratic,
+    "log_snr": _log_snr,
+    "karras": _karras,
+}
+"""{name: (steps, schedule) -> falling times, in fractions}.
+
+`uniform` is `time_grid`; `trailing` has equal steps down to clean, and so ends earlier (Lin et al. 2024, table 2);
+`quadratic` is DDIM's (Song et al. 2021, D.2), finer near clean; `log_snr` is uniform in log alpha / sigma (DPM-Solver,
+Lu et al. 2022), and `karras` in (sigma / alpha)^(1/7) (EDM, Karras et al. 2022, eq. 5).
+"""
+
+
+def spaced_times(spacing: str, steps: int, schedule: Schedule) -> np.ndarray:
+    """A time grid of `steps` network steps, spaced by `SPACINGS`, and -1 (clean); int32 [steps + 1].
+
+    Times are rounded to the schedule's steps; where that would give one of them twice, the earlier ones are moved up by
+    one. Raises ValueError for an unknown spacing, and unless 1 <= steps <= T.
+    """
+    if spacing not in SPACINGS:
+        raise ValueError(f"the spacing of times must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    uniform = time_grid(steps, schedule.steps)
+    if spacing == "uniform" or steps == 1:
+        return uniform
+    rounded = np.round(SPACINGS[spacing](steps, schedule))
+    rising = rounded[::-1] - np.arange(steps)
+    falling = (np.maximum.accumulate(rising) + np.arange(steps))[::-1]
+    times = np.minimum(falling, schedule.steps - 1 - np.arange(steps))  # none beyond the first
+    return np.append(times, -1).astype(np.int32)
+
+
+def given_times(times: Sequence[int], schedule: Schedule) -> np.ndarray:
+    """The time grid of these network steps, and -1 (clean); int32.
+
+    Raises ValueError unless they fall strictly, within the schedule's steps.
+    """
+    grid = np.append(np.asarray(times), -1)
+    if grid.dtype.kind not in "iu" or len(grid) < 2 or grid[0] >= schedule.steps or np.any(np.diff(grid) >= 0):
+        raise ValueError(
+            f"times must be whole numbers that fall strictly, from at most {schedule.steps - 1} to 0 or more, got "
+            f"{list(times)}"
+        )
+    return grid.astype(np.int32)
 
 
 def spread(values: Float[Array, "*s"], like: jax.Array) -> jax.Array:

@@ -40,6 +40,9 @@ class Solver(Protocol):
     def injects(self) -> bool:
         """Whether fresh noise enters at each step."""
 
+    def walk(self, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The times of each evaluation of the denoiser and of the level of noise that it leads to."""
+
     def init(self, z: Array) -> Any:
         """The state before the first step; a pytree, None for a solver without memory."""
 
@@ -69,6 +72,10 @@ class DDIM:
     def injects(self) -> bool:
         return self.eta > 0
 
+    def walk(self, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Solver.walk`."""
+        return grid[:-1], grid[1:]
+
     def init(self, z: Array) -> None:
         """Nothing is carried."""
 
@@ -77,9 +84,94 @@ class DDIM:
     ) -> tuple[Array, None]:
         """As `Solver.step`."""
         injected = self.eta * then.sigma / now.sigma * jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))
-        remaining_sigma = jnp.sqrt(jnp.maximum(then.sigma**2 - injected**2, 0))
-        z = then.alpha * estimate.x_0 + scale * remaining_sigma * estimate.eps
-        return (z if xi is None else z + scale * injected * xi), None
+        return _renoised(estimate, then, injected, scale, xi), None
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolver:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), and for eta > 0 its stochastic form, of second order in x_0.
+
+    With h the step in log alpha / sigma, and x_0 and h' those of the step before,
+
+        z <- alpha' x_0 + sigma' e^(-eta h) eps + alpha' (1 - e^(-(1 + eta) h)) h / (2 h') (x_0 - x_0')
+             + sigma' sqrt(1 - e^(-2 eta h)) xi
+
+    eta = 1 is SDE-DPM-Solver++(2M) (there, appendix A). Without the third term, which is left out at the first step and
+    at the one to clean (where h is infinite), eta = 0 is DDIM and eta = 1 DDPM.
+
+    Raises ValueError for a negative eta.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.eta < 0:
+            raise ValueError(f"eta must be 0 (deterministic) or more, got {self.eta}")
+
+    @property
+    def injects(self) -> bool:
+        return self.eta > 0
+
+    def walk(self, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Solver.walk`."""
+        return grid[:-1], grid[1:]
+
+    def init(self, z: Array) -> tuple[Array, Array]:
+        """The last estimate of the clean clip, and the last step in log alpha / sigma, 0 before the first one."""
+        return jnp.zeros_like(z), jnp.zeros(())
+
+    def step(
+        self, state: tuple[Array, Array], z: Array, estimate: Estimate, now: Level, then: Level, scale: float | Array,
+        xi: Array | None,
+    ) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
+        """As `Solver.step`."""
+        x_before, h_before = state
+        ratio = now.alpha / then.alpha * then.sigma / now.sigma  # e^(-h), 0 at the step to clean
+        injected = then.sigma * jnp.sqrt(jnp.maximum(1 - ratio ** (2 * self.eta), 0))
+        h = -jnp.log(jnp.where(ratio > 0, ratio, 1))
+        slope = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1)), 0)  # h is 0 at the last step
+        correction = then.alpha * (1 - ratio ** (1 + self.eta)) * slope * (estimate.x_0 - x_before)
+        return _renoised(estimate, then, injected, scale, xi) + correction, (estimate.x_0, h)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heun:
+    """Heun's method on the flow of z / alpha over sigma / alpha (EDM, Karras et al. 2022, algorithm 1 without churn).
+
+    Each step evaluates the denoiser twice, at its beginning and, after DDIM's step, at its end; the last one, to clean,
+    once.
+    """
+
+    @property
+    def injects(self) -> bool:
+        return False
+
+    def walk(self, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Solver.walk`: each level but the first and the last is visited twice, to correct and to go on."""
+        now, then = np.repeat(grid[:-1], 2)[1:], np.repeat(grid[1:], 2)[:-1]
+        return now, then
+
+    def init(self, z: Array) -> tuple[Array, Array, Array]:
+        """Whether the next evaluation corrects; the noise at the beginning of the step, and its part in the result."""
+        return jnp.zeros((), bool), jnp.zeros_like(z), jnp.zeros(())
+
+    def step(
+        self, state: tuple[Array, Array, Array], z: Array, estimate: Estimate, now: Level, then: Level,
+        scale: float | Array, xi: Array | None,
+    ) -> tuple[Array, tuple[Array, Array, Array]]:  # fmt: skip
+        """As `Solver.step`."""
+        corrects, eps_before, part_before = state
+        corrected = z + scale * part_before * (estimate.eps - eps_before) / 2
+        predicted = _renoised(estimate, then, jnp.zeros(()), scale, None)
+        part = then.sigma - now.sigma * then.alpha / now.alpha
+        return jnp.where(corrects, corrected, predicted), (~corrects, estimate.eps, part)
+
+
+def _renoised(estimate: Estimate, then: Level, injected: Array, scale: float | Array, xi: Array | None) -> Array:
+    """The clean estimate with the noise of a level, of which `injected` (of sigma) is fresh."""
+    remaining = jnp.sqrt(jnp.maximum(then.sigma**2 - injected**2, 0))
+    z = then.alpha * estimate.x_0 + scale * remaining * estimate.eps
+    return z if xi is None else z + scale * injected * xi
 
 
 def solve(
@@ -105,7 +197,7 @@ def solve(
             residual frames sampled base first, 1 otherwise.
         noise: the fresh noise of a solver that injects it, by time; shaped like z and drawn from z_T's prior.
         clip_x_0: bounds the estimate of the clean clip to [-clip_x_0, clip_x_0]; None does not.
-        trajectory: return every z along the grid, [k *z_T.shape].
+        trajectory: return z before the first and after every evaluation, [k *z_T.shape].
 
     Returns the clean estimate, shaped like z_T. Raises ValueError for a solver that injects noise and is given none,
     or a grid that does not decrease.
@@ -124,7 +216,8 @@ def solve(
         z, state = solver.step(state, z, estimate, now, then, scale, xi)
         return (z, state), (z if trajectory else None)
 
-    times = (jnp.asarray(grid[:-1]), jnp.asarray(grid[1:]))
+    now_times, then_times = solver.walk(np.asarray(grid))
+    times = (jnp.asarray(now_times), jnp.asarray(then_times))
     (last, _), path = jax.lax.scan(step, (z_T, solver.init(z_T)), times)
     return last if path is None else jnp.concatenate([z_T[None], path])
 

@@ -17,10 +17,11 @@ from vf.types import Params
 
 
 class SampleOptions(NamedTuple):
-    """How to sample. `grid` int32 [k + 1] from `schedule.time_grid`; `clip_x_0` bounds the clean estimate, None not."""
+    """How to sample: `grid` int32 [k + 1] as `schedule.spaced_times` makes it; the clean estimate is bounded by
+    `clip_x_0`, unless that is None."""
 
     grid: np.ndarray
-    eta: float = 0.0
+    solver: solvers.Solver = solvers.DDIM()
     guidance_scale: float = 1.0
     clip_x_0: float | None = 1.0
 
@@ -72,7 +73,7 @@ def _solve(model: Model, options: SampleOptions) -> functools.partial[Float[Arra
         solvers.solve,
         grid=options.grid,
         schedule=model.schedule,
-        solver=solvers.DDIM(options.eta),
+        solver=options.solver,
         clip_x_0=options.clip_x_0,
     )
 
