@@ -134,6 +134,9 @@ def get_config() -> ConfigDict:
     sample.times = ()  # these times, falling, instead
     sample.eta = 0.0  # 0 (deterministic) to 1 (DDPM's variance)
     sample.guidance_scale = 1.0  # 1 = none
+    sample.residual_guidance_scale = -1.0  # of the residual generator; -1 = the same
+    sample.guidance_interval = ()  # lowest and highest time at which there is guidance; () = all
+    sample.guidance_rescale = 0.0  # share of the standard deviation that is given back, 0 to 1
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
     sample.label = -1  # -1 = classes in turn
     sample.seed = 0

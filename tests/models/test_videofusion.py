@@ -9,6 +9,7 @@ import pytest
 
 from tests.small_models import BASE, FRAMES, SCHEDULE, SHAPE, Stub, awake, fusion, keys, one_network, unet
 from vf.diffusion import decompose, gaussian, noise, solvers
+from vf.diffusion.guidance import Guidance
 from vf.diffusion.schedule import time_grid
 from vf.models.sampler import SampleOptions, sample
 from vf.models.videofusion import CONTEXTS
@@ -205,14 +206,17 @@ def test_guidance_and_dropped_conditions():
     params = awake(model)
     z, t = jax.random.normal(jax.random.key(2), (2, *SHAPE)), jnp.asarray(400)
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def eps_hat(label, scale):
-        return model.denoiser(params, {"label": jnp.full(2, label)}, scale)(z, t)
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def eps_hat(label, *scales):
+        return model.denoiser(params, {"label": jnp.full(2, label)}, Guidance(*scales))(z, t)
 
     np.testing.assert_allclose(eps_hat(0, 0.0), eps_hat(3, 1.0), atol=1e-5)
     assert np.abs(eps_hat(0, 1.0) - eps_hat(1, 1.0)).max() > 1e-3
     base_only = eps_hat(3, 1.0) + 3 * (eps_hat(0, 1.0) - eps_hat(3, 1.0))
     np.testing.assert_allclose(eps_hat(0, 3.0)[:, BASE], base_only[:, BASE], atol=1e-4)  # linear in the base
+    residual_only = np.abs(eps_hat(0, 1.0, 3.0) - eps_hat(0, 1.0)).max((0, 2, 3, 4))
+    assert residual_only[BASE] == 0
+    assert np.delete(residual_only, BASE).min() > 1e-3
 
 
 def test_a_missing_condition_is_named():

@@ -30,6 +30,7 @@ from vf.config.values import as_user_error, choose, fingerprint, to_json
 from vf.data.pipeline import Source
 from vf.diffusion import schedule as schedules
 from vf.diffusion import solvers
+from vf.diffusion.guidance import Guidance
 from vf.metrics.fvd import LINEAGES
 from vf.metrics.protocol import protocol_hash
 from vf.models.model import Model
@@ -189,7 +190,17 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     else:
         choose("sample.spacing", sample.spacing, schedules.SPACINGS)
         grid = as_user_error(lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule))
-    return SampleOptions(grid, make(sample.eta), sample.guidance_scale, sample.clip_x_0 or None)
+    return SampleOptions(grid, make(sample.eta), guidance(config), sample.clip_x_0 or None)
+
+
+def guidance(config: ConfigDict) -> Guidance:
+    """How predictions are guided. Raises UserError for values out of range."""
+    sample = config.sample
+    own = None if sample.residual_guidance_scale == -1 else sample.residual_guidance_scale
+    interval = tuple(sample.guidance_interval) or None
+    if interval is not None and len(interval) != 2:
+        raise UserError(f"sample.guidance_interval must be () or two times, first and last, got {interval}")
+    return as_user_error(lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale))
 
 
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:

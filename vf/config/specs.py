@@ -54,10 +54,14 @@ class SampleSpec:
 
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
-        grid = self.options.grid.tolist()
-        return {
+        grid, guidance = self.options.grid.tolist(), self.options.guidance
+        more = {
+            "residual_guidance_scale": guidance.residual_scale, "guidance_interval": guidance.interval,
+            "guidance_rescale": guidance.rescale or None,
+        }  # fmt: skip
+        return {name: value for name, value in more.items() if value is not None} | {
             "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,
-            "guidance_scale": self.options.guidance_scale, "clip_x_0": self.options.clip_x_0,
+            "guidance_scale": guidance.scale, "clip_x_0": self.options.clip_x_0,
             "seed": self.seed, "weights": self.weights, "label": self.label,
         }  # fmt: skip
 

@@ -1,26 +1,77 @@
 """Classifier-free guidance (Ho & Salimans 2022): steer a prediction away from the unconditional one."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 Predictor = Callable[..., jax.Array]
 
 
-def guided(predict: Predictor, guidance_scale: float) -> Predictor:
-    """Wraps `predict(*arrays, null)`, where `null` bool [b] says which rows drop their condition.
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """How far predictions are steered: without + scale (given - without).
 
-    Both predictions are made in one pass over a doubled batch. guidance_scale = 1 is the conditional prediction,
-    0 the unconditional one; the wrapped function takes the same arrays, every one with a leading batch axis.
+    Attributes:
+        scale: 1 is the conditional prediction, 0 the unconditional one.
+        residual_scale: that of the residual generator; None for the same.
+        interval: first and last time (lowest and highest t) at which predictions are steered, elsewhere they are the
+            conditional ones (Kynkaanniemi et al. 2024, who give the interval in sigma); None for all.
+        rescale: share in [0, 1] by which a steered prediction gets the conditional one's standard deviation back,
+            clip by clip (Lin et al. 2024, eq. 15 and 16).
+
+    Raises ValueError for values out of range.
     """
-    if guidance_scale == 1:
+
+    scale: float = 1.0
+    residual_scale: float | None = None
+    interval: tuple[int, int] | None = None
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescaling of guidance is a share in [0, 1], got {self.rescale}")
+        if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
+            raise ValueError(f"the interval of guidance must be two times, 0 <= first <= last, got {self.interval}")
+
+    @property
+    def of_residual(self) -> "Guidance":
+        """The guidance of the residual generator."""
+        return self if self.residual_scale is None else dataclasses.replace(self, scale=self.residual_scale)
+
+
+UNGUIDED = Guidance()
+
+
+def guided(predict: Predictor, guidance: Guidance) -> Predictor:
+    """Wraps `predict(z, t, *arrays, null)`, where `null` bool [b] says which rows drop their condition.
+
+    Both predictions are made in one pass over a doubled batch, unless the scale is 1. The wrapped function takes the
+    same arrays, every one with a leading batch axis; t is int [b].
+    """
+    if guidance.scale == 1:
         return lambda *arrays: predict(*arrays, jnp.zeros(len(arrays[0]), bool))
 
     def both(*arrays: jax.Array) -> jax.Array:
         rows = len(arrays[0])
         doubled = [jnp.concatenate([a, a]) for a in arrays]
         given, without = jnp.split(predict(*doubled, jnp.arange(2 * rows) >= rows), 2)
-        return without + guidance_scale * (given - without)
+        steered = rescaled(without + guidance.scale * (given - without), given, guidance.rescale)
+        if guidance.interval is None:
+            return steered
+        first, last = guidance.interval
+        t = arrays[1].reshape(-1, *[1] * (given.ndim - 1))
+        return jnp.where((t >= first) & (t <= last), steered, given)
 
     return both
+
+
+def rescaled(steered: Float[Array, "b *s"], given: Float[Array, "b *s"], share: float) -> Float[Array, "b *s"]:
+    """`steered` with a share of its standard deviation, over everything but the rows, made that of `given`."""
+    if not share:
+        return steered
+    axes = tuple(range(1, given.ndim))
+    ratio = given.std(axes, keepdims=True) / jnp.maximum(steered.std(axes, keepdims=True), 1e-12)
+    return steered * (share * ratio + 1 - share)

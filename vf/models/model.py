@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vf.diffusion import guidance, solvers
+from vf.diffusion import solvers
+from vf.diffusion.guidance import UNGUIDED, Guidance, guided
 from vf.diffusion.schedule import Schedule
 from vf.nets import initial
 from vf.types import Params
@@ -103,7 +104,7 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def denoiser(
-        self, params: Mapping[str, Params], condition: Condition, guidance_scale: float = 1.0
+        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
         """z_t [b f h w c], t -> eps_hat of all frames, under classifier-free guidance."""
 
@@ -139,7 +140,7 @@ class Model(abc.ABC):
         # A network with learned variance returns it after the prediction; DDIM has no use for it.
         return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1]]
 
-    def _guided(self, net: Network, params: Params, condition: Condition, scale: float) -> Any:
+    def _guided(self, net: Network, params: Params, condition: Condition, guidance: Guidance) -> Any:
         """(z, t scalar, *channels beside z) -> the network's prediction under classifier-free guidance."""
         names = list(condition)
 
@@ -148,11 +149,11 @@ class Model(abc.ABC):
             given = dict(zip(names, values, strict=True))
             return self._call(net, params, jnp.concatenate([z, beside], -1), t, given, null)
 
-        guided = guidance.guided(predict, scale if names else 1.0)
+        steered = guided(predict, guidance if names else UNGUIDED)
 
         def call(z: Array, t: Array, beside: Array | None = None) -> Array:
             beside = z[..., :0] if beside is None else beside
-            return guided(z, jnp.full(len(z), t), beside, *condition.values())
+            return steered(z, jnp.full(len(z), t), beside, *condition.values())
 
         return call
 

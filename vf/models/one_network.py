@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vf import rng
 from vf.diffusion import gaussian, noise, solvers
+from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
 from vf.models.model import Condition, Errors, Model, Network, mse
 from vf.types import Params
@@ -58,10 +59,10 @@ class OneNetwork(Model):
         return Errors(loss, mse(eps_hat - eps))
 
     def denoiser(
-        self, params: Mapping[str, Params], condition: Condition, guidance_scale: float = 1.0
+        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
         """z_t [b f h w c], t -> eps_hat."""
-        net = self._guided(self.net, params["base"], condition, guidance_scale)
+        net = self._guided(self.net, params["base"], condition, guidance)
 
         def eps_hat(z: Array, t: Array) -> Array:
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)

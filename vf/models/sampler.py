@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from vf import rng
 from vf.diffusion import decompose, solvers
+from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.models.model import Condition, Model
 from vf.models.videofusion import VideoFusion
 from vf.types import Params
@@ -22,7 +23,7 @@ class SampleOptions(NamedTuple):
 
     grid: np.ndarray
     solver: solvers.Solver = solvers.DDIM()
-    guidance_scale: float = 1.0
+    guidance: Guidance = UNGUIDED
     clip_x_0: float | None = 1.0
 
 
@@ -41,7 +42,7 @@ def sample(
         return _base_first(model, params, keys, condition, options)
     start, injected = rng.streams(keys, 2)
     draw = jax.vmap(model.draw_noise)
-    denoise = model.denoiser(params, condition, options.guidance_scale)
+    denoise = model.denoiser(params, condition, options.guidance)
     return _solve(model, options)(denoise, draw(start), noise=lambda t: draw(_at(injected, t)))
 
 
@@ -58,11 +59,11 @@ def _base_first(
     b, r = parts(start)
     solve = _solve(model, options)
 
-    base = model.base_denoiser(params, condition, options.guidance_scale)
+    base = model.base_denoiser(params, condition, options.guidance)
     frame = solve(base, b, noise=lambda t: parts(_at(injected, t))[0])
 
     scale = jnp.sqrt(1 - decompose.per_pixel(model.lam))
-    residual = model.residual_denoiser(params, condition, frame, options.guidance_scale)
+    residual = model.residual_denoiser(params, condition, frame, options.guidance)
     clip = solve(residual, scale * r, scale=scale, noise=lambda t: parts(_at(injected, t))[1])
     return clip.at[:, model.base_frame].set(frame)
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vf import rng
 from vf.diffusion import decompose, gaussian, noise, solvers
+from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
 from vf.models.model import Condition, Errors, Model, Network, mse
 from vf.types import Params
@@ -190,10 +191,10 @@ class VideoFusion(Model):
         return self.context == "base_frame"
 
     def base_denoiser(
-        self, params: Mapping[str, Params], condition: Condition, guidance_scale: float = 1.0
+        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
         """The base generator (4) as an image model: z_t^c [b h w c], t -> b_hat."""
-        base = self._guided(self.base, params["base"], condition, guidance_scale)
+        base = self._guided(self.base, params["base"], condition, guidance)
 
         def b_hat(z: Array, t: Array) -> Array:
             value = base(z[:, None], t)[:, 0]
@@ -206,10 +207,10 @@ class VideoFusion(Model):
         params: Mapping[str, Params],
         condition: Condition,
         frame: Float[Array, "b h w c"],
-        guidance_scale: float = 1.0,
+        guidance: Guidance = UNGUIDED,
     ) -> solvers.Denoiser:
         """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> r_hat, 0 where lambda = 1."""
-        residual = self._guided(self.residual, params["residual"], condition, guidance_scale)
+        residual = self._guided(self.residual, params["residual"], condition, guidance.of_residual)
 
         def r_hat(z_prime: Array, t: Array) -> Array:
             alpha, sigma = (jnp.full(len(z_prime), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
@@ -224,11 +225,11 @@ class VideoFusion(Model):
         return r_hat
 
     def denoiser(
-        self, params: Mapping[str, Params], condition: Condition, guidance_scale: float = 1.0
+        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
         """The joint predictor (4)-(6): z_t [b f h w c], t -> eps_hat. One base pass, on one frame."""
-        base = self.base_denoiser(params, condition, guidance_scale)
-        residual = self._guided(self.residual, params["residual"], condition, guidance_scale)
+        base = self.base_denoiser(params, condition, guidance)
+        residual = self._guided(self.residual, params["residual"], condition, guidance.of_residual)
 
         def eps_hat(z: Array, t: Array) -> Array:
             alpha, sigma = (jnp.full(len(z), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
