@@ -42,7 +42,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.sample.count = 72  # four of each class
     config.sample.batch_size = 72
-    config.sample.steps = 100
+    config.sample.solver = "dpm"
+    config.sample.steps = 50
     config.sample.eta = 1.0  # fresh noise corrects earlier mistakes: smoother paths than with 0
     config.eval.clips = 128
     config.eval.batch_size = 32
