@@ -192,7 +192,7 @@ def get_config() -> ConfigDict:
     plan.classes = 0  # number of classes where the data is not on this machine, for model.condition=label
     plan.embedding_dim = 0  # likewise channels of the embedding, for model.context=embedding
     plan.cache = ""  # folder of compilations' results; "" = ~/.cache/vf/plans
-    return config
+    return config.lock()  # a field that does not exist is an error, also in the files built on this one
 
 
 def resolved(path: Path) -> ConfigDict:
@@ -243,7 +243,8 @@ def vary(config: ConfigDict, variant: str, variants: dict) -> ConfigDict:
     """`config` changed in place by the function that `variants` holds under `variant`; "" changes nothing."""
     if variant and variant not in variants:
         near = difflib.get_close_matches(variant, variants, 1, 0.3)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(variants)}"
+        names = f"known are {', '.join(variants)}" if variants else "this config has none"
+        hint = f"did you mean {near[0]}?" if near else names
         raise UserError(f"unknown variant {variant!r}: {hint}")
     if variant:
         variants[variant](config)

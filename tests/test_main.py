@@ -221,6 +221,25 @@ def test_images_of_the_base_generator_are_the_base_frames(finished):
     assert page.count('class="step"') == 1  # beside the clips of the same step
 
 
+def test_a_stop_while_samples_are_drawn_loses_none(tmp_path, monkeypatch):
+    """The step is saved first, and the same command draws and scores it before it goes on."""
+    config = tiny(train__steps=4, train__sample_every=2, train__checkpoint_every=4)
+    draw = evaluator.Evaluator.sample
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluator.Evaluator, "sample", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main.run(config, tmp_path, "train")
+    assert not (tmp_path / "samples").exists() or not list((tmp_path / "samples").glob("step_*"))
+    monkeypatch.setattr(evaluator.Evaluator, "sample", draw)
+    main.run(config, tmp_path, "train")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert steps == [2, 4]
+    assert drawn(tmp_path, 2, "clips", 4).is_dir()
+
+
 def test_images_are_of_a_base_generator_and_of_the_sampling_job(tmp_path):
     for mode in ("train", "evaluate"):
         with pytest.raises(UserError, match=f"sample.what=base is for --mode=sample, and this is --mode={mode}"):
@@ -711,6 +730,9 @@ def test_embedding_needs_records_that_have_one(real_clips, tmp_path):
             "replaced by data.validation_split (for losses",
         ),
         (["--config=configs/ucf101.py:smke"], "did you mean smoke?"),
+        (["--config=configs/demo.py:smoke"], "unknown variant 'smoke': this config has none"),
+        (["--config=Makefile"], "must be a Python file with get_config(), as in configs/"),
+        (["--config=configs/demo.py", "--workdir=x", "--mode=plan"], "set --config.plan.target=v5e:16x16"),
         (["--config=configs/dmo.py"], "did you mean configs/demo.py?"),
         (["--config=configs/demo.py", "--workdr=x"], "did you mean workdir?"),
         (["--config=configs/demo.py", "--mode=trian"], "train"),
@@ -726,6 +748,16 @@ def test_the_command_line_suggests_the_nearest_name(arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("vf: ")
+
+
+def test_a_typo_in_a_config_file_is_an_error(tmp_path):
+    text = "from configs import demo\n\ndef get_config():\n    config = demo.get_config()\n"
+    (tmp_path / "mine.py").write_text(f"{text}    config.train.batchsize = 12\n    return config\n")
+    code = f"import sys; sys.argv[1:] = ['--config={tmp_path}/mine.py', '--workdir=x']; from vf.main import cli; cli()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("vf: ")
+    assert done.stderr.endswith("mine.py sets batchsize, which no config has: did you mean batch_size?\n")
 
 
 def test_imports_touch_no_backend_and_bring_no_other_framework():

@@ -24,7 +24,7 @@ def sentences(text: str) -> list[str]:
 def test_a_signal_is_heeded_between_steps_and_ends_a_pause(number, capsys):
     statuses = []
     signals = Signals(leave=statuses.append)
-    with Hosts(signals=signals) as alone:
+    with Hosts(signals=signals, trains=True) as alone:
         finished = []
         alone.before_end(lambda: finished.append(list(statuses)))
         assert not alone.stopping()

@@ -107,6 +107,15 @@ def test_every_form_gives_the_same_clips(forms, form, choice):
     assert found.facts["left_out"] == 0
 
 
+def test_a_drawing_of_a_run_is_its_clips(tmp_path):
+    """And not the pictures of them that lie beside."""
+    clips = np.random.default_rng(0).integers(0, 256, (3, 8, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "clips.npz", clips=clips, label=np.zeros(3, np.int32))
+    for name in ("meta.json", "wall.mp4", "wall.gif"):
+        (tmp_path / name).write_text("{}")
+    np.testing.assert_array_equal(open_set(tmp_path, Choice(Windows(8), 16))[:], clips)
+
+
 @pytest.mark.parametrize("hundredths", [1, 2, 10, 100])
 def test_a_gif_has_its_own_frames_at_any_rate(tmp_path, hundredths):
     clip = pixels(1)[0]

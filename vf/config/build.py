@@ -244,13 +244,13 @@ def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
     To plan, it becomes as many devices as stand in for the target's, here and in the process that compiles. Must be
     called before jax starts its backends; has no effect on accelerators.
     """
-    if plan:
+    if plan and config.plan.target:
         target = parse_target(config.plan.target)
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["JAX_NUM_CPU_DEVICES"] = str(1 if target.topology_name else target.devices)
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
-    elif config.mesh.cpu_devices and "JAX_NUM_CPU_DEVICES" not in os.environ:
+    elif not plan and config.mesh.cpu_devices and "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
 
 

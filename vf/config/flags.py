@@ -1,6 +1,7 @@
 """Errors on the command line: a mistyped name is answered by the nearest known one, an old one by its successors."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def parse(argv: list[str], names: Iterable[str]) -> list[str]:
         raise UserError(str(error).split("\n")[0]) from error
     except AttributeError as error:
         raise UserError(_unknown_field(argv) or str(error)) from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever the config file, which is Python, raises
+        raise UserError(
+            f"--config must be a Python file with get_config(), as in configs/: {type(error).__name__}: {error}"
+        ) from error
     if rest[1:]:
         word = rest[1].split("=")[0].lstrip("-")
         raise UserError(f"unknown argument {rest[1]}: {nearest(word, names)}")
@@ -60,7 +67,14 @@ def _unknown_field(argv: list[str]) -> str | None:
     defaults = flags.FlagValues()
     config_argv = [argv[0], config_flag]
     config_flags.DEFINE_config_file("config", flag_values=defaults, sys_argv=config_argv)
-    defaults(config_argv)
+    try:
+        defaults(config_argv)
+    except AttributeError as error:  # of the file itself, which sets a field that a locked config has not
+        given, near = (re.search(pattern, str(error)) for pattern in (r'Key "(\w+)" does', r'Did you mean "(\w+)"'))
+        if given is None:
+            raise
+        hint = f"did you mean {near[1]}?" if near else "see configs/base.py"
+        return f"{config_flag.removeprefix('--config=')} sets {given[1]}, which no config has: {hint}"
     known = set(flat(defaults.config.to_dict()))
     for word in argv:
         field = word.removeprefix("--config.").split("=")[0]

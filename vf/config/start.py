@@ -137,7 +137,7 @@ def _learned_otherwise(
     shown = differing[:4]
     facts = ", ".join(f"{name} is {as_flag(ours[name])} here and {as_flag(theirs[name])} there" for name in shown)
     more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
-    flags = " ".join(f"--config.{name}={shlex.quote(as_flag(theirs[name]))}" for name in shown)
+    flags = " ".join(f"--config.{name}={shlex.quote(as_flag(theirs[name]))}" for name in differing)
     file = trained.path / ("config.json" if trained.step is not None else "config.py")
     whole = f"its whole config is {file}" if trained.step is not None else f"or take --config={file}"
     return UserError(

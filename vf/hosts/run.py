@@ -64,6 +64,8 @@ class Hosts:
         self._joined = False
         self._signals = signals or Signals()
         self._signals.before = self._before_end
+        if trains:
+            self._signals.remark = "; the same command goes on from the last checkpoint, or begins again"
         self._finish: list[Callable[[], None]] = []
         self._steps = 0  # counted from this start, since jax counts processes that have made no step yet as 0
 

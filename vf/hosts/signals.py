@@ -6,6 +6,7 @@ other threads inside a library while the interpreter goes down, a segmentation f
 thread reads the numbers of signals as they come, and ends the process itself, unless the job has said that it will.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ class Signals:
         received: number of the first signal; 0 before it.
         deferred: whether the job itself heeds `received`, and ends.
         before: called before a first signal ends the process, to finish what is being written.
+        remark: what the sentence of the end says behind the signal's name.
     """
 
     def __init__(self, leave: Callable[[int], None] = os._exit) -> None:
@@ -32,6 +34,7 @@ class Signals:
         self.received = 0
         self.deferred = False
         self.before: Callable[[], None] = lambda: None
+        self.remark = ""
 
     def watch(self) -> None:
         """Takes over SIGTERM and SIGINT. To be called once, in the main thread."""
@@ -58,7 +61,9 @@ class Signals:
             self._say(f"ended at once by a second signal, {NAMES[signal.Signals(number)]}")
             self._leave(128 + number)
         self.received = number
-        if not self.deferred:
+        if self.deferred:
+            logging.info("%s: the step that runs is saved first; a second signal ends at once", self._name)
+        else:
             threading.Thread(target=self.end, daemon=True, name="end").start()  # a second signal is still read
 
     def end(self) -> None:
@@ -66,9 +71,12 @@ class Signals:
         try:
             self.before()
         finally:
-            name = NAMES[signal.Signals(self.received)]
-            self._say(f"ended by {name}; the same command goes on from the last checkpoint, or begins again")
+            self._say(f"ended by {self._name}{self.remark}")
             self._leave(128 + self.received)
+
+    @property
+    def _name(self) -> str:
+        return NAMES[signal.Signals(self.received)]
 
     def _say(self, text: str) -> None:
         print(f"vf: {text}", file=sys.stderr, flush=True)

@@ -81,6 +81,7 @@ class Phases:
                     lowered = program.lower(*args)
                 with self.phase(f"compile {name}", f"compiling the program of {name}"):
                     made.append(lowered.compile())
+                logging.info("running the program of %s", name)
             return made[0](*args)
 
         return call

@@ -44,6 +44,7 @@ def run(spec: PlanSpec, workdir: files.AnyPath) -> dict[str, Any]:
     Raises UserError for a mesh that does not fit the machine or the batch.
     """
     make, target, settings = spec.subject, spec.target, spec.settings
+    logging.info("tracing the networks and ranking meshes by arithmetic; at full size that takes a minute")
     subject = make(None, None)
     shapes = subject.state()
     counted = counts(subject, shapes.params)

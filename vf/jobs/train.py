@@ -98,6 +98,10 @@ def _train(
     update = programs.update(model, mesh, abstract, spec.accumulate)
     settings = jax.device_put(programs.settings(spec.tx, seed, spec.ema_decay), sharding.replicated(mesh))
 
+    def due(step: int) -> bool:
+        """Whether samples are drawn and scored after a step within the training."""
+        return bool(spec.sample_every) and step % spec.sample_every == 0 and step < spec.steps
+
     with Checkpoints(str(workdir / "checkpoints"), keep=spec.keep) as checkpoints:
         hosts.before_end(checkpoints.settle)
         first = hosts.share(checkpoints.latest() or 0)
@@ -143,6 +147,10 @@ def _train(
                     lines, arrays = lowered.as_text().count("\n"), len(jax.tree.leaves(state))
                     logging.info("the step: %d lines of StableHLO, a state of %d arrays", lines, arrays)
                 return {}
+            if first and due(first) and first not in evaluator.evaluated():  # a stop came in between
+                evaluator.evaluate(first, state.ema, evaluator.sample(first, state.ema))
+                waited, since = batches.waited, time.perf_counter()
+                rates = rates and meter.Meter(mesh, flops, spec.batch_size, spec.half)
             progress = Progress(spec.steps, first)
             for step in range(first + 1, spec.steps + 1):
                 trace.before(step)
@@ -151,10 +159,12 @@ def _train(
                 trace.after(step, numbers)
                 if step < spec.steps:  # while the device works
                     batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
+                if len(pending) > 1:  # one step runs and one waits: the device is never idle, and a signal soon heard
+                    jax.block_until_ready(pending[-2][1])
                 checkpoints.check()
                 last = step == spec.steps
                 stop = hosts.stopping()
-                sample = bool(spec.sample_every) and step % spec.sample_every == 0 and not last
+                sample = due(step)
                 save = step % spec.checkpoint_every == 0 or last or sample or bool(stop)
                 if save or (len(pending) > 1 and (step - 1) % spec.log_every == 0):
                     # The newest step is still running: leave it out, unless a checkpoint must know that it is good.

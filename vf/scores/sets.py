@@ -1,8 +1,8 @@
 """Opens fixed sets of clips to be scored, which are decoded as they are sliced.
 
-A source is a folder of videos, GIFs or folders of frames; an `.npz` with uint8 [n t h w 3] under `clips`; or a prepared
-data set. Which windows, how many and in what order is decided when a set is opened; from then on it is used like an
-array.
+A source is a folder of videos, GIFs or folders of frames; a drawing of a run, `samples/step_...`; an `.npz` with uint8
+[n t h w 3] under `clips`; or a prepared data set. Which windows, how many and in what order is decided when a set is
+opened; from then on it is used like an array.
 """
 
 import dataclasses
@@ -133,6 +133,8 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
     Raises UserError where there are no clips or too few, data is damaged, a video is too short (if `strict`), or this
     kind of source cannot give what `choice` specifies.
     """
+    if (path / "clips.npz").is_file() and (path / "meta.json").is_file():
+        path = path / "clips.npz"  # a drawing of a run, whose other files are pictures of these clips
     if path.suffix == ".npz":
         candidates = _array(path, choice)
     elif (path / "manifest.json").is_file():
