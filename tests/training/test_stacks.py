@@ -41,8 +41,10 @@ def equal(a, b, **tolerance):
         np.testing.assert_allclose(x, y, err_msg=name, **tolerance)
 
 
-@pytest.mark.parametrize("name", ["demo", "ucf101, smoke", pytest.param("ucf101", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize(
+    ("name", "clip_norm"),
+    [("demo", 0.5), ("ucf101, smoke", None), *(pytest.param("ucf101", c, marks=pytest.mark.slow) for c in (None, 0.5))],
+)
 def test_an_update_of_stacks_is_that_of_each_parameter(name, clip_norm):
     """To the rounding of one operation, and of a sum in another order where gradients are clipped by their norm."""
     config = CONFIGS[name]()
