@@ -147,7 +147,8 @@ def _train(
                     lines, arrays = lowered.as_text().count("\n"), len(jax.tree.leaves(state))
                     logging.info("the step: %d lines of StableHLO, a state of %d arrays", lines, arrays)
                 return {}
-            if first and due(first) and first not in evaluator.evaluated():  # a stop came in between
+            # A stop may have come in between; process 0 knows, whose files all others see a little later.
+            if first and due(first) and hosts.share(first not in evaluator.evaluated()):
                 evaluator.evaluate(first, state.ema, evaluator.sample(first, state.ema))
                 waited, since = batches.waited, time.perf_counter()
                 rates = rates and meter.Meter(mesh, flops, spec.batch_size, spec.half)
