@@ -54,6 +54,7 @@ def test_every_config_builds(name, variant):
     model = models.model(config, data.source(config))
     total = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
     assert total > 100_000
+    assert ("noise is expected" in config.note) == (variant == "smoke")
     build.optimizer(config)
     build.sample_options(config)
 

@@ -2,9 +2,9 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -98,11 +98,22 @@ def evaluate(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None
     which = str(config.eval.checkpoint)
     if not which.isdecimal():
         choose("eval.checkpoint", which, {"follow": 0, "latest": 0, "a step": 0})
+    run = _run(config, workdir, "evaluate", trained)[0]
+
+    def compare(theirs: Mapping[str, Any], step: int, classes: Sequence[str]) -> None:
+        networks.resolved(config, workdir, fresh=False)
+        there = Trained(workdir, theirs, step, {"class_names": classes})
+        start.check_resumed(config, there, run.model.networks, run.class_names, trains=False)
+        if step:
+            clips.check_validation(config, workdir, fresh=False)
+
     return EvaluateSpec(
-        run=_run(config, workdir, "evaluate", trained)[0],
+        run=run,
         checkpoint=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]
         last=config.train.steps,
         patience=config.eval.patience,
+        compared=trained.config if trained else {},
+        compare=compare,
     )
 
 
@@ -147,20 +158,21 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
             levels=np.asarray(config.eval.levels, np.int32), batch_size=config.eval.batch_size,
-            fingerprint=evaluation_fingerprint(config), best=config.eval.best,
+            fingerprint=evaluation_fingerprint(config, reference, validation), best=config.eval.best,
             lowest=choose("eval.best_is", config.eval.best_is, {"lowest": True, "highest": False}),
         ),
     )  # fmt: skip
     return run, source
 
 
-def evaluation_fingerprint(config: ConfigDict) -> str:
-    """Hash of everything but the weights that must agree for two evaluations to be comparable."""
+def evaluation_fingerprint(config: ConfigDict, *sets: Source | None) -> str:
+    """Hash of everything but the weights that must agree for two evaluations to be comparable; `sets` of real clips."""
     ignored = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
     fields = to_json(config)
     hashed = {name: fields[name] for name in ("sample", "data", "seed")}
     del hashed["sample"]["what"], hashed["sample"]["fps"]  # evaluations are of clips only, at whatever rate they play
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
+    hashed["sets"] = [source and source.describe() for source in sets]
     return protocol_hash(hashed)
 
 
