@@ -166,6 +166,7 @@ def test_real_clips_of_the_classes_of_the_samples_are_shown_beside_them(finished
     reference = evaluator.RealClips.read(data.source(tiny(), "reference"), 8, 0).clips
     available = {names[label] for label in reference["label"]}
     assert beside["labels"] == [label for label in meta["labels"] if label in available] != []
+    assert beside["absent"] == [label for label in meta["labels"] if label not in available]
     for label, clip in zip(shown["label"], shown["clips"], strict=True):
         assert any(np.array_equal(clip, other) for other in reference["video"][reference["label"] == label])
 

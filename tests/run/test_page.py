@@ -324,6 +324,14 @@ def test_samples_of_other_weights_than_the_run_s_say_whose_they_are(tmp_path, st
     assert [row[1] for row in rows(page)] == [["the", "start"]]
 
 
+def test_film_strips_are_explained_where_there_are_some(tmp_path):
+    folder = media.drawing_folder(tmp_path, 7, "base", 3, {"seed": 0})
+    media.write_samples(folder, clips_of(1)[:, :1], base_frame=0)
+    assert "film strip" not in page_of(tmp_path).text
+    media.write_samples(drawing(tmp_path, 7), clips_of(1), base_frame=0)
+    assert "In a film strip" in page_of(tmp_path).text
+
+
 def test_facts_that_say_nothing_are_left_out(tmp_path):
     facts = {"source": "folder", "split": None, "videos": 3}
     for rejected in (0, 2):

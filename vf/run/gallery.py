@@ -43,7 +43,8 @@ def gallery(workdir: AnyPath) -> str:
         f'<input id="step" type="range" min="0" max="{last}" value="{last}"><output for="step"></output></p>'
     )
     note = "<p>In a film strip rows are clips and time runs to the right; the orange frame is the base frame.</p>"
-    return f"{slider if last > 0 else ''}{''.join(blocks)}{note}"
+    html = "".join(blocks)
+    return f"{slider if last > 0 else ''}{html}{note if 'strip.png' in html else ''}"
 
 
 def _pair(real: str, drawn: list[str]) -> str:
