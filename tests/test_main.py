@@ -700,7 +700,7 @@ def test_another_noise_prior_is_for_another_run(finished):
 def test_other_changes_of_a_run_are_listed(finished, caplog):
     """In one line; of fields that the job reads."""
     workdir, _ = finished
-    config = tiny(train__log_every=2, train__lr_base=0.5, sample__count=5, plan__minutes=1.0)
+    config = tiny(train__log_every=2, train__lr_base=0.5, sample__count=5, plan__minutes=1.0, eval__checkpoint="latest")
     trained = export.of_run(workdir)
     for make, listed in (
         (build.train, "train.lr_base is 0.5 (was 0.003), train.log_every is 2 (was 1), sample.count is 5 (was 4)"),

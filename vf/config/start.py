@@ -87,7 +87,9 @@ def check_resumed(
     facts = [
         f"{name} is {as_flag(value)} (was {as_flag(theirs[name])})"
         for name, value in ours.items()
-        if name in theirs and value != theirs[name] and not name.startswith(("plan.", *unused))
+        if name in theirs
+        and value != theirs[name]
+        and not name.startswith(("plan.", "eval.checkpoint", "eval.patience", *unused))
     ]
     if facts:
         logging.info("the config differs from that of step %d: %s", trained.step, ", ".join(facts))
