@@ -210,7 +210,7 @@ def test_an_error_ends_with_the_flags_of_its_fields(tmp_path, changes, named):
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_answered_with_its_field(tmp_path, field, value):
-    with pytest.raises(UserError, match=rf"^{field} (must be|takes numbers)"):
+    with pytest.raises(UserError, match=rf"^--config\.{field} (must be|takes numbers)"):
         read(toy(**{field: value}), tmp_path)
 
 

@@ -179,7 +179,7 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     sample = config.sample
     if not 0 <= sample.eta <= 1:
         raise UserError(
-            f"sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
+            f"--config.sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
         )
     make = choose("sample.solver", sample.solver, SOLVERS)
     if sample.eta and sample.solver == "heun":
@@ -203,7 +203,7 @@ def guidance(config: ConfigDict) -> Guidance:
     own = None if sample.residual_guidance_scale == -1 else sample.residual_guidance_scale
     interval = tuple(sample.guidance_interval) or None
     if interval is not None and len(interval) != 2:
-        raise UserError(f"sample.guidance_interval must be () or two times, first and last, got {interval}")
+        raise UserError(f"--config.sample.guidance_interval must be () or two times, first and last, got {interval}")
     return as_user_error(
         lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale),
         {"interval": "sample.guidance_interval", "rescaling": "sample.guidance_rescale"},
@@ -306,7 +306,7 @@ def plan_settings(config: ConfigDict) -> PlanSettings:
     from_config = choose("plan.mesh", given.mesh, {"best": False, "config": True})
     for name in ("meshes", "minutes", "gigabytes"):
         if given[name] <= 0:
-            raise UserError(f"plan.{name} must be positive, got {given[name]}")
+            raise UserError(f"--config.plan.{name} must be positive, got {given[name]}")
     return PlanSettings(
         mesh=tuple(config.mesh[axis] for axis in sharding.AXES) if from_config else None,
         compile=given.compile, meshes=given.meshes, blocks=given.blocks, finish=given.finish,

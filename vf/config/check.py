@@ -33,23 +33,27 @@ def check(config: ConfigDict, mode: str) -> None:
     fields = flat(to_json(config))
     for name in NUMBERS:
         if wrong := [value for value in fields[name] if not isinstance(value, int | float)]:
-            raise UserError(f"{name} takes numbers, got {wrong[0]!r}")
+            raise UserError(f"--config.{name} takes numbers, got {wrong[0]!r}")
     for name in ("base.net.width_mult", "residual.net.width_mult"):
         if min(fields[name], default=0) <= 0:
-            raise UserError(f"{name} must be positive numbers, one for each level, got {fields[name]}")
+            raise UserError(f"--config.{name} must be positive numbers, one for each level, got {fields[name]}")
     for name, least in LEAST.items():
         if fields[name] < least:
-            raise UserError(f"{name} must be at least {least}, got {fields[name]}")
+            raise UserError(f"--config.{name} must be at least {least}, got {fields[name]}")
     if not -1 <= config.noise.base_frame < frames:
         raise UserError(
-            f"noise.base_frame must be one of 0..{frames - 1}, or -1 for the paper's, got {config.noise.base_frame}"
+            f"--config.noise.base_frame must be one of 0..{frames - 1}, or -1 for the paper's, got "
+            f"{config.noise.base_frame}"
         )
     if train.batch_size % train.accumulate:
         raise UserError(
-            f"train.batch_size ({train.batch_size}) must divide into train.accumulate ({train.accumulate}) parts"
+            f"--config.train.batch_size ({train.batch_size}) must divide into --config.train.accumulate "
+            f"({train.accumulate}) parts"
         )
     if not 0 <= config.data.validation_share < 1:
-        raise UserError(f"data.validation_share must be at least 0 and less than 1, got {config.data.validation_share}")
+        raise UserError(
+            f"--config.data.validation_share must be at least 0 and less than 1, got {config.data.validation_share}"
+        )
     choose("sample.weights", sample.weights, {"ema": 0, "params": 0})
     choose("sample.what", sample.what, {"clips": 0, "base": 0})
     if config.init_from and config.base.init_from:
@@ -63,7 +67,7 @@ def check(config: ConfigDict, mode: str) -> None:
         )
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
         steps = config.noise.steps
-        raise UserError(f"eval.levels must be of 0..{steps - 1}, as noise.steps is {steps}, got {levels[0]}")
+        raise UserError(f"--config.eval.levels must be of 0..{steps - 1}, as noise.steps is {steps}, got {levels[0]}")
     if mode not in ("sample", "plan"):
         if sample.what == "base":
             raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")

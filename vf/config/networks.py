@@ -88,7 +88,10 @@ def labelled(config: ConfigDict, source: Source) -> bool:
     """Whether networks are conditioned on classes. Raises UserError where the clips have none."""
     wanted = choose("model.condition", config.model.condition, {"none": False, "label": True})
     if wanted and not source.num_classes:
-        raise UserError("model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>")
+        raise UserError(
+            "model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>, or take "
+            "--config.model.condition=none"
+        )
     return wanted
 
 
