@@ -129,7 +129,7 @@ def make(
     if clip_norm is not None and clip_norm <= 0:
         raise UserError(f"clip_norm must be positive, but is {clip_norm}; use None for no clipping")
     if schedule not in SCHEDULES:
-        raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, but is {schedule!r}")
+        raise UserError(f"schedule must be {' or '.join(map(repr, SCHEDULES))}, but is {schedule!r}")
     if warmup_steps < 0:
         raise UserError(f"warmup_steps must be 0 or more, but is {warmup_steps}")
     if schedule == "cosine" and warmup_steps >= total_steps:
