@@ -13,6 +13,7 @@ from vf.plan import units
         (units.bytes_text, 2**30 - 1, "1.00 GiB"),
         (units.bytes_text, 5000 * 2**40, "5,000.00 TiB"),
         (units.count_text, 2_500, "2.50 k"),
+        (units.count_text, 2_500_000_000, "2,500.00 M"),
         (units.flop_text, 2.5e8, "250.00 MFLOP"),
         (units.traffic_text, 2.5e9, "2.50 GB"),
         (units.seconds_text, 0.00025, "250.00 us"),

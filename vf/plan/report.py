@@ -22,7 +22,7 @@ def report(plan: Mapping[str, Any]) -> str:
     total = sum(plan["parameters"].values())
     for name, size in plan["parameters"].items():
         lines.append(f"  {name:<10} {count_text(size):>12} parameters")
-    lines.append(f"  {'together':<10} {count_text(total):>12};  {flop_text(plan['flops_per_clip'])} a clip")
+    lines.append(f"  {'together':<10} {count_text(total):>12};  useful {flop_text(plan['flops_per_clip'])} a clip")
     lines += ["", "Sharding (parameters; moments and average lie alike)"]
     shown = plan["sharding"][:12]
     lines += [

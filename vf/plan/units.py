@@ -2,8 +2,8 @@
 
 
 def count_text(number: float) -> str:
-    """A number of things, such as `1.50 M`."""
-    return _scaled(number, 1000, ("", "k", "M", "G")).strip()
+    """A number of parameters, such as `1.50 k` or `2,000.00 M`."""
+    return _scaled(number, 1000, ("", "k", "M")).strip()
 
 
 def bytes_text(size: float) -> str:
