@@ -822,6 +822,11 @@ def test_embedding_needs_records_that_have_one(real_clips, tmp_path):
         (["--config=configs/demo.py", "--workdir=x", "--mode=plan"], "set --config.plan.target=v5e:16x16"),
         (["--config=configs/dmo.py"], "did you mean configs/demo.py?"),
         (["--config=configs/demo.py", "--workdr=x"], "did you mean workdir?"),
+        (
+            ["--config=configs/demo.py", "--workdir=x", "--train.batch_size=4"],
+            "did you mean --config.train.batch_size?",
+        ),
+        (["--config=configs/demo.py", "--workdir=x", "--lam=0.7"], "did you mean --config.noise.lam?"),
         (["--config=configs/demo.py", "--mode=trian"], "train"),
         (["--config=configs/demo.py", "--config.train.steps=abc"], "abc"),
         (["--config=configs/demo.py"], "--workdir is missing"),

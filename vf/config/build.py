@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vf import files
 from vf.config import data as clips
 from vf.config import networks, start
-from vf.config.models import file_model, image_model, model
+from vf.config.models import file_model, image_model, model, noise_schedule
 from vf.config.scores import scorers
 from vf.config.specs import (
     EvaluateSpec,
@@ -47,13 +47,15 @@ SOLVERS: Mapping[str, Callable[[float], solvers.Solver]] = {
     "ddim": solvers.DDIM, "dpm": solvers.DPMSolver, "heun": lambda eta: solvers.Heun()
 }  # fmt: skip
 FLAGS = {
-    **{name: f"--config.data.{name}" for name in ("source", "split", "windows", "fps", "flip")},
+    **{name: f"--config.data.{name}" for name in ("source", "split", "frames", "windows", "fps", "flip")},
     "share": "--config.data.validation_share",
     "schedule": "--config.noise.schedule",
     "steps": "--config.noise.steps",
     "prediction": "--config.base.prediction",
     "pretrained": "--config.base.pretrained",
     "condition": "--config.model.condition",
+    "warmup_steps": "--config.train.warmup_steps",
+    "target": "--config.plan.target",
 }
 """The flag of each parameter that errors of the rooms below may name."""
 
@@ -117,6 +119,7 @@ def evaluate(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None
     )
 
 
+@naming_flags(FLAGS)
 def plan(config: ConfigDict) -> PlanSpec:
     """The planning job. Raises UserError for values out of range."""
     settings = plan_settings(config)
@@ -188,20 +191,21 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     sample = config.sample
     if not 0 <= sample.eta <= 1:
         raise UserError(
-            f"sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
+            f"--config.sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
         )
     make = choose("sample.solver", sample.solver, SOLVERS)
     if sample.eta and sample.solver == "heun":
         raise UserError(
             f"heun is deterministic: set sample.eta to 0 (got {sample.eta}), or sample.solver to ddim or dpm"
         )
-    made = choose("noise.schedule", config.noise.schedule, schedules.SCHEDULES)
-    schedule = as_user_error(lambda: made(config.noise.steps))
+    schedule = noise_schedule(config)
     if sample.times:
-        grid = as_user_error(lambda: schedules.given_times(sample.times, schedule))
+        grid = as_user_error(lambda: schedules.given_times(sample.times, schedule), {"times": "sample.times"})
     else:
         choose("sample.spacing", sample.spacing, schedules.SPACINGS)
-        grid = as_user_error(lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule))
+        grid = as_user_error(
+            lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule), {"steps": "sample.steps"}
+        )
     return SampleOptions(grid, make(sample.eta), guidance(config), sample.clip_x_0 or None)
 
 
@@ -211,8 +215,11 @@ def guidance(config: ConfigDict) -> Guidance:
     own = None if sample.residual_guidance_scale == -1 else sample.residual_guidance_scale
     interval = tuple(sample.guidance_interval) or None
     if interval is not None and len(interval) != 2:
-        raise UserError(f"sample.guidance_interval must be () or two times, first and last, got {interval}")
-    return as_user_error(lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale))
+        raise UserError(f"--config.sample.guidance_interval must be () or two times, first and last, got {interval}")
+    return as_user_error(
+        lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale),
+        {"interval": "sample.guidance_interval", "rescaling": "sample.guidance_rescale"},
+    )
 
 
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
@@ -228,6 +235,7 @@ def optimizer(config: ConfigDict) -> optim.Optimizer:
     train = config.train
     if train.freeze_base and config.model.predictor == "one_network":
         raise UserError("train.freeze_base leaves one_network nothing to train: set it to False")
+    choose("train.schedule", train.schedule, dict.fromkeys(optim.SCHEDULES, 0))
     return optim.make(
         lr={"base": train.lr_base, "residual": train.lr_residual}, schedule=train.schedule,
         warmup_steps=train.warmup_steps, total_steps=train.steps, weight_decay=train.weight_decay,
@@ -249,6 +257,7 @@ def mesh(config: ConfigDict, mode: str = "") -> Mesh:
     return made
 
 
+@naming_flags(FLAGS)
 def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
     """Splits one CPU into as many devices as `mesh.cpu_devices` says, unless the environment sets their number.
 
@@ -266,6 +275,7 @@ def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
 
 
+@naming_flags(FLAGS)
 def plan_subject(
     config: ConfigDict, mesh: Mesh | None, blocks: int | None, *, accumulate: int | None = None, remat: bool = False
 ) -> PlanSubject:
@@ -308,7 +318,7 @@ def plan_settings(config: ConfigDict) -> PlanSettings:
     from_config = choose("plan.mesh", given.mesh, {"best": False, "config": True})
     for name in ("meshes", "minutes", "gigabytes"):
         if given[name] <= 0:
-            raise UserError(f"plan.{name} must be positive, got {given[name]}")
+            raise UserError(f"--config.plan.{name} must be positive, got {given[name]}")
     return PlanSettings(
         mesh=tuple(config.mesh[axis] for axis in sharding.AXES) if from_config else None,
         compile=given.compile, meshes=given.meshes, blocks=given.blocks, finish=given.finish,

@@ -1,5 +1,6 @@
 """From a config to the model that it names, with the networks that `networks` builds."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,9 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
     """
     data, given = config.data, config.noise
     base = base_frame(config)
-    lam = as_user_error(lambda: decompose.make_lambda(_one_or_all(given.lam), data.frames, base))
+    lam = as_user_error(
+        lambda: decompose.make_lambda(_one_or_all(given.lam), data.frames, base), {"lambda": "noise.lam"}
+    )
     shared = _shared(config, source, data.frames, base)
     base_prediction = choose("base.prediction", config.base.prediction, KINDS)
     base_loss = choose("base.loss", config.base.loss or base_prediction, KINDS)
@@ -63,9 +66,10 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 context=config.model.context,
                 context_noise=config.model.context_noise,
                 **shared,
-            )
+            ),
+            {"lambda": "noise.lam", "base-first": "model.context"},
         )
-    as_user_error(made.shapes)  # reports sizes that do not divide before anything is read or compiled
+    _check_shapes(config, made)
     return made
 
 
@@ -84,7 +88,7 @@ def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) ->
         net=base_network(config, source, mesh), prior=noise.Decomposed(np.ones(1, np.float32)),
         prediction=choose("base.prediction", config.base.prediction, KINDS), **_shared(config, source, 1, 0),
     )  # fmt: skip
-    as_user_error(made.shapes)
+    _check_shapes(config, made)
     return made
 
 
@@ -108,8 +112,22 @@ def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork
         prediction=choose("base.prediction", config.base.prediction, KINDS),
         null_label=file.classes or None, **_common(config, 1, 0),
     )  # fmt: skip
-    as_user_error(made.shapes)
+    _check_shapes(config, made)
     return made, classes
+
+
+def noise_schedule(config: ConfigDict) -> schedules.Schedule:
+    """The noise schedule. Raises UserError for an unknown one, or a number of steps that it cannot have."""
+    make = choose("noise.schedule", config.noise.schedule, schedules.SCHEDULES)
+    return as_user_error(lambda: make(config.noise.steps), {"steps": "noise.steps", "schedule": "noise.schedule"})
+
+
+def _check_shapes(config: ConfigDict, made: Model) -> None:
+    """Raises UserError for sizes that do not divide, before anything is read or compiled."""
+    for name in made.networks:
+        fields = {field: f"{name}.net.{field}" for field in config[name].net}
+        words = {"size": "data.size", "channels": f"{name}.net.width", **fields}
+        as_user_error(functools.partial(made.begins, name), words)
 
 
 def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[str, Any]:
@@ -122,9 +140,9 @@ def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[
 
 def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
     """Those arguments of every model that do not depend on the data."""
-    size, given = config.data.size, config.noise
+    size = config.data.size
     return {
-        "schedule": as_user_error(lambda: choose("noise.schedule", given.schedule, schedules.SCHEDULES)(given.steps)),
+        "schedule": noise_schedule(config),
         "shape": (frames, size, size, 3),
         "base_frame": base,
         "condition_dropout": config.model.condition_dropout,

@@ -32,7 +32,7 @@ from vf.run.recorder import Recorder
 from vf.training import programs, sharding, stacks
 from vf.training.checkpoint import Checkpoints
 from vf.training.step import batch_loss
-from vf.types import Batch, Params, UserError
+from vf.types import Batch, Params, UserError, counted
 
 
 def useful_flops(model: Model, seed: int, params: Params, batch: Batch) -> float:
@@ -247,5 +247,5 @@ def _report_bad(source: pipeline.Source, bad: Mapping[int, str], recorder: Recor
     lost = {**getattr(source, "rejected", {}), **{f"record {number}": why for number, why in bad.items()}}
     if lost:
         names = "; ".join(f"{name}: {why}" for name, why in sorted(lost.items()))
-        logging.warning("%d clips were skipped: %s", len(lost), names)
+        logging.warning("%s skipped: %s", counted(len(lost), "clip"), names)
         recorder.text(step, "skipped clips", names)
