@@ -142,6 +142,8 @@ def cli() -> None:
         if isinstance(error, Stopped):
             os._exit(status)  # at once, whatever threads of libraries still do
         sys.exit(status)
+    finally:
+        SIGNALS.close()
 
 
 if __name__ == "__main__":
