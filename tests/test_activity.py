@@ -50,6 +50,17 @@ def test_a_short_task_is_not():
     assert not stream.getvalue()
 
 
+def test_short_tasks_that_follow_one_another_are_one_silence():
+    """Unless each is announced by a line of its own."""
+    for announced in (False, True):
+        stream = io.StringIO()
+        activity = Activity(0.8, stream)
+        for _ in range(16):
+            with activity.doing("reading", announced=announced):
+                time.sleep(0.06)
+        assert bool(lines(stream)) is not announced
+
+
 def test_the_innermost_task_is_said_then_the_one_around_it():
     stream = io.StringIO()
     activity = Activity(0.02, stream)

@@ -5,6 +5,7 @@ which is there while something is done. One object serves the whole process, whi
 """
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -51,12 +52,13 @@ class Activity:
         self._tasks: list[Task] = []
         self._first: Task | None = None
         self._printed = 0.0  # when anything was
+        self._idle_since = -math.inf  # where there is no task
         self._is_line_open = False  # as a bar on a terminal leaves it
         self._ends = threading.Condition()
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
-    def doing(self, what: str, last: float = 0.0) -> Iterator[Task]:
+    def doing(self, what: str, last: float = 0.0, *, announced: bool = False) -> Iterator[Task]:
         """Within the block, or the function that it decorates, the program is doing `what`: `compiling the step`.
 
         Not a line is printed after its end.
@@ -64,9 +66,10 @@ class Activity:
         Args:
             what: a participle and its object.
             last: seconds that it took the last time; 0 where that is not known.
+            announced: whether the caller has just printed that it begins.
         """
+        task = self._begin(Task(what, last), announced)
         self._end(self._first)
-        task = self._begin(Task(what, last))
         try:
             yield task
         finally:
@@ -74,12 +77,15 @@ class Activity:
 
     def begin(self, what: str) -> None:
         """The program is doing `what` until the first block of `doing` begins."""
-        self._first = self._begin(Task(what, 0.0))
+        self._first = self._begin(Task(what, 0.0), announced=False)
 
-    def _begin(self, task: Task) -> Task:
+    def _begin(self, task: Task, announced: bool) -> Task:
         with self._ends:
+            now = time.monotonic()
+            # Short tasks that follow one another are one silence; who has printed before others is not known.
+            if announced or (not self._tasks and now - self._idle_since > 1):
+                self._printed = now
             self._tasks.append(task)
-            self._printed = time.monotonic()  # the caller has said that it begins, or something else a moment ago
             if self.speaks and self._thread is None:
                 self._thread = threading.Thread(target=self._watch, daemon=True, name="activity")
                 self._thread.start()
@@ -89,6 +95,7 @@ class Activity:
         with self._ends:
             if task in self._tasks:
                 self._tasks.remove(task)
+                self._idle_since = time.monotonic()
                 self._ends.notify()
 
     def printed(self, *, is_line_open: bool = False) -> None:

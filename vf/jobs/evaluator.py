@@ -106,7 +106,7 @@ class Evaluator:
         sample = self.spec.sample
         logging.info("drawing %d %s, %d at a time", sample.count, sample.what, sample.batch_size)
         progress = Progress(sample.count, name="drawn", unit="clips", patient=True)
-        with ACTIVITY.doing(f"drawing {sample.count} {sample.what}"):
+        with ACTIVITY.doing(f"drawing {sample.count} {sample.what}", announced=True):
             samples = programs.in_batches(
                 lambda batch: self._sampling_program(params, batch), self.conditions, sample.batch_size, self.spec.mesh,
                 progress.update if self.recorder.is_writer else lambda rows: None,
@@ -312,7 +312,7 @@ def scores(
     """
     logging.info("scoring %d samples against %d real clips by %s", len(generated), len(real), ", ".join(scorers))
     try:
-        with ACTIVITY.doing("scoring the samples"):
+        with ACTIVITY.doing("scoring the samples", announced=True):
             results = [score for scorer in scorers.values() for score in scorer(real, generated)]
     except ValueError as error:
         raise UserError(f"the samples cannot be scored: {error}") from error

@@ -71,7 +71,7 @@ class Phases:
         seconds = self._last.get(name, 0.0)
         logging.info("%s%s", doing, f"; the last time took {seconds:.1f} s" if seconds >= 1 else "")
         began = time.time()
-        with ACTIVITY.doing(doing, seconds):
+        with ACTIVITY.doing(doing, seconds, announced=True):
             yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.time() - began
 

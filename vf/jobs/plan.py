@@ -212,7 +212,7 @@ def compiled(
         return None
     logging.info("compiling the %s step on mesh %s for %s ...", program, mesh_text(sizes), target.text)
     lower = lower_training if program == "train" else lower_sampling
-    with ACTIVITY.doing(f"compiling the {program} step"):
+    with ACTIVITY.doing(f"compiling the {program} step", announced=True):
         result = compiling.compile_in_process(
             _Lower(lower, make, sizes, blocks), target, settings.minutes, settings.gigabytes, settings.finish
         )
