@@ -100,6 +100,7 @@ class Evaluator:
         seed = rng.as_argument(self.spec.seed)
         return lambda params, batch, t: program(params, batch, t, seed)
 
+    @ACTIVITY.doing("writing the samples")
     @memory.explained("sampling")
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
@@ -126,6 +127,7 @@ class Evaluator:
             self.recorder.video(step, name, samples[:16], fps=sample.fps)
         return samples
 
+    @ACTIVITY.doing("recording the scores")
     @memory.explained("evaluation")
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:
         """Validation losses of `params` and scores of the samples `samples`, recorded."""
