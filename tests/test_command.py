@@ -76,7 +76,7 @@ def test_an_absent_tpu_is_left_out(monkeypatch):
 )
 def test_a_command_ends_quietly_when_nobody_reads(code):
     """As with `| head`: status 141, and not a word on stderr; a command that prints nothing ends as it would."""
-    program = f"from vf import command\nwith command.until_nobody_reads():\n    {code}\n"
+    program = f"from vf import command\nwith command.until_ended():\n    {code}\n"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True,
@@ -86,8 +86,14 @@ def test_a_command_ends_quietly_when_nobody_reads(code):
     assert not done.stderr
 
 
+def test_ctrl_c_ends_a_command_with_a_sentence(capsys):
+    with pytest.raises(SystemExit) as ended, command.until_ended():
+        raise KeyboardInterrupt
+    assert (ended.value.code, capsys.readouterr().err) == (130, "vf: interrupted\n")
+
+
 def test_another_broken_pipe_is_an_error():
-    with pytest.raises(BrokenPipeError), command.until_nobody_reads():
+    with pytest.raises(BrokenPipeError), command.until_ended():
         raise BrokenPipeError("a connection that the other side has closed")
 
 

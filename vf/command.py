@@ -41,10 +41,11 @@ def leave_out_absent_tpu() -> None:
 
 
 @contextmanager
-def until_nobody_reads() -> Iterator[None]:
-    """Ends the program with status 141, as SIGPIPE does, where nobody reads what it prints any more (`... | head`).
+def until_ended() -> Iterator[None]:
+    """Ends the program without a traceback where its user does: by Ctrl-C, with a sentence and status 130, or by
+    reading no more of what it prints (`... | head`), with status 141 as SIGPIPE has it.
 
-    Also a decorator. The signal itself would end it at any connection that somebody else closes.
+    Also a decorator. SIGPIPE itself would end the program at any connection that somebody else closes.
     """
     try:
         try:
@@ -57,6 +58,9 @@ def until_nobody_reads() -> Iterator[None]:
         # What is still buffered would be written, and fail again, when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        print("vf: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def nobody_reads() -> bool:

@@ -306,7 +306,7 @@ def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Capt
     return networks.captions(texts, files, args.vocabulary, args.prefix)
 
 
-@command.until_nobody_reads()
+@command.until_ended()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     logging.basicConfig(

@@ -147,7 +147,7 @@ def cache_programs(folder: str) -> None:
 def cli() -> None:
     """Runs `main`; prints an error that is foreseen as one line, and exits with its status."""
     try:
-        with command.until_nobody_reads():
+        with command.until_ended():
             app.run(main, flags_parser=functools.partial(parse, names=NAMES))
     except (UserError, HostsError, Stopped) as error:
         status, text = exit_status(error)

@@ -272,7 +272,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@command.until_nobody_reads()
+@command.until_ended()
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     logging.basicConfig(level=logging.WARNING)

@@ -161,7 +161,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     return parameters, args
 
 
-@command.until_nobody_reads()
+@command.until_ended()
 def main() -> None:
     """The command."""
     logging.basicConfig(level=logging.WARNING)

@@ -234,7 +234,7 @@ def _assumed(word: str) -> tuple[str, Any]:
     return name, value if choices else int(value)
 
 
-@command.until_nobody_reads()
+@command.until_ended()
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
