@@ -50,6 +50,14 @@ signals.deferred = how == "deferred"
 signals.before = {
     "waits": lambda: (time.sleep(1), print("finished", flush=True)), "hangs": lambda: time.sleep(600)
 }.get(how.removesuffix(", over"), signals.before)
+if how == "joined":  # with a library whose handler is a function in C, in the main thread for long
+    import ctypes
+    libc, handler = ctypes.CDLL(None), ctypes.CFUNCTYPE(None, ctypes.c_int)
+    passed = handler(lambda number: print("passed", number, flush=True))
+    libc.signal(15, passed)
+    signals.join(15)
+    print("ready", flush=True)
+    time.sleep(600)
 if how == "over":  # the program, and the interpreter goes down, where it calls no handler any more
     class Last:
         def __del__(self, write=os.write, sleep=time.sleep):
@@ -90,6 +98,7 @@ if how == "deferred":
         ("hangs, over", [signal.SIGTERM, signal.SIGINT], 130, "ended at once by a second signal, Ctrl-C"),
         ("over", [signal.SIGTERM, signal.SIGINT], 0, ""),
         ("deferred", [signal.SIGTERM], 7, "heeds 15"),
+        ("joined", [signal.SIGTERM, signal.SIGTERM], 143, "passed 15\nvf: ended at once by a second signal, SIGTERM"),
     ],
 )
 def test_a_signal_ends_a_process_whatever_it_does(tmp_path, how, numbers, status, says):

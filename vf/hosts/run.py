@@ -125,6 +125,8 @@ class Hosts:
         if error := connecting.exception():
             raise HostsError(f"process {process.index} cannot join the others: {error}") from error
         self._joined = True
+        if self._trains and self._signals.watches:
+            self._signals.join(signal.SIGTERM)  # a first one is jax's, until `pause`
 
     def _agree(self, workdir: files.AnyPath) -> None:
         """Raises a HostsError, the same on all processes, where one has other devices, fingerprint or folder."""
@@ -174,10 +176,12 @@ class Hosts:
         next step instead.
         """
         self._signals.deferred = False
+        if self.process:
+            if not for_good:
+                return
+            self._signals.passes.clear()
         if self._signals.received:
             self._signals.end()
-        if self.process and for_good:
-            self._signals.handle(signal.SIGTERM)
 
     def _leave(self, error: BaseException | None) -> None:
         """Waits for the others after success; after an error it ends this process, whatever the others do.

@@ -6,6 +6,7 @@ other threads inside a library while the interpreter goes down, a segmentation f
 thread reads the numbers of signals as they come, and ends the process itself, unless the job has said that it will.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -27,6 +28,7 @@ class Signals:
         deferred: whether the job itself heeds `received`, and ends.
         before: called before a first signal ends the process, to finish what is being written.
         remark: what the sentence of the end says behind the signal's name.
+        passes: {number: what a library does at that signal}; the first is passed on, and the job is to end by that.
     """
 
     def __init__(self, leave: Callable[[int], None] = os._exit) -> None:
@@ -35,9 +37,15 @@ class Signals:
         self.deferred = False
         self.before: Callable[[], None] = lambda: None
         self.remark = ""
+        self.passes: dict[int, Callable[[int], None]] = {}
         self._writes = -1  # the end of the pipe into which Python writes the numbers of signals; -1 while it does not
         self._reader: threading.Thread | None = None
         self._ending: threading.Thread | None = None
+
+    @property
+    def watches(self) -> bool:
+        """Whether signals are taken over."""
+        return self._reader is not None
 
     def watch(self) -> None:
         """Takes over SIGTERM and SIGINT. To be called once, in the main thread."""
@@ -72,6 +80,16 @@ class Signals:
         """Takes signal `number` over, again where a library has done so in between. In the main thread."""
         signal.signal(number, lambda number, frame: None)
 
+    def join(self, number: int) -> None:
+        """Takes signal `number` over from a library that handles it by a function in C, and passes it on to that.
+
+        C's own `signal` returns the handler before, which Python does not know of. In the main thread."""
+        libc = ctypes.CDLL(None)
+        libc.signal.restype = ctypes.c_void_p
+        if (address := libc.signal(number, ctypes.c_void_p(signal.SIG_IGN))) not in (None, 0, 1):
+            self.passes[number] = ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
+        self.handle(number)
+
     def _read(self, pipe: int) -> None:
         while number := os.read(pipe, 1):
             self.take(number[0])
@@ -84,7 +102,9 @@ class Signals:
             self._say(f"ended at once by a second signal, {NAMES[signal.Signals(number)]}")
             self._leave(128 + number)
         self.received = number
-        if self.deferred:
+        if number in self.passes:
+            self.passes[number](number)
+        if self.deferred or number in self.passes:
             logging.info("%s: the step that runs is saved first; a second signal ends at once", self._name)
         else:
             ending = threading.Thread(target=self.end, daemon=True, name="end")
