@@ -142,6 +142,19 @@ def get_config() -> ConfigDict:
     sample.seed = 0
     sample.weights = "ema"  # ema | params
     sample.fps = 0.0  # of the pictures of samples; 0 = the data's
+    # Control (--mode=sample; docs/sampling.md). Base noise is content, residual noise motion.
+    sample.content_seed = -1  # of the base noise; -1 = seed
+    sample.motion_seed = -1  # of the residual noise; -1 = seed
+    sample.grid = ()  # rows and columns, in place of count: a row shares its content, a column its motion
+    sample.interpolate = ""  # content: the rows of the grid go from one content to another | motion: its columns
+    # A picture or video whose first clip gives the content, or the motion, of all samples: by its noise, which is found
+    # by inversion (deterministic ddim), or base first, for the content, as the base frame itself.
+    sample.content_of = ""
+    sample.motion_of = ""
+    sample.motion_label = -1  # class of motion_of; -1 = sample.label
+    sample.known = ()  # array indices of frames that are given; the others are sampled beside them
+    sample.known_of = ""  # a video, or a picture, that gives them; "" = validation clips, one for each sample
+    sample.reconstruction = 0.0  # weight of reconstruction guidance towards known frames; a backward pass a step
 
     config.eval = evaluation = ConfigDict()
     # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,

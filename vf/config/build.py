@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vf import files
+from vf.config import control, networks, start
 from vf.config import data as clips
-from vf.config import networks, start
 from vf.config.models import file_model, image_model, model
 from vf.config.scores import scorers
 from vf.config.specs import (
@@ -137,7 +137,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
         reference = clips.source(config, "reference")
-    if mode != "sample" or made.embedding_dim:
+    if mode != "sample" or made.embedding_dim or (config.sample.known and not config.sample.known_of):
         validation = clips.source(config, "validation")
         clips.check_validation(config, workdir, fresh)
     run = RunSpec(
@@ -159,7 +159,8 @@ def evaluation_fingerprint(config: ConfigDict) -> str:
     ignored = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
     fields = to_json(config)
     hashed = {name: fields[name] for name in ("sample", "data", "seed")}
-    del hashed["sample"]["what"], hashed["sample"]["fps"]  # evaluations are of clips only, at whatever rate they play
+    for name in ("what", "fps", *control.FIELDS):  # evaluations are of clips only, freely drawn, at whatever rate
+        del hashed["sample"][name]
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
     return protocol_hash(hashed)
 
@@ -190,7 +191,10 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     else:
         choose("sample.spacing", sample.spacing, schedules.SPACINGS)
         grid = as_user_error(lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule))
-    return SampleOptions(grid, make(sample.eta), guidance(config), sample.clip_x_0 or None)
+    bound = None if control.inverts(config) else sample.clip_x_0 or None  # a bound cannot be inverted
+    return SampleOptions(
+        grid, make(sample.eta), guidance(config), bound, control.known(config), config.sample.reconstruction
+    )
 
 
 def guidance(config: ConfigDict) -> Guidance:
@@ -205,9 +209,10 @@ def guidance(config: ConfigDict) -> Guidance:
 
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     """`config.sample`, typed, for a model of the clips of `source`."""
-    s, fps = config.sample, clips.shown_fps(config, source)
+    s, fps, fixed = config.sample, clips.shown_fps(config, source), control.control(config)
+    count = fixed.grid[0] * fixed.grid[1] if fixed and fixed.grid else s.count
     return SampleSpec(
-        sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta
+        sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta, fixed
     )
 
 

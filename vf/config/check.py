@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from vf.config import control
 from vf.config.values import choose
 from vf.types import UserError
 
@@ -50,6 +51,9 @@ def check(config: ConfigDict, mode: str) -> None:
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
         raise UserError(f"eval.levels are steps 0..{config.noise.steps - 1} of the schedule, got {levels[0]}")
     if mode not in ("sample", "plan"):
+        if control.is_controlled(config):
+            name = next(name for name, off in control.FIELDS.items() if sample[name] != off)
+            raise UserError(f"sample.{name} is for --mode=sample, and this is --mode={mode}: leave it as it is")
         if sample.what == "base":
             raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
         if config.data.source == "none":

@@ -35,10 +35,41 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlSpec:
+    """What a sampling job fixes of its clips.
+
+    Attributes:
+        content_seed: of the base noise.
+        motion_seed: of the residual noise.
+        grid: rows of one content each and columns of one motion each; None where each sample has its own.
+        interpolate: `content` or `motion` where the rows, or the columns, go from one to another; else "".
+        content_of, motion_of, known_of: a picture or video; "" for none.
+        motion_label: class of the clip of `motion_of`.
+        cut: (path) -> the file's first clip, u8 [f h w 3]. Raises UserError.
+    """
+
+    content_seed: int
+    motion_seed: int
+    grid: tuple[int, int] | None = None
+    interpolate: Literal["", "content", "motion"] = ""
+    content_of: str = ""
+    motion_of: str = ""
+    motion_label: int = -1
+    known_of: str = ""
+    cut: Callable[[str], np.ndarray] | None = None
+
+    def protocol(self) -> dict[str, Any]:
+        """Everything that is controlled, ready for JSON; {} for nothing."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cut"}
+        return {name: value for name, value in fields.items() if value not in ("", None, -1)}
+
+
+@dataclasses.dataclass(frozen=True)
 class SampleSpec:
     """How many clips, or images of the base generator, to sample, of which classes, in what batches.
 
-    `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`.
+    `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`; `control` is None
+    where nothing is fixed.
     """
 
     options: SampleOptions
@@ -51,13 +82,16 @@ class SampleSpec:
     what: Literal["clips", "base"] = "clips"
     solver: str = "ddim"
     eta: float = 0.0
+    control: ControlSpec | None = None
 
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
         grid, guidance = self.options.grid.tolist(), self.options.guidance
         more = {
             "residual_guidance_scale": guidance.residual_scale, "guidance_interval": guidance.interval,
-            "guidance_rescale": guidance.rescale or None,
+            "guidance_rescale": guidance.rescale or None, "known": self.options.known or None,
+            "reconstruction": self.options.reconstruction or None,
+            "control": self.control and self.control.protocol(),
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
             "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,

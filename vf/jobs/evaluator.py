@@ -19,7 +19,7 @@ from vf import files, rng
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
-from vf.jobs import memory, meter
+from vf.jobs import control, memory, meter
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer, to_json
 from vf.models.model import Model
@@ -87,7 +87,7 @@ class Evaluator:
     def _sampling_program(self) -> Any:
         sample = self.spec.sample
         program = self.phases.compiled(programs.sampling(self.spec.model, self.spec.mesh, sample.options), "sampling")
-        seed = rng.as_argument(sample.seed)
+        seed = rng.as_argument(sample.control.content_seed if sample.control else sample.seed)
         return lambda params, batch: program(params, batch, seed)
 
     @functools.cached_property
@@ -102,8 +102,9 @@ class Evaluator:
         sample = self.spec.sample
         logging.info("drawing %d %s, %d at a time", sample.count, sample.what, sample.batch_size)
         progress = Progress(sample.count, name="drawn", unit="clips", patient=True)
+        rows = control.rows(self.spec, self.phases, params, self.conditions)
         samples = programs.in_batches(
-            lambda batch: self._sampling_program(params, batch), self.conditions, sample.batch_size, self.spec.mesh,
+            lambda batch: self._sampling_program(params, batch), rows, sample.batch_size, self.spec.mesh,
             progress.update if self.recorder.is_writer else lambda rows: None,
         )  # fmt: skip
         self._record_phases(step, "the samples")
@@ -115,6 +116,7 @@ class Evaluator:
                 media.drawing_folder(self.workdir, step, sample.what, len(samples), sampling), samples,
                 base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._labels,
                 class_names=self.spec.class_names, meta={"step": step, **sampling, **beside},
+                columns=control.columns(sample),
             )  # fmt: skip
             logging.info("samples: %s", folder)
             name = "samples" if sample.what == "clips" else "base samples"
@@ -245,22 +247,27 @@ def conditions(
     Args:
         model: whose conditions they are.
         spec: number of samples and their class.
-        records: `label` [m] and `embedding` [m d] of the validation clips; read only for the embedding.
+        records: `label` [m] and `embedding` [m d] of the validation clips, and `video` [m f h w 3]; read only for the
+            embedding, and for known frames that no file gives.
         classes: number of classes.
 
     Raises UserError for a label that is no class, or a class without a donor in `records`.
     """
     if model.null_label is not None and spec.label >= classes:
         raise UserError(f"sample.label must be a class, 0 to {classes - 1}, or -1 for all in turn; got {spec.label}")
-    index = np.arange(spec.count, dtype=np.uint32)
+    rows = control.numbers(spec)
+    index = rows["index"]
+    known = bool(spec.options.known) and "video" in records  # the validation clips give the known frames
     label = index % max(classes, 1) if spec.label < 0 else np.full(spec.count, spec.label)
-    if not model.embedding_dim:
-        return {"index": index, "label": label.astype(np.int32)}
-    if model.null_label is None and spec.label < 0:
+    if not model.embedding_dim and not known:
+        return rows | {"label": label.astype(np.int32)}
+    if spec.label < 0 and (known or model.null_label is None):
         donors = index % len(records["label"])
     else:
         donors = _donors(label, records["label"])
-    return {"index": index, **{name: records[name][donors] for name in ("label", "embedding")}}
+    if known:
+        rows["known"] = records["video"][donors]
+    return rows | {name: records[name][donors] for name in ("label", "embedding") if name in records}
 
 
 def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from vf import rng
-from vf.diffusion import decompose, gaussian, noise, solvers
+from vf.diffusion import decompose, gaussian, known, noise, solvers
 from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
 from vf.models.model import Condition, Errors, Model, Network, mse
@@ -110,19 +110,19 @@ class VideoFusion(Model):
         if self.base_first:
             # Base first: by the time the residual frames are sampled the base frame is clean, so b is known exactly.
             context = self._noised_context(x[:, c], context_keys) if train else x[:, c]
-            known, beside = b, context
+            used, beside = b, context
         else:
-            known, beside = b_hat, None
-        z_prime = decompose.residual_input(z, known, self.lam, sigma)  # (5)
+            used, beside = b_hat, None
+        z_prime = decompose.residual_input(z, used, self.lam, sigma)  # (5)
         inputs = self._residual_inputs(z_prime, alpha, beside)
         value = self._call(self.residual, params["residual"], inputs, t, condition, null, dropout_keys=residual_dropout)
         kind = self.residual_prediction
-        residual_loss = decompose.residual_error(kind, value, x, eps, known, self.lam, alpha, sigma)  # (7)
+        residual_loss = decompose.residual_error(kind, value, x, eps, used, self.lam, alpha, sigma)  # (7)
         residual_sigma = decompose.residual_sigma(self.lam, sigma)[..., 0, 0, 0]
         residual_loss *= gaussian.loss_weight(
             kind, self.residual_loss, alpha[:, None], residual_sigma, self.loss_weight
         )
-        eps_hat = decompose.eps_hat(kind, value, z_prime, known, self.lam, alpha, sigma)  # (6)
+        eps_hat = decompose.eps_hat(kind, value, z_prime, used, self.lam, alpha, sigma)  # (6)
         unknown = 1 - np.where(np.arange(self.shape[0]) == c, 0, self.lam) if self.base_first else 1
         share = mse(eps_hat - eps) / unknown
         return Errors(residual_loss.at[:, c].set(base_loss), share.at[:, c].set(mse(b_hat - b)))
@@ -225,15 +225,27 @@ class VideoFusion(Model):
         return r_hat
 
     def denoiser(
-        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
+        self,
+        params: Mapping[str, Params],
+        condition: Condition,
+        guidance: Guidance = UNGUIDED,
+        base_frame: Float[Array, "b h w c"] | None = None,
     ) -> solvers.Denoiser:
-        """The joint predictor (4)-(6): z_t [b f h w c], t -> eps_hat. One base pass, on one frame."""
+        """The joint predictor (4)-(6): z_t [b f h w c], t -> eps_hat. One base pass, on one frame.
+
+        base_frame: the clean base frame where it is known. Then so is b, which is read off z^c, and the base generator
+            is not run.
+        """
         base = self.base_denoiser(params, condition, guidance)
         residual = self._guided(self.residual, params["residual"], condition, guidance.of_residual)
 
         def eps_hat(z: Array, t: Array) -> Array:
             alpha, sigma = (jnp.full(len(z), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
-            b_hat = base(z[:, self.base_frame], t)
+            z_base = z[:, self.base_frame]
+            if base_frame is None:
+                b_hat = base(z_base, t)
+            else:
+                b_hat = known.true_noise(z_base, base_frame, self.schedule.alpha(t), self.schedule.sigma(t))
             z_prime = decompose.residual_input(z, b_hat, self.lam, sigma)
             value = residual(self._residual_inputs(z_prime, alpha, None), t)
             return decompose.eps_hat(self.residual_prediction, value, z_prime, b_hat, self.lam, alpha, sigma)
