@@ -127,6 +127,7 @@ def get_config() -> ConfigDict:
     config.sample = sample = ConfigDict()
     sample.what = "clips"  # clips | base (images of the base generator alone; --mode=sample)
     sample.count = 64
+    sample.first = 0  # number of the first sample: sample k is the same whatever others are drawn
     sample.batch_size = 16  # over all devices
     sample.solver = "ddim"  # ddim | dpm (DPM-Solver++(2M), its SDE for eta > 0) | heun (two passes a step)
     sample.steps = 50
@@ -155,6 +156,10 @@ def get_config() -> ConfigDict:
     sample.known = ()  # array indices of frames that are given; the others are sampled beside them
     sample.known_of = ""  # a video, or a picture, that gives them; "" = validation clips, one for each sample
     sample.reconstruction = 0.0  # weight of reconstruction guidance towards known frames; a backward pass a step
+    # Long clips: windows of data.frames, of which each knows the last frames of the one before.
+    sample.length = 0  # frames; 0 = data.frames
+    sample.overlap = 0  # known frames of a window; 0 = half
+    sample.keep_base_noise = True  # in all windows of a clip, as in the paper
 
     config.eval = evaluation = ConfigDict()
     # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,

@@ -212,8 +212,9 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     s, fps, fixed = config.sample, clips.shown_fps(config, source), control.control(config)
     count = fixed.grid[0] * fixed.grid[1] if fixed and fixed.grid else s.count
     return SampleSpec(
-        sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta, fixed
-    )
+        sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
+        control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,
+    )  # fmt: skip
 
 
 def optimizer(config: ConfigDict) -> optim.Optimizer:

@@ -20,6 +20,7 @@ def check(config: ConfigDict, mode: str) -> None:
         ("train.log_every", train.log_every, 1),
         ("train.checkpoint_every", train.checkpoint_every, 1),
         ("sample.count", sample.count, 1),
+        ("sample.first", sample.first, 0),
         ("sample.batch_size", sample.batch_size, 1),
         ("eval.clips", config.eval.clips, 4),
         ("noise.steps", config.noise.steps, 1),
@@ -51,9 +52,8 @@ def check(config: ConfigDict, mode: str) -> None:
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
         raise UserError(f"eval.levels are steps 0..{config.noise.steps - 1} of the schedule, got {levels[0]}")
     if mode not in ("sample", "plan"):
-        if control.is_controlled(config):
-            name = next(name for name, off in control.FIELDS.items() if sample[name] != off)
-            raise UserError(f"sample.{name} is for --mode=sample, and this is --mode={mode}: leave it as it is")
+        if own := [name for name, off in control.FIELDS.items() if sample[name] != off]:
+            raise UserError(f"sample.{own[0]} is for --mode=sample, and this is --mode={mode}: leave it as it is")
         if sample.what == "base":
             raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
         if config.data.source == "none":

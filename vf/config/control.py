@@ -14,14 +14,17 @@ from vf.config.values import as_user_error, choose
 from vf.data import decode
 from vf.data.clips import Windows
 from vf.diffusion.known import frame_mask
+from vf.models.sampler import Extension
 from vf.types import UserError
 from vf.video import load_npz
 
-FIELDS = {
+CONTROL = {
     "content_seed": -1, "motion_seed": -1, "grid": (), "interpolate": "", "content_of": "", "motion_of": "",
     "motion_label": -1, "known": (), "known_of": "", "reconstruction": 0.0,
 }  # fmt: skip
-"""The fields of `sample` that are read here, with the values by which nothing is fixed."""
+"""The fields of `sample` that say what is fixed, with the values by which nothing is."""
+FIELDS = CONTROL | {"first": 0, "length": 0, "overlap": 0, "keep_base_noise": True}
+"""All fields of `sample` that are for the sampling job alone, with the values by which they change nothing."""
 
 
 def control(config: ConfigDict) -> ControlSpec | None:
@@ -29,10 +32,11 @@ def control(config: ConfigDict) -> ControlSpec | None:
     sample = config.sample
     if not is_controlled(config):
         return None
-    if sample.what == "base" and any(sample[name] != off for name, off in FIELDS.items() if name != "content_seed"):
+    if sample.what == "base" and any(sample[name] != off for name, off in CONTROL.items() if name != "content_seed"):
         raise UserError("images of the base generator have content alone: leave all but sample.content_seed as it is")
     decomposed = config.model.predictor == "decomposed"
-    if not decomposed and any(sample[name] != FIELDS[name] for name in FIELDS if not name.startswith(("known", "rec"))):
+    noises = {name: off for name, off in CONTROL.items() if not name.startswith(("known", "rec"))}
+    if not decomposed and any(sample[name] != off for name, off in noises.items()):
         raise UserError(
             "content and motion are controlled by decomposed noise: set --config.model.predictor=decomposed, for a run "
             "that was trained so"
@@ -50,7 +54,7 @@ def control(config: ConfigDict) -> ControlSpec | None:
 
 def is_controlled(config: ConfigDict) -> bool:
     """Whether any field says what to fix."""
-    return any(config.sample[name] != off for name, off in FIELDS.items())
+    return any(config.sample[name] != off for name, off in CONTROL.items())
 
 
 def known(config: ConfigDict) -> tuple[int, ...]:
@@ -58,6 +62,26 @@ def known(config: ConfigDict) -> tuple[int, ...]:
     if config.sample.content_of and config.model.context == "base_frame":
         return (base_frame(config),)
     return tuple(config.sample.known)
+
+
+def extension(config: ConfigDict) -> Extension:
+    """The windows of a clip of `sample.length` frames. Raises UserError where they do not fit."""
+    sample, frames = config.sample, config.data.frames
+    length, overlap = sample.length or frames, sample.overlap or frames // 2
+    if length < frames:
+        raise UserError(f"sample.length is at least the {frames} frames that the model was trained on, got {length}")
+    if length == frames:
+        return Extension(frames, frames, 0)
+    if sample.what == "base":
+        raise UserError("images of the base generator have no length: leave sample.length at 0")
+    if not 1 <= overlap < frames:
+        raise UserError(f"sample.overlap is 1 to {frames - 1}, less than a window's {frames} frames; got {overlap}")
+    if config.model.context == "base_frame" and overlap <= base_frame(config):
+        raise UserError(
+            f"base first, a window is drawn from its base frame, {base_frame(config)}, so that it must be known: set "
+            f"--config.sample.overlap={base_frame(config) + 1} or more, got {overlap}"
+        )
+    return Extension(length, frames, overlap)
 
 
 def inverts(config: ConfigDict) -> bool:
@@ -83,6 +107,8 @@ def _check_known(config: ConfigDict) -> None:
 
 def _check_grid(config: ConfigDict) -> None:
     grid = config.sample.grid
+    if config.sample.first:
+        raise UserError("a grid begins at content 0 and motion 0: leave sample.first at 0")
     choose("sample.interpolate", config.sample.interpolate, {"": 0, "content": 0, "motion": 0})
     if len(grid) != 2 or min(grid) < 1:
         raise UserError(f"sample.grid is two numbers, rows and columns, 1 or more, as '(4,6)'; got {tuple(grid)}")

@@ -12,7 +12,7 @@ from vf.data.pipeline import Source
 from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
-from vf.models.sampler import SampleOptions
+from vf.models.sampler import Extension, SampleOptions
 from vf.plan.subject import MakeSubject
 from vf.plan.targets import Target
 from vf.training.optim import Optimizer
@@ -69,7 +69,8 @@ class SampleSpec:
     """How many clips, or images of the base generator, to sample, of which classes, in what batches.
 
     `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`; `control` is None
-    where nothing is fixed.
+    where nothing is fixed, `first` the number of the first sample, `extension` the windows of long
+    clips, all with one base noise where `keep_base_noise` holds.
     """
 
     options: SampleOptions
@@ -83,6 +84,9 @@ class SampleSpec:
     solver: str = "ddim"
     eta: float = 0.0
     control: ControlSpec | None = None
+    first: int = 0
+    extension: Extension = dataclasses.field(default_factory=lambda: Extension(1, 1, 0))
+    keep_base_noise: bool = True
 
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
@@ -91,7 +95,10 @@ class SampleSpec:
             "residual_guidance_scale": guidance.residual_scale, "guidance_interval": guidance.interval,
             "guidance_rescale": guidance.rescale or None, "known": self.options.known or None,
             "reconstruction": self.options.reconstruction or None,
-            "control": self.control and self.control.protocol(),
+            "control": self.control and self.control.protocol(), "first": self.first or None,
+            "length": self.extension.length if self.extension.further else None,
+            "overlap": self.extension.overlap if self.extension.further else None,
+            "keep_base_noise": self.keep_base_noise if self.extension.further else None,
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
             "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,

@@ -16,7 +16,7 @@ from vf.types import Params
 def numbers(spec: SampleSpec) -> dict[str, np.ndarray]:
     """The rows of `spec.count` samples that say which noise is whose: `index`, the number of the base noise, and as far
     as anything is controlled what `programs.control` reads."""
-    index, fixed = np.arange(spec.count, dtype=np.uint32), spec.control
+    index, fixed = np.arange(spec.first, spec.first + spec.count, dtype=np.uint32), spec.control
     if fixed is None or spec.what == "base":
         return {"index": index}
     content = motion = index
@@ -30,6 +30,27 @@ def numbers(spec: SampleSpec) -> dict[str, np.ndarray]:
                 number *= 0
     seeds = np.full(spec.count, rng.as_argument(fixed.motion_seed))
     return rows | {"index": content, "motion": np.stack([seeds, motion], 1)}
+
+
+def window(run: RunSpec, number: int, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows of one window of long clips, which has residual noise of its own, and base noise where that is not kept;
+    noise that is not decomposed is its own."""
+    if not number:
+        return rows
+    spec, decomposed = run.sample, isinstance(run.model, VideoFusion)
+    given = ("base_noise", "residual_noise", "motion_towards", "motion_angle")  # of the first window
+    rows = {name: value for name, value in rows.items() if name not in given}
+    index, fixed = rows["index"], spec.control
+    content_seed, motion_seed = (fixed.content_seed, fixed.motion_seed) if fixed else (spec.seed, spec.seed)
+    window = np.full_like(index, number)
+    content = [np.full_like(index, rng.as_argument(content_seed)), index]
+    if not (decomposed and spec.keep_base_noise):
+        content.append(window)
+    rows |= {"content": np.stack(content, 1)}
+    if not decomposed:
+        return rows
+    motion = rows.get("motion", np.stack([np.full_like(index, rng.as_argument(motion_seed)), index], 1))
+    return rows | {"motion": np.column_stack([motion, window])}
 
 
 def columns(spec: SampleSpec) -> int:

@@ -8,7 +8,7 @@ latter, and its clips are the donors of the embeddings that condition samples.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +19,7 @@ from vf import files, rng
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
-from vf.jobs import control, memory, meter
+from vf.jobs import control, drawing, memory, meter
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer, to_json
 from vf.models.model import Model
@@ -84,11 +84,17 @@ class Evaluator:
         return cls(workdir, recorder, spec, reference, validation, condition, meter.Phases.of(workdir))
 
     @functools.cached_property
-    def _sampling_program(self) -> Any:
-        sample = self.spec.sample
-        program = self.phases.compiled(programs.sampling(self.spec.model, self.spec.mesh, sample.options), "sampling")
+    def _sampling_programs(self) -> tuple[Any, Any]:
+        """Those of the first window of a clip and of the further ones, (params, batch) -> clips."""
+        sample, (model, mesh) = self.spec.sample, (self.spec.model, self.spec.mesh)
+        further = sample.options._replace(known=tuple(range(sample.extension.overlap)))
         seed = rng.as_argument(sample.control.content_seed if sample.control else sample.seed)
-        return lambda params, batch: program(params, batch, seed)
+        made = (
+            self.phases.compiled(programs.sampling(model, mesh, options), name)
+            for options, name in ((sample.options, "sampling"), (further, "further windows"))
+        )
+        first, other = (lambda params, batch, program=program: program(params, batch, seed) for program in made)
+        return first, other
 
     @functools.cached_property
     def _validation_program(self) -> Any:
@@ -100,28 +106,42 @@ class Evaluator:
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
         sample = self.spec.sample
-        logging.info("drawing %d %s, %d at a time", sample.count, sample.what, sample.batch_size)
-        progress = Progress(sample.count, name="drawn", unit="clips", patient=True)
+        # At step 0 the weights are those from which the run begins, which may be others in the next job.
+        sampling = self.sampling | ({"start": dict(self.spec.start.origin)} if self.spec.start and not step else {})
+        target = media.drawing_folder(self.workdir, step, sample.what, sample.count, sampling)
+        parts = drawing.Parts(target / "parts", is_writer=self.recorder.is_writer)
         rows = control.rows(self.spec, self.phases, params, self.conditions)
-        samples = programs.in_batches(
-            lambda batch: self._sampling_program(params, batch), rows, sample.batch_size, self.spec.mesh,
-            progress.update if self.recorder.is_writer else lambda rows: None,
-        )  # fmt: skip
+        samples = self._draw(params, rows, parts)
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
-            # At step 0 the weights are those from which the run begins, which may be others in the next job.
-            sampling = self.sampling | ({"start": dict(self.spec.start.origin)} if self.spec.start and not step else {})
             beside = {"real": folder.name} if (folder := self._real_folder) else {}
             folder = media.write_samples(
-                media.drawing_folder(self.workdir, step, sample.what, len(samples), sampling), samples,
-                base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._labels,
+                target, samples, base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._labels,
                 class_names=self.spec.class_names, meta={"step": step, **sampling, **beside},
                 columns=control.columns(sample),
             )  # fmt: skip
+            parts.remove()
             logging.info("samples: %s", folder)
             name = "samples" if sample.what == "clips" else "base samples"
             self.recorder.video(step, name, samples[:16], fps=sample.fps)
         return samples
+
+    def _draw(self, params: Any, rows: Mapping[str, np.ndarray], parts: drawing.Parts) -> np.ndarray:
+        """The samples of these rows, in windows and shards."""
+        sample = self.spec.sample
+        extension = sample.extension
+        long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
+        logging.info("drawing %d %s%s, %d at a time", sample.count, sample.what, long, sample.batch_size)
+        unit = "windows" if extension.further else "clips"
+        progress = Progress(sample.count * (extension.further + 1), name="drawn", unit=unit, patient=True)
+
+        def program(number: int, rows: dict[str, np.ndarray], done: Callable[[int], None]) -> np.ndarray:
+            draw = self._sampling_programs[number > 0]
+            rows = control.window(self.spec, number, rows)
+            return programs.in_batches(lambda batch: draw(params, batch), rows, sample.batch_size, self.spec.mesh, done)
+
+        done = progress.update if self.recorder.is_writer else lambda rows: None
+        return drawing.draw(rows, extension, self.spec.model.shape[1], sample.batch_size, parts, program, done)
 
     @memory.explained("evaluation")
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:

@@ -43,6 +43,25 @@ class SampleOptions(NamedTuple):
     reconstruction: float = 0.0
 
 
+class Extension(NamedTuple):
+    """How a long clip is cut into windows, of which all but the first know the last frames of the one before.
+
+    Attributes:
+        length: frames of a clip.
+        frames: frames of a window.
+        overlap: known frames of each further window.
+    """
+
+    length: int
+    frames: int
+    overlap: int
+
+    @property
+    def further(self) -> int:
+        """Number of windows beside the first."""
+        return -(-(self.length - self.frames) // (self.frames - self.overlap))
+
+
 class Towards(NamedTuple):
     """Where a part of the noise turns to: cos(angle) of its own and sin(angle) of that of other keys.
 
