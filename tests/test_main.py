@@ -1,5 +1,6 @@
 """The entry: whole jobs at toy size on the built-in sprites, resumed and repeated; and the errors for bad input."""
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -701,6 +702,8 @@ def test_sampling_without_a_checkpoint_is_refused(tmp_path):
         ("sample__guidance_rescale", 1.5, r"share in \[0, 1\]"),
         ("sample__guidance_interval", (9, 5), "first <= last"),
         ("sample__guidance_interval", (9,), "two times, first and last"),
+        ("sample__guidance_scale", 2.0, r"the base network was never trained without its condition"),
+        ("sample__residual_guidance_scale", 2.0, r"the residual network was never trained without its condition"),
         ("eval__levels", (1000,), "0..999"),
         ("data__source", "nowhere", "nowhere"),
     ],
@@ -708,6 +711,52 @@ def test_sampling_without_a_checkpoint_is_refused(tmp_path):
 def test_bad_values_are_answered_in_one_sentence(tmp_path, field, value, message):
     with pytest.raises(UserError, match=message):
         main.run(tiny(**{field: value}), tmp_path / "run", "train")
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+def test_guidance_is_refused_where_there_is_none(finished, tmp_path, mode):
+    """The run never dropped its conditions: whatever the job's config says now, but for training on."""
+    workdir = finished[0]
+    before = sorted(workdir.rglob("*"))
+    guided = {"sample__guidance_scale": 2.0, "train__steps": 6}
+    if mode != "train":
+        with pytest.raises(
+            UserError, match=r"set --config\.sample\.guidance_scale=1, or train with --config\.model\.cond"
+        ):
+            main.run(tiny(**guided, model__condition_dropout=0.1), workdir, mode)
+    with pytest.raises(UserError, match=r"residual network was never trained .*residual_guidance_scale=1"):
+        main.run(tiny(sample__residual_guidance_scale=2.0), workdir, mode)
+    assert sorted(workdir.rglob("*")) == before
+    none = {"model__condition": "none", "sample__guidance_scale": 2.0}
+    with pytest.raises(UserError, match=r"no condition to be guided to \(model\.condition is none\)"):
+        main.run(tiny(**none, init_from=""), tmp_path / "fresh", "train")
+    one = {"model__predictor": "one_network", "model__context": "none", "sample__residual_guidance_scale": 2.0}
+    with pytest.raises(UserError, match="one_network has no residual network"):
+        main.run(tiny(**one), tmp_path / "fresh", "train")
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_who_knows_the_absence_of_a_condition(finished, exported, tmp_path):
+    """A network whose training dropped it, of the run or of the weights that it starts from."""
+    names = ("base", "residual")
+    guided = tiny(sample__guidance_scale=2.0)
+    never = export.of_run(finished[0])
+    dropped = dataclasses.replace(
+        never, config=never.config | {"model": never.config["model"] | {"condition_dropout": 0.1}}
+    )
+    for trained in (dropped, dataclasses.replace(never, config={})):
+        start.check_guidance(guided, names, trained, trains=False)
+    training = tiny(sample__guidance_scale=2.0, model__condition_dropout=0.1)
+    start.check_guidance(training, names, never, trains=True)
+    for field in ("init_from", "base__init_from"):
+        with pytest.raises(UserError, match="the base network was never"):
+            start.check_guidance(tiny(sample__guidance_scale=2.0, **{field: str(exported)}), names, None, trains=True)
+    header = {"family": "adm", "fingerprint": "?", "about": {"classes": ["a", ""]}}  # trained with "no class"
+    (tmp_path / "base.json").write_text(json.dumps(header))
+    guided.base.pretrained = str(tmp_path / "base.json")
+    start.check_guidance(guided, ("base",), never, trains=False)
+    with pytest.raises(UserError, match="the residual network was never"):
+        start.check_guidance(guided, names, never, trains=False)
 
 
 def test_a_linear_schedule_of_few_steps_is_answered_in_one_sentence(tmp_path):

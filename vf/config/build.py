@@ -133,6 +133,8 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
         initial = start.start(config, made.networks, source.class_names, original=original, trains=mode == "train")
     else:
         start.check_resumed(config, trained, made.networks, source.class_names, trains=mode == "train")
+    if not original:
+        start.check_guidance(config, made.networks, trained, trains=mode == "train")
     # Sampling needs no real clips: the page shows them beside samples where there are any, and they donate embeddings.
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
@@ -275,9 +277,10 @@ def plan_subject(
     for net in nets:
         net.num_res_blocks = min(net.num_res_blocks, blocks or net.num_res_blocks)
     source = clips.plan_source(config)
-    sampling = sample_spec(config, source)
+    sampling, made = sample_spec(config, source), model(config, source, mesh)
+    start.check_guidance(config, made.networks, None, trains=True)
     return PlanSubject(
-        model=model(config, source, mesh), tx=optimizer(config), seed=config.seed,
+        model=made, tx=optimizer(config), seed=config.seed,
         sample_options=sampling.options, sample_seed=sampling.seed, sample_batch_size=sampling.batch_size,
         batch_size=config.train.batch_size, eval_batch_size=config.eval.batch_size, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, param_dtype=networks.param_dtype(config),
