@@ -138,6 +138,9 @@ def get_config() -> ConfigDict:
     sample.guidance_interval = ()  # lowest and highest time at which there is guidance; () = all
     sample.guidance_rescale = 0.0  # share of the standard deviation that is given back, 0 to 1
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
+    # Dynamic thresholding: the quantile of each clip's pixels at which it is cut, and then scaled down to the bound, as
+    # 0.995; 0 = cut at the bound itself.
+    sample.clip_quantile = 0.0
     sample.label = -1  # -1 = classes in turn
     sample.seed = 0
     sample.weights = "ema"  # ema | params

@@ -704,6 +704,7 @@ def test_sampling_without_a_checkpoint_is_refused(tmp_path):
         ("sample__guidance_interval", (9,), "two times, first and last"),
         ("sample__guidance_scale", 2.0, r"the base network was never trained without its condition"),
         ("sample__residual_guidance_scale", 2.0, r"the residual network was never trained without its condition"),
+        ("sample__clip_quantile", 1.0, r"sample\.clip_quantile must lie in \[0, 1\)"),
         ("eval__levels", (1000,), "0..999"),
         ("data__source", "nowhere", "nowhere"),
     ],

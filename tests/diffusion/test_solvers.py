@@ -279,6 +279,21 @@ def test_the_trajectory_is_returned_only_on_demand():
     np.testing.assert_array_equal(path[-1], solvers.solve(denoise, z_T, grid, schedule))
 
 
+def test_dynamic_thresholding():
+    """Imagen's rule by NumPy, clip by clip: cut at the quantile and scaled to the bound where it is above that."""
+    x_0 = np.random.default_rng(0).normal(size=(3, 4, 5, 5, 2)) * np.reshape([0.1, 1, 3], (3, 1, 1, 1, 1))
+    found = solvers.bounded(jnp.float32(x_0), 0.8, 0.9)
+    for clip, x in zip(found, x_0, strict=True):
+        s = max(0.8, np.quantile(np.abs(x), 0.9))
+        np.testing.assert_allclose(clip, 0.8 * np.clip(x, -s, s) / s, rtol=1e-5)
+    np.testing.assert_allclose(found[0], np.clip(x_0[0], -0.8, 0.8), rtol=1e-5)
+    # Through a solver's only step it is the clip.
+    schedule, eps = cosine(), jnp.float32(x_0)
+    clips = solvers.solve(lambda z, t: eps, 0 * eps, np.array([500, -1]), schedule, clip_x_0=0.8, clip_quantile=0.9)
+    noise_to_signal = -schedule.sigma(jnp.array(500)) / schedule.alpha(jnp.array(500))
+    np.testing.assert_allclose(clips, solvers.bounded(noise_to_signal * eps, 0.8, 0.9), rtol=1e-5)
+
+
 def test_bad_arguments():
     schedule, z = cosine(), jnp.ones((1, 1, 1, 1, 1))
     grid = time_grid(3, 1000)

@@ -180,6 +180,11 @@ def sample_options(config: ConfigDict) -> SampleOptions:
         raise UserError(
             f"sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
         )
+    if not 0 <= sample.clip_quantile < 1 or (sample.clip_quantile and not sample.clip_x_0):
+        raise UserError(
+            "sample.clip_quantile must lie in [0, 1), and be 0 where sample.clip_x_0 is 0, which bounds nothing; got "
+            f"{sample.clip_quantile} with sample.clip_x_0={sample.clip_x_0}"
+        )
     make = choose("sample.solver", sample.solver, SOLVERS)
     if sample.eta and sample.solver == "heun":
         raise UserError(
@@ -192,7 +197,9 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     else:
         choose("sample.spacing", sample.spacing, schedules.SPACINGS)
         grid = as_user_error(lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule))
-    return SampleOptions(grid, make(sample.eta), guidance(config), sample.clip_x_0 or None)
+    return SampleOptions(
+        grid, make(sample.eta), guidance(config), sample.clip_x_0 or None, sample.clip_quantile or None
+    )
 
 
 def guidance(config: ConfigDict) -> Guidance:

@@ -57,7 +57,7 @@ class SampleSpec:
         grid, guidance = self.options.grid.tolist(), self.options.guidance
         more = {
             "residual_guidance_scale": guidance.residual_scale, "guidance_interval": guidance.interval,
-            "guidance_rescale": guidance.rescale or None,
+            "guidance_rescale": guidance.rescale or None, "clip_quantile": self.options.clip_quantile,
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
             "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,

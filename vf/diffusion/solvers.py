@@ -6,6 +6,7 @@ to step, and `step`, from one level of noise to the next. `solve` joins them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -184,6 +185,7 @@ def solve(
     scale: float | Array = 1.0,
     noise: Callable[[jax.Array], jax.Array] | None = None,
     clip_x_0: float | None = None,
+    clip_quantile: float | None = None,
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
     """Walks `grid` with `solver` (default: deterministic DDIM), as one `lax.scan`.
@@ -197,6 +199,7 @@ def solve(
             residual frames sampled base first, 1 otherwise.
         noise: the fresh noise of a solver that injects it, by time; shaped like z and drawn from z_T's prior.
         clip_x_0: bounds the estimate of the clean clip to [-clip_x_0, clip_x_0]; None does not.
+        clip_quantile: dynamic thresholding, as in `bounded`; None cuts at the bound.
         trajectory: return z before the first and after every evaluation, [k *z_T.shape].
 
     Returns the clean estimate, shaped like z_T. Raises ValueError for a solver that injects noise and is given none,
@@ -208,10 +211,12 @@ def solve(
     if np.any(np.diff(grid) >= 0):
         raise ValueError("the time grid must decrease strictly")
 
+    bound = functools.partial(bounded, bound=clip_x_0, quantile=clip_quantile)
+
     def step(carry: tuple[Array, Any], times: tuple[Array, Array]) -> tuple[tuple[Array, Any], Array | None]:
         (z, state), (t, s) = carry, times
         now, then = (Level(schedule.alpha(time), schedule.sigma(time)) for time in (t, s))
-        estimate = _estimate(denoise(z, t), z, now, scale, clip_x_0)
+        estimate = _estimate(denoise(z, t), z, now, scale, bound)
         xi = noise(t) if solver.injects and noise is not None else None
         z, state = solver.step(state, z, estimate, now, then, scale, xi)
         return (z, state), (z if trajectory else None)
@@ -222,12 +227,28 @@ def solve(
     return last if path is None else jnp.concatenate([z_T[None], path])
 
 
-def _estimate(eps: Array, z: Array, now: Level, scale: float | Array, clip_x_0: float | None) -> Estimate:
+def bounded(x_0: Float[Array, "b *s"], bound: float | None, quantile: float | None = None) -> Float[Array, "b *s"]:
+    """`x_0` inside [-bound, bound]; as it is where that is None.
+
+    quantile: of each clip's |x_0|, at which it is cut where that is above `bound`, and then scaled down to `bound`:
+        dynamic thresholding (Imagen, Saharia et al. 2022, section 2.3), which keeps pixels from saturating. None cuts
+        at `bound`.
+    """
+    if bound is None:
+        return x_0
+    if quantile is None:
+        return jnp.clip(x_0, -bound, bound)
+    axes = tuple(range(1, x_0.ndim))
+    largest = jnp.maximum(jnp.quantile(jnp.abs(x_0), quantile, axis=axes, keepdims=True), bound)
+    return jnp.clip(x_0, -largest, largest) * (bound / largest)
+
+
+def _estimate(eps: Array, z: Array, now: Level, scale: float | Array, bound: Callable[[Array], Array]) -> Estimate:
     """The clean clip that `eps` implies, bounded, and the noise that then goes with it."""
-    x_0 = (z - scale * now.sigma * eps) / now.alpha
-    if clip_x_0 is None:
+    implied = (z - scale * now.sigma * eps) / now.alpha
+    x_0 = bound(implied)
+    if x_0 is implied:
         return Estimate(x_0, eps)
-    x_0 = jnp.clip(x_0, -clip_x_0, clip_x_0)
     # Where the amplitude is 0 there is no noise to estimate again; any finite number serves.
     amplitude = scale * now.sigma
     return Estimate(x_0, jnp.where(amplitude > 0, (z - now.alpha * x_0) / jnp.where(amplitude > 0, amplitude, 1), 0))

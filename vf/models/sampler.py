@@ -19,12 +19,13 @@ from vf.types import Params
 
 class SampleOptions(NamedTuple):
     """How to sample: `grid` int32 [k + 1] as `schedule.spaced_times` makes it; the clean estimate is bounded by
-    `clip_x_0`, unless that is None."""
+    `clip_x_0` and `clip_quantile` as in `solvers.bounded`."""
 
     grid: np.ndarray
     solver: solvers.Solver = solvers.DDIM()
     guidance: Guidance = UNGUIDED
     clip_x_0: float | None = 1.0
+    clip_quantile: float | None = None
 
 
 def sample(
@@ -76,6 +77,7 @@ def _solve(model: Model, options: SampleOptions) -> functools.partial[Float[Arra
         schedule=model.schedule,
         solver=options.solver,
         clip_x_0=options.clip_x_0,
+        clip_quantile=options.clip_quantile,
     )
 
 
