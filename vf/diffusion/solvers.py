@@ -1,12 +1,12 @@
 """Solvers that walk a time grid from noise to clips. A reader of the paper may skip this file.
 
-A *denoiser* is any callable (z_t, t) -> eps_hat, with t an int32 scalar: tests hand in closed forms. A *time grid* is
-a list of decreasing times (`schedule.time_grid`). A *solver* has two parts: `init`, the state that it carries from step
-to step, and `step`, from one level of noise to the next. `solve` joins them.
+A *denoiser* is any callable (z_t, t) -> eps_hat, with t an int32 scalar: tests hand in closed forms. It may also give
+an `Estimate` of clip and noise, and must where alpha is 0, since eps says nothing of the clip there. A *time grid*
+is a list of decreasing times (`schedule.time_grid`). A *solver* has two parts: `init`, the state that it carries from
+step to step, and `step`, from one level of noise to the next. `solve` joins them.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vf.diffusion.gaussian import Estimate
 from vf.diffusion.schedule import Schedule
 
-Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
+Denoiser = Callable[[jax.Array, jax.Array], jax.Array | Estimate]
 
 
 class Level(NamedTuple):
@@ -25,13 +26,6 @@ class Level(NamedTuple):
 
     alpha: Array
     sigma: Array
-
-
-class Estimate(NamedTuple):
-    """A denoiser's estimates at z: the clean clip and the noise."""
-
-    x_0: Array
-    eps: Array
 
 
 class Solver(Protocol):
@@ -211,12 +205,13 @@ def solve(
     if np.any(np.diff(grid) >= 0):
         raise ValueError("the time grid must decrease strictly")
 
-    bound = functools.partial(bounded, bound=clip_x_0, quantile=clip_quantile)
-
     def step(carry: tuple[Array, Any], times: tuple[Array, Array]) -> tuple[tuple[Array, Any], Array | None]:
         (z, state), (t, s) = carry, times
         now, then = (Level(schedule.alpha(time), schedule.sigma(time)) for time in (t, s))
-        estimate = _estimate(denoise(z, t), z, now, scale, bound)
+        estimate = _estimate(denoise(z, t), z, now, scale)
+        if clip_x_0 is not None:
+            x_0 = bounded(estimate.x_0, clip_x_0, clip_quantile)
+            estimate = Estimate(x_0, _noise_beside(x_0, z, now, scale))
         xi = noise(t) if solver.injects and noise is not None else None
         z, state = solver.step(state, z, estimate, now, then, scale, xi)
         return (z, state), (z if trajectory else None)
@@ -227,15 +222,13 @@ def solve(
     return last if path is None else jnp.concatenate([z_T[None], path])
 
 
-def bounded(x_0: Float[Array, "b *s"], bound: float | None, quantile: float | None = None) -> Float[Array, "b *s"]:
-    """`x_0` inside [-bound, bound]; as it is where that is None.
+def bounded(x_0: Float[Array, "b *s"], bound: float, quantile: float | None = None) -> Float[Array, "b *s"]:
+    """`x_0` inside [-bound, bound].
 
     quantile: of each clip's |x_0|, at which it is cut where that is above `bound`, and then scaled down to `bound`:
         dynamic thresholding (Imagen, Saharia et al. 2022, section 2.3), which keeps pixels from saturating. None cuts
         at `bound`.
     """
-    if bound is None:
-        return x_0
     if quantile is None:
         return jnp.clip(x_0, -bound, bound)
     axes = tuple(range(1, x_0.ndim))
@@ -243,12 +236,12 @@ def bounded(x_0: Float[Array, "b *s"], bound: float | None, quantile: float | No
     return jnp.clip(x_0, -largest, largest) * (bound / largest)
 
 
-def _estimate(eps: Array, z: Array, now: Level, scale: float | Array, bound: Callable[[Array], Array]) -> Estimate:
-    """The clean clip that `eps` implies, bounded, and the noise that then goes with it."""
-    implied = (z - scale * now.sigma * eps) / now.alpha
-    x_0 = bound(implied)
-    if x_0 is implied:
-        return Estimate(x_0, eps)
-    # Where the amplitude is 0 there is no noise to estimate again; any finite number serves.
+def _estimate(found: Array | Estimate, z: Array, now: Level, scale: float | Array) -> Estimate:
+    """Both estimates of a denoiser that may have given eps alone."""
+    return found if isinstance(found, Estimate) else Estimate((z - scale * now.sigma * found) / now.alpha, found)
+
+
+def _noise_beside(x_0: Array, z: Array, now: Level, scale: float | Array) -> Array:
+    """The noise that z leaves for a clean clip; 0 where its amplitude is 0."""
     amplitude = scale * now.sigma
-    return Estimate(x_0, jnp.where(amplitude > 0, (z - now.alpha * x_0) / jnp.where(amplitude > 0, amplitude, 1), 0))
+    return jnp.where(amplitude > 0, (z - now.alpha * x_0) / jnp.where(amplitude > 0, amplitude, 1), 0)

@@ -61,11 +61,5 @@ class OneNetwork(Model):
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """z_t [b f h w c], t -> eps_hat."""
-        net = self._guided(self.net, params["base"], condition, guidance)
-
-        def eps_hat(z: Array, t: Array) -> Array:
-            alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-            return gaussian.to_eps(self.prediction, net(z, t), z, alpha, sigma)
-
-        return eps_hat
+        """As `Model.denoiser`."""
+        return self._guided(self.net, params["base"], self.prediction, self._levels, condition, guidance)

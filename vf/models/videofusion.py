@@ -4,7 +4,7 @@ The decomposition itself is in `vf/diffusion/decompose.py`, whose equations are 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -193,14 +193,9 @@ class VideoFusion(Model):
     def base_denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """The base generator (4) as an image model: z_t^c [b h w c], t -> b_hat."""
-        base = self._guided(self.base, params["base"], condition, guidance)
-
-        def b_hat(z: Array, t: Array) -> Array:
-            value = base(z[:, None], t)[:, 0]
-            return gaussian.to_eps(self.base_prediction, value, z, self.schedule.alpha(t), self.schedule.sigma(t))
-
-        return b_hat
+        """The base generator (4) as an image model: z_t^c [b h w c], t -> estimate of x^c and b."""
+        base = self._guided(self.base, params["base"], self.base_prediction, self._levels, condition, guidance)
+        return lambda z, t: jax.tree.map(lambda frames: frames[:, 0], base(z[:, None], t))
 
     def residual_denoiser(
         self,
@@ -209,33 +204,49 @@ class VideoFusion(Model):
         frame: Float[Array, "b h w c"],
         guidance: Guidance = UNGUIDED,
     ) -> solvers.Denoiser:
-        """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> r_hat, 0 where lambda = 1."""
-        residual = self._guided(self.residual, params["residual"], condition, guidance.of_residual)
+        """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> estimate of x and r.
 
-        def r_hat(z_prime: Array, t: Array) -> Array:
-            alpha, sigma = (jnp.full(len(z_prime), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
-            inputs = self._residual_inputs(z_prime, alpha, frame)
-            value = residual(inputs[..., : z_prime.shape[-1]], t, inputs[..., z_prime.shape[-1] :])
-            residual_sigma = decompose.residual_sigma(self.lam, sigma)
-            noise_in_z = gaussian.to_noise(
-                self.residual_prediction, value, z_prime, spread(alpha, z_prime), residual_sigma
-            )
-            return jnp.where(residual_sigma > 0, noise_in_z / jnp.where(residual_sigma > 0, residual_sigma, 1), 0)
+        At the base frame they are `frame` and 0.
+        """
+        residual = self._residual(params, condition, guidance)
 
-        return r_hat
+        def estimate(z_prime: Array, t: Array) -> gaussian.Estimate:
+            x_0, r_hat = residual(z_prime, t, frame)
+            return gaussian.Estimate(x_0.at[:, self.base_frame].set(frame), r_hat)
+
+        return estimate
 
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """The joint predictor (4)-(6): z_t [b f h w c], t -> eps_hat. One base pass, on one frame."""
+        """The joint predictor (4)-(6): z_t [b f h w c], t -> estimate. One base pass, on one frame."""
         base = self.base_denoiser(params, condition, guidance)
-        residual = self._guided(self.residual, params["residual"], condition, guidance.of_residual)
+        residual = self._residual(params, condition, guidance)
 
-        def eps_hat(z: Array, t: Array) -> Array:
-            alpha, sigma = (jnp.full(len(z), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
-            b_hat = base(z[:, self.base_frame], t)
-            z_prime = decompose.residual_input(z, b_hat, self.lam, sigma)
-            value = residual(self._residual_inputs(z_prime, alpha, None), t)
-            return decompose.eps_hat(self.residual_prediction, value, z_prime, b_hat, self.lam, alpha, sigma)
+        def estimate(z: Array, t: Array) -> gaussian.Estimate:
+            c, sigma = self.base_frame, jnp.full(len(z), self.schedule.sigma(t))
+            frame, b_hat = base(z[:, c], t)
+            x_0, r_hat = residual(decompose.residual_input(z, b_hat, self.lam, sigma), t, None)
+            return gaussian.Estimate(x_0.at[:, c].set(frame), decompose.combine(b_hat, r_hat, self.lam))
 
-        return eps_hat
+        return estimate
+
+    def _residual(
+        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance
+    ) -> Callable[[Array, Array, Array | None], gaussian.Estimate]:
+        """(z'_t, t, the context frame) -> estimate of x and r, the latter 0 where lambda = 1."""
+
+        def levels(t: Array) -> tuple[Array, Array]:
+            alpha, sigma = self._levels(t)
+            return alpha, decompose.residual_sigma(self.lam, sigma[..., 0, 0, 0, 0])
+
+        net = self._guided(
+            self.residual, params["residual"], self.residual_prediction, levels, condition, guidance.of_residual
+        )
+
+        def estimate(z_prime: Array, t: Array, frame: Array | None) -> gaussian.Estimate:
+            inputs = self._residual_inputs(z_prime, jnp.full(len(z_prime), self.schedule.alpha(t)), frame)
+            channels = z_prime.shape[-1]
+            return net(inputs[..., :channels], t, inputs[..., channels:])
+
+        return estimate
