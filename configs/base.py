@@ -75,6 +75,9 @@ def get_config() -> ConfigDict:
     noise.base_frame = -1  # array index; -1 = the paper's, frames // 2 - 1
     noise.schedule = "cosine"  # cosine | linear; ours
     noise.steps = 1000  # T; ours
+    # Whether the schedule is rescaled so that nothing is left of the clip at the last step (Lin et al. 2024), where
+    # sampling begins; for predictions of v and x_0.
+    noise.zero_terminal_snr = False
 
     config.model = model = ConfigDict()
     model.predictor = "decomposed"  # decomposed (base + residual) | one_network (the base network over all frames)

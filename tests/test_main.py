@@ -582,6 +582,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
         ("base.prediction", "eps", "x_0"),
         ("residual.prediction", "v", "x_0"),
         ("noise.schedule", "linear", "cosine"),
+        ("noise.zero_terminal_snr", True, "False"),
         ("data.frames", 4, "8"),
         ("data.size", 32, "16"),
         ("base.net.width", 16, "8"),
@@ -763,6 +764,15 @@ def test_who_knows_the_absence_of_a_condition(finished, exported, tmp_path):
 def test_a_linear_schedule_of_few_steps_is_answered_in_one_sentence(tmp_path):
     with pytest.raises(UserError, match="more than 20 steps, got 20"):
         main.run(tiny(noise__schedule="linear", noise__steps=20, eval__levels=(10,)), tmp_path / "run", "train")
+
+
+def test_a_schedule_that_ends_in_noise_is_for_predictions_of_the_clip(tmp_path):
+    """It is part of what networks have learned."""
+    with pytest.raises(UserError, match=r"base\.prediction is eps, but the last step of this schedule is noise alone"):
+        main.run(tiny(noise__zero_terminal_snr=True, base__prediction="eps"), tmp_path / "run", "train")
+    made = models.model(tiny(noise__zero_terminal_snr=True), data.source(tiny()))
+    assert made.schedule.ends_in_noise
+    assert not (tmp_path / "run").exists()
 
 
 def test_embedding_needs_records_that_have_one(real_clips, tmp_path):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests import gaussian_video as closed
-from vf.diffusion import decompose, noise, solvers
-from vf.diffusion.schedule import cosine, linear, spaced_times, time_grid
+from vf.diffusion import decompose, gaussian, noise, solvers
+from vf.diffusion.schedule import cosine, linear, spaced_times, time_grid, zero_terminal_snr
 
 FRAMES = 4
 S = closed.covariance(FRAMES)
@@ -96,7 +96,11 @@ def flow_error(solver, spacing, steps, base_first=False):
     Clips are affine in independent normals: of the start and, for a stochastic solver, of each step.
     """
     schedule = cut(FINE)
-    grid = spaced_times(spacing, steps, schedule)
+    return walk_error(solver, spaced_times(spacing, steps, schedule), schedule, base_first)
+
+
+def walk_error(solver, grid, schedule, base_first=False):
+    """The same of a grid of the whole schedule."""
     walk = _base_first if base_first else _joint
     clips = np.asarray(walk(solver, grid, schedule), np.float64).reshape(-1, FRAMES)
     parts = clips[1:] - clips[0]
@@ -145,8 +149,13 @@ def exact_walk(solver, grid, schedule, mean, covariance, K, rows, scale=None):
 
     def denoise(z, t):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        P = sigma * jnp.float32(K * scale) @ jnp.linalg.inv(alpha**2 * covariance + sigma**2 * noise_covariance)
-        return jnp.einsum("ij,bjhwc->bihwc", P, z - alpha * jnp.float32(mean)[..., None, None, None])
+        inverse = jnp.linalg.inv(alpha**2 * covariance + sigma**2 * noise_covariance)
+        expected = jnp.float32(mean)[..., None, None, None]
+        x_0, eps = (
+            jnp.einsum("ij,bjhwc->bihwc", factor * jnp.float32(matrix) @ inverse, z - alpha * expected)
+            for factor, matrix in ((alpha, covariance), (sigma, K * scale))
+        )
+        return gaussian.Estimate(expected + x_0, eps)
 
     return solvers.solve(
         denoise, jnp.float32(start)[..., None, None, None], grid, schedule, solver=solver,
@@ -277,6 +286,15 @@ def test_the_trajectory_is_returned_only_on_demand():
     assert path.shape == (8, *z_T.shape)
     np.testing.assert_array_equal(path[0], z_T)
     np.testing.assert_array_equal(path[-1], solvers.solve(denoise, z_T, grid, schedule))
+
+
+@pytest.mark.parametrize("name", list(ORDERS))
+def test_solvers_begin_where_no_signal_is(name):
+    """From noise alone, with a schedule that ends in it, they lead to the data's mean and covariance."""
+    schedule = zero_terminal_snr(linear())
+    errors = [walk_error(ORDERS[name][0], time_grid(50 * 4**k, 1000), schedule) for k in (0, 1)]
+    assert errors[1] < 0.05
+    assert errors[1] < 0.35 * errors[0]
 
 
 def test_dynamic_thresholding():

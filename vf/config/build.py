@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vf import files
 from vf.config import data as clips
-from vf.config import networks, start
+from vf.config import models, networks, start
 from vf.config.models import file_model, image_model, model
 from vf.config.scores import scorers
 from vf.config.specs import (
@@ -190,8 +190,7 @@ def sample_options(config: ConfigDict) -> SampleOptions:
         raise UserError(
             f"heun is deterministic: set sample.eta to 0 (got {sample.eta}), or sample.solver to ddim or dpm"
         )
-    made = choose("noise.schedule", config.noise.schedule, schedules.SCHEDULES)
-    schedule = as_user_error(lambda: made(config.noise.steps))
+    schedule = models.schedule(config)
     if sample.times:
         grid = as_user_error(lambda: schedules.given_times(sample.times, schedule))
     else:

@@ -172,7 +172,7 @@ def _differing(config: ConfigDict, trained: export.Trained, networks: Sequence[s
     if "residual" in networks or "embedding" in (ours["model.context"], theirs["model.context"]):
         names.append("model.context")
     if not trains:
-        names.append("data.size")
+        names += ["data.size", "noise.zero_terminal_snr"]  # a network may be trained on under the rescaled schedule
         if "residual" in networks or config.model.predictor == "one_network":
             names += ["data.frames", "noise.prior", "noise.lam", "noise.a", "noise.base_frame"]
     for network in networks:

@@ -92,7 +92,7 @@ class DPMSolver:
              + sigma' sqrt(1 - e^(-2 eta h)) xi
 
     eta = 1 is SDE-DPM-Solver++(2M) (there, appendix A). Without the third term, which is left out at the first step and
-    at the one to clean (where h is infinite), eta = 0 is DDIM and eta = 1 DDPM.
+    where h is infinite (at the step to clean, and from alpha = 0), eta = 0 is DDIM and eta = 1 DDPM.
 
     Raises ValueError for a negative eta.
     """
@@ -121,10 +121,10 @@ class DPMSolver:
     ) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
         """As `Solver.step`."""
         x_before, h_before = state
-        ratio = now.alpha / then.alpha * then.sigma / now.sigma  # e^(-h), 0 at the step to clean
+        ratio = now.alpha / then.alpha * then.sigma / now.sigma  # e^(-h), 0 where h is infinite
         injected = then.sigma * jnp.sqrt(jnp.maximum(1 - ratio ** (2 * self.eta), 0))
         h = -jnp.log(jnp.where(ratio > 0, ratio, 1))
-        slope = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1)), 0)  # h is 0 at the last step
+        slope = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1)), 0)  # h is set to 0 there
         correction = then.alpha * (1 - ratio ** (1 + self.eta)) * slope * (estimate.x_0 - x_before)
         return _renoised(estimate, then, injected, scale, xi) + correction, (estimate.x_0, h)
 
@@ -158,7 +158,9 @@ class Heun:
         corrects, eps_before, part_before = state
         corrected = z + scale * part_before * (estimate.eps - eps_before) / 2
         predicted = _renoised(estimate, then, jnp.zeros(()), scale, None)
-        part = then.sigma - now.sigma * then.alpha / now.alpha
+        # From alpha = 0, where sigma / alpha is infinite, there is no slope to correct: the step is DDIM's.
+        drift = jnp.where(now.alpha > 0, then.alpha / jnp.where(now.alpha > 0, now.alpha, 1), 0)
+        part = jnp.where(now.alpha > 0, then.sigma - now.sigma * drift, 0)
         return jnp.where(corrects, corrected, predicted), (~corrects, estimate.eps, part)
 
 

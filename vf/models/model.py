@@ -181,6 +181,15 @@ class Model(abc.ABC):
         return net.init(jax.random.key(0), z, t, **kwargs)["params"]
 
 
+def check_prediction(schedule: Schedule, name: str, kind: gaussian.Prediction) -> None:
+    """Raises ValueError where eps is to be predicted of what holds nothing else; `name` is the prediction's."""
+    if kind == "eps" and schedule.ends_in_noise:
+        raise ValueError(
+            f"{name} is eps, but the last step of this schedule is noise alone (zero terminal SNR), and eps says "
+            "nothing of the clip there: predict v or x_0"
+        )
+
+
 def mse(difference: Float[Array, "*n h w c"]) -> Float[Array, "*n"]:
     """Mean square over height, width and channels."""
     return jnp.mean(difference**2, axis=(-3, -2, -1))

@@ -12,7 +12,7 @@ from vf import rng
 from vf.diffusion import gaussian, noise, solvers
 from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
-from vf.models.model import Condition, Errors, Model, Network, mse
+from vf.models.model import Condition, Errors, Model, Network, check_prediction, mse
 from vf.types import Params
 
 
@@ -25,6 +25,9 @@ class OneNetwork(Model):
     prediction: gaussian.Prediction = "eps"
     loss: gaussian.Prediction = "eps"
     networks: ClassVar[tuple[str, ...]] = ("base",)
+
+    def __post_init__(self) -> None:
+        check_prediction(self.schedule, "base.prediction", self.prediction)
 
     def draw_noise(self, key: Key[Array, ""]) -> Float[Array, "f h w c"]:
         """As `Model.draw_noise`."""

@@ -16,7 +16,7 @@ from vf import rng
 from vf.diffusion import decompose, gaussian, noise, solvers
 from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
-from vf.models.model import Condition, Errors, Model, Network, mse
+from vf.models.model import Condition, Errors, Model, Network, check_prediction, mse
 from vf.types import Params
 
 Context = Literal["none", "embedding", "base_frame"]
@@ -67,7 +67,14 @@ class VideoFusion(Model):
             raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {self.context!r}")
         if self.base_images < 1:
             raise ValueError(f"base_images counts the base frame, so it is at least 1, got {self.base_images}")
+        check_prediction(self.schedule, "base.prediction", self.base_prediction)
+        check_prediction(self.schedule, "residual.prediction", self.residual_prediction)
         others = np.delete(self.lam, self.base_frame, axis=-1)
+        if self.schedule.ends_in_noise and np.any(others >= 1):
+            raise ValueError(
+                "a schedule that ends in noise (zero terminal SNR) needs lambda < 1 off the base frame: lambda = 1 "
+                "leaves nothing to the residual generator there"
+            )
         if self.base_first and np.any(others >= 1):
             raise ValueError(
                 "base-first sampling needs lambda < 1 off the base frame: lambda = 1 leaves no noise there"
