@@ -75,6 +75,9 @@ def get_config() -> ConfigDict:
     noise.base_frame = -1  # array index; -1 = the paper's, frames // 2 - 1
     noise.schedule = "cosine"  # cosine | linear; ours
     noise.steps = 1000  # T; ours
+    # Whether the schedule is rescaled so that nothing is left of the clip at the last step (Lin et al. 2024), where
+    # sampling begins; for predictions of v and x_0.
+    noise.zero_terminal_snr = False
 
     config.model = model = ConfigDict()
     model.predictor = "decomposed"  # decomposed (base + residual) | one_network (the base network over all frames)
@@ -139,6 +142,9 @@ def get_config() -> ConfigDict:
     sample.guidance_interval = ()  # lowest and highest time at which there is guidance; () = all
     sample.guidance_rescale = 0.0  # share of the standard deviation that is given back, 0 to 1
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
+    # Dynamic thresholding: the quantile of each clip's pixels at which it is cut, and then scaled down to the bound, as
+    # 0.995; 0 = cut at the bound itself.
+    sample.clip_quantile = 0.0
     sample.label = -1  # -1 = classes in turn
     sample.seed = 0
     sample.weights = "ema"  # ema | params

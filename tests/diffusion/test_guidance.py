@@ -4,10 +4,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vf.diffusion.guidance import Guidance, guided
+from vf.diffusion import gaussian
+from vf.diffusion.guidance import Guidance
+from vf.diffusion.guidance import guided as guided_estimate
+from vf.diffusion.schedule import cosine, spread
 
+SCHEDULE = cosine()
 GIVEN, WITHOUT = 3.0, 1.0
 T = jnp.array([999, 600, 300, 0])
+
+
+def guided(predict, guidance, kind="eps"):
+    """The guided prediction of the same kind."""
+
+    def call(z, t):
+        levels = lambda t: (spread(SCHEDULE.alpha(t), z), spread(SCHEDULE.sigma(t), z))  # noqa: E731
+        return gaussian.target(kind, *guided_estimate(predict, kind, levels, guidance)(z, t), *levels(t))
+
+    return call
 
 
 def predictor(calls):
@@ -21,7 +35,7 @@ def predictor(calls):
 @pytest.mark.parametrize(("scale", "expected"), [(0.0, WITHOUT), (1.0, GIVEN), (2.5, WITHOUT + 2.5 * 2)])
 def test_scale(scale, expected):
     calls = []
-    result = guided(predictor(calls), Guidance(scale))(jnp.zeros((4, 2)), T)
+    result = guided(predictor(calls), Guidance(scale))(jnp.ones((4, 2)), T)
     np.testing.assert_allclose(result, expected)
     assert calls == [4 if scale == 1 else 8]
 
@@ -38,8 +52,10 @@ def test_the_residual_generator_may_have_a_scale_of_its_own():
     assert Guidance(2.0, 1.0, (1, 2), 0.3).of_residual == Guidance(1.0, 1.0, (1, 2), 0.3)
 
 
+@pytest.mark.parametrize("kind", gaussian.PREDICTIONS)
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
-def test_rescaling_gives_each_clip_its_standard_deviation_back(share):
+def test_rescaling_gives_each_clip_its_standard_deviation_back(share, kind):
+    """That of the prediction, whatever its kind."""
     z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32)
     factor = jnp.array([1.0, 2.0, 5.0])[:, None, None]
 
@@ -47,11 +63,12 @@ def test_rescaling_gives_each_clip_its_standard_deviation_back(share):
         given = z[:3] * factor
         return jnp.concatenate([given, jnp.roll(given, 1, axis=-1)])
 
-    steered = guided(predict, Guidance(4.0))(z, jnp.zeros(3, int))
-    result = guided(predict, Guidance(4.0, rescale=share))(z, jnp.zeros(3, int))
+    t = jnp.full(3, 500)
+    steered = guided(predict, Guidance(4.0), kind)(z, t)
+    result = guided(predict, Guidance(4.0, rescale=share), kind)(z, t)
     stds = np.asarray(steered.std((1, 2))), np.asarray((z * factor).std((1, 2)))
     np.testing.assert_allclose(result.std((1, 2)), (1 - share) * stds[0] + share * stds[1], rtol=1e-4)
-    np.testing.assert_allclose(result / steered, (result / steered)[:, :1, :1] * jnp.ones_like(z), rtol=1e-4)
+    np.testing.assert_allclose(result, (result.std((1, 2)) / stds[0])[:, None, None] * steered, atol=1e-4)
 
 
 def test_bad_values():

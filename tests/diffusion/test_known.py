@@ -57,7 +57,8 @@ def test_reconstruction_guidance_is_its_formula():
     clean = lambda z: jnp.einsum("ij,bjhwc->bihwc", M, z)  # noqa: E731
     denoise = lambda z, t: (z - alpha * clean(z)) / (scale * sigma)  # noqa: E731
     guided = known.reconstruction_guided(denoise, CLIP, MASK, SCHEDULE, weight, scale)
-    found = (NOISE - scale * sigma * guided(NOISE, t)) / alpha
+    found, eps = guided(NOISE, t)
+    np.testing.assert_allclose(alpha * found + scale * sigma * eps, NOISE, atol=1e-5)
     error = (clean(NOISE) - CLIP)[:, MASK]
     gradient = 2 * jnp.einsum("ij,bihwc->bjhwc", M[MASK], error)
     expected = clean(NOISE) - weight * alpha / 2 * gradient

@@ -10,7 +10,7 @@ import pytest
 from tests import gaussian_video as closed
 from tests.small_models import BASE, SCHEDULE, Stub, awake, fusion, keys, one_network
 from vf.diffusion import decompose, gaussian, noise, solvers
-from vf.diffusion.schedule import time_grid
+from vf.diffusion.schedule import time_grid, zero_terminal_snr
 from vf.models.sampler import FREE, Control, SampleOptions, Towards, invert, sample
 from vf.models.videofusion import CONTEXTS
 
@@ -349,3 +349,44 @@ def test_a_known_base_frame_is_not_predicted():
 def test_control_that_cannot_be_is_refused(model, options, control, message):
     with pytest.raises(ValueError, match=message):
         sample(model, NO_PARAMS, keys(1), {}, SampleOptions(time_grid(2, SCHEDULE.steps), **options), control)
+
+
+@pytest.mark.parametrize("name", ["none", "base_frame", "mixed"])
+@pytest.mark.parametrize("kind", ["v", "x_0"])
+def test_sampling_begins_where_no_signal_is(name, kind):
+    """Where all data is one clip, networks that know it lead there from noise alone, by every solver."""
+    schedule = zero_terminal_snr(SCHEDULE)
+    grid, clip = time_grid(3, schedule.steps), jnp.linspace(-0.9, 0.9, 2 * 2 * FRAMES).reshape(FRAMES, 2, 2, 1)
+    lam = jnp.asarray(LAM)
+
+    def net(noise_amplitude, point):
+        def predict(z, t):
+            z, alpha = z[..., :1], schedule.alpha(t[0])
+            sigma = jnp.where(noise_amplitude > 0, noise_amplitude, 1) * schedule.sigma(t[0])
+            return gaussian.target(kind, point, (z - alpha * point) / sigma, alpha, sigma)
+
+        return Stub(predict)
+
+    fields = {"schedule": schedule, "shape": clip.shape}
+    if name == "mixed":
+        model = one_network(PRIORS[name], net=net(jnp.ones(()), clip), prediction=kind, **fields)
+    else:
+        model = fusion(
+            lam=LAM, base=net(jnp.ones(()), clip[BASE]), residual=net(per_frame(jnp.sqrt(1 - lam)), clip), context=name,
+            base_prediction=kind, residual_prediction=kind, **fields,
+        )  # fmt: skip
+    for solver in (solvers.DDIM(), solvers.DDIM(1.0), solvers.DPMSolver(), solvers.DPMSolver(1.0), solvers.Heun()):
+        clips = sampled(model, SampleOptions(grid, solver))
+        np.testing.assert_allclose(clips, jnp.broadcast_to(clip, clips.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["base", "residual"])
+def test_a_schedule_that_ends_in_noise_is_not_for_eps(network):
+    schedule = zero_terminal_snr(SCHEDULE)
+    kinds = {"base_prediction": "v", "residual_prediction": "v"} | {f"{network}_prediction": "eps"}
+    with pytest.raises(ValueError, match=rf"{network}\.prediction is eps"):
+        fusion(schedule=schedule, **kinds)
+    with pytest.raises(ValueError, match=r"base\.prediction is eps"):
+        one_network(schedule=schedule)
+    with pytest.raises(ValueError, match="needs lambda < 1 off the base frame"):
+        fusion(1.0, schedule=schedule, base_prediction="v", residual_prediction="v")

@@ -161,7 +161,7 @@ def test_eps_hat_is_the_base_models_where_lambda_is_one(value):
     model = fusion(value)
     params = awake(model)
     z, t = jax.random.normal(jax.random.key(2), (2, *SHAPE)), jnp.asarray(400)
-    eps_hat = jax.jit(lambda params: model.denoiser(params, {})(z, t))
+    eps_hat = jax.jit(lambda params: model.denoiser(params, {})(z, t).eps)
     given = eps_hat(params)
     alone = model.base.apply({"params": params["base"]}, z[:, BASE, None], jnp.full(2, 400))[:, 0]
     for i in range(FRAMES) if value == 1 else [BASE]:
@@ -175,7 +175,7 @@ def test_lambda_zero_decouples_the_frames():
     model = fusion(0.0)
     params = awake(model)
     z = jax.random.normal(jax.random.key(2), (1, *SHAPE))
-    eps_hat = jax.jit(model.denoiser(params, {}))
+    eps_hat = jax.jit(lambda z, t: model.denoiser(params, {})(z, t).eps)
     one, two = (eps_hat(z.at[:, BASE].add(d), jnp.asarray(400)) for d in (0.0, 1.0))
     np.testing.assert_array_equal(np.delete(one, BASE, 1), np.delete(two, BASE, 1))
 
@@ -208,7 +208,7 @@ def test_guidance_and_dropped_conditions():
 
     @functools.partial(jax.jit, static_argnums=(1, 2))
     def eps_hat(label, *scales):
-        return model.denoiser(params, {"label": jnp.full(2, label)}, Guidance(*scales))(z, t)
+        return model.denoiser(params, {"label": jnp.full(2, label)}, Guidance(*scales))(z, t).eps
 
     np.testing.assert_allclose(eps_hat(0, 0.0), eps_hat(3, 1.0), atol=1e-5)
     assert np.abs(eps_hat(0, 1.0) - eps_hat(1, 1.0)).max() > 1e-3

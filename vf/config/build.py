@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vf import files
-from vf.config import control, networks, start
+from vf.config import control, models, networks, start
 from vf.config import data as clips
 from vf.config.models import file_model, image_model, model
 from vf.config.scores import scorers
@@ -133,6 +133,8 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
         initial = start.start(config, made.networks, source.class_names, original=original, trains=mode == "train")
     else:
         start.check_resumed(config, trained, made.networks, source.class_names, trains=mode == "train")
+    if not original:
+        start.check_guidance(config, made.networks, trained, trains=mode == "train")
     # Sampling needs no real clips: the page shows them beside samples where there are any, and they donate embeddings.
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
@@ -179,13 +181,17 @@ def sample_options(config: ConfigDict) -> SampleOptions:
         raise UserError(
             f"sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
         )
+    if not 0 <= sample.clip_quantile < 1 or (sample.clip_quantile and not sample.clip_x_0):
+        raise UserError(
+            "sample.clip_quantile must lie in [0, 1), and be 0 where sample.clip_x_0 is 0, which bounds nothing; got "
+            f"{sample.clip_quantile} with sample.clip_x_0={sample.clip_x_0}"
+        )
     make = choose("sample.solver", sample.solver, SOLVERS)
     if sample.eta and sample.solver == "heun":
         raise UserError(
             f"heun is deterministic: set sample.eta to 0 (got {sample.eta}), or sample.solver to ddim or dpm"
         )
-    made = choose("noise.schedule", config.noise.schedule, schedules.SCHEDULES)
-    schedule = as_user_error(lambda: made(config.noise.steps))
+    schedule = models.schedule(config)
     if sample.times:
         grid = as_user_error(lambda: schedules.given_times(sample.times, schedule))
     else:
@@ -193,7 +199,13 @@ def sample_options(config: ConfigDict) -> SampleOptions:
         grid = as_user_error(lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule))
     bound = None if control.inverts(config) else sample.clip_x_0 or None  # a bound cannot be inverted
     return SampleOptions(
-        grid, make(sample.eta), guidance(config), bound, control.known(config), config.sample.reconstruction
+        grid,
+        make(sample.eta),
+        guidance(config),
+        bound,
+        sample.clip_quantile or None,
+        control.known(config),
+        sample.reconstruction,
     )
 
 
@@ -281,9 +293,10 @@ def plan_subject(
     for net in nets:
         net.num_res_blocks = min(net.num_res_blocks, blocks or net.num_res_blocks)
     source = clips.plan_source(config)
-    sampling = sample_spec(config, source)
+    sampling, made = sample_spec(config, source), model(config, source, mesh)
+    start.check_guidance(config, made.networks, None, trains=True)
     return PlanSubject(
-        model=model(config, source, mesh), tx=optimizer(config), seed=config.seed,
+        model=made, tx=optimizer(config), seed=config.seed,
         sample_options=sampling.options, sample_seed=sampling.seed, sample_batch_size=sampling.batch_size,
         batch_size=config.train.batch_size, eval_batch_size=config.eval.batch_size, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, param_dtype=networks.param_dtype(config),

@@ -42,7 +42,9 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
     prior = choose("noise.prior", given.prior, draws)()
     if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
         net = network(config, config.base.net, source, mesh, frame_embed=True)
-        made: Model = OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared)
+        made: Model = as_user_error(
+            lambda: OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared)
+        )
     else:
         if not isinstance(prior, noise.Decomposed):
             raise UserError(
@@ -80,10 +82,10 @@ def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) ->
             "sample.what=base draws images of the base generator, but model.predictor is one_network, which is no "
             "image model: set --config.sample.what=clips"
         )
-    made = OneNetwork(
-        net=base_network(config, source, mesh), prior=noise.Decomposed(np.ones(1, np.float32)),
-        prediction=choose("base.prediction", config.base.prediction, KINDS), **_shared(config, source, 1, 0),
-    )  # fmt: skip
+    prediction = choose("base.prediction", config.base.prediction, KINDS)
+    prior, shared = noise.Decomposed(np.ones(1, np.float32)), _shared(config, source, 1, 0)
+    net = base_network(config, source, mesh)
+    made = as_user_error(lambda: OneNetwork(net=net, prior=prior, prediction=prediction, **shared))
     as_user_error(made.shapes)
     return made
 
@@ -96,6 +98,10 @@ def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork
     file = pretrained_base(config)
     assert file is not None
     file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
+    if config.noise.zero_terminal_snr:
+        raise UserError(
+            f"{file.path} was trained with another schedule than noise.zero_terminal_snr makes: set it to False"
+        )
     if config.sample.guidance_scale != 1 and not file.can_be_guided:
         raise UserError(
             f"sample.guidance_scale is {config.sample.guidance_scale}, but the network of {file.path} was trained "
@@ -122,14 +128,22 @@ def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[
 
 def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
     """Those arguments of every model that do not depend on the data."""
-    size, given = config.data.size, config.noise
+    size = config.data.size
     return {
-        "schedule": as_user_error(lambda: choose("noise.schedule", given.schedule, schedules.SCHEDULES)(given.steps)),
+        "schedule": schedule(config),
         "shape": (frames, size, size, 3),
         "base_frame": base,
         "condition_dropout": config.model.condition_dropout,
         "loss_weight": config.model.loss_weight,
     }
+
+
+def schedule(config: ConfigDict) -> schedules.Schedule:
+    """The noise schedule. Raises UserError for an unknown one, or too few steps."""
+    given = config.noise
+    make = choose("noise.schedule", given.schedule, schedules.SCHEDULES)
+    made = as_user_error(lambda: make(given.steps))
+    return schedules.zero_terminal_snr(made) if given.zero_terminal_snr else made
 
 
 def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:

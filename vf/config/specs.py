@@ -93,7 +93,8 @@ class SampleSpec:
         grid, guidance = self.options.grid.tolist(), self.options.guidance
         more = {
             "residual_guidance_scale": guidance.residual_scale, "guidance_interval": guidance.interval,
-            "guidance_rescale": guidance.rescale or None, "known": self.options.known or None,
+            "guidance_rescale": guidance.rescale or None, "clip_quantile": self.options.clip_quantile,
+            "known": self.options.known or None,
             "reconstruction": self.options.reconstruction or None,
             "control": self.control and self.control.protocol(), "first": self.first or None,
             "length": self.extension.length if self.extension.further else None,

@@ -93,6 +93,59 @@ def check_resumed(
         logging.info("the config differs from that of step %d: %s", trained.step, ", ".join(facts))
 
 
+def check_guidance(
+    config: ConfigDict, networks: Sequence[str], trained: export.Trained | None, *, trains: bool
+) -> None:
+    """Raises UserError where guidance is asked of a network that has no condition, or does not know its absence.
+
+    A network knows it from training that drops the condition of some clips (model.condition_dropout): that of the run
+    so far, of the weights that it starts from, or of the job itself. The base network may also know it as a public
+    image model does.
+
+    Args:
+        networks: names of the model's networks.
+        trained: what the run has trained so far; None where it has no checkpoint.
+        trains: whether the job trains.
+    """
+    scale, own = config.sample.guidance_scale, config.sample.residual_guidance_scale
+    fields = {"base": ("guidance_scale", scale), "residual": ("residual_guidance_scale", scale if own == -1 else own)}
+    if own != -1 and config.model.predictor == "one_network":
+        raise UserError(
+            f"sample.residual_guidance_scale is {own}, but one_network has no residual network: set "
+            "--config.sample.residual_guidance_scale=-1"
+        )
+    for network in networks:
+        field, asked = fields[network]
+        if asked == 1:
+            continue
+        if config.model.condition == "none" and config.model.context != "embedding":
+            raise UserError(
+                f"sample.{field} is {asked}, but the model has no condition to be guided to (model.condition is none): "
+                f"set --config.sample.{field}=1, or train with --config.model.condition=label"
+            )
+        if not _knows_absence(config, network, trained, trains=trains):
+            raise UserError(
+                f"sample.{field} is {asked}, but the {network} network was never trained without its condition "
+                f"(model.condition_dropout was 0): set --config.sample.{field}=1, or train with "
+                "--config.model.condition_dropout=0.1"
+            )
+
+
+def _knows_absence(config: ConfigDict, network: str, trained: export.Trained | None, *, trains: bool) -> bool:
+    """Whether `network` was, or is to be, trained without its condition too; true where no config says."""
+    if trains and config.model.condition_dropout > 0:
+        return True
+    file = pretrained_base(config)
+    if network == "base" and file is not None and file.can_be_guided:
+        return True
+    path = config.init_from or (config.base.init_from if network == "base" else "")
+    if trained is None and path:
+        trained = export.find(files.path(path))
+    if trained is None:
+        return False
+    return not trained.config or trained.config["model"]["condition_dropout"] > 0
+
+
 def _check_classes(config: ConfigDict, trained: export.Trained, classes: Sequence[str]) -> None:
     """Raises UserError where the networks were trained on other classes than these."""
     if config.model.condition != "label" or not trained.classes or not classes or trained.classes == tuple(classes):
@@ -119,7 +172,7 @@ def _differing(config: ConfigDict, trained: export.Trained, networks: Sequence[s
     if "residual" in networks or "embedding" in (ours["model.context"], theirs["model.context"]):
         names.append("model.context")
     if not trains:
-        names.append("data.size")
+        names += ["data.size", "noise.zero_terminal_snr"]  # a network may be trained on under the rescaled schedule
         if "residual" in networks or config.model.predictor == "one_network":
             names += ["data.frames", "noise.prior", "noise.lam", "noise.a", "noise.base_frame"]
     for network in networks:

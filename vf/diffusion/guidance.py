@@ -1,4 +1,8 @@
-"""Classifier-free guidance (Ho & Salimans 2022): steer a prediction away from the unconditional one."""
+"""Classifier-free guidance (Ho & Salimans 2022): steer a prediction away from the unconditional one.
+
+A *predictor* is a network as (z, t, *arrays, null) -> prediction, where `null` bool [b] says which rows drop their
+condition. `guided` makes of it a function that gives estimates of clean clip and noise, for a denoiser.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vf.diffusion import gaussian
+from vf.diffusion.gaussian import Estimate
+
 Predictor = Callable[..., jax.Array]
+Levels = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+"""t int [b] -> the amplitudes of clip and noise in z, broadcasting against it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,27 +54,41 @@ class Guidance:
 UNGUIDED = Guidance()
 
 
-def guided(predict: Predictor, guidance: Guidance) -> Predictor:
-    """Wraps `predict(z, t, *arrays, null)`, where `null` bool [b] says which rows drop their condition.
+def guided(
+    predict: Predictor, kind: gaussian.Prediction, levels: Levels, guidance: Guidance = UNGUIDED
+) -> Callable[..., Estimate]:
+    """(z, t, *arrays) -> the guided estimate of `predict`, whose predictions are of `kind`.
 
-    Both predictions are made in one pass over a doubled batch, unless the scale is 1. The wrapped function takes the
-    same arrays, every one with a leading batch axis; t is int [b].
+    Both predictions are made in one pass over a doubled batch, unless the scale is 1. Every array has a leading batch
+    axis; t is int [b].
     """
-    if guidance.scale == 1:
-        return lambda *arrays: predict(*arrays, jnp.zeros(len(arrays[0]), bool))
 
-    def both(*arrays: jax.Array) -> jax.Array:
-        rows = len(arrays[0])
+    def estimate(*arrays: jax.Array) -> Estimate:
+        z, t, *_ = arrays
+        level = levels(t)
+        if guidance.scale == 1:
+            return gaussian.estimate(kind, predict(*arrays, jnp.zeros(len(z), bool)), z, *level)
+        rows = len(z)
         doubled = [jnp.concatenate([a, a]) for a in arrays]
-        given, without = jnp.split(predict(*doubled, jnp.arange(2 * rows) >= rows), 2)
-        steered = rescaled(without + guidance.scale * (given - without), given, guidance.rescale)
+        values = jnp.split(predict(*doubled, jnp.arange(2 * rows) >= rows), 2)
+        given, without = (gaussian.estimate(kind, value, z, *level) for value in values)
+        steered = cfg(given, without, guidance)
+        if guidance.rescale:
+            goal = gaussian.target(kind, *given, *level)
+            value = rescaled(gaussian.target(kind, *steered, *level), goal, guidance.rescale)
+            steered = gaussian.estimate(kind, value, z, *level)
         if guidance.interval is None:
             return steered
         first, last = guidance.interval
-        t = arrays[1].reshape(-1, *[1] * (given.ndim - 1))
-        return jnp.where((t >= first) & (t <= last), steered, given)
+        inside = ((t >= first) & (t <= last)).reshape(-1, *[1] * (z.ndim - 1))
+        return Estimate(*(jnp.where(inside, one, other) for one, other in zip(steered, given, strict=True)))
 
-    return both
+    return estimate
+
+
+def cfg(given: Estimate, without: Estimate, guidance: Guidance) -> Estimate:
+    """without + scale (given - without), the same for predictions of any kind."""
+    return Estimate(*(u + guidance.scale * (c - u) for c, u in zip(given, without, strict=True)))
 
 
 def rescaled(steered: Float[Array, "b *s"], given: Float[Array, "b *s"], share: float) -> Float[Array, "b *s"]:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vf.diffusion.schedule import Schedule
-from vf.diffusion.solvers import Denoiser
+from vf.diffusion.solvers import Denoiser, Level, estimate
 
 ITERATIONS = 4
 
@@ -41,11 +41,13 @@ def invert(
         raise ValueError(f"inversion takes at least one iteration a step, got {iterations}")
 
     def back(z: Array, times: tuple[Array, Array]) -> tuple[Array, None]:
-        s, t = times
-        (alpha, sigma), (alpha_t, sigma_t) = ((schedule.alpha(time), schedule.sigma(time)) for time in (s, t))
-        factor = scale * (sigma_t - alpha_t / alpha * sigma)
-        guess = jax.lax.fori_loop(0, iterations, lambda _, guess: alpha_t / alpha * z + factor * denoise(guess, t), z)
-        return guess, None
+        then, now = (Level(schedule.alpha(time), schedule.sigma(time)) for time in times)
+
+        def closer(_: int, guess: Array) -> Array:
+            eps = estimate(denoise(guess, times[1]), guess, now, scale).eps
+            return now.alpha / then.alpha * (z - scale * then.sigma * eps) + scale * now.sigma * eps
+
+        return jax.lax.fori_loop(0, iterations, closer, z), None
 
     rising = np.asarray(grid)[::-1]
     return jax.lax.scan(back, x, (jnp.asarray(rising[:-1]), jnp.asarray(rising[1:])))[0]

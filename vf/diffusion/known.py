@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from vf.diffusion.gaussian import Estimate
 from vf.diffusion.schedule import Schedule
-from vf.diffusion.solvers import Denoiser
+from vf.diffusion.solvers import Denoiser, Level, estimate, noise_beside
 
 Mask = Bool[np.ndarray, "f"]
 
@@ -41,22 +42,18 @@ def noised(
     return jnp.where(_per_pixel(mask), alpha * clip + sigma * z_T, z_T)
 
 
-def true_noise(z: Array, x: Array, alpha: Array, sigma: Array, scale: float | Array = 1.0) -> Array:
-    """The noise eps of z = alpha x + scale sigma eps; 0 where scale is 0, for there is none."""
-    amplitude = scale * sigma
-    return jnp.where(amplitude > 0, (z - alpha * x) / jnp.where(amplitude > 0, amplitude, 1), 0)
-
-
 def known_frames(
     denoise: Denoiser, clip: Float[Array, "b f h w c"], mask: Mask, schedule: Schedule, scale: float | Array = 1.0
 ) -> Denoiser:
-    """`denoise`, with the noise of the known frames of `clip` in place of its estimate."""
+    """`denoise`, with the known frames of `clip`, and their noise, in place of its estimates."""
 
-    def eps_hat(z: Array, t: Array) -> Array:
-        true = true_noise(z, clip, schedule.alpha(t), schedule.sigma(t), scale)
-        return jnp.where(_per_pixel(mask), true, denoise(z, t))
+    def both(z: Array, t: Array) -> Estimate:
+        now = Level(schedule.alpha(t), schedule.sigma(t))
+        found = estimate(denoise(z, t), z, now, scale)
+        true = Estimate(clip, noise_beside(clip, z, now, scale))
+        return Estimate(*(jnp.where(_per_pixel(mask), one, other) for one, other in zip(true, found, strict=True)))
 
-    return eps_hat
+    return both
 
 
 def reconstruction_guided(
@@ -70,20 +67,18 @@ def reconstruction_guided(
     """
     known = _per_pixel(mask)
 
-    def eps_hat(z: Array, t: Array) -> Array:
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    def both(z: Array, t: Array) -> Estimate:
+        now = Level(schedule.alpha(t), schedule.sigma(t))
 
         def error(z: Array) -> tuple[Array, Array]:
-            eps = denoise(z, t)
-            x_hat = (z - scale * sigma * eps) / alpha
-            return jnp.sum(jnp.where(known, x_hat - clip, 0) ** 2), eps
+            x_0 = estimate(denoise(z, t), z, now, scale).x_0
+            return jnp.sum(jnp.where(known, x_0 - clip, 0) ** 2), x_0
 
-        gradient, eps = jax.grad(error, has_aux=True)(z)
-        pull = jnp.where(known, 0, weight * alpha / 2 * gradient)
-        amplitude = scale * sigma
-        return eps + jnp.where(amplitude > 0, alpha * pull / jnp.where(amplitude > 0, amplitude, 1), 0)
+        gradient, x_0 = jax.grad(error, has_aux=True)(z)
+        x_0 -= jnp.where(known, 0, weight * now.alpha / 2 * gradient)
+        return Estimate(x_0, noise_beside(x_0, z, now, scale))
 
-    return eps_hat
+    return both
 
 
 def _per_pixel(mask: Mask) -> Bool[np.ndarray, "f 1 1 1"]:

@@ -3,15 +3,15 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vf.diffusion import solvers
-from vf.diffusion.guidance import UNGUIDED, Guidance, guided
+from vf.diffusion import gaussian, solvers
+from vf.diffusion.guidance import UNGUIDED, Guidance, Levels, guided
 from vf.diffusion.schedule import Schedule
 from vf.nets import initial
 from vf.types import Params
@@ -106,7 +106,7 @@ class Model(abc.ABC):
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """z_t [b f h w c], t -> eps_hat of all frames, under classifier-free guidance."""
+        """z_t [b f h w c], t -> `gaussian.Estimate` of all frames, under classifier-free guidance."""
 
     def _draw_t(self, keys: Key[Array, " b"]) -> Int[Array, " b"]:
         return jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.steps))(keys)
@@ -140,8 +140,16 @@ class Model(abc.ABC):
         # A network with learned variance returns it after the prediction; DDIM has no use for it.
         return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1]]
 
-    def _guided(self, net: Network, params: Params, condition: Condition, guidance: Guidance) -> Any:
-        """(z, t scalar, *channels beside z) -> the network's prediction under classifier-free guidance."""
+    def _guided(
+        self,
+        net: Network,
+        params: Params,
+        kind: gaussian.Prediction,
+        levels: Levels,
+        condition: Condition,
+        guidance: Guidance,
+    ) -> Callable[..., gaussian.Estimate]:
+        """(z, t scalar, channels beside z) -> the estimate of a network that predicts `kind`, under guidance."""
         names = list(condition)
 
         def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
@@ -149,13 +157,18 @@ class Model(abc.ABC):
             given = dict(zip(names, values, strict=True))
             return self._call(net, params, jnp.concatenate([z, beside], -1), t, given, null)
 
-        steered = guided(predict, guidance if names else UNGUIDED)
+        estimate = guided(predict, kind, levels, guidance if names else UNGUIDED)
 
-        def call(z: Array, t: Array, beside: Array | None = None) -> Array:
+        def call(z: Array, t: Array, beside: Array | None = None) -> gaussian.Estimate:
             beside = z[..., :0] if beside is None else beside
-            return steered(z, jnp.full(len(z), t), beside, *condition.values())
+            return estimate(z, jnp.full(len(z), t), beside, *condition.values())
 
         return call
+
+    def _levels(self, t: Int[Array, " b"]) -> tuple[Float[Array, "b 1 1 1 1"], Float[Array, "b 1 1 1 1"]]:
+        """Amplitudes of clip and noise in z_t [b f h w c]."""
+        shape = (-1, 1, 1, 1, 1)
+        return self.schedule.alpha(t).reshape(shape), self.schedule.sigma(t).reshape(shape)
 
     def _init(self, net: Network, channels: int, frames: int) -> Any:
         _, h, w, _ = self.shape
@@ -166,6 +179,15 @@ class Model(abc.ABC):
             kwargs["cond"] = jnp.zeros((1, self.embedding_dim))
         z, t = jnp.zeros((1, frames, h, w, channels)), jnp.zeros(1, jnp.int32)
         return net.init(jax.random.key(0), z, t, **kwargs)["params"]
+
+
+def check_prediction(schedule: Schedule, name: str, kind: gaussian.Prediction) -> None:
+    """Raises ValueError where eps is to be predicted of what holds nothing else; `name` is the prediction's."""
+    if kind == "eps" and schedule.ends_in_noise:
+        raise ValueError(
+            f"{name} is eps, but the last step of this schedule is noise alone (zero terminal SNR), and eps says "
+            "nothing of the clip there: predict v or x_0"
+        )
 
 
 def mse(difference: Float[Array, "*n h w c"]) -> Float[Array, "*n"]:

@@ -30,7 +30,7 @@ class SampleOptions(NamedTuple):
         grid: times, int32 [k + 1], as `schedule.spaced_times` makes them.
         solver: walks them.
         guidance: of the networks' predictions.
-        clip_x_0: bound of the clean estimate; None for none.
+        clip_x_0, clip_quantile: bound of the clean estimate, as in `solvers.bounded`; None for none.
         known: array indices of frames that `Control.known` gives; () for none.
         reconstruction: weight of reconstruction guidance towards the known frames; 0 for none.
     """
@@ -39,6 +39,7 @@ class SampleOptions(NamedTuple):
     solver: solvers.Solver = solvers.DDIM()
     guidance: Guidance = UNGUIDED
     clip_x_0: float | None = 1.0
+    clip_quantile: float | None = None
     known: tuple[int, ...] = ()
     reconstruction: float = 0.0
 
@@ -217,7 +218,7 @@ def _solve(
         z_T = known_frames.noised(clips, z_T, mask, model.schedule.alpha(first), model.schedule.sigma(first))
     sampled = solvers.solve(
         denoise, z_T, options.grid, model.schedule, solver=options.solver, scale=scale,
-        noise=draw, clip_x_0=options.clip_x_0,
+        noise=draw, clip_x_0=options.clip_x_0, clip_quantile=options.clip_quantile,
     )  # fmt: skip
     if options.known and clips is not None:
         return sampled.at[:, list(options.known)].set(clips[:, list(options.known)])

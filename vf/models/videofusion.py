@@ -4,7 +4,7 @@ The decomposition itself is in `vf/diffusion/decompose.py`, whose equations are 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from vf import rng
-from vf.diffusion import decompose, gaussian, known, noise, solvers
+from vf.diffusion import decompose, gaussian, noise, solvers
 from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
-from vf.models.model import Condition, Errors, Model, Network, mse
+from vf.models.model import Condition, Errors, Model, Network, check_prediction, mse
 from vf.types import Params
 
 Context = Literal["none", "embedding", "base_frame"]
@@ -67,7 +67,14 @@ class VideoFusion(Model):
             raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {self.context!r}")
         if self.base_images < 1:
             raise ValueError(f"base_images counts the base frame, so it is at least 1, got {self.base_images}")
+        check_prediction(self.schedule, "base.prediction", self.base_prediction)
+        check_prediction(self.schedule, "residual.prediction", self.residual_prediction)
         others = np.delete(self.lam, self.base_frame, axis=-1)
+        if self.schedule.ends_in_noise and np.any(others >= 1):
+            raise ValueError(
+                "a schedule that ends in noise (zero terminal SNR) needs lambda < 1 off the base frame: lambda = 1 "
+                "leaves nothing to the residual generator there"
+            )
         if self.base_first and np.any(others >= 1):
             raise ValueError(
                 "base-first sampling needs lambda < 1 off the base frame: lambda = 1 leaves no noise there"
@@ -110,19 +117,19 @@ class VideoFusion(Model):
         if self.base_first:
             # Base first: by the time the residual frames are sampled the base frame is clean, so b is known exactly.
             context = self._noised_context(x[:, c], context_keys) if train else x[:, c]
-            used, beside = b, context
+            known, beside = b, context
         else:
-            used, beside = b_hat, None
-        z_prime = decompose.residual_input(z, used, self.lam, sigma)  # (5)
+            known, beside = b_hat, None
+        z_prime = decompose.residual_input(z, known, self.lam, sigma)  # (5)
         inputs = self._residual_inputs(z_prime, alpha, beside)
         value = self._call(self.residual, params["residual"], inputs, t, condition, null, dropout_keys=residual_dropout)
         kind = self.residual_prediction
-        residual_loss = decompose.residual_error(kind, value, x, eps, used, self.lam, alpha, sigma)  # (7)
+        residual_loss = decompose.residual_error(kind, value, x, eps, known, self.lam, alpha, sigma)  # (7)
         residual_sigma = decompose.residual_sigma(self.lam, sigma)[..., 0, 0, 0]
         residual_loss *= gaussian.loss_weight(
             kind, self.residual_loss, alpha[:, None], residual_sigma, self.loss_weight
         )
-        eps_hat = decompose.eps_hat(kind, value, z_prime, used, self.lam, alpha, sigma)  # (6)
+        eps_hat = decompose.eps_hat(kind, value, z_prime, known, self.lam, alpha, sigma)  # (6)
         unknown = 1 - np.where(np.arange(self.shape[0]) == c, 0, self.lam) if self.base_first else 1
         share = mse(eps_hat - eps) / unknown
         return Errors(residual_loss.at[:, c].set(base_loss), share.at[:, c].set(mse(b_hat - b)))
@@ -193,14 +200,9 @@ class VideoFusion(Model):
     def base_denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """The base generator (4) as an image model: z_t^c [b h w c], t -> b_hat."""
-        base = self._guided(self.base, params["base"], condition, guidance)
-
-        def b_hat(z: Array, t: Array) -> Array:
-            value = base(z[:, None], t)[:, 0]
-            return gaussian.to_eps(self.base_prediction, value, z, self.schedule.alpha(t), self.schedule.sigma(t))
-
-        return b_hat
+        """The base generator (4) as an image model: z_t^c [b h w c], t -> estimate of x^c and b."""
+        base = self._guided(self.base, params["base"], self.base_prediction, self._levels, condition, guidance)
+        return lambda z, t: jax.tree.map(lambda frames: frames[:, 0], base(z[:, None], t))
 
     def residual_denoiser(
         self,
@@ -209,20 +211,17 @@ class VideoFusion(Model):
         frame: Float[Array, "b h w c"],
         guidance: Guidance = UNGUIDED,
     ) -> solvers.Denoiser:
-        """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> r_hat, 0 where lambda = 1."""
-        residual = self._guided(self.residual, params["residual"], condition, guidance.of_residual)
+        """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> estimate of x and r.
 
-        def r_hat(z_prime: Array, t: Array) -> Array:
-            alpha, sigma = (jnp.full(len(z_prime), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
-            inputs = self._residual_inputs(z_prime, alpha, frame)
-            value = residual(inputs[..., : z_prime.shape[-1]], t, inputs[..., z_prime.shape[-1] :])
-            residual_sigma = decompose.residual_sigma(self.lam, sigma)
-            noise_in_z = gaussian.to_noise(
-                self.residual_prediction, value, z_prime, spread(alpha, z_prime), residual_sigma
-            )
-            return jnp.where(residual_sigma > 0, noise_in_z / jnp.where(residual_sigma > 0, residual_sigma, 1), 0)
+        At the base frame they are `frame` and 0.
+        """
+        residual = self._residual(params, condition, guidance)
 
-        return r_hat
+        def estimate(z_prime: Array, t: Array) -> gaussian.Estimate:
+            x_0, r_hat = residual(z_prime, t, frame)
+            return gaussian.Estimate(x_0.at[:, self.base_frame].set(frame), r_hat)
+
+        return estimate
 
     def denoiser(
         self,
@@ -231,23 +230,43 @@ class VideoFusion(Model):
         guidance: Guidance = UNGUIDED,
         base_frame: Float[Array, "b h w c"] | None = None,
     ) -> solvers.Denoiser:
-        """The joint predictor (4)-(6): z_t [b f h w c], t -> eps_hat. One base pass, on one frame.
+        """The joint predictor (4)-(6): z_t [b f h w c], t -> estimate. One base pass, on one frame.
 
         base_frame: the clean base frame where it is known. Then so is b, which is read off z^c, and the base generator
             is not run.
         """
         base = self.base_denoiser(params, condition, guidance)
-        residual = self._guided(self.residual, params["residual"], condition, guidance.of_residual)
+        residual = self._residual(params, condition, guidance)
 
-        def eps_hat(z: Array, t: Array) -> Array:
-            alpha, sigma = (jnp.full(len(z), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
-            z_base = z[:, self.base_frame]
+        def estimate(z: Array, t: Array) -> gaussian.Estimate:
+            c, (alpha, sigma) = self.base_frame, (self.schedule.alpha(t), self.schedule.sigma(t))
             if base_frame is None:
-                b_hat = base(z_base, t)
+                frame, b_hat = base(z[:, c], t)
             else:
-                b_hat = known.true_noise(z_base, base_frame, self.schedule.alpha(t), self.schedule.sigma(t))
-            z_prime = decompose.residual_input(z, b_hat, self.lam, sigma)
-            value = residual(self._residual_inputs(z_prime, alpha, None), t)
-            return decompose.eps_hat(self.residual_prediction, value, z_prime, b_hat, self.lam, alpha, sigma)
+                frame = base_frame
+                b_hat = solvers.noise_beside(frame, z[:, c], solvers.Level(alpha, sigma))
+            z_prime = decompose.residual_input(z, b_hat, self.lam, jnp.full(len(z), sigma))
+            x_0, r_hat = residual(z_prime, t, None)
+            return gaussian.Estimate(x_0.at[:, c].set(frame), decompose.combine(b_hat, r_hat, self.lam))
 
-        return eps_hat
+        return estimate
+
+    def _residual(
+        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance
+    ) -> Callable[[Array, Array, Array | None], gaussian.Estimate]:
+        """(z'_t, t, the context frame) -> estimate of x and r, the latter 0 where lambda = 1."""
+
+        def levels(t: Array) -> tuple[Array, Array]:
+            alpha, sigma = self._levels(t)
+            return alpha, decompose.residual_sigma(self.lam, sigma[..., 0, 0, 0, 0])
+
+        net = self._guided(
+            self.residual, params["residual"], self.residual_prediction, levels, condition, guidance.of_residual
+        )
+
+        def estimate(z_prime: Array, t: Array, frame: Array | None) -> gaussian.Estimate:
+            inputs = self._residual_inputs(z_prime, jnp.full(len(z_prime), self.schedule.alpha(t)), frame)
+            channels = z_prime.shape[-1]
+            return net(inputs[..., :channels], t, inputs[..., channels:])
+
+        return estimate
