@@ -114,6 +114,18 @@ def test_validation_clips_are_gone_on_with(run):
     assert facts["labels"] == [names[label] for label in real["label"]]
 
 
+def test_a_long_clip_begins_as_a_short_one_and_goes_on(run):
+    """Its windows differ, and no frame is lost or repeated; a sample drawn alone is the same."""
+    short, _ = sampled(run, sample__count=2)
+    long, facts = sampled(run, sample__count=2, sample__length=19)
+    np.testing.assert_array_equal(long[:, :8], short)
+    assert (long.shape[1], facts["length"], facts["overlap"]) == (19, 19, 4)
+    for first, second in ((4, 8), (8, 12), (12, 16)):  # the new frames of each window
+        assert np.abs(long[:, first : first + 3].astype(int) - long[:, second : second + 3]).max() > 10
+    alone, _ = sampled(run, sample__count=1, sample__first=1, sample__length=19)
+    np.testing.assert_array_equal(alone[0], long[1])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -132,6 +144,12 @@ def test_validation_clips_are_gone_on_with(run):
         ({"sample__motion_of": "clip.mp4", "sample__label": 1}, "set --config.sample.solver=ddim"),
         ({"sample__motion_of": "a.npz:7", "sample__label": 1, **DDIM}, "no clips at a.npz"),
         ({"sample__what": "base", "sample__grid": (2, 2)}, "content alone"),
+        ({"sample__what": "base", "sample__length": 9}, "no length"),
+        ({"sample__length": 7}, "at least the 8 frames"),
+        ({"sample__length": 9, "sample__overlap": 8}, "1 to 7, less than a window's 8"),
+        ({"sample__length": 9, "sample__overlap": 3}, "overlap=4 or more, got 3"),
+        ({"sample__grid": (2, 2), "sample__first": 1}, "leave sample.first at 0"),
+        ({"sample__first": -1}, "sample.first must be at least 0"),
     ],
 )
 def test_control_that_does_not_fit_is_answered_in_one_sentence(run, changes, message):
