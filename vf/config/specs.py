@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vf.data.pipeline import Source
+from vf.diffusion.guidance import CFG
 from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
@@ -55,9 +56,11 @@ class SampleSpec:
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
         grid, guidance = self.options.grid.tolist(), self.options.guidance
+        rule = {"rule": type(guidance.rule).__name__} | dataclasses.asdict(guidance.rule)  # type: ignore[call-overload]
         more = {
-            "residual_guidance_scale": guidance.residual_scale, "guidance_interval": guidance.interval,
-            "guidance_rescale": guidance.rescale or None, "clip_quantile": self.options.clip_quantile,
+            "guidance": None if guidance.rule == CFG() else rule, "residual_guidance_scale": guidance.residual_scale,
+            "guidance_interval": guidance.interval, "guidance_rescale": guidance.rescale or None,
+            "clip_quantile": self.options.clip_quantile,
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
             "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,
