@@ -137,10 +137,14 @@ def get_config() -> ConfigDict:
     sample.spacing = "uniform"  # of the steps' times: uniform | trailing | quadratic | log_snr | karras
     sample.times = ()  # these times, falling, instead
     sample.eta = 0.0  # 0 (deterministic) to 1 (DDPM's variance)
-    sample.guidance_scale = 1.0  # 1 = none
+    sample.guidance = "cfg"  # rule of guidance: cfg | apg | cfg_zero | cfg_pp (vf/diffusion/guidance.py)
+    sample.guidance_scale = 1.0  # 1 = none (cfg_pp: the most, of 0 to 1)
     sample.residual_guidance_scale = -1.0  # of the residual generator; -1 = the same
     sample.guidance_interval = ()  # lowest and highest time at which there is guidance; () = all
     sample.guidance_rescale = 0.0  # share of the standard deviation that is given back, 0 to 1
+    sample.apg_parallel = 0.0  # apg: share of the part along the clean estimate that is kept
+    sample.apg_norm = 0.0  # apg: bound of the difference's norm over a clip; 0 = none
+    sample.zero_steps = 0  # cfg_zero: first steps in which the velocity is 0
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
     # Dynamic thresholding: the quantile of each clip's pixels at which it is cut, and then scaled down to the bound, as
     # 0.995; 0 = cut at the bound itself.

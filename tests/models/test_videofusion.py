@@ -9,7 +9,7 @@ import pytest
 
 from tests.small_models import BASE, FRAMES, SCHEDULE, SHAPE, Stub, awake, fusion, keys, one_network, unet
 from vf.diffusion import decompose, gaussian, noise, solvers
-from vf.diffusion.guidance import Guidance
+from vf.diffusion.guidance import CFGPlusPlus, Guidance
 from vf.diffusion.schedule import time_grid
 from vf.models.sampler import SampleOptions, sample
 from vf.models.videofusion import CONTEXTS
@@ -212,6 +212,12 @@ def test_guidance_and_dropped_conditions():
 
     np.testing.assert_allclose(eps_hat(0, 0.0), eps_hat(3, 1.0), atol=1e-5)
     assert np.abs(eps_hat(0, 1.0) - eps_hat(1, 1.0)).max() > 1e-3
+    # CFG++ renoises with what the networks say without a label.
+    guidance = Guidance(1.0, rule=CFGPlusPlus())
+    found = jax.jit(lambda: model.denoiser(params, {"label": jnp.zeros(2, int)}, guidance)(z, t))()
+    np.testing.assert_allclose(found.eps, eps_hat(0, 1.0), atol=1e-5)
+    np.testing.assert_allclose(found.renoise[:, BASE], eps_hat(3, 1.0)[:, BASE], atol=1e-5)
+    assert np.abs(found.renoise - found.eps).max((0, 2, 3, 4)).min() > 1e-3
     base_only = eps_hat(3, 1.0) + 3 * (eps_hat(0, 1.0) - eps_hat(3, 1.0))
     np.testing.assert_allclose(eps_hat(0, 3.0)[:, BASE], base_only[:, BASE], atol=1e-4)  # linear in the base
     residual_only = np.abs(eps_hat(0, 1.0, 3.0) - eps_hat(0, 1.0)).max((0, 2, 3, 4))

@@ -28,6 +28,7 @@ from vf.config.specs import (
 )
 from vf.config.values import as_user_error, choose, fingerprint, to_json
 from vf.data.pipeline import Source
+from vf.diffusion import guidance as guidances
 from vf.diffusion import schedule as schedules
 from vf.diffusion import solvers
 from vf.diffusion.guidance import Guidance
@@ -201,7 +202,7 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     return SampleOptions(
         grid,
         make(sample.eta),
-        guidance(config),
+        guidance(config, grid),
         bound,
         sample.clip_quantile or None,
         control.known(config),
@@ -209,14 +210,36 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     )
 
 
-def guidance(config: ConfigDict) -> Guidance:
-    """How predictions are guided. Raises UserError for values out of range."""
+def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
+    """How predictions are guided at the times of `grid`. Raises UserError for values out of range."""
     sample = config.sample
     own = None if sample.residual_guidance_scale == -1 else sample.residual_guidance_scale
     interval = tuple(sample.guidance_interval) or None
     if interval is not None and len(interval) != 2:
         raise UserError(f"sample.guidance_interval must be () or two times, first and last, got {interval}")
-    return as_user_error(lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale))
+    rules: dict[str, Callable[[], guidances.Rule]] = {
+        "cfg": guidances.CFG,
+        "apg": lambda: guidances.APG(sample.apg_parallel, sample.apg_norm or None),
+        "cfg_zero": lambda: guidances.CFGZero(int(grid[sample.zero_steps - 1]) if sample.zero_steps else None),
+        "cfg_pp": guidances.CFGPlusPlus,
+    }
+    rule = choose("sample.guidance", sample.guidance, rules)
+    if sample.guidance == "cfg_pp" and sample.solver == "heun":
+        raise UserError(
+            "sample.guidance=cfg_pp puts other noise back than there was, which heun cannot: set sample.solver to ddim "
+            "or dpm"
+        )
+    for name, owner in (("apg_parallel", "apg"), ("apg_norm", "apg"), ("zero_steps", "cfg_zero")):
+        if sample[name] < 0 or (sample[name] and sample.guidance != owner):
+            raise UserError(
+                f"sample.{name} must be 0 or more, and 0 unless sample.guidance is {owner}; got {sample[name]} with "
+                f"{sample.guidance}"
+            )
+    if sample.zero_steps >= len(grid):
+        raise UserError(
+            f"sample.zero_steps must be at most the number of steps, {len(grid) - 1}, got {sample.zero_steps}"
+        )
+    return as_user_error(lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale, rule()))
 
 
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:

@@ -102,10 +102,11 @@ def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork
         raise UserError(
             f"{file.path} was trained with another schedule than noise.zero_terminal_snr makes: set it to False"
         )
-    if config.sample.guidance_scale != 1 and not file.can_be_guided:
+    sample = config.sample
+    if (sample.guidance_scale != 1 or sample.guidance == "cfg_pp") and not file.can_be_guided:
         raise UserError(
-            f"sample.guidance_scale is {config.sample.guidance_scale}, but the network of {file.path} was trained "
-            'without "no class": set --config.sample.guidance_scale=1'
+            f"sample.guidance_scale is {sample.guidance_scale} by {sample.guidance}, but the network of {file.path} "
+            'was trained without "no class": set --config.sample.guidance=cfg --config.sample.guidance_scale=1'
         )
     classes = NoClips(file.class_names)
     made = OneNetwork(

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vf.data.pipeline import Source
+from vf.diffusion.guidance import CFG
 from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
@@ -91,11 +92,12 @@ class SampleSpec:
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
         grid, guidance = self.options.grid.tolist(), self.options.guidance
+        rule = {"rule": type(guidance.rule).__name__} | dataclasses.asdict(guidance.rule)  # type: ignore[call-overload]
         more = {
-            "residual_guidance_scale": guidance.residual_scale, "guidance_interval": guidance.interval,
-            "guidance_rescale": guidance.rescale or None, "clip_quantile": self.options.clip_quantile,
-            "known": self.options.known or None,
-            "reconstruction": self.options.reconstruction or None,
+            "guidance": None if guidance.rule == CFG() else rule, "residual_guidance_scale": guidance.residual_scale,
+            "guidance_interval": guidance.interval, "guidance_rescale": guidance.rescale or None,
+            "clip_quantile": self.options.clip_quantile,
+            "known": self.options.known or None, "reconstruction": self.options.reconstruction or None,
             "control": self.control and self.control.protocol(), "first": self.first or None,
             "length": self.extension.length if self.extension.further else None,
             "overlap": self.extension.overlap if self.extension.further else None,

@@ -116,7 +116,7 @@ def check_guidance(
         )
     for network in networks:
         field, asked = fields[network]
-        if asked == 1:
+        if asked == 1 and config.sample.guidance != "cfg_pp":
             continue
         if config.model.condition == "none" and config.model.context != "embedding":
             raise UserError(

@@ -77,10 +77,14 @@ def to_v(kind: Prediction, value: Array, z: Array, alpha: Array, sigma: Array) -
 
 
 class Estimate(NamedTuple):
-    """What is known of z = alpha x_0 + sigma eps: estimates of the clean clip and of the noise."""
+    """What is known of z = alpha x_0 + sigma eps: estimates of the clean clip and of the noise.
+
+    `renoise` is the noise that a solver gives the clean clip for its next level, where that is another than eps.
+    """
 
     x_0: jax.Array
     eps: jax.Array
+    renoise: jax.Array | None = None
 
 
 def estimate(kind: Prediction, value: Array, z: Array, alpha: Array, sigma: Array) -> Estimate:

@@ -50,8 +50,9 @@ def known_frames(
     def both(z: Array, t: Array) -> Estimate:
         now = Level(schedule.alpha(t), schedule.sigma(t))
         found = estimate(denoise(z, t), z, now, scale)
-        true = Estimate(clip, noise_beside(clip, z, now, scale))
-        return Estimate(*(jnp.where(_per_pixel(mask), one, other) for one, other in zip(true, found, strict=True)))
+        eps = noise_beside(clip, z, now, scale)
+        true = Estimate(clip, eps, None if found.renoise is None else eps)
+        return jax.tree.map(lambda one, other: jnp.where(_per_pixel(mask), one, other), true, found)
 
     return both
 

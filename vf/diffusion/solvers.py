@@ -167,7 +167,8 @@ class Heun:
 def _renoised(estimate: Estimate, then: Level, injected: Array, scale: float | Array, xi: Array | None) -> Array:
     """The clean estimate with the noise of a level, of which `injected` (of sigma) is fresh."""
     remaining = jnp.sqrt(jnp.maximum(then.sigma**2 - injected**2, 0))
-    z = then.alpha * estimate.x_0 + scale * remaining * estimate.eps
+    noise = estimate.eps if estimate.renoise is None else estimate.renoise
+    z = then.alpha * estimate.x_0 + scale * remaining * noise
     return z if xi is None else z + scale * injected * xi
 
 
@@ -213,7 +214,7 @@ def solve(
         found = estimate(denoise(z, t), z, now, scale)
         if clip_x_0 is not None:
             x_0 = bounded(found.x_0, clip_x_0, clip_quantile)
-            found = Estimate(x_0, noise_beside(x_0, z, now, scale))
+            found = found._replace(x_0=x_0, eps=noise_beside(x_0, z, now, scale))
         xi = noise(t) if solver.injects and noise is not None else None
         z, state = solver.step(state, z, found, now, then, scale, xi)
         return (z, state), (z if trajectory else None)

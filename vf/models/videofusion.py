@@ -199,7 +199,7 @@ class VideoFusion(Model):
 
     def base_denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
-    ) -> solvers.Denoiser:
+    ) -> Callable[[Array, Array], gaussian.Estimate]:
         """The base generator (4) as an image model: z_t^c [b h w c], t -> estimate of x^c and b."""
         base = self._guided(self.base, params["base"], self.base_prediction, self._levels, condition, guidance)
         return lambda z, t: jax.tree.map(lambda frames: frames[:, 0], base(z[:, None], t))
@@ -218,8 +218,8 @@ class VideoFusion(Model):
         residual = self._residual(params, condition, guidance)
 
         def estimate(z_prime: Array, t: Array) -> gaussian.Estimate:
-            x_0, r_hat = residual(z_prime, t, frame)
-            return gaussian.Estimate(x_0.at[:, self.base_frame].set(frame), r_hat)
+            found = residual(z_prime, t, frame)
+            return found._replace(x_0=found.x_0.at[:, self.base_frame].set(frame))
 
         return estimate
 
@@ -241,13 +241,15 @@ class VideoFusion(Model):
         def estimate(z: Array, t: Array) -> gaussian.Estimate:
             c, (alpha, sigma) = self.base_frame, (self.schedule.alpha(t), self.schedule.sigma(t))
             if base_frame is None:
-                frame, b_hat = base(z[:, c], t)
+                frame = base(z[:, c], t)
             else:
-                frame = base_frame
-                b_hat = solvers.noise_beside(frame, z[:, c], solvers.Level(alpha, sigma))
-            z_prime = decompose.residual_input(z, b_hat, self.lam, jnp.full(len(z), sigma))
-            x_0, r_hat = residual(z_prime, t, None)
-            return gaussian.Estimate(x_0.at[:, c].set(frame), decompose.combine(b_hat, r_hat, self.lam))
+                b = solvers.noise_beside(base_frame, z[:, c], solvers.Level(alpha, sigma))
+                frame = gaussian.Estimate(base_frame, b, b)
+            others = residual(decompose.residual_input(z, frame.eps, self.lam, jnp.full(len(z), sigma)), t, None)
+            x_0, eps = others.x_0.at[:, c].set(frame.x_0), decompose.combine(frame.eps, others.eps, self.lam)
+            if frame.renoise is None or others.renoise is None:
+                return gaussian.Estimate(x_0, eps)
+            return gaussian.Estimate(x_0, eps, decompose.combine(frame.renoise, others.renoise, self.lam))
 
         return estimate
 
