@@ -111,6 +111,9 @@ def get_config() -> ConfigDict:
     train.steps = 200_000
     train.batch_size = 64  # clips per update, over all devices
     train.accumulate = 1  # micro-batches per update
+    # Share of the clips of which the residual generator sees some frames clean: for prediction, interpolation and long
+    # clips (sample.history).
+    train.known_share = 0.0
     train.freeze_base = False  # the paper found it worse than training both
     train.lr_base = 1e-5  # "small" in the paper
     train.lr_residual = 1e-4
@@ -166,6 +169,9 @@ def get_config() -> ConfigDict:
     sample.known = ()  # array indices of frames that are given; the others are sampled beside them
     sample.known_of = ""  # a video, or a picture, that gives them; "" = validation clips, one for each sample
     sample.reconstruction = 0.0  # weight of reconstruction guidance towards known frames; a backward pass a step
+    # How a residual generator of train.known_share sees known frames: 1 = clean, more = history guidance, 0 = as noisy
+    # as the others.
+    sample.history = 0.0
     # Long clips: windows of data.frames, of which each knows the last frames of the one before.
     sample.length = 0  # frames; 0 = data.frames
     sample.overlap = 0  # known frames of a window; 0 = half

@@ -206,8 +206,8 @@ def sample_options(config: ConfigDict) -> SampleOptions:
         bound,
         sample.clip_quantile or None,
         control.known(config),
-        sample.reconstruction,
-    )
+        sample.reconstruction, sample.history,
+    )  # fmt: skip
 
 
 def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:

@@ -23,7 +23,7 @@ CONTROL = {
     "motion_label": -1, "known": (), "known_of": "", "reconstruction": 0.0,
 }  # fmt: skip
 """The fields of `sample` that say what is fixed, with the values by which nothing is."""
-FIELDS = CONTROL | {"first": 0, "length": 0, "overlap": 0, "keep_base_noise": True}
+FIELDS = CONTROL | {"first": 0, "length": 0, "overlap": 0, "keep_base_noise": True, "history": 0.0}
 """All fields of `sample` that are for the sampling job alone, with the values by which they change nothing."""
 
 

@@ -64,6 +64,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 base_images=config.base.images,
                 context=config.model.context,
                 context_noise=config.model.context_noise,
+                known_share=config.train.known_share,
                 **shared,
             )
         )

@@ -98,6 +98,7 @@ class SampleSpec:
             "guidance_interval": guidance.interval, "guidance_rescale": guidance.rescale or None,
             "clip_quantile": self.options.clip_quantile,
             "known": self.options.known or None, "reconstruction": self.options.reconstruction or None,
+            "history": self.options.history or None,
             "control": self.control and self.control.protocol(), "first": self.first or None,
             "length": self.extension.length if self.extension.further else None,
             "overlap": self.extension.overlap if self.extension.further else None,

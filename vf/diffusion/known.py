@@ -82,5 +82,19 @@ def reconstruction_guided(
     return both
 
 
+def history_guided(given: Denoiser, without: Denoiser, weight: float) -> Denoiser:
+    """without + weight (given - without), of one denoiser that sees the known frames clean and one that does not.
+
+    History guidance (Song et al. 2025, "History-guided video diffusion", section 4) of one history; `without` sees it
+    as noisy as the frames to find, so that it is not wholly hidden.
+    """
+
+    def both(z: Array, t: Array) -> Estimate:
+        one, other = given(z, t), without(z, t)
+        return jax.tree.map(lambda c, u: u + weight * (c - u), one, other)
+
+    return both
+
+
 def _per_pixel(mask: Mask) -> Bool[np.ndarray, "f 1 1 1"]:
     return mask[:, None, None, None]

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vf.diffusion import gaussian, solvers
 from vf.diffusion.guidance import UNGUIDED, Guidance, Levels, guided
+from vf.diffusion.known import Mask
 from vf.diffusion.schedule import Schedule
 from vf.nets import initial
 from vf.types import Params
@@ -148,13 +149,18 @@ class Model(abc.ABC):
         levels: Levels,
         condition: Condition,
         guidance: Guidance,
+        clean: Mask | None = None,
     ) -> Callable[..., gaussian.Estimate]:
-        """(z, t scalar, channels beside z) -> the estimate of a network that predicts `kind`, under guidance."""
+        """(z, t scalar, channels beside z) -> the estimate of a network that predicts `kind`, under guidance.
+
+        clean: bool [f], the frames that the network is told to be at time 0.
+        """
         names = list(condition)
 
         def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
             *values, null = values_null
             given = dict(zip(names, values, strict=True))
+            t = t if clean is None else jnp.where(clean, 0, t[:, None])
             return self._call(net, params, jnp.concatenate([z, beside], -1), t, given, null)
 
         estimate = guided(predict, kind, levels, guidance if names else UNGUIDED)

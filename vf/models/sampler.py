@@ -19,7 +19,7 @@ from vf.diffusion import known as known_frames
 from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
 from vf.models.model import Condition, Model
-from vf.models.videofusion import VideoFusion
+from vf.models.videofusion import Clean, VideoFusion
 from vf.types import Params
 
 
@@ -33,6 +33,8 @@ class SampleOptions(NamedTuple):
         clip_x_0, clip_quantile: bound of the clean estimate, as in `solvers.bounded`; None for none.
         known: array indices of frames that `Control.known` gives; () for none.
         reconstruction: weight of reconstruction guidance towards the known frames; 0 for none.
+        history: of a residual generator that was trained to see known frames clean: 1 shows them so, and more is
+            history guidance, with a second pass; 0 shows them as noisy as the others (replacement).
     """
 
     grid: np.ndarray
@@ -42,6 +44,7 @@ class SampleOptions(NamedTuple):
     clip_quantile: float | None = None
     known: tuple[int, ...] = ()
     reconstruction: float = 0.0
+    history: float = 0.0
 
 
 class Extension(NamedTuple):
@@ -126,14 +129,18 @@ def sample(
         frame = control.known[:, model.base_frame]
     draw = functools.partial(_parts, model, keys, control)
     if not model.base_first:
-        denoise = model.denoiser(params, condition, options.guidance, frame)
+        denoise = _with_history(
+            model, options, control, functools.partial(model.denoiser, params, condition, options.guidance, frame)
+        )
         return _solve(model, options, control, denoise, lambda t: decompose.combine(*draw(t), model.lam))
     # Base first: the base frame is sampled from b alone; then, given it, the others from their own noise (8).
     if frame is None:
         base = model.base_denoiser(params, condition, options.guidance)
         frame = _solve(model, options, FREE, base, lambda t: draw(t).base)
     scale = jnp.sqrt(1 - decompose.per_pixel(model.lam))
-    residual = model.residual_denoiser(params, condition, frame, options.guidance)
+    residual = _with_history(
+        model, options, control, functools.partial(model.residual_denoiser, params, condition, frame, options.guidance)
+    )
     clip = _solve(model, options, control, residual, lambda t: draw(t).residual, scale)
     return clip.at[:, model.base_frame].set(frame)
 
@@ -223,6 +230,17 @@ def _solve(
     if options.known and clips is not None:
         return sampled.at[:, list(options.known)].set(clips[:, list(options.known)])
     return sampled
+
+
+def _with_history(
+    model: VideoFusion, options: SampleOptions, control: Control, make: Callable[..., solvers.Denoiser]
+) -> solvers.Denoiser:
+    """What `make` makes, of a residual generator that sees the known frames as `options.history` says."""
+    if not options.known or control.known is None or not options.history:
+        return make()
+    mask = known_frames.frame_mask(options.known, model.shape[0]) & (np.arange(model.shape[0]) != model.base_frame)
+    given = make(clean=Clean(control.known, mask))
+    return given if options.history == 1 else known_frames.history_guided(given, make(), options.history)
 
 
 def _check(model: Model, options: SampleOptions, control: Control) -> None:

@@ -10,17 +10,25 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from vf import rng
 from vf.diffusion import decompose, gaussian, noise, solvers
 from vf.diffusion.guidance import UNGUIDED, Guidance
+from vf.diffusion.known import Mask
 from vf.diffusion.schedule import spread
 from vf.models.model import Condition, Errors, Model, Network, check_prediction, mse
 from vf.types import Params
 
 Context = Literal["none", "embedding", "base_frame"]
 CONTEXTS: tuple[Context, ...] = ("none", "embedding", "base_frame")
+
+
+class Clean(NamedTuple):
+    """Clips of which the residual generator sees some frames clean, never the base frame."""
+
+    clips: Float[Array, "b f h w c"]
+    mask: Mask
 
 
 class _Images(NamedTuple):
@@ -47,7 +55,10 @@ class VideoFusion(Model):
             frames drawn at random, each with a time and a noise of its own (ours: a base that is not pretrained needs
             many images, and a clip holds f of them).
         context_noise: in training the context frame gets noise of amplitude U(0, context_noise), so that the residual
-            generator forgives a generated base frame its flaws; in units of the pixel range [-1, 1].
+            generator forgives a generated base frame its flaws; in units of the pixel range [-1, 1]. Known frames too.
+        known_share: share of the training clips of which the residual generator sees some other frames clean, each with
+            a probability that is itself drawn: they are at time 0, whatever the clip's, and have no loss (each frame
+            with its own noise level, as in Diffusion Forcing, Chen et al. 2024, here of two levels).
     """
 
     base: Network
@@ -60,6 +71,7 @@ class VideoFusion(Model):
     context: Context = "none"
     base_images: int = 1
     context_noise: float = 0.0
+    known_share: float = 0.0
     networks: ClassVar[tuple[str, ...]] = ("base", "residual")
 
     def __post_init__(self) -> None:
@@ -100,7 +112,7 @@ class VideoFusion(Model):
     ) -> Errors:
         """Errors (7) of clips `x` in [-1, 1] at times `t` (drawn where None); every draw comes from `keys`."""
         c = self.base_frame
-        t_keys, noise_keys, drop_keys, context_keys, image_keys, *dropout_keys = rng.streams(keys, 7)
+        t_keys, noise_keys, drop_keys, context_keys, image_keys, *dropout_keys, known_keys = rng.streams(keys, 8)
         t = self._draw_t(t_keys) if t is None else t
         null = self._drop(drop_keys) if train else jnp.zeros(len(x), bool)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
@@ -121,14 +133,24 @@ class VideoFusion(Model):
         else:
             known, beside = b_hat, None
         z_prime = decompose.residual_input(z, known, self.lam, sigma)  # (5)
+        times: Array = t
+        clean = None
+        if train and self.known_share:
+            clean, frames = self._clean_frames(x, known_keys)
+            z_prime = jnp.where(decompose.per_pixel(clean), self.schedule.alpha(jnp.int32(0)) * frames, z_prime)
+            times = jnp.where(clean, 0, t[:, None])
         inputs = self._residual_inputs(z_prime, alpha, beside)
-        value = self._call(self.residual, params["residual"], inputs, t, condition, null, dropout_keys=residual_dropout)
+        value = self._call(
+            self.residual, params["residual"], inputs, times, condition, null, dropout_keys=residual_dropout
+        )
         kind = self.residual_prediction
         residual_loss = decompose.residual_error(kind, value, x, eps, known, self.lam, alpha, sigma)  # (7)
         residual_sigma = decompose.residual_sigma(self.lam, sigma)[..., 0, 0, 0]
         residual_loss *= gaussian.loss_weight(
             kind, self.residual_loss, alpha[:, None], residual_sigma, self.loss_weight
         )
+        if clean is not None:
+            residual_loss = jnp.where(clean, 0, residual_loss)
         eps_hat = decompose.eps_hat(kind, value, z_prime, known, self.lam, alpha, sigma)  # (6)
         unknown = 1 - np.where(np.arange(self.shape[0]) == c, 0, self.lam) if self.base_first else 1
         share = mse(eps_hat - eps) / unknown
@@ -166,6 +188,21 @@ class VideoFusion(Model):
         loss *= gaussian.loss_weight(kind, self.base_loss, alpha, sigma, self.loss_weight)
         eps_hat = gaussian.to_eps(kind, value, z, *scales)
         return loss.reshape(-1, n).mean(1), eps_hat.reshape(-1, n, *x.shape[1:])[:, 0]
+
+    def _clean_frames(
+        self, x: Float[Array, "b f h w c"], keys: Key[Array, " b"]
+    ) -> tuple[Bool[Array, "b f"], Float[Array, "b f h w c"]]:
+        """Which frames of each clip the residual generator sees clean, never the base frame; and these, noised a little
+        as the context frame is."""
+
+        def draw(clip: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
+            some_key, share_key, frames_key, amplitude_key, noise_key = jax.random.split(key, 5)
+            share = jax.random.uniform(share_key) * jax.random.bernoulli(some_key, self.known_share)
+            clean = jax.random.bernoulli(frames_key, share, (len(clip),)).at[self.base_frame].set(False)
+            amplitude = self.context_noise * jax.random.uniform(amplitude_key)
+            return clean, clip + amplitude * rng.normal(noise_key, clip.shape)
+
+        return jax.vmap(draw)(x, keys)
 
     def _noised_context(self, frame: Array, keys: Key[Array, " b"]) -> Array:
         def one(frame: Array, key: Array) -> Array:
@@ -210,12 +247,13 @@ class VideoFusion(Model):
         condition: Condition,
         frame: Float[Array, "b h w c"],
         guidance: Guidance = UNGUIDED,
+        clean: Clean | None = None,
     ) -> solvers.Denoiser:
         """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> estimate of x and r.
 
-        At the base frame they are `frame` and 0.
+        At the base frame they are `frame` and 0. clean: further frames that it sees clean.
         """
-        residual = self._residual(params, condition, guidance)
+        residual = self._residual(params, condition, guidance, clean)
 
         def estimate(z_prime: Array, t: Array) -> gaussian.Estimate:
             found = residual(z_prime, t, frame)
@@ -229,14 +267,16 @@ class VideoFusion(Model):
         condition: Condition,
         guidance: Guidance = UNGUIDED,
         base_frame: Float[Array, "b h w c"] | None = None,
+        clean: Clean | None = None,
     ) -> solvers.Denoiser:
         """The joint predictor (4)-(6): z_t [b f h w c], t -> estimate. One base pass, on one frame.
 
         base_frame: the clean base frame where it is known. Then so is b, which is read off z^c, and the base generator
             is not run.
+        clean: frames that the residual generator sees clean.
         """
         base = self.base_denoiser(params, condition, guidance)
-        residual = self._residual(params, condition, guidance)
+        residual = self._residual(params, condition, guidance, clean)
 
         def estimate(z: Array, t: Array) -> gaussian.Estimate:
             c, (alpha, sigma) = self.base_frame, (self.schedule.alpha(t), self.schedule.sigma(t))
@@ -254,7 +294,7 @@ class VideoFusion(Model):
         return estimate
 
     def _residual(
-        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance
+        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance, clean: Clean | None = None
     ) -> Callable[[Array, Array, Array | None], gaussian.Estimate]:
         """(z'_t, t, the context frame) -> estimate of x and r, the latter 0 where lambda = 1."""
 
@@ -263,10 +303,14 @@ class VideoFusion(Model):
             return alpha, decompose.residual_sigma(self.lam, sigma[..., 0, 0, 0, 0])
 
         net = self._guided(
-            self.residual, params["residual"], self.residual_prediction, levels, condition, guidance.of_residual
-        )
+            self.residual, params["residual"], self.residual_prediction, levels, condition, guidance.of_residual,
+            None if clean is None else clean.mask,
+        )  # fmt: skip
 
         def estimate(z_prime: Array, t: Array, frame: Array | None) -> gaussian.Estimate:
+            if clean is not None:
+                seen = self.schedule.alpha(jnp.int32(0)) * clean.clips
+                z_prime = jnp.where(clean.mask[:, None, None, None], seen, z_prime)
             inputs = self._residual_inputs(z_prime, jnp.full(len(z_prime), self.schedule.alpha(t)), frame)
             channels = z_prime.shape[-1]
             return net(inputs[..., :channels], t, inputs[..., channels:])
