@@ -23,7 +23,7 @@ $(STAMP): requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# Trains on the built-in sprites, samples, evaluates: open runs/demo/index.html afterwards.
+# Trains on the built-in sprites, samples, evaluates, in about eight minutes on two cores: open runs/demo/index.html afterwards.
 demo: $(STAMP)
 	$(BIN)/python -m vf.main --config=configs/demo.py --workdir=runs/demo
 

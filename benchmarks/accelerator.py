@@ -151,9 +151,9 @@ def drive(names: Sequence[str], sizes: Sizes, minutes: float, path: Path) -> Non
 def main() -> None:
     """Measures rows, or prints tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="limit on all (default: %(default)s)")
     parser.add_argument("--rows", default=",".join(ROWS), help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("runs/accelerator.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/accelerator.json"), help="default: %(default)s")
     parser.add_argument("--table", type=Path, help="print the tables of this file, and measure nothing")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--row", choices=ROWS, help="measure this row in this process, and print its figures as JSON")

@@ -103,8 +103,8 @@ def main() -> None:
     """Trains every row and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--share", type=float, default=1.0, help="of the demo's training FLOPs")
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--share", type=float, default=1.0, help="of the demo's training FLOPs (default: %(default)s)")
+    parser.add_argument("--only", default="", help="rows whose name contains this (default: all)")
     args = parser.parse_args()
     build.cpu_devices(load(CONFIG))
     _, demo_flops = cost(load(CONFIG))

@@ -1,8 +1,8 @@
 """How far content, motion and known frames of the sprites' samples follow what controls them.
 
-    python -m benchmarks.control grid samples/.../clips.npz       # a grid drawn by sample.grid, its size from meta.json
-    python -m benchmarks.control long samples/.../clips.npz       # long clips drawn by sample.length
-    python -m benchmarks.control prediction samples/.../clips.npz # drawn by sample.known, of validation clips
+python -m benchmarks.control grid samples/.../clips.npz       # a grid drawn by sample.grid, its size from meta.json
+python -m benchmarks.control long samples/.../clips.npz       # long clips drawn by sample.length
+python -m benchmarks.control prediction samples/.../clips.npz # drawn by sample.known, of validation clips
 """
 
 import json

@@ -97,10 +97,10 @@ def main() -> None:
     """Prints two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--copies", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--encodings", nargs="+", choices=ENCODINGS, default=ENCODINGS)
+    parser.add_argument("--copies", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--encodings", nargs="+", choices=ENCODINGS, default=ENCODINGS, help="default: all")
     args = parser.parse_args()
     files = [item.path for item in datasets.folder(args.source, None, 1, None).items]
     with tempfile.TemporaryDirectory(prefix="vf-benchmark-") as scratch:

@@ -183,11 +183,13 @@ def report(rows: list[dict[str, Any]], planned: int, seed: int) -> str:
 def main() -> None:
     """Tests the mutants, and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutants", type=int, default=210)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cores", type=int, default=2, help="mutants tested at a time")
-    parser.add_argument("--limit", type=float, default=900, help="seconds for a file of unchanged tests")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants")
+    parser.add_argument("--mutants", type=int, default=210, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--cores", type=int, default=2, help="mutants tested at a time (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=float, default=900, help="seconds for a file of unchanged tests (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants", help="default: %(default)s")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     mutations = draw_mutations(args.mutants, args.seed)

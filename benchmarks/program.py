@@ -89,7 +89,7 @@ def row(config: ConfigDict, *, stacked: bool, compiled: bool) -> list[str]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", default=",".join(CONFIGS))
+    parser.add_argument("--rows", default=",".join(CONFIGS), help="default: %(default)s")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)

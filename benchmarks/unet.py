@@ -189,10 +189,10 @@ def start_both(precision: str | None) -> tuple[jax.Device, str, str]:
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--width", type=int, default=192, help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="without PyTorch's compiler")
     args = parser.parse_args()

@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     """The paper's recipe on clips of its size, with networks of public sizes: ADM's base, a residual of a quarter."""
     config = ConfigDict()
     config.seed = 0
+    config.note = ""  # what the run's page says of it in its first line, and that of a model that is exported of it
     # A run's folder, or what was exported of one: a job whose workdir has no checkpoint yet starts from its averaged
     # weights. "" = from scratch.
     config.init_from = ""
@@ -305,3 +306,4 @@ def smoke(config: ConfigDict) -> None:
     config.sample.steps = 20
     config.eval.clips = 16
     config.eval.batch_size = 8
+    config.note = "Smoke: noise is expected, since networks and steps are few, only to try every part."

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from vf.types import counted
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 ERRORS = ("UserError", "HostsError", "Stopped")
@@ -46,12 +48,20 @@ def template(node: ast.expr) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         text = re.sub(r"%[-+.\d]*[sdrfg]", "...", node.value).replace("%%", "%")
     elif isinstance(node, ast.JoinedStr):
-        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else _filled(part) for part in node.values)
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         text = template(node.left) + template(node.right)
     else:
         return "..."
     return re.sub(r"(\.\.\.){2,}", "...", text)
+
+
+def _filled(part: ast.expr) -> str:
+    """What stands for a field of an f-string: "..." alone or, for `counted(number, noun)`, with the noun's plural."""
+    call = part.value if isinstance(part, ast.FormattedValue) else part
+    if isinstance(call, ast.Call) and _name(call.func) == "counted" and isinstance(call.args[1], ast.Constant):
+        return counted(2, str(call.args[1].value)).replace("2", "...")
+    return "..."
 
 
 def matches(quoted: str, template: str) -> bool:

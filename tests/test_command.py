@@ -1,7 +1,10 @@
 """Commands show their own messages, start no TPU where there is none, and end quietly when nobody reads them."""
 
+import argparse
+import importlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import pytest
 from vf import command
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = ["vf.main", "vf.evaluate", "vf.data.prepare", "vf.data.inspect", "vf.pretrained.convert"]
 
 
 @pytest.mark.parametrize(
@@ -87,9 +91,7 @@ def test_another_broken_pipe_is_an_error():
         raise BrokenPipeError("a connection that the other side has closed")
 
 
-@pytest.mark.parametrize(
-    "name", ["vf.main", "vf.evaluate", "vf.data.prepare", "vf.data.inspect", "vf.pretrained.convert"]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_every_command_may_be_cut(name):
     reader, writer = os.pipe()
     os.close(reader)
@@ -99,3 +101,35 @@ def test_the_help_of_every_command_may_be_cut(name):
     os.close(writer)
     assert done.returncode in (0, 128 + signal.SIGPIPE)  # argparse itself ignores the first failure
     assert not done.stderr
+
+
+def test_the_help_of_the_entry_leads_to_fields_and_modes():
+    done = subprocess.run([sys.executable, "-m", "vf.main", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "configs/base.py" in done.stdout
+    assert all(re.search(rf"--mode={mode} +\w", done.stdout) for mode in ("train", "sample", "evaluate", "plan"))
+
+
+@pytest.mark.parametrize("name", COMMANDS[1:])
+def test_help_tells_every_default(name, monkeypatch):
+    """Of all flags that have another one than none, empty or off."""
+    parsers = []
+
+    def capture(parser, argv=None):
+        parsers.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", capture)
+    module = importlib.import_module(name)
+    with pytest.raises(SystemExit):
+        (module.arguments if hasattr(module, "arguments") else module.main)([])
+    flags = [action for action in parsers[0]._actions if action.default not in (None, "", False, argparse.SUPPRESS, [])]
+    assert [flag.dest for flag in flags if "default" not in (flag.help or "")] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_file_that_is_started_instead_of_its_module_names_the_command(name):
+    file = f"{name.replace('.', '/')}.py"
+    done = subprocess.run([sys.executable, file, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"vf: start this as `python -m {name}`, in the folder of the code\n"

@@ -54,6 +54,7 @@ def test_every_config_builds(name, variant):
     model = models.model(config, data.source(config))
     total = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
     assert total > 100_000
+    assert ("noise is expected" in config.note) == (variant == "smoke")
     build.optimizer(config)
     build.sample_options(config)
 
@@ -151,6 +152,74 @@ def test_metrics_without_weights_name_the_flag():
     config.eval.metrics = "fvd,is_tgan"
     with pytest.raises(UserError, match=r"no weights of i3d were named: .* \(--config\.eval\.i3d\)$"):
         scores.scorers(config)
+
+
+def toy(**fields):
+    """A config whose networks have one level and no blocks, with these fields, in which `__` stands for a dot."""
+    config = get("demo")
+    for net in (config.base.net, config.residual.net):
+        net.update(
+            {"width": 8, "width_mult": (1,), "num_res_blocks": 0, "attention": (), "head_dim": 8, "norm_groups": 4}
+        )
+    config.train.batch_size = config.sample.batch_size = config.eval.batch_size = 8
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+def read(config, workdir):
+    check.check(config, "train")
+    build.train(config, workdir, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"base__net__norm_groups": 3}, "--config.base.net.width, --config.base.net.norm_groups"),
+        ({"residual__net__head_dim": 3}, "--config.residual.net.width, --config.residual.net.head_dim"),
+        ({"residual__net__width": 7}, "--config.residual.net.width"),
+        ({"base__net__patch": 9}, "--config.data.size, --config.base.net.width_mult, --config.base.net.patch"),
+        ({"residual__net__temporal": ("conf",)}, "--config.residual.net.temporal"),
+        ({"base__net__attention": (7,)}, "--config.base.net.attention"),
+        ({"noise__lam": (0.2, 0.3)}, "--config.noise.lam"),
+        ({"noise__lam": (1.0,)}, "--config.noise.lam, --config.model.context"),
+        ({"noise__schedule": "linear", "noise__steps": 9, "eval__levels": ()},
+         "--config.noise.steps, --config.noise.schedule"),
+        ({"sample__times": (5, 9)}, "--config.sample.times"),
+        ({"sample__steps": 0}, "--config.sample.steps"),
+        ({"sample__guidance_rescale": 2.0}, "--config.sample.guidance_rescale"),
+        ({"sample__guidance_interval": (9, 5)}, "--config.sample.guidance_interval"),
+        ({"train__schedule": "cosine", "train__warmup_steps": 9000}, "--config.train.warmup_steps"),
+        ({"init_from": "nowhere"}, "--config.init_from"),
+        ({"base__init_from": "nowhere"}, "--config.base.init_from"),
+        ({"base__pretrained": "nowhere"}, "--config.base.pretrained"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_an_error_ends_with_the_flags_of_its_fields(tmp_path, changes, named):
+    with pytest.raises(UserError) as caught:
+        read(toy(**changes), tmp_path)
+    assert set(str(caught.value).rpartition("(")[2].removesuffix(")").split(", ")) == set(named.split(", "))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, least - 1) for name, least in check.LEAST.items()),
+        *((name, ("a", "b")) for name in check.NUMBERS),
+        ("noise.base_frame", 8), ("noise.base_frame", -2), ("base.net.width_mult", (-1,)), ("eval.levels", (1000,)),
+        ("train.schedule", "linear"), ("model.remat", "some"),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_answered_with_its_field(tmp_path, field, value):
+    with pytest.raises(UserError, match=rf"^--config\.{field} (must be|takes numbers)"):
+        read(toy(**{field: value}), tmp_path)
+
+
+def test_an_unknown_machine_names_the_flag():
+    config = toy(plan__target="v5:4x4")
+    for door in (build.plan, lambda config: build.cpu_devices(config, plan=True)):
+        with pytest.raises(UserError, match=r"did you mean one like v5[ep]:.*\? \(--config\.plan\.target\)$"):
+            door(config)
 
 
 def test_errors_of_lower_rooms_name_the_flag(tmp_path):

@@ -27,6 +27,16 @@ def test_local_paths_are_unchanged(monkeypatch, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "make room, or "), (errno.EACCES, "")])
+def test_a_full_disk_is_told_from_one_that_is_refused(monkeypatch, tmp_path, number, said):
+    def refuse(**kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=rf"\({os.strerror(number)}\): {said}choose another$"):
+        files.check_writable(tmp_path)
+
+
 def test_slashes_of_addresses_are_preserved(bucket):
     found = files.path(RUN)
     assert os.fspath(found) == RUN

@@ -11,6 +11,7 @@ ROOMS = {
 THROUGH = {
     "data/decode": "data/test_folder",
     "data/ucf101": "data/test_ucf101_splits",
+    "jobs/results": "test_main",
     "jobs/sample": "test_main",
     "jobs/train": "test_main",
     "nets/feature_network": "scores/test_features",

@@ -22,7 +22,7 @@ from configs import demo
 from vf import files, main, video
 from vf.config import build, data, models, start, values
 from vf.jobs import evaluate, evaluator, train
-from vf.jobs.evaluator import read_evaluations
+from vf.jobs.results import Results
 from vf.pretrained import export
 from vf.run import glossary
 from vf.run.metrics_file import read_metrics
@@ -73,6 +73,11 @@ def drawn(workdir, step, what="clips", count=4) -> Path:
     name = re.compile(f"step_{step:08d}_{what}_seed0_n{count}_[0-9a-f]{{8}}")
     (folder,) = (path for path in files.children(workdir / "samples") if name.fullmatch(path.name))
     return folder
+
+
+def evaluations_of(workdir, config: ConfigDict | None = None) -> dict[int, dict[str, float]]:
+    """{step: scores} of a run under the protocol of `config`."""
+    return Results(workdir, build.evaluate(config or tiny(), workdir, None).run).scores()
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +167,7 @@ def test_real_clips_of_the_classes_of_the_samples_are_shown_beside_them(finished
     reference = evaluator.RealClips.read(data.source(tiny(), "reference"), 8, 0).clips
     available = {names[label] for label in reference["label"]}
     assert beside["labels"] == [label for label in meta["labels"] if label in available] != []
+    assert beside["absent"] == [label for label in meta["labels"] if label not in available]
     for label, clip in zip(shown["label"], shown["clips"], strict=True):
         assert any(np.array_equal(clip, other) for other in reference["video"][reference["label"] == label])
 
@@ -241,6 +247,88 @@ def test_a_stop_while_samples_are_drawn_loses_none(tmp_path, monkeypatch):
     assert drawn(tmp_path, 2, "clips", 4).is_dir()
 
 
+def copy_of(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def test_a_run_that_has_ended_is_left_as_it_is(finished, tmp_path, caplog):
+    """The same command again tells its scores, and writes nothing but the page; also where fewer steps are asked for.
+    Samples that are missing, or of other settings, are made at the step where it has ended."""
+    workdir = copy_of(finished, tmp_path)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != "index.html"}
+    for steps in (4, 2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert main.run(tiny(train__steps=steps), workdir, "train") == pytest.approx(finished[1])
+        assert f"the run in {workdir} has ended at step 4" in caplog.text
+        assert "drawing" not in caplog.text
+        assert caplog.text.count("fd_random_conv3d ") == 1  # a row of the table
+        assert f"page: {workdir}/index.html" in caplog.text
+    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != "index.html"}
+    assert after == before
+    folder = drawn(workdir, 4)
+    shutil.rmtree(folder)
+    main.run(tiny(), workdir, "train")
+    assert (folder / "clips.npz").read_bytes() == before[folder / "clips.npz"]
+    main.run(tiny(train__steps=2, sample__count=3), workdir, "train")
+    assert drawn(workdir, 4, count=3).is_dir()
+    assert not list((workdir / "samples").glob("step_00000002*"))
+
+
+def test_what_is_scored_is_not_scored_again(finished, tmp_path, caplog):
+    """A job that would score what has scores under its protocol tells these; another seed is scored."""
+    workdir = copy_of(finished, tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    for checkpoint in ("latest", "4", "follow"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            found = main.run(tiny(eval__checkpoint=checkpoint), workdir, "evaluate")
+        assert found == pytest.approx(finished[1])
+        assert "scored before, by the same protocol: steps [4]" in caplog.text
+        assert "another --config.sample.seed or --config.sample.count, or other --config.eval.metrics" in caplog.text
+        assert caplog.text.count("fd_random_conv3d ") == 1
+        assert f"page: {workdir}/index.html" in caplog.text
+        assert (workdir / "metrics.jsonl").read_bytes() == before
+    other = tiny(eval__checkpoint="latest", sample__seed=1)
+    assert main.run(other, workdir, "evaluate")["fd_random_conv3d"] != found["fd_random_conv3d"]
+    assert evaluations_of(workdir, other).keys() == {4}
+
+
+def test_an_evaluation_of_other_weights_or_clips_is_another(finished, exported, tmp_path):
+    """At step 0 scores are those of the start that they name; real clips are a part of the protocol."""
+    config = tiny(init_from=str(exported))
+    main.run(config, tmp_path, "evaluate")
+    assert evaluations_of(tmp_path, config).keys() == {0}
+    assert evaluations_of(tmp_path, tiny(init_from=str(finished[0]))) == evaluations_of(tmp_path) == {}
+    sets = [data.source(config, kind) for kind in ("reference", "validation")]
+    assert len({build.evaluation_fingerprint(config, *some) for some in (sets, sets[::-1], sets[:1])}) == 3 - (
+        sets[0].describe() == sets[1].describe()
+    )
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_evaluation_that_begins_before_the_run_is_compared_with_it(finished, tmp_path, monkeypatch, begun):
+    """As soon as the run has a config: at once, or while the job waits for the first checkpoint."""
+    workdir, there = tmp_path / "run", finished[0]
+    (workdir / "checkpoints").mkdir(parents=True)
+    waited = []
+
+    def arrive(seconds):
+        waited.append(seconds)
+        assert len(waited) == 1
+        shutil.copy(there / "config.json", workdir)
+        shutil.copytree(there / "checkpoints" / "4", workdir / "checkpoints" / "4")
+
+    if begun:
+        shutil.copy(there / "config.json", workdir)
+    monkeypatch.setitem(evaluate.follow.__kwdefaults__, "sleep", arrive)
+    with pytest.raises(UserError, match=r"noise\.lam is \(0\.7,\) here and \(0\.5,\) there"):
+        main.run(tiny(noise__lam=(0.7,)), workdir, "evaluate")
+    assert len(waited) == (not begun)
+    assert not (workdir / "samples").exists()
+
+
 def test_images_are_of_a_base_generator_and_of_the_sampling_job(tmp_path):
     for mode in ("train", "evaluate"):
         with pytest.raises(UserError, match=f"sample.what=base is for --mode=sample, and this is --mode={mode}"):
@@ -310,7 +398,7 @@ def test_an_evaluation_job_evaluates_the_start(finished, exported, tmp_path):
     phases = [key for row in read_metrics(tmp_path) for key in row if key.startswith("startup/")]
     names = ["import and preparation", "weights", "lower sampling", "compile sampling"]
     assert phases[:4] == [f"startup/{phase}" for phase in names]
-    assert read_evaluations(tmp_path, build.evaluation_fingerprint(tiny())).keys() == {0}
+    assert evaluations_of(tmp_path, tiny(init_from=str(exported))).keys() == {0}
 
 
 @pytest.mark.slow
@@ -413,8 +501,9 @@ def test_bad_starts_are_refused(finished, exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluating_again_gives_the_same_scores(finished):
-    workdir, scores = finished
+def test_evaluating_again_gives_the_same_scores(finished, tmp_path):
+    workdir, scores = copy_of(finished, tmp_path), finished[1]
+    (workdir / "evaluations.jsonl").unlink()
     again = main.run(tiny(eval__checkpoint="latest"), workdir, "evaluate")
     assert again == pytest.approx(scores, nan_ok=True)
 
@@ -422,10 +511,9 @@ def test_evaluating_again_gives_the_same_scores(finished):
 def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished, caplog):
     """Following a finished run: training evaluated the last step, the job the one before; the best is recorded."""
     workdir, scores = finished
-    fingerprint = build.evaluation_fingerprint(tiny())
-    assert read_evaluations(workdir, fingerprint).keys() == {4}
+    assert evaluations_of(workdir).keys() == {4}
     main.run(tiny(), workdir, "evaluate")
-    evaluations = read_evaluations(workdir, fingerprint)
+    evaluations = evaluations_of(workdir)
     assert evaluations.keys() == {2, 4}
     assert evaluations[4] == pytest.approx(scores)
     assert (workdir / "tensorboard" / "evaluate").is_dir()
@@ -445,7 +533,7 @@ def test_an_evaluation_job_evaluates_the_remaining_checkpoints(finished, caplog)
     assert (workdir / "metrics.jsonl").read_text() == before  # everything had been evaluated
     torn = (workdir / "evaluations.jsonl").read_text() + '{"fingerprint": torn'
     (workdir / "evaluations.jsonl").write_text(torn)
-    assert read_evaluations(workdir, fingerprint) == evaluations
+    assert evaluations_of(workdir) == evaluations
 
 
 def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
@@ -461,8 +549,7 @@ def test_a_run_in_an_object_store(finished, tmp_path, bucket, monkeypatch):
     assert main.run(tiny(), workdir, "train") == pytest.approx(finished[1])
     bucket["bucket/run/checkpoints/4/commit_success.txt"] = b""  # of which Orbax would have left many
     main.run(tiny(), workdir, "evaluate")
-    fingerprint = build.evaluation_fingerprint(tiny())
-    evaluations = read_evaluations(workdir, fingerprint)
+    evaluations = evaluations_of(workdir)
     assert evaluations.keys() == {2, 4}
     best = json.loads(bucket["bucket/run/best.json"])
     assert best["value"] == min(found["fd_random_conv3d"] for found in evaluations.values())
@@ -615,7 +702,7 @@ def test_another_noise_prior_is_for_another_run(finished):
 def test_other_changes_of_a_run_are_listed(finished, caplog):
     """In one line; of fields that the job reads."""
     workdir, _ = finished
-    config = tiny(train__log_every=2, train__lr_base=0.5, sample__count=5, plan__minutes=1.0)
+    config = tiny(train__log_every=2, train__lr_base=0.5, sample__count=5, plan__minutes=1.0, eval__checkpoint="latest")
     trained = export.of_run(workdir)
     for make, listed in (
         (build.train, "train.lr_base is 0.5 (was 0.003), train.log_every is 2 (was 1), sample.count is 5 (was 4)"),
@@ -670,7 +757,7 @@ def test_too_little_memory_is_answered_in_one_sentence(finished, monkeypatch, mo
     if mode == "train":
         monkeypatch.setattr(programs, part, too_large)
     with pytest.raises(UserError, match=f"^out of memory in {field}"):
-        main.run(tiny(eval__checkpoint="latest"), finished[0], mode)
+        main.run(tiny(eval__checkpoint="latest", sample__seed=9), finished[0], mode)  # not made before
 
 
 def test_sampling_without_a_checkpoint_is_refused(tmp_path):
@@ -799,6 +886,11 @@ def test_embedding_needs_records_that_have_one(real_clips, tmp_path):
         (["--config=configs/demo.py", "--workdir=x", "--mode=plan"], "set --config.plan.target=v5e:16x16"),
         (["--config=configs/dmo.py"], "did you mean configs/demo.py?"),
         (["--config=configs/demo.py", "--workdr=x"], "did you mean workdir?"),
+        (
+            ["--config=configs/demo.py", "--workdir=x", "--train.batch_size=4"],
+            "did you mean --config.train.batch_size?",
+        ),
+        (["--config=configs/demo.py", "--workdir=x", "--lam=0.7"], "did you mean --config.noise.lam?"),
         (["--config=configs/demo.py", "--mode=trian"], "train"),
         (["--config=configs/demo.py", "--config.train.steps=abc"], "abc"),
         (["--config=configs/demo.py"], "--workdir is missing"),

@@ -39,6 +39,35 @@ def test_a_missing_package_is_answered_in_one_sentence(tmp_path, command, missin
     assert not done.stdout
 
 
+@pytest.mark.parametrize(
+    "command", [path.stem for path in ROOT.glob("benchmarks/*.py") if '"__main__"' in path.read_text()]
+)
+def test_measurements_need_the_packages_too(command):
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", f"benchmarks.{command}"], cwd=ROOT, capture_output=True, text=True,
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "has no module named 'jax'" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "missing", "remedy"), [
+    ("unet", "diffusers", "pip install -r requirements-dev.txt"), ("mutate", "cosmic_ray", "make mutate"),
+])  # fmt: skip
+def test_a_measurement_names_the_tool_that_it_needs(command, missing, remedy):
+    code = (
+        "import importlib.util, runpy, sys\n"
+        "known = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, *a: None if name == {missing!r} else known(name, *a)\n"
+        f"sys.argv, sys.orig_argv = ['-m'], ['python', '-m', 'benchmarks.{command}']\n"
+        f"runpy.run_module('benchmarks.{command}', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"vf: benchmarks.{command} needs {missing}, which `{remedy}` installs\n"
+
+
 def test_a_python_without_packages_at_all(tmp_path):
     """The command itself, as README has it."""
     done = subprocess.run(

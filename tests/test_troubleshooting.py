@@ -26,6 +26,7 @@ def test_every_sentence_of_the_code_is_on_the_page():
         ("f'{a} is {b!r}: ' 'take {c}'", "... is ...: take {c}"),
         ("f'{a}{b} left'", "... left"),
         ("'%s of %.0f s, 100%%'", "... of ... s, 100%"),
+        ("f'{counted(len(a), \"clip\")} of {b}'", "... clips of ..."),
         ("'one ' + f'{a} two'", "one ... two"),
         ("str(error)", "..."),
     ],

@@ -5,9 +5,15 @@
 
 Either side is a folder of videos, GIFs or folders of frames, an `.npz` with uint8 [n t h w 3] under `clips`, or a
 prepared data set. A protocol specifies which clips are compared and how; its fields are flags too. Features are cached
-under a hash of everything that determines them. Files that cannot be read are left out and named at the end, and the
-exit status is then 3, or 0 with --skip-bad.
+under a hash of everything that determines them. Files that cannot be read, are cut off or are damaged are left out and
+named at the end, and the exit status is then 3, or 0 with --skip-bad.
 """
+
+if __name__ == "__main__" and not __package__:  # `python vf/evaluate.py` finds no package
+    import sys
+
+    print("vf: start this as `python -m vf.evaluate`, in the folder of the code", file=sys.stderr)
+    raise SystemExit(2)
 
 import argparse
 import dataclasses
@@ -21,19 +27,20 @@ from typing import Any, NoReturn
 
 from vf import command
 from vf.data.clips import STARTS, Windows
+from vf.files import make_room
 from vf.metrics import fvd
 from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, protocol_hash, to_json
 from vf.pretrained import i3d
 from vf.run import score_table
 from vf.scores import features, networks, suite
 from vf.scores.sets import Choice, ClipSet, UnreadableFile, open_set
-from vf.types import UserError, naming_flags
+from vf.types import UserError, counted, naming_flags
 from vf.video import replacing
 
 NAMES = (*suite.metrics(fvd.LINEAGES["google"]), suite.SEGMENTS)
 FLAGS = {
     name: f"--{name.replace('_', '-')}"
-    for name in ("split", "fps", "size", "resampler", "other_weights", *networks.FAMILIES)
+    for name in ("split", "frames", "fps", "size", "resampler", "other_weights", *networks.FAMILIES)
 }
 LOST = 3  # exit status where files were left out, as that of vf.data.prepare
 Sides = tuple[ClipSet | None, ClipSet]
@@ -76,7 +83,9 @@ def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol, *, ch
     )
     for side, least in zip(sides, (0 if protocol.fewer_real else protocol.n_real, protocol.n_generated), strict=True):
         if side is not None and len(side) < least:
-            raise UserError(f"{side.name} gives {len(side)} clips where the protocol takes {least}: bring more")
+            raise UserError(
+                f"{side.name} gives {counted(len(side), 'clip')} where the protocol takes {least}: bring more"
+            )
     return sides
 
 
@@ -135,7 +144,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--real", type=Path, help="real clips: a folder, an .npz, a prepared data set")
     add("--generated", type=Path, help="clips to be scored, likewise")
     add("--protocol", default="styleganv", help=f"one of {', '.join(PROTOCOLS)} (default: %(default)s)")
-    add("--metrics", default="fvd", help="with commas: " + ", ".join(NAMES))
+    add("--metrics", default="fvd", help=f"with commas: {', '.join(NAMES)} (default: %(default)s)")
     add("--out", type=Path, help="JSON file of the result")
     for name in networks.FAMILIES:
         add(f"--{name}", type=Path, help=f"weights of {name}, as python -m vf.pretrained.convert {name} writes them")
@@ -248,7 +257,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             with replacing(args.out) as temporary:
                 temporary.write_text(json.dumps(output, indent=2, allow_nan=False) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write {args.out} ({error.strerror}): choose another --out") from error
+            raise _unwritable(args.out, error) from error
     print(report(scores, protocol.unknown))
     return output
 
@@ -277,7 +286,11 @@ def _check_writable(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror}): choose another --out") from error
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {out} ({error.strerror}): {make_room(error)}choose another --out")
 
 
 def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Captions:

@@ -89,8 +89,13 @@ def check_writable(folder: AnyPath) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"expected a run folder that can be written and got {folder} ({reason}): choose another"
+            f"expected a run folder that can be written and got {folder} ({reason}): {make_room(error)}choose another"
         ) from error
+
+
+def make_room(error: Exception) -> str:
+    """ "make room, or " where `error` says that a disk is full, else "": the beginning of what to do about it."""
+    return "make room, or " if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
 @functools.cache

@@ -1,12 +1,25 @@
 """The only entry: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate|plan`.
 
-Fields of the config are overridden as `--config.train.batch_size=8`; a variant is named as `configs/ucf101.py:smoke`.
+Fields of the config, which `configs/base.py` lists with their meaning and default, are overridden as
+`--config.train.batch_size=8`; a variant is named as `configs/ucf101.py:smoke`.
+
+    --mode=train      trains, resumes where a run has stopped, draws samples and scores them at the end
+    --mode=sample     draws clips with the weights of the latest checkpoint (fields `sample.*`)
+    --mode=evaluate   scores checkpoints, also beside a run that trains (`eval.*`)
+    --mode=plan       computes memory and time of a run on another machine (`plan.*`)
+
 Bad input ends the program with one sentence and exit status 2, a plan that does not fit with 4; SIGTERM and Ctrl-C save
 the current training step, status 143 and 130.
 
 On several hosts, or in several processes, every one gets the same command. Clusters that jax supports are detected;
 elsewhere each process needs `--coordinator=HOST:PORT --processes=N --process=I` (`docs/hosts.md`).
 """
+
+if __name__ == "__main__" and not __package__:  # `python vf/main.py` finds no package
+    import sys
+
+    print("vf: start this as `python -m vf.main`, in the folder of the code", file=sys.stderr)
+    raise SystemExit(2)
 
 from vf.hosts.signals import Signals
 
@@ -45,7 +58,7 @@ UNFIT = 4  # exit status of a plan that does not fit
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The config, as configs/NAME.py or configs/NAME.py:VARIANT.")
 flags.DEFINE_string("workdir", None, "The run's folder: everything is written there, and resumed from there.")
-flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+flags.DEFINE_enum("mode", "train", MODES, "What to do, as above.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where jax detects no cluster.")
 flags.DEFINE_integer("processes", None, "Number of processes; 1 is a single process in any cluster.")
 flags.DEFINE_integer("process", None, "Number of this process, from 0.")

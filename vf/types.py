@@ -1,4 +1,4 @@
-"""Names shared by every room: the shapes of a batch and the error that users see."""
+"""Names shared by every room: the shapes of a batch, and the error that users see with its words for numbers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +42,12 @@ def naming_flags(flags: Mapping[str, str]) -> Iterator[None]:
         if error.parameter not in flags:
             raise
         raise UserError(f"{error} ({flags[error.parameter]})") from error
+
+
+def counted(number: int, noun: str) -> str:
+    """Number and noun as `1 clip`, `2,000 clips` or `3 classes`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def __getattr__(name: str) -> Any:

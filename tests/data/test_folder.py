@@ -241,8 +241,13 @@ def test_files_that_are_not_videos_are_left_out_with_a_reason(one_video, caplog)
 
 def test_exactly_the_needed_length_is_enough(one_video):
     assert len(VideoFolder(one_video, windows=Windows(20), size=8)) == 1
-    with pytest.raises(UserError, match="has 20 frames, fewer than 21"):
+    with pytest.raises(UserError, match="has 20 frames, fewer than 21") as caught:
         VideoFolder(one_video, windows=Windows(21), size=8)
+    assert caught.value.parameter == "frames"
+    (one_video / "Class" / "v.avi").write_bytes(b"no video")
+    with pytest.raises(UserError, match="none serves") as caught:
+        VideoFolder(one_video, windows=Windows(20), size=8)
+    assert caught.value.parameter == "source"
 
 
 def test_a_file_that_disappears_is_a_bad_record(one_video):
@@ -262,7 +267,7 @@ def test_unusable_folders_are_explained(tmp_path, one_video):
     assert all(part in missing for part in ("no such folder", "CLASS/VIDEO", ".webm", "name one"))
     (tmp_path / "empty" / "Class").mkdir(parents=True)
     empty = error_message(tmp_path / "empty")
-    assert all(part in empty for part in ("1 folders and no video", "CLASS/VIDEO", ".avi", "name the right folder"))
+    assert all(part in empty for part in ("1 folder and no video", "CLASS/VIDEO", ".avi", "name the right folder"))
     deep = tmp_path / "deep" / "UCF-101"
     deep.mkdir(parents=True)
     (one_video / "Class").rename(deep / "Class")

@@ -209,9 +209,9 @@ def test_statistics_of_a_prepared_set(prepared, tmp_path, capsys):
         "rejected: 3 clips",
         f"  2 x such as A/short1.mkv: {manifest['rejected']['A/short1.mkv']}",
         f"  1 x such as A/text.mkv: {manifest['rejected']['A/text.mkv']}",
-        "unusual: 1 clips",
+        "unusual: 1 clip",
         f"  1 x such as {SMALL}: {manifest['notes'][SMALL][0]}",
-        "unlisted: 1 clips",
+        "unlisted: 1 clip",
         "  1 x such as C/unlisted.mkv: is in no split file or table",
         f"{tmp_path / 'x.png'}: 4 clips, one a row",
     ]
@@ -228,7 +228,7 @@ def test_a_folder_of_videos_needs_no_preparation(source, tmp_path, capsys, writt
         "  classes: 3, clips of each: A (4), C (3), B (2)",
     ]
     assert lines[-3:] == [
-        "rejected: 1 clips",
+        "rejected: 1 clip",
         "  1 x such as A/text.mkv: Invalid data found when processing input",
         f"{out}: 9 clips, one a row",
     ]
@@ -265,7 +265,7 @@ def test_a_clip_that_cannot_be_read_is_reported_and_shown_grey(source, tmp_path,
         "cannot be read: v0.mkv: Invalid data found when processing input",
         f"{tmp_path / 'x.png'}: 2 clips, one a row",
     ]
-    assert "pixels of 1 clips drawn, 4 frames each (red, green, blue in 0..255)" in lines
+    assert "pixels of 1 clip drawn, 4 frames each (red, green, blue in 0..255)" in lines
     sheet = np.asarray(Image.open(tmp_path / "x.png"))
     row = [text for _, text in written].index("v0.mkv") // 2
     assert written[2 * row + 1][1] == "cannot be read   70 frames"
@@ -277,7 +277,7 @@ def test_a_clip_that_cannot_be_read_is_reported_and_shown_grey(source, tmp_path,
     assert np.all(rows[row] == GAP)
     assert seen(rows[1 - row][:, -side:]) == ("A/v2.mkv", 23)
     (tmp_path / "v2.mkv").unlink()
-    with pytest.raises(UserError, match=r"none of the 1 clips drawn can be read, for example v0\.mkv: Invalid data"):
+    with pytest.raises(UserError, match=r"of 1 clip drawn none can be read, for example v0\.mkv: Invalid data"):
         inspect.draw(inspect.open_collection(tmp_path, None), 4, 4, 0)
 
 
@@ -308,7 +308,7 @@ def report(data: inspect.Collection) -> list[str]:
 def test_duration_counts_only_clips_of_known_rate():
     clips = [inspect.Clip("a", "", 3600 * 30, 30.0), inspect.Clip("b", "", 10, 0.0), inspect.Clip("c", "", 20, 0.0)]
     lines = report(collection(clips))
-    assert lines[1] == "all: 3 clips, 108,030 frames, 1:00:00 (h:m:s) (of 1 clips)"
+    assert lines[1] == "all: 3 clips, 108,030 frames, 1:00:00 (h:m:s) (of 1 clip)"
     assert lines[3] == "  rate: unknown (2), 30 fps (1)"
     assert report(collection(clips[1:]))[1] == "all: 2 clips, 30 frames"
 
@@ -328,7 +328,7 @@ def test_reasons_that_differ_only_in_numbers_are_grouped_with_the_most_frequent_
         "  12 x such as 0: has 0 frames",
         "  2 x such as c: x",
         "  1 x such as a: is odd",
-        "  and 1 more reasons",
+        "  and 1 more reason",
     ]
 
 
@@ -366,8 +366,8 @@ def test_names_of_any_length_fit_into_the_sheet(written):
         ("--data=DIR/nowhere --out=DIR/x.png", r"there is no such folder: .* \(--data\)"),
         ("--data=PREPARED --out=DIR/x.png --split=tset", r"no split 'tset': known are train, test \(--split\)"),
         ("--data=SOURCE --out=DIR/x.png --split=test", r"no prepared data set, .* name none \(--split\)"),
-        ("--data=PREPARED --out=DIR", "cannot write .*: Is a directory; choose another --out"),
-        ("--data=PREPARED --out=.", r"cannot write \.: .*; choose another --out"),
+        ("--data=PREPARED --out=DIR/s.txt", r"--out=.*s\.txt is to be a PNG file: name it \*\.png"),
+        ("--data=PREPARED --out=.", r"--out=\. is to be a PNG file"),
         ("--data=PREPARED --out=PREPARED/manifest.json/x.png", "cannot write .*; choose another --out"),
         ("--data=PREPARED --out=DIR/x.png --clips=0", "--clips must be at least 1, got 0"),
         ("--data=PREPARED --out=DIR/x.png --frames=-1", "--frames must be at least 1, got -1"),

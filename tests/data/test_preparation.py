@@ -4,6 +4,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.data.synthetic import interrupt, number, parameters, write, write_fra
 from vf.data import records
 from vf.data.clips import Windows
 from vf.data.folder import VideoFolder
+from vf.data.inspect import open_collection
 from vf.data.preparation import locked_staging, prepare
 from vf.data.prepared import Prepared
 from vf.types import UserError
@@ -27,14 +29,19 @@ def test_repeating_a_command_changes_nothing_and_another_command_is_refused(prep
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+def inspected(root: Path, windows: Windows) -> None:
+    open_collection(root, "train")
+
+
 def test_a_killed_preparation_resumes_where_it_stopped(many, tmp_path):
     out = tmp_path / "out"
     assert interrupt(many, out, signal.SIGKILL)[0] == -signal.SIGKILL
     time.sleep(0.5)  # for its worker to follow
     staged = {path.name: path.stat().st_mtime_ns for path in out.glob(".staging/*.clip")}
     assert len(staged) >= 2
-    with pytest.raises(UserError, match=r"no manifest.json"):
-        Prepared(out, windows=Windows(4))  # half a data set does not look whole
+    for door in (Prepared, partial(VideoFolder, size=8), inspected):  # half a data set does not look whole
+        with pytest.raises(UserError, match=r"out has not finished: give the same .* again, which goes on from there"):
+            door(out, windows=Windows(4))
     with pytest.raises(UserError, match="unfinished preparation with other parameters"):
         prepare(parameters(many, size=8), out, workers=1)
 

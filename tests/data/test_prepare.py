@@ -114,6 +114,7 @@ def test_bad_files_are_left_out_and_reported(unusual_videos, tmp_path):
     done = run(unusual_videos, tmp_path / "out")
     assert done.returncode == LOST, done.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert "no classes: no label in --table, and not each clip in one folder, its class" in done.stdout
     assert set(manifest["rejected"]) == set(REASONS)
     for name, reason in REASONS.items():
         assert reason in manifest["rejected"][name]
@@ -144,7 +145,7 @@ def test_strict_makes_any_loss_a_failure(unusual_videos, tmp_path):
     done = run(unusual_videos, tmp_path, "--strict")
     assert done.returncode == 2
     last_line = done.stderr.splitlines()[-1]
-    assert last_line.startswith(f"vf: {len(REASONS)} clips were rejected, and none may be")
+    assert last_line.startswith(f"vf: {len(REASONS)} clips rejected, and none may be")
     assert last_line.endswith("(--strict)")
     assert not (tmp_path / "manifest.json").exists()
     again = run(unusual_videos, tmp_path)  # what was packed before is not taken for finished

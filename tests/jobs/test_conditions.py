@@ -40,7 +40,7 @@ def test_label_and_embedding_of_a_sample_are_of_one_validation_clip(monkeypatch,
     pairs = {(int(label), *row) for label, row in zip(clips["label"], clips["embedding"], strict=True)}
     assert {(int(label), *row) for label, row in zip(made["label"], made["embedding"], strict=True)} <= pairs
     assert len(np.unique(made["embedding"], axis=0)) > 64  # another clip for each, as far as there are
-    donors = opened.sampling["embeddings_of"]  # a score says whose they are
+    donors = opened.results.sampling["embeddings_of"]  # a score says whose they are
     assert (donors["set"], donors["split"]) == ("validation", "test")
 
 

@@ -84,12 +84,26 @@ def test_a_compiled_plan_has_the_compiler_s_memory(tmp_path, capsys):
     assert "compiled in" in capsys.readouterr().out
     assert result["fits"]
     assert result["seconds"]["network"] > 0
-    assert 0.9 <= result["useful_flops"] / result["flops"] <= 1.1
-    assert result["mfu"]["least"] <= 1.1
+    assert 0.9 <= result["useful_flops"] / result["flops"] <= 1
+    assert result["mfu"]["serial"] <= result["mfu"]["least"] <= 1
     again = plan(config, "cpu:8", tmp_path)["best"]
     timed = "seconds", "network_by_axes", "mfu", "bound"  # with what the machine can do, measured anew
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in result.items() if k not in timed}
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_program_of_fewer_operations_than_counted_is_no_more_than_fully_used(tmp_path, monkeypatch, capsys):
+    """First layers need no gradient of their input, which counts for much in a small network."""
+    read = {"compile_seconds": 1.0, "finished": True, "flops": 3e6, "hbm_bytes": 2e3, "temporary_bytes": 5 * 2**10}
+    monkeypatch.setattr(planning, "compiled", lambda *args: {**read, "optimal_seconds": None, "collectives": [],
+                                                             "traffic": []})  # fmt: skip
+    result = plan(tiny(plan__compile="train", plan__mesh="config", mesh__data=8), "cpu:8", tmp_path)["best"]
+    assert result["mfu"]["least"] == pytest.approx(1)
+    assert result["useful_flops"] == result["flops"]
+    output = capsys.readouterr().out
+    assert re.search(r"\d MFLOP, 2\.00 kB of memory traffic a device", output)
+    assert "5.00 KiB a device" in output
+    assert not re.search(r"HBM| 0\.0+ (G|T|s)", output)
 
 
 def test_a_compiled_program_is_reused_unless_the_compiler_s_flags_differ(tmp_path, monkeypatch):
@@ -133,7 +147,7 @@ def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, mo
     order = [each["seconds"]["serial"] for each in result["meshes"] if each["fits"]]
     assert order == sorted(order)
     output = capsys.readouterr().out
-    assert "2,097.6 M parameters" in output
+    assert re.search(r"2,097\.\d\d M parameters", output)
     assert "--config.mesh.fsdp=" in output
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

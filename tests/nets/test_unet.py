@@ -338,7 +338,7 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
     [
         ({"norm_groups": 3}, {}, "4 channels do not divide into norm_groups = 3"),
         ({"head_dim": 3}, {}, "8 channels do not divide into heads of head_dim = 3"),
-        ({"patch": 4}, {}, "height and width must divide by .* = 8, got 4 x 4"),
+        ({"patch": 4}, {}, "the size of pictures must divide by .* = 8, got 4 x 4"),
         ({"width": 3, "norm_groups": 1}, {}, "even width"),
         ({"temporal": ("convolution",)}, {}, "temporal knows 'conv', 'attention'; got 'convolution'"),
         ({"remat": "full"}, {}, "remat knows 'none', 'blocks', 'dots'; got 'full'"),

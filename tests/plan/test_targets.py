@@ -44,7 +44,7 @@ def test_target(text, kind, chip, shape, slices, devices, name, options):
         ("v5p:128", r"the nearest is v5p:4x4x8$"),
         ("v5p:4x4x4*0", r"has no slices: change \*0"),
         ("v5e:", r"needs the extents of a slice: write one like v5e:16x16"),
-        ("v5:4x4", r"names no machine.*did you mean one like v5[ep]:"),
+        ("v5:4x4", r"names no machine.*did you mean one like v5[ep]:.*\?$"),
         ("V6E:4x4", r"did you mean one like v6e:"),
         ("v5e", r"did you mean one like v5e:"),
         ("H100", r"did you mean one like gpu:8xH100"),

@@ -268,7 +268,7 @@ COMMAND = "python -m vf.main --config=configs/ucf101.py:smoke --workdir=runs/smo
 @pytest.mark.parametrize(
     ("start", "trained", "texts"),
     [
-        ({"command": COMMAND}, 30, ["Training: 30 of 120 steps", "Recipe ucf101.py:smoke", "Smoke: noise is expected"]),
+        ({"command": COMMAND}, 30, ["Training: 30 of 120 steps", "Recipe ucf101.py:smoke"]),
         ({"command": COMMAND.replace(":smoke", "")}, 0, ["Training: 0 of 120 steps", "Recipe ucf101.py"]),
         (
             {
@@ -295,14 +295,56 @@ COMMAND = "python -m vf.main --config=configs/ucf101.py:smoke --workdir=runs/smo
 )  # fmt: skip
 def test_the_first_line_says_what_run_it_is(tmp_path, start, trained, texts):
     (tmp_path / "run.json").write_text(json.dumps({"starts": [start]}))
-    (tmp_path / "config.json").write_text('{"train": {"steps": 120}}')
+    (tmp_path / "config.json").write_text('{"train": {"steps": 120}, "note": "Noise is <expected>."}')
     for step in range(1, trained + 1):
         Recorder(tmp_path).scalars(step, {"train/loss": 1.0})
     (line,) = re.findall(r'<p class="about">(.*?)</p>', page_of(tmp_path).html)
     line = re.sub(r"<.*?>", "", line)
     for text in texts:
         assert text in line
-    assert ("Smoke: noise is expected" in line) == (":smoke" in str(start.get("command")))
+    assert "Noise is &lt;expected&gt;." in line
+    (tmp_path / "config.json").write_text('{"note": ""}')
+    assert "Noise" not in page_of(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("start", "text"),
+    [
+        ({"from": "/models/a", "run": "mine", "step": 40}, "with the weights of step 40 of the run mine: 3, seed 0"),
+        ({"from": "/runs/a", "step": 7}, "with the weights of step 7 of /runs/a: 3, seed 0"),
+        ({"from": "adm.safetensors", "family": "adm"}, "with the weights of adm.safetensors: 3, seed 0"),
+    ],
+)
+def test_samples_of_other_weights_than_the_run_s_say_whose_they_are(tmp_path, start, text):
+    media.write_samples(drawing(tmp_path, 0), clips_of(1), base_frame=1, meta={"start": start})
+    with Recorder(tmp_path) as recorder:
+        recorder.score(0, "fvd", 0.5, {"n": 1})
+    page = page_of(tmp_path)
+    assert f"Clips drawn {text}" in page.text
+    assert [row[1] for row in rows(page)] == [["the", "start"]]
+
+
+def test_film_strips_are_explained_where_there_are_some(tmp_path):
+    folder = media.drawing_folder(tmp_path, 7, "base", 3, {"seed": 0})
+    media.write_samples(folder, clips_of(1)[:, :1], base_frame=0)
+    assert "film strip" not in page_of(tmp_path).text
+    media.write_samples(drawing(tmp_path, 7), clips_of(1), base_frame=0)
+    assert "In a film strip" in page_of(tmp_path).text
+
+
+def test_facts_that_say_nothing_are_left_out(tmp_path):
+    facts = {"source": "folder", "split": None, "videos": 3}
+    for rejected in (0, 2):
+        (tmp_path / "run.json").write_text(json.dumps({"starts": [{"data": {**facts, "rejected": rejected}}]}))
+        more = " · rejected 2" if rejected else ""
+        assert f"<td>source folder · videos 3{more}</td>" in page_of(tmp_path).html
+
+
+def test_classes_of_which_no_real_clip_was_read_are_named(tmp_path):
+    media.write_samples(
+        media.real_folder(tmp_path), clips_of(1), base_frame=1, labels=["a", "b", "c"], meta={"absent": [EVIL, "d"]}
+    )
+    assert f"None of the real clips that were read is of the class {EVIL}, d." in page_of(tmp_path).text
 
 
 def test_classes_are_named_under_clips_and_real_clips_of_the_same_stand_beside(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.data.synthetic import number, write, write_frames
 from vf.data.clips import Windows
 from vf.data.decode import FrameFolder, Pixels
+from vf.data.manifest import read_manifest
 from vf.data.preparation import prepare
 from vf.data.staging import Parameters
 from vf.scores.sets import Choice, UnreadableFile, open_set
@@ -212,8 +213,10 @@ def test_short_videos_are_left_out_or_an_error(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         found = open_set(tmp_path, Choice(windows))
     assert (len(found), found.facts) == (1, found.facts | {"clips_there": 1, "left_out": 1})
-    assert "1 videos of" in caplog.text
-    with pytest.raises(UserError, match=r"1 of the clips .* \(the first, short has 5 frames\): repeating frames"):
+    assert "1 video of" in caplog.text
+    with pytest.raises(
+        UserError, match=r"1 clip of .* too short .* \(the first, short has 5 frames\): repeating frames"
+    ):
         open_set(tmp_path, Choice(windows, strict=True))
 
 
@@ -223,7 +226,7 @@ def test_prepared_short_clips_are_left_out_or_an_error(tmp_path):
     write_prepared(tmp_path / "data", tmp_path / "frames")
     found = open_set(tmp_path / "data", Choice(Windows(6, start="first")))
     assert (len(found), found.facts["left_out"]) == (1, 1)
-    with pytest.raises(UserError, match=r"1 of the clips .* short"):
+    with pytest.raises(UserError, match=r"1 clip of .* too short"):
         open_set(tmp_path / "data", Choice(Windows(6, start="first"), strict=True))
     with pytest.raises(UserError, match="has the 9 frames"):
         open_set(tmp_path / "data", Choice(Windows(3, 3, start="blocks")))
@@ -241,7 +244,7 @@ def test_fewer_clips_than_the_protocol_requires(forms):
     [
         (Choice(Windows(4, start="first"), size=8), "was prepared at 16 pixels and the protocol asks for 8"),
         (Choice(Windows(4, start="first"), split="val"), "no split 'val'"),
-        (Choice(Windows(13, start="first")), "none of the 11 clips"),
+        (Choice(Windows(13, start="first")), "of 11 clips of .* none has the 13 frames"),
         (Choice(Windows(4, start="first"), size=16, resampler="antialiased"), "the resampler antialiased"),
     ],
 )
@@ -310,7 +313,7 @@ def test_broken_files_are_named(tmp_path, damage):
     assert found.fingerprint == alone.fingerprint
     np.testing.assert_array_equal(found[:], alone[:])
     (tmp_path / "a.mkv").write_bytes(content)
-    with pytest.raises(UserError, match=r"none of the 1 clips of .* can be read \(the first, a\.mkv: "):
+    with pytest.raises(UserError, match=r"of 1 clip of .* none can be read \(the first, a\.mkv: "):
         open_set(tmp_path, Choice(Windows(4, start="first")))
 
 
@@ -341,6 +344,40 @@ def test_files_that_only_look_whole_are_left_out_when_all_are_checked(tmp_path):
     alone = open_set(tmp_path, choice)
     assert found.fingerprint == alone.fingerprint
     np.testing.assert_array_equal(found[:], alone[:])
+
+
+def write_mp4(path: Path, frames: int = 60, hidden: int = 0) -> None:
+    """Noise, with the index before the frames; the first `hidden` frames are cut away by an edit list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = pixels(1, frames, 32)[0]
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "60", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        packets = [p for f in source for p in stream.encode(av.VideoFrame.from_ndarray(f, format="rgb24"))]
+        for packet in packets + list(stream.encode(None)):
+            packet.pts, packet.dts = packet.pts - hidden, packet.dts - hidden
+            container.mux(packet)
+
+
+def test_a_set_leaves_out_the_files_that_a_preparation_loses(tmp_path):
+    """Cut off, or damaged behind the clip that is taken; a video trimmed by an edit list is whole."""
+    source = tmp_path / "source"
+    write_mp4(source / "whole.mp4")
+    write_mp4(source / "trimmed.mp4", hidden=20)
+    content = bytearray((source / "whole.mp4").read_bytes())
+    (source / "cut.mp4").write_bytes(content[: len(content) // 2])
+    content[-len(content) // 3 :] = bytes(len(content) // 3 + 1)
+    (source / "damaged.mp4").write_bytes(content)
+    choice = Choice(Windows(8, start="first"), size=SIDE)
+    with pytest.raises(UnreadableFile, match=r"damaged\.mp4"):
+        open_set(source, choice)[:]
+    checked = open_set(source, choice, check=True)
+    assert len(checked[:]) == 2
+    write_prepared(tmp_path / "out", source)
+    lost = read_manifest(tmp_path / "out")["rejected"]
+    assert checked.facts["bad"].keys() == lost.keys() == {"cut.mp4", "damaged.mp4"}
+    assert checked.facts["bad"]["cut.mp4"] == lost["cut.mp4"]
+    assert lost["cut.mp4"].startswith("is cut off: its header promises 60 frames")
 
 
 def test_a_file_that_disappears(tmp_path):

@@ -369,6 +369,17 @@ def test_warnings_are_recorded_with_the_score():
     ]
 
 
+def test_scores_of_one_clip_and_of_unlike_sets_are_doubted():
+    networks = {"flicker": suite.flicker()}
+    assert "warnings" not in evaluate("flicker", REAL[: len(GENERATED)], GENERATED, networks=networks).details
+    found = evaluate("flicker", REAL, GENERATED[:1, :, ::2, ::2], networks=networks).details["warnings"]
+    assert found[0] == "a score of one clip says nothing about a set"
+    assert f"{len(REAL)} real and 1 generated clips: compare numbers of equal counts only" in found
+    assert any(text.startswith("real clips are ") for text in found)
+    alone = evaluate("flicker", None, GENERATED[:1], networks=networks).details["warnings"]
+    assert alone == ["a score of one clip says nothing about a set"]
+
+
 @pytest.mark.parametrize("name", ["fvd", "flicker"])
 def test_pixels_of_0_to_1_are_no_score(name):
     networks = {"i3d": colours(), "flicker": suite.flicker()}

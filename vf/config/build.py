@@ -2,9 +2,9 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vf import files
-from vf.config import control, models, networks, start
+from vf.config import control, networks, start
 from vf.config import data as clips
-from vf.config.models import file_model, image_model, model
+from vf.config.models import file_model, image_model, model, noise_schedule
 from vf.config.scores import scorers
 from vf.config.specs import (
     EvaluateSpec,
@@ -48,13 +48,15 @@ SOLVERS: Mapping[str, Callable[[float], solvers.Solver]] = {
     "ddim": solvers.DDIM, "dpm": solvers.DPMSolver, "heun": lambda eta: solvers.Heun()
 }  # fmt: skip
 FLAGS = {
-    **{name: f"--config.data.{name}" for name in ("source", "split", "windows", "fps", "flip")},
+    **{name: f"--config.data.{name}" for name in ("source", "split", "frames", "windows", "fps", "flip")},
     "share": "--config.data.validation_share",
     "schedule": "--config.noise.schedule",
     "steps": "--config.noise.steps",
     "prediction": "--config.base.prediction",
     "pretrained": "--config.base.pretrained",
     "condition": "--config.model.condition",
+    "warmup_steps": "--config.train.warmup_steps",
+    "target": "--config.plan.target",
 }
 """The flag of each parameter that errors of the rooms below may name."""
 
@@ -99,14 +101,26 @@ def evaluate(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None
     which = str(config.eval.checkpoint)
     if not which.isdecimal():
         choose("eval.checkpoint", which, {"follow": 0, "latest": 0, "a step": 0})
+    run = _run(config, workdir, "evaluate", trained)[0]
+
+    def compare(theirs: Mapping[str, Any], step: int, classes: Sequence[str]) -> None:
+        networks.resolved(config, workdir, fresh=False)
+        there = Trained(workdir, theirs, step, {"class_names": classes})
+        start.check_resumed(config, there, run.model.networks, run.class_names, trains=False)
+        if step:
+            clips.check_validation(config, workdir, fresh=False)
+
     return EvaluateSpec(
-        run=_run(config, workdir, "evaluate", trained)[0],
+        run=run,
         checkpoint=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]
         last=config.train.steps,
         patience=config.eval.patience,
+        compared=trained.config if trained else {},
+        compare=compare,
     )
 
 
+@naming_flags(FLAGS)
 def plan(config: ConfigDict) -> PlanSpec:
     """The planning job. Raises UserError for values out of range."""
     settings = plan_settings(config)
@@ -150,21 +164,22 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
             levels=np.asarray(config.eval.levels, np.int32), batch_size=config.eval.batch_size,
-            fingerprint=evaluation_fingerprint(config), best=config.eval.best,
+            fingerprint=evaluation_fingerprint(config, reference, validation), best=config.eval.best,
             lowest=choose("eval.best_is", config.eval.best_is, {"lowest": True, "highest": False}),
         ),
     )  # fmt: skip
     return run, source
 
 
-def evaluation_fingerprint(config: ConfigDict) -> str:
-    """Hash of everything but the weights that must agree for two evaluations to be comparable."""
+def evaluation_fingerprint(config: ConfigDict, *sets: Source | None) -> str:
+    """Hash of everything but the weights that must agree for two evaluations to be comparable; `sets` of real clips."""
     ignored = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
     fields = to_json(config)
     hashed = {name: fields[name] for name in ("sample", "data", "seed")}
     for name in ("what", "fps", *control.FIELDS):  # evaluations are of clips only, freely drawn, at whatever rate
         del hashed["sample"][name]
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
+    hashed["sets"] = [source and source.describe() for source in sets]
     return protocol_hash(hashed)
 
 
@@ -180,7 +195,7 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     sample = config.sample
     if not 0 <= sample.eta <= 1:
         raise UserError(
-            f"sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
+            f"--config.sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
         )
     if not 0 <= sample.clip_quantile < 1 or (sample.clip_quantile and not sample.clip_x_0):
         raise UserError(
@@ -192,20 +207,17 @@ def sample_options(config: ConfigDict) -> SampleOptions:
         raise UserError(
             f"heun is deterministic: set sample.eta to 0 (got {sample.eta}), or sample.solver to ddim or dpm"
         )
-    schedule = models.schedule(config)
+    schedule = noise_schedule(config)
     if sample.times:
-        grid = as_user_error(lambda: schedules.given_times(sample.times, schedule))
+        grid = as_user_error(lambda: schedules.given_times(sample.times, schedule), {"times": "sample.times"})
     else:
         choose("sample.spacing", sample.spacing, schedules.SPACINGS)
-        grid = as_user_error(lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule))
+        grid = as_user_error(
+            lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule), {"steps": "sample.steps"}
+        )
     bound = None if control.inverts(config) else sample.clip_x_0 or None  # a bound cannot be inverted
     return SampleOptions(
-        grid,
-        make(sample.eta),
-        guidance(config, grid),
-        bound,
-        sample.clip_quantile or None,
-        control.known(config),
+        grid, make(sample.eta), guidance(config, grid), bound, sample.clip_quantile or None, control.known(config),
         sample.reconstruction, sample.history,
     )  # fmt: skip
 
@@ -216,7 +228,7 @@ def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
     own = None if sample.residual_guidance_scale == -1 else sample.residual_guidance_scale
     interval = tuple(sample.guidance_interval) or None
     if interval is not None and len(interval) != 2:
-        raise UserError(f"sample.guidance_interval must be () or two times, first and last, got {interval}")
+        raise UserError(f"--config.sample.guidance_interval must be () or two times, first and last, got {interval}")
     rules: dict[str, Callable[[], guidances.Rule]] = {
         "cfg": guidances.CFG,
         "apg": lambda: guidances.APG(sample.apg_parallel, sample.apg_norm or None),
@@ -239,7 +251,10 @@ def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
         raise UserError(
             f"sample.zero_steps must be at most the number of steps, {len(grid) - 1}, got {sample.zero_steps}"
         )
-    return as_user_error(lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale, rule()))
+    return as_user_error(
+        lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale, rule()),
+        {"interval": "sample.guidance_interval", "rescaling": "sample.guidance_rescale"},
+    )
 
 
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
@@ -257,6 +272,7 @@ def optimizer(config: ConfigDict) -> optim.Optimizer:
     train = config.train
     if train.freeze_base and config.model.predictor == "one_network":
         raise UserError("train.freeze_base leaves one_network nothing to train: set it to False")
+    choose("train.schedule", train.schedule, dict.fromkeys(optim.SCHEDULES, 0))
     return optim.make(
         lr={"base": train.lr_base, "residual": train.lr_residual}, schedule=train.schedule,
         warmup_steps=train.warmup_steps, total_steps=train.steps, weight_decay=train.weight_decay,
@@ -278,6 +294,7 @@ def mesh(config: ConfigDict, mode: str = "") -> Mesh:
     return made
 
 
+@naming_flags(FLAGS)
 def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
     """Splits one CPU into as many devices as `mesh.cpu_devices` says, unless the environment sets their number.
 
@@ -295,6 +312,7 @@ def cpu_devices(config: ConfigDict, *, plan: bool = False) -> None:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
 
 
+@naming_flags(FLAGS)
 def plan_subject(
     config: ConfigDict, mesh: Mesh | None, blocks: int | None, *, accumulate: int | None = None, remat: bool = False
 ) -> PlanSubject:
@@ -338,7 +356,7 @@ def plan_settings(config: ConfigDict) -> PlanSettings:
     from_config = choose("plan.mesh", given.mesh, {"best": False, "config": True})
     for name in ("meshes", "minutes", "gigabytes"):
         if given[name] <= 0:
-            raise UserError(f"plan.{name} must be positive, got {given[name]}")
+            raise UserError(f"--config.plan.{name} must be positive, got {given[name]}")
     return PlanSettings(
         mesh=tuple(config.mesh[axis] for axis in sharding.AXES) if from_config else None,
         compile=given.compile, meshes=given.meshes, blocks=given.blocks, finish=given.finish,

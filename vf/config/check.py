@@ -3,8 +3,27 @@
 from ml_collections import ConfigDict
 
 from vf.config import control
-from vf.config.values import choose
+from vf.config.values import choose, flat, to_json
 from vf.types import UserError
+
+LEAST = {
+    "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.log_every": 1, "train.checkpoint_every": 1,
+    "train.keep": 1, "train.lr_base": 0, "train.lr_residual": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
+    "sample.count": 1, "sample.first": 0, "sample.batch_size": 1, "sample.length": 0, "sample.overlap": 0,
+    "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
+    "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
+    "base.images": 1,
+    **{
+        f"{network}.net.{field}": least
+        for network in ("base", "residual")
+        for field, least in (("width", 2), ("num_res_blocks", 0), ("head_dim", 1), ("patch", 1), ("norm_groups", 1))
+    },
+}  # fmt: skip
+"""{field: the least value that it may have}"""
+NUMBERS = (
+    "noise.lam", "sample.times", "sample.guidance_interval", "eval.levels", "base.net.width_mult",
+    "residual.net.width_mult",
+)  # fmt: skip
 
 
 def check(config: ConfigDict, mode: str) -> None:
@@ -12,32 +31,31 @@ def check(config: ConfigDict, mode: str) -> None:
 
     Only what the code that uses a value would not explain well is checked here.
     """
-    train, sample = config.train, config.sample
-    for name, value, least in (
-        ("train.steps", train.steps, 1),
-        ("train.batch_size", train.batch_size, 1),
-        ("train.accumulate", train.accumulate, 1),
-        ("train.log_every", train.log_every, 1),
-        ("train.checkpoint_every", train.checkpoint_every, 1),
-        ("sample.count", sample.count, 1),
-        ("sample.first", sample.first, 0),
-        ("sample.batch_size", sample.batch_size, 1),
-        ("eval.clips", config.eval.clips, 4),
-        ("noise.steps", config.noise.steps, 1),
-        ("data.frames", config.data.frames, 2),
-        ("data.stride", config.data.stride, 1),
-        ("data.threads", config.data.threads, 0),
-        ("data.workers", config.data.workers, 0),
-        ("data.read_ahead", config.data.read_ahead, 1),
-    ):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    train, sample, frames = config.train, config.sample, config.data.frames
+    fields = flat(to_json(config))
+    for name in NUMBERS:
+        if wrong := [value for value in fields[name] if not isinstance(value, int | float)]:
+            raise UserError(f"--config.{name} takes numbers, got {wrong[0]!r}")
+    for name in ("base.net.width_mult", "residual.net.width_mult"):
+        if min(fields[name], default=0) <= 0:
+            raise UserError(f"--config.{name} must be positive numbers, one for each level, got {fields[name]}")
+    for name, least in LEAST.items():
+        if fields[name] < least:
+            raise UserError(f"--config.{name} must be at least {least}, got {fields[name]}")
+    if not -1 <= config.noise.base_frame < frames:
+        raise UserError(
+            f"--config.noise.base_frame must be one of 0..{frames - 1}, or -1 for the paper's, got "
+            f"{config.noise.base_frame}"
+        )
     if train.batch_size % train.accumulate:
         raise UserError(
-            f"train.batch_size ({train.batch_size}) must divide into train.accumulate ({train.accumulate}) parts"
+            f"--config.train.batch_size ({train.batch_size}) must divide into --config.train.accumulate "
+            f"({train.accumulate}) parts"
         )
     if not 0 <= config.data.validation_share < 1:
-        raise UserError(f"data.validation_share must be at least 0 and less than 1, got {config.data.validation_share}")
+        raise UserError(
+            f"--config.data.validation_share must be at least 0 and less than 1, got {config.data.validation_share}"
+        )
     choose("sample.weights", sample.weights, {"ema": 0, "params": 0})
     choose("sample.what", sample.what, {"clips": 0, "base": 0})
     if config.init_from and config.base.init_from:
@@ -50,10 +68,13 @@ def check(config: ConfigDict, mode: str) -> None:
             "set --config.model.predictor=decomposed"
         )
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
-        raise UserError(f"eval.levels are steps 0..{config.noise.steps - 1} of the schedule, got {levels[0]}")
+        steps = config.noise.steps
+        raise UserError(f"--config.eval.levels must be of 0..{steps - 1}, as noise.steps is {steps}, got {levels[0]}")
     if mode not in ("sample", "plan"):
         if own := [name for name, off in control.FIELDS.items() if sample[name] != off]:
-            raise UserError(f"sample.{own[0]} is for --mode=sample, and this is --mode={mode}: leave it as it is")
+            raise UserError(
+                f"--config.sample.{own[0]} is for --mode=sample, and this is --mode={mode}: leave it as it is"
+            )
         if sample.what == "base":
             raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
         if config.data.source == "none":

@@ -69,13 +69,15 @@ def extension(config: ConfigDict) -> Extension:
     sample, frames = config.sample, config.data.frames
     length, overlap = sample.length or frames, sample.overlap or frames // 2
     if length < frames:
-        raise UserError(f"sample.length is at least the {frames} frames that the model was trained on, got {length}")
+        raise UserError(f"--config.sample.length is at least the {frames} frames of a window, got {length}")
     if length == frames:
         return Extension(frames, frames, 0)
     if sample.what == "base":
         raise UserError("images of the base generator have no length: leave sample.length at 0")
     if not 1 <= overlap < frames:
-        raise UserError(f"sample.overlap is 1 to {frames - 1}, less than a window's {frames} frames; got {overlap}")
+        raise UserError(
+            f"--config.sample.overlap is 1 to {frames - 1}, less than a window's {frames} frames; got {overlap}"
+        )
     if config.model.context == "base_frame" and overlap <= base_frame(config):
         raise UserError(
             f"base first, a window is drawn from its base frame, {base_frame(config)}, so that it must be known: set "
@@ -95,7 +97,7 @@ def _check_known(config: ConfigDict) -> None:
         if sample.known_of or sample.reconstruction:
             raise UserError("sample.known says which frames are given: set it, as --config.sample.known='(0,1,2,3)'")
         return
-    as_user_error(lambda: frame_mask(tuple(sample.known), config.data.frames))
+    as_user_error(lambda: frame_mask(tuple(sample.known), config.data.frames), {"known": "sample.known"})
     if sample.content_of or sample.motion_of or sample.grid:
         raise UserError("known frames fix content and motion: leave sample.content_of, motion_of and grid empty")
     if config.model.context == "base_frame" and base not in sample.known:
@@ -111,7 +113,9 @@ def _check_grid(config: ConfigDict) -> None:
         raise UserError("a grid begins at content 0 and motion 0: leave sample.first at 0")
     choose("sample.interpolate", config.sample.interpolate, {"": 0, "content": 0, "motion": 0})
     if len(grid) != 2 or min(grid) < 1:
-        raise UserError(f"sample.grid is two numbers, rows and columns, 1 or more, as '(4,6)'; got {tuple(grid)}")
+        raise UserError(
+            f"--config.sample.grid is two numbers, rows and columns, 1 or more, as '(4,6)'; got {tuple(grid)}"
+        )
     axis = {"content": 0, "motion": 1}.get(config.sample.interpolate)
     if axis is not None and grid[axis] < 2:
         raise UserError(
@@ -128,8 +132,8 @@ def _check_files(config: ConfigDict) -> None:
     name = next(iter(named))
     if config.model.context == "embedding":
         raise UserError(
-            f"sample.{name} names a file, whose embedding is not known here, and this model is conditioned on one: use "
-            "a model of another context"
+            f"--config.sample.{name} names a file, whose embedding is not known here, and this model is conditioned on "
+            "one: use a model of another context"
         )
     if config.model.condition == "label":
         wanted = {"sample.label": sample.label}
@@ -150,7 +154,9 @@ def _check_files(config: ConfigDict) -> None:
 def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
     """Reads the first clip of a file, by the data's size, frames and rate."""
     data = config.data
-    windows = as_user_error(lambda: Windows(data.frames, data.stride, data.fps, "first"))
+    windows = as_user_error(
+        lambda: Windows(data.frames, data.stride, data.fps, "first"), {"stride": "data.stride", "fps": "data.fps"}
+    )
 
     def read(name: str) -> np.ndarray:
         pixels = decode.Pixels(data.size)

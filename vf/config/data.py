@@ -18,7 +18,7 @@ from vf.data.sprites import Sprites
 from vf.data.ucf101 import other_numbers
 from vf.diffusion import decompose
 from vf.pretrained import export
-from vf.types import UserError
+from vf.types import UserError, naming_flags
 
 TFDS = "tfds:"  # before the name of a data set that TFDS itself prepares
 Part = Literal["training", "validation", "reference"]
@@ -26,7 +26,7 @@ Part = Literal["training", "validation", "reference"]
 
 def base_frame(config: ConfigDict) -> int:
     """Array index of the base frame: `noise.base_frame`, or the paper's where that is -1."""
-    paper = as_user_error(lambda: decompose.base_index(config.data.frames))
+    paper = as_user_error(lambda: decompose.base_index(config.data.frames), {"frames": "data.frames"})
     return paper if config.noise.base_frame == -1 else config.noise.base_frame
 
 
@@ -50,13 +50,15 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
         split = "train" if part == "training" else "test"
         return Sprites(frames=data.frames, size=data.size, base_frame=base_frame(config), split=split)
     if data.source == "none":
-        path = config.init_from or config.base.init_from
-        if not path:
+        trained = named_networks(config)
+        if trained is None:
             return NoClips()
-        trained = export.find(files.path(path))
         return NoClips(trained.classes, fps=trained.about.get("fps", 0.0))  # earlier versions recorded no rate
     start = choose("data.windows", data.windows, {known: known for known in STARTS}) if part == "training" else "centre"
-    windows = as_user_error(lambda: Windows(data.frames, data.stride, data.fps, start, data.hop))
+    words = ("frames", "stride", "fps", "hop")
+    windows = as_user_error(
+        lambda: Windows(data.frames, data.stride, data.fps, start, data.hop), {word: f"data.{word}" for word in words}
+    )
     where, kind = _located(config)
     field, share = _selection(config, part, kind)
     group, name = field.split(".")
@@ -101,6 +103,17 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
             f"--config.data.size={made.size}, or prepare again with --size={data.size}"
         )
     return made
+
+
+def named_networks(config: ConfigDict) -> export.Trained | None:
+    """The trained networks that `init_from` or `base.init_from` names; None where both are empty.
+
+    Raises UserError where there are none, or their files are damaged.
+    """
+    field = "init_from" if config.init_from else "base.init_from"
+    path = config.init_from or config.base.init_from
+    with naming_flags({"trained": f"--config.{field}"}):
+        return export.find(files.path(path)) if path else None
 
 
 def _located(config: ConfigDict) -> tuple[str, Literal["split", "split_file"]]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 from vf.config.values import flat
@@ -30,8 +30,10 @@ def parse(argv: list[str], names: Iterable[str]) -> list[str]:
     """Parses flags as absl does, and returns the other arguments.
 
     Raises UserError for an unknown flag or config field, with the nearest of `names` or of the config's fields; for a
-    value of the wrong type; and where --config or --workdir is missing.
+    value of the wrong type; and where --config or --workdir is missing. Help ends the program with status 0.
     """
+    if {"-h", "-help", "--help"} & set(argv[1:]):
+        app.usage(writeto_stdout=True, shorthelp=True, exitcode=0)
     for word in argv:
         path = word.removeprefix("--config=").split(":")[0]
         if word.startswith("--config=") and not Path(path).is_file():
@@ -51,11 +53,19 @@ def parse(argv: list[str], names: Iterable[str]) -> list[str]:
         ) from error
     if rest[1:]:
         word = rest[1].split("=")[0].lstrip("-")
-        raise UserError(f"unknown argument {rest[1]}: {nearest(word, names)}")
+        raise UserError(f"unknown argument {rest[1]}: {_nearest_field(word) or nearest(word, names)}")
     for name in ("config", "workdir"):
         if getattr(FLAGS, name) is None:
             raise UserError(f"--{name} is missing; try --config=configs/demo.py --workdir=runs/demo")
     return rest
+
+
+def _nearest_field(word: str) -> str:
+    """ "did you mean --config.FIELD?" where `word` is a field's name, or the end of one, or near one; else ""."""
+    known = list(flat(FLAGS.config.to_dict())) if FLAGS.config else []
+    near = [field for field in known if f".{field}".endswith(f".{word}")]
+    near = near or (difflib.get_close_matches(word, known, 1, 0.8) if "." in word else [])
+    return f"did you mean {' or '.join(f'--config.{field}' for field in near)}?" if near else ""
 
 
 def _unknown_field(argv: list[str]) -> str | None:

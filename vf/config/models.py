@@ -1,5 +1,6 @@
 """From a config to the model that it names, with the networks that `networks` builds."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from vf.models.videofusion import VideoFusion
 from vf.types import UserError
 
 KINDS: dict[str, gaussian.Prediction] = {kind: kind for kind in gaussian.PREDICTIONS}
+ZERO_SNR = {"zero terminal SNR": "noise.zero_terminal_snr"}
 PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network")}
 
 
@@ -29,7 +31,9 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
     """
     data, given = config.data, config.noise
     base = base_frame(config)
-    lam = as_user_error(lambda: decompose.make_lambda(_one_or_all(given.lam), data.frames, base))
+    lam = as_user_error(
+        lambda: decompose.make_lambda(_one_or_all(given.lam), data.frames, base), {"lambda": "noise.lam"}
+    )
     shared = _shared(config, source, data.frames, base)
     base_prediction = choose("base.prediction", config.base.prediction, KINDS)
     base_loss = choose("base.loss", config.base.loss or base_prediction, KINDS)
@@ -43,7 +47,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
     if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
         net = network(config, config.base.net, source, mesh, frame_embed=True)
         made: Model = as_user_error(
-            lambda: OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared)
+            lambda: OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared), ZERO_SNR
         )
     else:
         if not isinstance(prior, noise.Decomposed):
@@ -66,9 +70,10 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 context_noise=config.model.context_noise,
                 known_share=config.train.known_share,
                 **shared,
-            )
+            ),
+            {"lambda": "noise.lam", "base-first": "model.context", **ZERO_SNR},
         )
-    as_user_error(made.shapes)  # reports sizes that do not divide before anything is read or compiled
+    _check_shapes(config, made)
     return made
 
 
@@ -86,8 +91,11 @@ def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) ->
     prediction = choose("base.prediction", config.base.prediction, KINDS)
     prior, shared = noise.Decomposed(np.ones(1, np.float32)), _shared(config, source, 1, 0)
     net = base_network(config, source, mesh)
-    made = as_user_error(lambda: OneNetwork(net=net, prior=prior, prediction=prediction, **shared))
-    as_user_error(made.shapes)
+    made = as_user_error(
+        lambda: OneNetwork(net=net, prior=prior, prediction=prediction, **shared),
+        ZERO_SNR,
+    )
+    _check_shapes(config, made)
     return made
 
 
@@ -116,8 +124,24 @@ def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork
         prediction=choose("base.prediction", config.base.prediction, KINDS),
         null_label=file.classes or None, **_common(config, 1, 0),
     )  # fmt: skip
-    as_user_error(made.shapes)
+    _check_shapes(config, made)
     return made, classes
+
+
+def noise_schedule(config: ConfigDict) -> schedules.Schedule:
+    """The noise schedule. Raises UserError for an unknown one, or a number of steps that it cannot have."""
+    make = choose("noise.schedule", config.noise.schedule, schedules.SCHEDULES)
+    words = {"steps": "noise.steps", "schedule": "noise.schedule"}
+    made = as_user_error(lambda: make(config.noise.steps), words)
+    return schedules.zero_terminal_snr(made) if config.noise.zero_terminal_snr else made
+
+
+def _check_shapes(config: ConfigDict, made: Model) -> None:
+    """Raises UserError for sizes that do not divide, before anything is read or compiled."""
+    for name in made.networks:
+        fields = {field: f"{name}.net.{field}" for field in config[name].net}
+        words = {"size": "data.size", "channels": f"{name}.net.width", **fields}
+        as_user_error(functools.partial(made.begins, name), words)
 
 
 def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[str, Any]:
@@ -132,20 +156,12 @@ def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
     """Those arguments of every model that do not depend on the data."""
     size = config.data.size
     return {
-        "schedule": schedule(config),
+        "schedule": noise_schedule(config),
         "shape": (frames, size, size, 3),
         "base_frame": base,
         "condition_dropout": config.model.condition_dropout,
         "loss_weight": config.model.loss_weight,
     }
-
-
-def schedule(config: ConfigDict) -> schedules.Schedule:
-    """The noise schedule. Raises UserError for an unknown one, or too few steps."""
-    given = config.noise
-    make = choose("noise.schedule", given.schedule, schedules.SCHEDULES)
-    made = as_user_error(lambda: make(given.steps))
-    return schedules.zero_terminal_snr(made) if given.zero_terminal_snr else made
 
 
 def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:

@@ -13,10 +13,10 @@ from vf import files
 from vf.config.values import choose
 from vf.data.pipeline import Source
 from vf.models.videofusion import CONTEXTS
-from vf.nets.unet import UNet
+from vf.nets.unet import REMAT, UNet
 from vf.pretrained import base as pretrained
 from vf.training import sharding
-from vf.types import UserError
+from vf.types import UserError, naming_flags
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ATTENTION = {name: name for name in ("auto", "xla", "cudnn")}
@@ -46,7 +46,8 @@ def base_network(config: ConfigDict, source: Source, mesh: Mesh | None = None) -
 
 def pretrained_base(config: ConfigDict) -> pretrained.Base | None:
     """The file that `base.pretrained` names, None where it is empty. UserError for no converted base generator."""
-    return pretrained.open_base(files.path(config.base.pretrained)) if config.base.pretrained else None
+    with naming_flags({"weights": "--config.base.pretrained"}):
+        return pretrained.open_base(files.path(config.base.pretrained)) if config.base.pretrained else None
 
 
 def resolved(config: ConfigDict, workdir: files.AnyPath, fresh: bool = True) -> ConfigDict:
@@ -87,7 +88,10 @@ def labelled(config: ConfigDict, source: Source) -> bool:
     """Whether networks are conditioned on classes. Raises UserError where the clips have none."""
     wanted = choose("model.condition", config.model.condition, {"none": False, "label": True})
     if wanted and not source.num_classes:
-        raise UserError("model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>")
+        raise UserError(
+            "model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>, or take "
+            "--config.model.condition=none"
+        )
     return wanted
 
 
@@ -116,7 +120,8 @@ def computation(config: ConfigDict, mesh: Mesh | None) -> dict[str, Any]:
     """Arguments of every network that say how it computes: dtype, rematerialisation, attention kernel, sharding."""
     given = config.model
     dtype = choose("model.dtype", given.dtype, DTYPES)
-    fields = {"dtype": dtype, "remat": given.remat, "scan": given.scan}
+    remat = choose("model.remat", given.remat, {name: name for name in ("none", *REMAT)})
+    fields = {"dtype": dtype, "remat": remat, "scan": given.scan}
     fields["attention_kernel"] = attention_kernel(choose("model.attention", given.attention, ATTENTION), dtype, mesh)
     return fields if mesh is None else fields | {"place": sharding.placing(mesh)}
 

@@ -1,7 +1,7 @@
 """What jobs take: typed and complete values, which `build` makes from a config. Nothing here reads a config."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,6 +217,9 @@ class EvaluateSpec:
     Attributes:
         checkpoint: `follow` (each checkpoint as it is written), `latest`, or a step.
         last: final step of a run that has not written its own config yet.
+        compared: the run's config that this job's was compared with; empty where there was none yet.
+        compare: compares this job's config with the run's, given as (config, step, names of its classes); step 0
+            before its first checkpoint. Raises UserError where the run learns, or has learned, something else.
         patience: seconds without a new checkpoint after which a job that follows a run ends.
     """
 
@@ -224,6 +227,8 @@ class EvaluateSpec:
     checkpoint: Literal["follow", "latest"] | int
     last: int
     patience: float
+    compared: Mapping[str, Any]
+    compare: Callable[[Mapping[str, Any], int, Sequence[str]], None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vf import files
+from vf.config.data import named_networks
 from vf.config.networks import pretrained_base
 from vf.config.specs import Start
 from vf.config.values import as_flag, flat, to_json
 from vf.pretrained import export
 from vf.training import sharding
-from vf.types import Params, UserError
+from vf.types import Params, UserError, counted
 
 
 def start(
@@ -47,11 +48,10 @@ def start(
             return {"base": export.place_arrays(arrays, params["base"], file.path)}
 
         return Start(("base",), read, {"from": str(file.path), "family": file.family, "fingerprint": file.fingerprint})
-    path = config.init_from or config.base.init_from
-    if not path:
+    trained = named_networks(config)
+    if trained is None:
         return None
     chosen = tuple(networks) if config.init_from else ("base",)
-    trained = export.find(files.path(path))
     _check_classes(config, trained, classes)
     if differing := _differing(config, trained, chosen, trains=trains):
         raise _learned_otherwise(config, trained, differing)
@@ -87,7 +87,9 @@ def check_resumed(
     facts = [
         f"{name} is {as_flag(value)} (was {as_flag(theirs[name])})"
         for name, value in ours.items()
-        if name in theirs and value != theirs[name] and not name.startswith(("plan.", *unused))
+        if name in theirs
+        and value != theirs[name]
+        and not name.startswith(("plan.", "eval.checkpoint", "eval.patience", *unused))
     ]
     if facts:
         logging.info("the config differs from that of step %d: %s", trained.step, ", ".join(facts))
@@ -155,8 +157,8 @@ def _check_classes(config: ConfigDict, trained: export.Trained, classes: Sequenc
     if k is not None:
         difference = f"class {k} is {trained.classes[k]} there and {classes[k]} here"
     raise UserError(
-        f"the networks in {trained.path} have learned {len(trained.classes)} classes, and these clips have "
-        f"{len(classes)} ({difference}): take the data that they were trained on, or start from the base network "
+        f"the networks in {trained.path} have learned {counted(len(trained.classes), 'class')}, and these clips "
+        f"have {len(classes)} ({difference}): take the data that they were trained on, or start from the base network "
         "alone"
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -16,16 +17,22 @@ T = TypeVar("T")
 def choose(name: str, value: str, known: Mapping[str, T]) -> T:
     """known[value]. Raises UserError that lists the known names where `value` is none of them."""
     if value not in known:
-        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise UserError(f"--config.{name} must be one of {', '.join(known)}, got {value!r}")
     return known[value]
 
 
-def as_user_error(make: Callable[[], T]) -> T:
-    """make(), with a ValueError converted to the UserError that `vf.main` prints."""
+def as_user_error(make: Callable[[], T], fields: Mapping[str, str]) -> T:
+    """make(), with a ValueError converted to the UserError that `vf.main` prints.
+
+    fields: {word, such as a parameter's name: field of the config}. The error ends with the flags of those fields whose
+        word its sentence has, other than in quotes, where values are.
+    """
     try:
         return make()
     except ValueError as error:
-        raise UserError(str(error)) from error
+        named = [field for word, field in fields.items() if re.search(rf"(?<!')\b{word}\b", str(error))]
+        flags = ", ".join(f"--config.{field}" for field in dict.fromkeys(named))
+        raise UserError(f"{error} ({flags})" if flags else str(error)) from error
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

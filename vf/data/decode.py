@@ -28,6 +28,8 @@ RESAMPLER = "FFmpeg swscale bicubic, antialiased, full chroma"
 # and bitexact make every processor round alike. Output in planes (gbrp) costs half as much as packed rgb24.
 _FLAGS = "bicubic+full_chroma_int+accurate_rnd+bitexact"
 
+_MISSING = 0.01  # share of the frames that a header may promise in excess before the file counts as cut off
+
 File = Path | bytes
 """A video: its path, or its content (the member of an archive)."""
 
@@ -210,6 +212,28 @@ def read_header(file: File) -> Header:
         return Header(stream.frames, float(rate or 0), picture.width, picture.height, picture.format.name)
 
 
+def check_whole(file: File, header: Header, length: int) -> list[str]:
+    """Notes on a file that shows `length` frames and not as many as its header promises, though nothing is lost.
+
+    Raises DAMAGE where it is cut off.
+    """
+    missing, cut = header.frames - length, is_cut_off(file)
+    promise = f"its header promises {header.frames} frames, {length} are there"
+    # The header of an undamaged AVI may count frames that its encoder dropped.
+    if missing > 0 and (cut or (cut is None and missing > max(2, _MISSING * header.frames))):
+        if _count_coded(file) < header.frames:
+            raise ValueError(f"is cut off: {promise}")
+        promise = f"it shows {length} of its {header.frames} frames, as an edit list says"
+    return [promise] * (missing > 0) + ["its end is cut off, but all frames are there"] * bool(cut)
+
+
+def _count_coded(file: File) -> int:
+    """Number of frames in the file, with those that the edit list of an MP4 hides."""
+    container, stream = open_video(file, {"ignore_editlist": "1"})
+    with container:
+        return sum(1 for p in container.demux(stream) if p.size and not p.is_corrupt)
+
+
 def is_cut_off(file: File) -> bool | None:
     """Whether an AVI is shorter than its header says. None for other containers, whose headers give no length."""
     if isinstance(file, bytes):
@@ -222,15 +246,18 @@ def is_cut_off(file: File) -> bool | None:
     return int.from_bytes(head[4:8], "little") + 8 > size
 
 
-def open_video(file: File) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """The opened file and its first video stream, to be decoded in the caller's thread. Raises DAMAGE."""
+def open_video(file: File, options: dict[str, str] | None = None) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """The opened file and its first video stream, to be decoded in the caller's thread. Raises DAMAGE.
+
+    options: of FFmpeg's reader of containers.
+    """
     if isinstance(file, bytes):
         source: str | io.BytesIO | io.BufferedReader = io.BytesIO(file)
     else:
         source = str(file)
         if printable(source) != source:  # PyAV hands names to FFmpeg as UTF-8, which this one is not
             source = file.open("rb")
-    container = av.open(source, "r")
+    container = av.open(source, "r", container_options=options)
     if not container.streams.video:
         container.close()
         raise ValueError("has no video stream")

@@ -15,9 +15,10 @@ import numpy as np
 
 from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, RESAMPLER, VIDEOS, Pixels, Video, error_text, natural, read_header
+from vf.data.listing import check_finished
 from vf.data.pipeline import BadRecord
 from vf.data.share import Share
-from vf.types import UserError
+from vf.types import UserError, counted
 
 _PROBES = 16  # threads that probe files, which wait for the disk most of the time
 
@@ -82,10 +83,10 @@ class VideoFolder:
         if not usable:
             why, count = Counter(self.rejected.values()).most_common(1)[0]
             raise UserError(
-                f"None of the {len(selected)} videos of {self.split_file or self.root} serves for clips of "
+                f"Of {counted(len(selected), 'video')} of {self.split_file or self.root} none serves for clips of "
                 f"{windows.frames} frames with stride {windows.stride} ({count} of them: {why}); choose another "
                 "folder, or shorter clips",
-                "source",
+                "frames" if "fewer than" in why else "source",
             )
         for name, why in self.rejected.items():
             logging.warning("left out %s: %s", name, why)
@@ -161,8 +162,13 @@ def _list_videos(root: Path) -> tuple[list[str], tuple[str, ...]]:
             )
         return flat, ()
     if not in_classes:
+        check_finished(root)
         deeper = next((p for p in root.rglob("*") if p.suffix.lower() in VIDEOS), None)
-        entries = f"the first of its videos is {deeper}" if deeper else f"it has {len(folders)} folders and no video"
+        entries = (
+            f"the first of its videos is {deeper}"
+            if deeper
+            else f"it has {counted(len(folders), 'folder')} and no video"
+        )
         raise UserError(f"Looked for {expected}, but {entries}: name the right folder", "source")
     return in_classes, tuple(per_class)
 
@@ -194,4 +200,4 @@ def _probe(path: Path, windows: Windows) -> tuple[Video, float, int] | str:
         need = windows.need(header.fps)
     except DAMAGE as error:
         return error_text(error)
-    return (video, header.fps, records) if records else f"has {length} frames, fewer than {need}"
+    return (video, header.fps, records) if records else f"has {counted(length, 'frame')}, fewer than {need}"

@@ -6,6 +6,12 @@ DIR is what `vf.data.prepare` made, or a folder of videos as `vf.data.folder` re
 clip from its first frame to its last.
 """
 
+if __name__ == "__main__" and not __package__:  # `python vf/data/inspect.py` finds no package
+    import sys
+
+    print("vf: start this as `python -m vf.data.inspect`, in the folder of the code", file=sys.stderr)
+    raise SystemExit(2)
+
 import argparse
 import logging
 import re
@@ -24,9 +30,11 @@ from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, Pixels, error_text, printable
 from vf.data.embeddings import Layout
 from vf.data.folder import VideoFolder
+from vf.data.listing import check_finished
 from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
-from vf.types import UserError, naming_flags
+from vf.files import make_room
+from vf.types import UserError, counted, naming_flags
 from vf.video import GAP, enlarge, grid, write_png
 
 SIZE = 128  # side of a frame in pixels, for data that is not prepared at a size
@@ -78,6 +86,7 @@ def open_collection(root: Path, split: str | None) -> Collection:
         if (root / "manifest.json").exists():
             return _prepared(root, split or "train")
         if split:
+            check_finished(root)
             raise UserError(f"{root} is no prepared data set, and other folders have no splits: name none", "split")
         return _folder(root)
     except OSError as error:
@@ -149,7 +158,7 @@ def draw(data: Collection, clips: int, frames: int, seed: int) -> list[Row]:
         except BadRecord as error:
             rows.append(Row(clip, None, printable(" ".join(str(error).split()))))
     if not any(row.frames is not None for row in rows):
-        raise UserError(f"none of the {len(rows)} clips drawn can be read, for example {rows[0].why}")
+        raise UserError(f"of {counted(len(rows), 'clip')} drawn none can be read, for example {rows[0].why}")
     return rows
 
 
@@ -160,8 +169,9 @@ def report(data: Collection, rows: Sequence[Row]) -> str:
         lines += _split_lines(split, clips, data.classes)
     pixels = np.stack([row.frames for row in rows if row.frames is not None])
     mean, std = (" ".join(f"{x:.1f}" for x in f(axis=(0, 1, 2, 3))) for f in (pixels.mean, pixels.std))
+    seen = f"{counted(len(pixels), 'clip')} drawn, {counted(pixels.shape[1], 'frame')} each"
     lines += [
-        f"pixels of {len(pixels)} clips drawn, {pixels.shape[1]} frames each (red, green, blue in 0..255)",
+        f"pixels of {seen} (red, green, blue in 0..255)",
         f"  mean {mean}, standard deviation {std}",
     ]
     for what, remarks in data.remarks.items():
@@ -174,10 +184,10 @@ def _split_lines(split: str, clips: Sequence[Clip], classes: Sequence[str]) -> l
     timed = [clip for clip in clips if clip.fps]
     rates = Counter(f"{clip.fps:g} fps" if clip.fps else "unknown" for clip in clips).most_common()
     time = f", {timedelta(seconds=round(sum(clip.frames / clip.fps for clip in timed)))} (h:m:s)" if timed else ""
-    partly = f" (of {len(timed):,} clips)" if timed and len(timed) < len(clips) else ""
+    partly = f" (of {counted(len(timed), 'clip')})" if timed and len(timed) < len(clips) else ""
     lines = [
-        f"{split}: {len(clips):,} clips, {sum(lengths):,} frames{time}{partly}",
-        f"  length: {min(lengths):,} to {max(lengths):,} frames, median {np.median(lengths):,g}",
+        f"{split}: {counted(len(clips), 'clip')}, {counted(sum(lengths), 'frame')}{time}{partly}",
+        f"  length: {min(lengths):,} to {counted(max(lengths), 'frame')}, median {np.median(lengths):,g}",
         f"  rate: {_ranking(rates)}",
     ]
     if classes:
@@ -202,9 +212,9 @@ def _remark_lines(what: str, remarks: Sequence[tuple[str, str]]) -> list[str]:
     for name, why in remarks:
         kinds.setdefault(re.sub(r"\d+", "#", why), []).append((name, why))
     ranked = sorted(kinds.values(), key=len, reverse=True)
-    lines = [f"{what}: {len({name for name, _ in remarks}):,} clips"]
+    lines = [f"{what}: {counted(len({name for name, _ in remarks}), 'clip')}"]
     lines += [f"  {len(kind):,} x such as {kind[0][0]}: {kind[0][1]}" for kind in ranked[:TOP]]
-    return lines + [f"  and {len(ranked) - TOP} more reasons"] * (len(ranked) > TOP)
+    return lines + [f"  and {counted(len(ranked) - TOP, 'more reason')}"] * (len(ranked) > TOP)
 
 
 def contact_sheet(rows: Sequence[Row]) -> np.ndarray:
@@ -221,7 +231,7 @@ def contact_sheet(rows: Sequence[Row]) -> np.ndarray:
     for k, (clip, frames, why) in enumerate(rows):
         top = k * pitch + MARGIN
         about = shorten("cannot be read" if why else clip.label, width // 2, font.getlength)
-        about = f"{about}   {clip.frames:,} frames".strip()
+        about = f"{about}   {counted(clip.frames, 'frame')}".strip()
         room = width - font.getlength(about) - MARGIN
         pen.text((MARGIN, top), shorten(clip.name, room, font.getlength), INK, font)
         pen.text((MARGIN + width, top), about, PALE_INK, font, anchor="ra")
@@ -241,7 +251,7 @@ def shorten(text: str, width: float, length: Callable[[str], float]) -> str:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses flags. Raises UserError where a number is out of range."""
+    """Parses flags. Raises UserError where a number is out of range, or the picture has another name than a PNG."""
     about = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m vf.data.inspect", description=about)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set, or a folder of videos")
@@ -251,6 +261,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=8, help="of each clip (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the clips (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"--out={args.out} is to be a PNG file: name it *.png")
     for name, least in (("clips", 1), ("frames", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} must be at least {least}, got {getattr(args, name)}")
@@ -270,12 +282,14 @@ def main(argv: list[str] | None = None) -> None:
         sheet = contact_sheet(rows)
         try:
             write_png(args.out, sheet)
-        except (OSError, ValueError) as error:  # a ValueError where it has no name, such as "."
-            raise UserError(f"cannot write {args.out}: {error_text(error)}; choose another --out") from error
+        except OSError as error:
+            raise UserError(
+                f"cannot write {args.out}: {error_text(error)}; {make_room(error)}choose another --out"
+            ) from error
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{args.out}: {len(rows)} clips, one a row")
+    print(f"{args.out}: {counted(len(rows), 'clip')}, one a row")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from vf.types import UserError
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
+STAGING = ".staging"  # folder of clips that a preparation has finished, in the folder that it prepares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,7 @@ def clips(source: Path) -> Listing:
     else:
         raise UserError(f"{source} does not exist: name the folder (or .zip, .tar) that holds the data", "source")
     if not listing.items:
+        check_finished(source)
         lost = "".join(f" ({printable(name)}: {why})" for name, why in list(listing.lost.items())[:1])
         raise UserError(
             f"{source} holds no videos ({' '.join(VIDEOS)}) and no folders of frames ({' '.join(IMAGES)}){lost}: "
@@ -104,6 +106,16 @@ def _list_folder(root: Path) -> Listing:
                 lost[folder.relative_to(root).as_posix()] = "is a folder, and holds neither a video nor frames"
         items += [Item(path.relative_to(root).as_posix(), path) for path in paths]
     return Listing(items, lost=lost)
+
+
+def check_finished(root: Path) -> None:
+    """Raises UserError where a preparation into the folder `root` has begun and not finished."""
+    if (root / STAGING).is_dir():
+        raise UserError(
+            f"the preparation of {root} has not finished: give the same python -m vf.data.prepare command again, which "
+            "goes on from there",
+            "source",
+        )
 
 
 def hidden(name: str) -> bool:

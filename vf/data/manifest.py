@@ -17,7 +17,7 @@ import av
 
 from vf.data.decode import printable
 from vf.data.embeddings import Layout
-from vf.data.listing import Listing
+from vf.data.listing import Listing, check_finished
 from vf.data.staging import Parameters
 from vf.types import UserError
 
@@ -86,13 +86,14 @@ def make_manifest(
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """Reads the manifest of a prepared data set. Raises UserError where there is none, or it has an unknown format."""
+    """Reads the manifest of a prepared data set. Raises UserError where there is none, or of an unknown format."""
     try:
         manifest = json.loads((root / MANIFEST).read_text())
     except FileNotFoundError:
+        check_finished(root)
         raise UserError(
-            f"no {MANIFEST} in {root}: it is no prepared data set, or its preparation did not end; "
-            f"run python -m vf.data.prepare with --out={root} (again)"
+            f"no {MANIFEST} in {root}: it is no prepared data set; make one by python -m vf.data.prepare with "
+            f"--out={root}"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from vf.data.processes import follow_parent
-from vf.types import UserError
+from vf.types import UserError, counted
 
 _EXAMPLES = 2**32  # example numbers are uint32
 
@@ -295,7 +295,7 @@ def _check_bad(bad: Mapping[int, str], records: int) -> None:
     if len(bad) > allowed:
         reasons = "; ".join(list(bad.values())[:10]) + ("; ..." if len(bad) > 10 else "")
         raise UserError(
-            f"{len(bad)} of {records} records cannot be read, where at most {allowed} may fail: {reasons}. "
+            f"{len(bad)} of {counted(records, 'record')} cannot be read, where at most {allowed} may fail: {reasons}. "
             "Repair or remove them."
         )
 

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from vf.data import datasets
 from vf.data.decode import error_text, printable
 from vf.data.embeddings import Embeddings, Layout
-from vf.data.listing import Item, Listing
+from vf.data.listing import STAGING, Item, Listing
 from vf.data.manifest import MANIFEST, make_manifest, read_manifest
 from vf.data.processes import Workers
 from vf.data.staging import STAGES, Parameters, read_staged, stage, staged_facts, staged_name
-from vf.types import UserError
+from vf.types import UserError, counted
 
 
 class Preparation:
@@ -51,7 +51,7 @@ class Preparation:
         self.parameters, self.listing, self.out, self.workers = parameters, listing, out, workers
         self.embeddings = embeddings
         self.layout = embeddings.layout if embeddings else Layout()
-        self.folder = out / ".staging"
+        self.folder = out / STAGING
         self.facts: dict[str, dict[str, Any]] = {}  # by name; with "rejected" where a clip was lost
         self.seconds: Counter[str] = Counter()  # spent in each stage
 
@@ -137,7 +137,7 @@ class Preparation:
         frames, expected = facts["frames"], self.embeddings.frames(printable(item.name))
         if expected in (None, frames):
             return facts
-        return {"rejected": f"has {frames} frames, and the file of embeddings says {expected}"}
+        return {"rejected": f"has {counted(frames, 'frame')}, and the file of embeddings says {expected}"}
 
 
 class _EmptySplit(Exception):
@@ -160,7 +160,7 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
     """
     manifest = out / MANIFEST
     if manifest.exists():
-        shutil.rmtree(out / ".staging", ignore_errors=True)  # left where a run was killed at its very end
+        shutil.rmtree(out / STAGING, ignore_errors=True)  # left where a run was killed at its very end
         return _finished(out, parameters, strict)
     splits, table = (Path(p) if p else None for p in (parameters.splits, parameters.table))
     listing = datasets.DATASETS[parameters.dataset](Path(parameters.source), splits, parameters.fold, table)
@@ -190,7 +190,7 @@ def _finished(out: Path, parameters: Parameters, strict: bool) -> dict[str, Any]
 def _check_rejected(strict: bool, rejected: dict[str, str]) -> None:
     if strict and rejected:
         reasons = "; ".join(f"{name}: {why}" for name, why in itertools.islice(rejected.items(), 5))
-        raise UserError(f"{len(rejected)} clips were rejected, and none may be: {reasons}", "strict")
+        raise UserError(f"{counted(len(rejected), 'clip')} rejected, and none may be: {reasons}", "strict")
 
 
 def _check_parameters(old: dict[str, Any], parameters: Parameters, where: str) -> None:
@@ -209,7 +209,7 @@ def locked_staging(out: Path, parameters: Parameters) -> Iterator[Path]:
     Staged clips of an earlier run stay. Raises UserError where these were made with other parameters, another
     preparation holds the lock, or `out` cannot be written.
     """
-    folder = out / ".staging"
+    folder = out / STAGING
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
@@ -241,5 +241,7 @@ def _embeddings(file: str, items: list[Item]) -> Embeddings:
     """Embeddings of all `items`. Raises UserError where the file cannot be read or lacks one."""
     embeddings = Embeddings(file)
     if missing := embeddings.missing([printable(item.name) for item in items]):
-        raise UserError(f"{file} has no embeddings of {len(missing)} clips, the first is {missing[0]}", "embeddings")
+        raise UserError(
+            f"{file} has no embeddings of {counted(len(missing), 'clip')}, the first is {missing[0]}", "embeddings"
+        )
     return embeddings

@@ -8,6 +8,12 @@ Exit status: 0 when all clips were prepared; 3 when it is done, but clips were l
 the reason); 2 when it failed.
 """
 
+if __name__ == "__main__" and not __package__:  # `python vf/data/prepare.py` finds no package
+    import sys
+
+    print("vf: start this as `python -m vf.data.prepare`, in the folder of the code", file=sys.stderr)
+    raise SystemExit(2)
+
 import argparse
 import itertools
 import logging
@@ -25,10 +31,16 @@ from vf.data.encoding import ENCODINGS
 from vf.data.preparation import prepare
 from vf.data.staging import STAGES, Parameters
 from vf.data.ucf101 import other_numbers
-from vf.types import UserError, naming_flags
+from vf.types import UserError, counted, naming_flags
 
 LOST = 3  # exit status where clips were lost
 FLAGS = {name: f"--{name}" for name in ("source", "out", "splits", "table", "embeddings", "strict")}
+# Why a data set of each layout may have none; the clips of other layouts always have one.
+NO_CLASSES = {
+    "folder": "no label in --table, and not each clip in one folder, its class, as SOURCE/CLASS/CLIP",
+    "webvid": "the table of captions has no label",
+    **dict.fromkeys(("sky_timelapse", "taichi_hd"), "this data set has none"),
+}
 
 
 class Stopped(Exception):
@@ -44,6 +56,8 @@ def report(manifest: dict[str, Any], out: Path) -> str:
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if not manifest["classes"]:
+        lines.append(f"no classes: {NO_CLASSES[manifest['parameters']['dataset']]}")
     size, encoding = manifest["parameters"]["size"], manifest["parameters"]["encoding"]
     lines.append(f"{out}: {size} x {size}, {encoding}, fingerprint {manifest['fingerprint']}")
     if manifest["embeddings"]["dim"]:
@@ -57,16 +71,18 @@ def report(manifest: dict[str, Any], out: Path) -> str:
         shares = ", ".join(f"{name} {100 * seconds[name] / spent:.0f} %" for name in STAGES)
         frames = sum(facts["frames"] for facts in manifest["splits"].values())
         rate = frames / seconds["all"]
-        lines.append(f"{seconds['all']:.1f} s, {rate:,.0f} frames/s with {seconds['workers']} workers ({shares})")
+        lines.append(
+            f"{seconds['all']:.1f} s, {rate:,.0f} frames/s with {counted(seconds['workers'], 'worker')} ({shares})"
+        )
     for name, what in (
-        ("unlisted", "clips are in no split file or table and were left out"),
-        ("notes", "clips are unusual"),
+        ("unlisted", "in no split file or table and left out"),
+        ("notes", "unusual"),
     ):
         if manifest[name]:
-            lines.append(f"{len(manifest[name])} {what}: see {name!r} in the manifest")
+            lines.append(f"{counted(len(manifest[name]), 'clip')} {what}: see {name!r} in the manifest")
     if rejected := manifest["rejected"]:
         reasons = Counter(rejected.values()).most_common()
-        lines.append(f"{len(rejected)} clips were lost:")
+        lines.append(f"{counted(len(rejected), 'clip')} lost:")
         lines += [f"  {name}: {why}" for name, why in itertools.islice(rejected.items(), 20)]
         if len(rejected) > 20:
             lines.append(f"  ... and {len(rejected) - 20} more, most often: {reasons[0][0]}")
@@ -80,16 +96,44 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     parser.add_argument("dataset", choices=tuple(DATASETS))
     parser.add_argument("--source", required=True, help="folder, .zip or .tar that holds the data")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared data set")
-    parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
-    parser.add_argument("--splits", default="", help="ucf101: folder of the official split files")
-    parser.add_argument("--fold", type=int, default=1, choices=(1, 2, 3), help="ucf101: which of the official splits")
-    parser.add_argument("--table", default="", help="webvid, folder: CSV of path and label, caption, split")
-    parser.add_argument("--embeddings", default="", help=".npz of embeddings of frames (vf/data/embeddings.py)")
-    parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="of frames; raw and png are lossless")
-    parser.add_argument("--quality", type=int, default=95, help="of jpeg, 1 to 100")
-    parser.add_argument("--fps", type=float, default=0.0, help="rate of folders of frames, which do not record it")
-    parser.add_argument("--min-frames", type=int, default=2, help="shorter clips are rejected")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that decode")
+    parser.add_argument("--size", type=int, default=64, help="height and width in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--splits",
+        default="",
+        help="ucf101: folder of the official split files (default: one beside the clips, if any)",
+    )
+    parser.add_argument(
+        "--fold",
+        type=int,
+        default=1,
+        choices=(1, 2, 3),
+        help="ucf101: which of the official splits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--table",
+        default="",
+        help="webvid, folder: CSV of path and label, caption, split (default for webvid: the one in the source)",
+    )
+    parser.add_argument(
+        "--embeddings", default="", help=".npz of embeddings of frames (vf/data/embeddings.py; default: none)"
+    )
+    parser.add_argument(
+        "--encoding",
+        choices=ENCODINGS,
+        default="raw",
+        help="of frames; raw and png are lossless (default: %(default)s)",
+    )
+    parser.add_argument("--quality", type=int, default=95, help="of jpeg, 1 to 100 (default: %(default)s)")
+    parser.add_argument(
+        "--fps", type=float, default=0.0, help="rate of folders of frames, which do not record it (default: unknown)"
+    )
+    parser.add_argument("--min-frames", type=int, default=2, help="shorter clips are rejected (default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes that decode (default: one per core, here %(default)s)",
+    )
     parser.add_argument("--strict", action="store_true", help="fail where any clip is lost")
     args = parser.parse_args(argv)
     for name, least, most in (("size", 2, 4096), ("quality", 1, 100), ("workers", 1, 4096), ("min_frames", 1, 10**9)):

@@ -15,7 +15,7 @@ from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
 from vf.data.records import SEGMENT, Segment
 from vf.data.share import Share
-from vf.types import UserError
+from vf.types import UserError, counted
 
 
 class Prepared:
@@ -89,14 +89,15 @@ class Prepared:
         records = self._count()
         self._ends = np.cumsum(records)  # of each clip's records
         short = np.flatnonzero(records == 0)
-        self.rejected = {names[k]: f"has {self._frames[k]} frames, too few" for k in short}
+        self.rejected = {names[k]: f"has {counted(int(self._frames[k]), 'frame')}, too few" for k in short}
         if self.rejected and len(self):
             logging.warning("%d of %d clips of %s (%s) are too short", len(short), len(names), self.root, split)
         if not len(self):
             raise UserError(
-                f"none of the {len(names)} clips of {self.root} ({split}) has the "
+                f"of {counted(len(names), 'clip')} of {self.root} ({split}) none has the "
                 f"{windows.need(float(self._rates[0]))} frames that {windows.frames} with stride {windows.stride} "
-                "need; take fewer or a smaller stride"
+                "need; take fewer or a smaller stride",
+                "frames",
             )
 
     @property

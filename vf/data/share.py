@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vf.types import UserError
+from vf.types import UserError, counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Share:
         if not selected.any():
             part = "the validation set" if self.validation else "training"
             raise UserError(
-                f"a share of {self.share:g} of {len(names)} videos, chosen by the hash of their names, leaves none to "
-                f"{part}: {_advice(places, self.validation)}",
+                f"a share of {self.share:g} of {counted(len(names), 'video')}, chosen by the hash of their names, "
+                f"leaves none to {part}: {_advice(places, self.validation)}",
                 "share",
             )
         return selected

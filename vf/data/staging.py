@@ -26,19 +26,18 @@ from vf.data.decode import (
     FrameFolder,
     Pixels,
     Video,
+    check_whole,
     error_text,
-    is_cut_off,
     printable,
     read_header,
 )
 from vf.data.encoding import encode
 from vf.data.listing import Item
-from vf.types import UserError
+from vf.types import UserError, counted
 
 STAGES = ("hash", "decode", "resize", "encode", "write", "pack")
 # Errors of the system, which say nothing about the clip that was being read.
 _SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN}
-_MISSING = 0.01  # share of the frames that a header may promise in excess before the file counts as cut off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +90,7 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
             before = picture
         laps.end("decode")
         if len(frames) < parameters.min_frames:
-            count = f"{len(frames)} frame{'s' * (len(frames) != 1)}"
-            raise ValueError(f"has {count}, fewer than {parameters.min_frames}")
+            raise ValueError(f"has {counted(len(frames), 'frame')}, fewer than {parameters.min_frames}")
     except Exception as error:  # an error of any kind in one clip must not end the preparation of the others
         if not os.path.lexists(item.path) or getattr(error, "errno", None) in _SYSTEM_ERRORS:
             raise UserError(
@@ -101,7 +99,7 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
             ) from error
         return {"rejected": error_text(error) if isinstance(error, DAMAGE) else f"{type(error).__name__}: {error}"}
     if repeated:
-        notes.append(f"{repeated} frames repeat the one before, which the file leaves out")
+        notes.append(f"{counted(repeated, 'repeated frame')}, which the file leaves out")
     facts = {"frames": len(frames), "fps": fps, "sha256": digest, "notes": notes, "seconds": laps.seconds}
     header = json.dumps({"facts": facts, "bytes": [len(frame) for frame in frames]})
     try:
@@ -153,14 +151,7 @@ def _open(file: File, parameters: Parameters) -> tuple[Iterator[av.VideoFrame], 
     if isinstance(file, Path) and file.is_dir():
         return FrameFolder(file).pictures(), parameters.fps, notes
     header, video = read_header(file), Video(file)
-    missing, cut = header.frames - len(video), is_cut_off(file)
-    # The header of an undamaged AVI may count frames that its encoder dropped.
-    if missing > 0 and (cut or (cut is None and missing > max(2, _MISSING * header.frames))):
-        raise ValueError(f"is cut off: its header promises {header.frames} frames, {len(video)} are there")
-    if missing > 0:
-        notes.append(f"its header promises {header.frames} frames, {len(video)} are there")
-    if cut:
-        notes.append("its end is cut off, but all frames are there")
+    notes += check_whole(file, header, len(video))
     if header.width % 2 or header.height % 2:
         notes.append(f"odd size {header.width} x {header.height}")
     if min(header.width, header.height) < parameters.size:

@@ -24,6 +24,7 @@ from vf import files
 from vf.hosts.errors import HostsError, Stopped, exit_status
 from vf.hosts.process import Process
 from vf.hosts.signals import Signals
+from vf.types import counted
 
 READ_SECONDS = 30.0  # after which network disks show a new file at the latest
 MARGIN = 5.0  # seconds added to time limits, so that others act first
@@ -116,8 +117,8 @@ class Hosts:
             missing = sorted(set(range(process.count)) - joined)
             why = f"process {missing} did not: see its log and its workdir" if missing else "cannot reach process 0"
             raise HostsError(
-                f"{len(joined)} of {process.count} processes came within {self._startup_timeout:.0f} s, and {why}; "
-                "start all again, with a longer startup_timeout if they need it"
+                f"{len(joined)} of {counted(process.count, 'process')} came within {self._startup_timeout:.0f} s, "
+                f"and {why}; start all again, with a longer startup_timeout if they need it"
             )
         if error := connecting.exception():
             raise HostsError(f"process {process.index} cannot join the others: {error}") from error
@@ -128,7 +129,9 @@ class Hosts:
         devices = collections.Counter(device.process_index for device in jax.devices())
         for process, number in sorted(devices.items()):
             if number != devices[0]:  # `gather` needs equal numbers too
-                raise HostsError(f"process {process} has {number} devices, not {devices[0]} as process 0: give as many")
+                raise HostsError(
+                    f"process {process} has {counted(number, 'device')}, not {devices[0]} as process 0: give as many"
+                )
         end = time.monotonic() + READ_SECONDS
         while not (is_seen := 0 in present(workdir, math.inf)) and time.monotonic() < end:
             time.sleep(0.5)

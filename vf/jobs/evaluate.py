@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import logging
@@ -12,9 +13,10 @@ from vf.files import AnyPath
 from vf.hosts.run import Hosts
 from vf.jobs import memory
 from vf.jobs.evaluator import Evaluator
+from vf.jobs.results import Results
 from vf.jobs.sample import check_weights, describe, untrained_start
 from vf.pretrained import i3d
-from vf.run import page, score_table
+from vf.run import page
 from vf.run.recorder import Recorder
 from vf.training import sharding
 from vf.training.checkpoint import EVALUATING, Checkpoints
@@ -25,13 +27,23 @@ from vf.types import Params, UserError
 def run(spec: EvaluateSpec | SelfcheckSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
     """Evaluates checkpoints in `workdir`, or the initial networks of the spec where there are none.
 
-    Returns the scores of the last one. Raises UserError where there is nothing to evaluate, or no checkpoint of the
-    specified step.
+    Returns the scores of the last one. What is scored already by the same protocol is not scored again. Raises
+    UserError where there is nothing to evaluate, no checkpoint of the specified step, or where the run has learned
+    something else than the config of this job says.
     """
     if isinstance(spec, SelfcheckSpec):
         print(i3d.selfcheck(spec.file, spec.lineage))
         return {}
     check_weights(spec.run, workdir)
+    if (step := hosts.share(_scored(spec, workdir))) is not None:
+        scores: dict[str, float] = hosts.share(Results(workdir, spec.run).report(step))
+        logging.info(
+            "nothing is left to be scored; another --config.sample.seed or --config.sample.count, or other "
+            "--config.eval.metrics, would be scored anew"
+        )
+        if jax.process_index() == 0:
+            logging.info("page: %s", page.write(workdir))
+        return scores
     # Training may write at the same time, so this job's TensorBoard events have a folder to themselves.
     with Recorder(workdir, is_writer=jax.process_index() == 0, events="tensorboard/evaluate") as recorder:
         hosts.before_end(recorder.flush)
@@ -56,6 +68,8 @@ class _Job:
         self.spec, self.workdir, self.hosts = spec, workdir, hosts
         self.recorder, self.evaluator, self.checkpoints = recorder, evaluator, checkpoints
         self.abstract = sharding.abstract_params(spec.run.model.shapes(), spec.run.mesh)
+        # The run's config that was compared last, and whether with a checkpoint's facts.
+        self.compared = spec.compared, bool(spec.compared)
 
     def run(self) -> dict[str, float]:
         """Evaluates what the spec says; returns the last scores."""
@@ -79,21 +93,40 @@ class _Job:
         share, checkpoints = self.hosts.share, self.checkpoints
         if share(not checkpoints.steps() and bool(checkpoints.without_ema())):
             self.evaluate_checkpoint(None)  # raises the error that describes these checkpoints: waiting would not help
-        if before := self.evaluator.evaluated():
-            step = max(before)
-            table = score_table.table(score_table.recorded(self.workdir, step, before[step]))
-            logging.info("scored before, by the same protocol: steps %s; at step %d:\n%s", sorted(before), step, table)
+        results = self.evaluator.results
+        if before := results.scores():
+            results.report(max(before))
         # Folder listings and clocks differ a little between hosts, so process 0 decides which step is next.
         done = follow(
-            lambda: share(checkpoints.steps()),
+            self.steps,
             self.evaluate_checkpoint,
-            lambda: set(share(list(self.evaluator.evaluated()))),
+            lambda: set(share(list(results.scores()))),
             last=lambda: share(last_step(self.workdir, self.spec.last)),
             patience=self.spec.patience,
             clock=lambda: share(time.monotonic()),
         )
-        evaluated = self.evaluator.evaluated()
+        if not done and self.recorder.is_writer:
+            logging.info("page: %s", page.write(self.workdir))
+        evaluated = results.scores()
         return evaluated.get(done[-1] if done else max(evaluated, default=-1), {})
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, the same on all hosts."""
+        self.compare()
+        steps: list[int] = self.hosts.share(self.checkpoints.steps())
+        return steps
+
+    def compare(self, step: int = 0) -> None:
+        """Compares this job's config with the run's where that is new, or `step` is its first checkpoint.
+
+        A job may begin before the run has a config or a checkpoint. Raises UserError where the two do not fit.
+        """
+        config: dict[str, Any] = self.hosts.share(run_config(self.workdir))
+        if not (config or step) or (config == self.compared[0] and bool(step) <= self.compared[1]):
+            return
+        classes = self.hosts.share(self.checkpoints.meta(step).get("classes", [])) if step else []
+        self.spec.compare(config, step, classes)
+        self.compared = config, bool(step)
 
     def evaluate_checkpoint(self, step: int | None) -> dict[str, float]:
         """Evaluates one checkpoint, the latest where `step` is None.
@@ -106,10 +139,13 @@ class _Job:
             if step is not None and not self.hosts.share(step in self.checkpoints.steps()):
                 raise FileNotFoundError(f"checkpoint {step}")
         try:
+            self.compare(chosen or 0)
             which = self.spec.run.sample.weights
             with self.evaluator.phases.phase("weights", f"reading the weights {which} of step {chosen}"):
                 params = self.checkpoints.restore_params(self.abstract, which=which, step=chosen)
         except UserError as error:
+            if self.recorder.is_writer:
+                (self.workdir / EVALUATING).unlink(missing_ok=True)
             if step is not None and step not in self.checkpoints.steps():
                 raise FileNotFoundError(f"checkpoint {step}") from error
             raise
@@ -127,12 +163,30 @@ class _Job:
         return scores
 
 
+def _scored(spec: EvaluateSpec, workdir: AnyPath) -> int | None:
+    """The step whose scores answer the job, where all that it would score is scored by its protocol; else None."""
+    scored = Results(workdir, spec.run).scores()
+    with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
+        steps, follows = checkpoints.steps(), spec.checkpoint == "follow" and checkpoints.directory.is_dir()
+    if follows:
+        ended = max(scored, default=-1) >= last_step(workdir, spec.last)
+        return max(scored) if ended and scored.keys() >= set(steps) else None
+    step = spec.checkpoint if isinstance(spec.checkpoint, int) else max(steps, default=0)
+    return step if step in scored else None
+
+
+def run_config(workdir: AnyPath) -> dict[str, Any]:
+    """The config of the run in `workdir`; {} where it has written none yet."""
+    try:
+        return dict(json.loads((workdir / "config.json").read_text()))
+    except FileNotFoundError:
+        return {}
+
+
 def last_step(workdir: AnyPath, default: int) -> int:
     """The step at which the run in `workdir` ends, by its own config; `default` where it has written none yet."""
-    try:
-        return int(json.loads((workdir / "config.json").read_text())["train"]["steps"])
-    except FileNotFoundError:
-        return default
+    config = run_config(workdir)
+    return int(config["train"]["steps"]) if config else default
 
 
 def follow(
@@ -173,7 +227,7 @@ def follow(
             except FileNotFoundError:
                 removed.add(step)
             last_found, warned = clock(), False
-        elif (final := last()) in evaluated() | removed | set(done):
+        elif max(evaluated() | removed | set(done), default=-1) >= (final := last()):
             return done
         elif clock() - last_found > patience:
             logging.warning("no new checkpoint for %.0f s: the evaluation ends", patience)

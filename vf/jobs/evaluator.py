@@ -15,13 +15,14 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from vf import files, rng
+from vf import rng
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
 from vf.jobs import control, drawing, memory, meter
+from vf.jobs.results import Results
 from vf.metrics.consistency import base_frame_gap
-from vf.metrics.protocol import Score, Scorer, to_json
+from vf.metrics.protocol import Score, Scorer
 from vf.models.model import Model
 from vf.run import media, score_table
 from vf.run.progress import Progress
@@ -29,8 +30,6 @@ from vf.run.recorder import Recorder
 from vf.training import programs
 from vf.training.checkpoint import BEST
 from vf.types import UserError
-
-EVALUATIONS = "evaluations.jsonl"  # one line for each step that was evaluated: fingerprint, step, scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +105,16 @@ class Evaluator:
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
         sample = self.spec.sample
-        # At step 0 the weights are those from which the run begins, which may be others in the next job.
-        sampling = self.sampling | ({"start": dict(self.spec.start.origin)} if self.spec.start and not step else {})
-        target = media.drawing_folder(self.workdir, step, sample.what, sample.count, sampling)
-        parts = drawing.Parts(target / "parts", is_writer=self.recorder.is_writer)
+        parts = drawing.Parts(self.results.drawing(step) / "parts", is_writer=self.recorder.is_writer)
         rows = control.rows(self.spec, self.phases, params, self.conditions)
         samples = self._draw(params, rows, parts)
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
             beside = {"real": folder.name} if (folder := self._real_folder) else {}
+            facts = {"step": step, **self.results.sampling, **self.results.start(step), **beside}
             folder = media.write_samples(
-                target, samples, base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._labels,
-                class_names=self.spec.class_names, meta={"step": step, **sampling, **beside},
-                columns=control.columns(sample),
+                self.results.drawing(step), samples, base_frame=self.spec.model.base_frame, fps=sample.fps,
+                labels=self._labels, class_names=self.spec.class_names, meta=facts, columns=control.columns(sample),
             )  # fmt: skip
             parts.remove()
             logging.info("samples: %s", folder)
@@ -131,7 +127,8 @@ class Evaluator:
         sample = self.spec.sample
         extension = sample.extension
         long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
-        logging.info("drawing %d %s%s, %d at a time", sample.count, sample.what, long, sample.batch_size)
+        what = "clips" if sample.what == "clips" else "images"
+        logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, sample.batch_size)
         unit = "windows" if extension.further else "clips"
         progress = Progress(sample.count * (extension.further + 1), name="drawn", unit=unit, patient=True)
 
@@ -156,10 +153,10 @@ class Evaluator:
             self.spec.mesh,
         )
         self._record_phases(step, "the validation losses")
-        self.recorder.scalars(step, {f"{self._part}/{name}": loss for name, loss in losses.items()})
+        self.recorder.scalars(step, {f"{self.results.part}/{name}": loss for name, loss in losses.items()})
         real = self.reference.clips["video"]
         protocol = {"reference_set": dict(self.reference.about), "n_real": len(real), "n_generated": len(samples)}
-        protocol |= {"sampling": self.sampling}
+        protocol |= {"sampling": self.results.sampling}
         results = scores(settings.scorers, real, samples, self.spec.model.base_frame, protocol)
         for score in results:
             self.recorder.score(
@@ -168,9 +165,7 @@ class Evaluator:
         logging.info("scores of step %d:\n%s", step, score_table.table(results))
         values = {score.name: score.value for score in results}
         if self.recorder.is_writer:
-            # A whole line in one write, so that another job that evaluates this run reads all of it or none.
-            line = {"fingerprint": settings.fingerprint, "step": step, "scores": values}
-            files.append_line(self.workdir / EVALUATIONS, json.dumps(to_json(line)))
+            self.results.add(step, values)
             self._write_best()
         return values
 
@@ -179,25 +174,14 @@ class Evaluator:
             self.recorder.scalars(step, seconds)
 
     @property
-    def _part(self) -> str:
-        """The prefix of the names of numbers on the validation clips."""
-        return "seen" if self.spec.evaluation.seen else "validation"
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Everything that changes the samples except the weights, ready for JSON."""
-        if not self.spec.model.embedding_dim:
-            return self.spec.sample.protocol()
-        return self.spec.sample.protocol() | {"embeddings_of": {"set": self._part, **self.validation.about}}
-
-    def evaluated(self) -> dict[int, dict[str, float]]:
-        """{step: scores} of every step that this job or another has evaluated under the same protocol."""
-        return read_evaluations(self.workdir, self.spec.evaluation.fingerprint)
+    def results(self) -> Results:
+        """What the run's folder holds of the results of this job."""
+        return Results(self.workdir, self.spec)
 
     def _write_best(self) -> None:
         """Writes best.json, which names the best step so far; the training job keeps that checkpoint."""
         settings = self.spec.evaluation
-        values = {step: float(s[settings.best]) for step, s in self.evaluated().items() if settings.best in s}
+        values = {step: float(s[settings.best]) for step, s in self.results.scores().items() if settings.best in s}
         values = {step: value for step, value in values.items() if np.isfinite(value)}
         if not values:
             return
@@ -224,15 +208,19 @@ class Evaluator:
         sample, real, labels = self.spec.sample, self.reference.clips, self._labels
         if not self.recorder.is_writer or (folder := self._real_folder) is None:
             return
-        rows = np.arange(len(real["video"]))[: sample.count]
+        rows, absent = np.arange(len(real["video"]))[: sample.count], list[int]()
         if labels is not None:
-            rows = media.rows_of(labels, real["label"])
+            rows, absent = media.rows_of(labels, real["label"]), sorted({*labels} - {*real["label"].tolist()})
         if len(rows) and (source := self.spec.evaluation.reference):
             again = int((rows >= len(source)).sum())  # see `pipeline.fixed_clips`
+            names = self.spec.class_names
             media.write_samples(
                 folder, real["video"][rows], base_frame=self.spec.model.base_frame, fps=sample.fps,
                 labels=None if labels is None else real["label"][rows].tolist(), class_names=self.spec.class_names,
-                meta={"different": len(np.unique(rows)), "again": again, "source": self.reference.about},
+                meta={
+                    "different": len(np.unique(rows)), "again": again, "source": self.reference.about,
+                    "absent": [names[label] if names else str(label) for label in absent],
+                },
             )  # fmt: skip
 
 
@@ -303,20 +291,6 @@ def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:
             )
         donors[same] = rows[np.arange(len(same)) % len(rows)]
     return donors
-
-
-def read_evaluations(workdir: AnyPath, fingerprint: str) -> dict[int, dict[str, float]]:
-    """{step: scores} of a run under one fingerprint, the latest scores of each step. Incomplete lines are left out."""
-    lines, rest = files.read_lines(workdir / EVALUATIONS)
-    evaluations: dict[int, dict[str, float]] = {}
-    for text in [*lines, *rest]:
-        try:
-            line = json.loads(text)
-            if line["fingerprint"] == fingerprint:
-                evaluations[int(line["step"])] = line["scores"]
-        except (ValueError, TypeError, KeyError):
-            continue
-    return evaluations
 
 
 def scores(

@@ -148,6 +148,10 @@ def _planned(request: _Request, sizes: tuple[int, ...], program: str) -> dict[st
     result |= {"how": label, "compile_seconds": figures["compile_seconds"], "finished": figures["finished"]}
     result |= {name: figures[name] * scale for name in ("flops", "hbm_bytes", "temporary_bytes")}
     result["flops"] *= counted.padding  # useful FLOPs include padding, the program's text does not
+    if program == "train":
+        # Three forward passes, as MFU counts, are more than a step computes where its first layers are a good part of
+        # it: their input needs no gradient.
+        result["useful_flops"] = min(useful, result["flops"])
     result["optimal_seconds"] = figures["optimal_seconds"] and figures["optimal_seconds"] * scale
     result["collectives"] = [
         {**each, "wire_bytes": each["wire_bytes"] * scale, "count": round(each["count"] * scale)}

@@ -23,6 +23,7 @@ from vf.hosts.errors import Stopped
 from vf.hosts.run import Hosts
 from vf.jobs import memory, meter
 from vf.jobs.evaluator import Evaluator
+from vf.jobs.results import Results
 from vf.models.model import Model
 from vf.plan import count
 from vf.run import page
@@ -31,7 +32,7 @@ from vf.run.recorder import Recorder
 from vf.training import programs, sharding, stacks
 from vf.training.checkpoint import Checkpoints
 from vf.training.step import batch_loss
-from vf.types import Batch, Params, UserError
+from vf.types import Batch, Params, UserError, counted
 
 
 def useful_flops(model: Model, seed: int, params: Params, batch: Batch) -> float:
@@ -49,6 +50,8 @@ def run(
 ) -> dict[str, float]:
     """Trains to `spec.steps` updates, from the latest checkpoint in `workdir` if any; returns the last scores.
 
+    A run that has ended, its last step drawn and scored by these settings, is left as it is.
+
     Args:
         spec: the job.
         workdir: the run's folder.
@@ -60,12 +63,30 @@ def run(
     checkpoint of another architecture; Stopped when SIGTERM has ended it, after a checkpoint of the step at which all
     hosts stop.
     """
+    if (ended := hosts.share(_ended(spec, workdir))) is not None:
+        logging.info(
+            "the run in %s has ended at step %d, whose samples and scores by these settings are there: nothing is left "
+            "to do. --config.train.steps=N trains on to step N", workdir, ended,
+        )  # fmt: skip
+        scores: dict[str, float] = hosts.share(Results(workdir, spec.run).report(ended))
+        if jax.process_index() == 0:
+            logging.info("page: %s", page.write(workdir))
+        return scores
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
         hosts.before_end(recorder.flush)
         evaluator = Evaluator.open(workdir, recorder, spec.run)
         _describe(spec, recorder, evaluator)
         evaluator.phases.end("import and preparation")
         return _train(spec, workdir, hosts, recorder, evaluator, profile, compile_only)
+
+
+def _ended(spec: TrainSpec, workdir: AnyPath) -> int | None:
+    """The last step of a run that is trained, drawn and scored to its end as the spec says; None for other runs."""
+    with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
+        step = checkpoints.latest()
+    results = Results(workdir, spec.run)
+    ended = step is not None and step >= spec.steps and step in results.scores() and results.is_drawn(step)
+    return step if ended else None
 
 
 def _describe(spec: TrainSpec, recorder: Recorder, evaluator: Evaluator) -> None:
@@ -109,6 +130,8 @@ def _train(
             with phases.phase("restore", f"restoring step {first}"):
                 state = checkpoints.restore(abstract, first)
             logging.info("restored step %d", first)
+            if first >= spec.steps and not compile_only:
+                logging.info("it is the last one; its samples and scores by these settings are missing, and made now")
         else:
             with phases.phase(
                 "first state", "drawing the first parameters" if run.start is None else "reading weights"
@@ -148,7 +171,7 @@ def _train(
                     logging.info("the step: %d lines of StableHLO, a state of %d arrays", lines, arrays)
                 return {}
             # A stop may have come in between; process 0 knows, whose files all others see a little later.
-            if first and due(first) and hosts.share(first not in evaluator.evaluated()):
+            if first and due(first) and hosts.share(first not in evaluator.results.scores()):
                 evaluator.evaluate(first, state.ema, evaluator.sample(first, state.ema))
                 waited, since = batches.waited, time.perf_counter()
                 rates = rates and meter.Meter(mesh, flops, spec.batch_size, spec.half)
@@ -198,8 +221,9 @@ def _train(
                         rates.skip(paused)
             trace.close()
             hosts.pause(for_good=True)
-            _report_bad(spec.source, batches.bad, recorder, spec.steps)
-        scores = evaluator.evaluate(spec.steps, state.ema, evaluator.sample(spec.steps, state.ema))
+            last = max(first, spec.steps)
+            _report_bad(spec.source, batches.bad, recorder, last)
+        scores = evaluator.evaluate(last, state.ema, evaluator.sample(last, state.ema))
     if recorder.is_writer:
         recorder.flush()
         logging.info("page: %s", page.write(workdir))
@@ -223,5 +247,5 @@ def _report_bad(source: pipeline.Source, bad: Mapping[int, str], recorder: Recor
     lost = {**getattr(source, "rejected", {}), **{f"record {number}": why for number, why in bad.items()}}
     if lost:
         names = "; ".join(f"{name}: {why}" for name, why in sorted(lost.items()))
-        logging.warning("%d clips were skipped: %s", len(lost), names)
+        logging.warning("%s skipped: %s", counted(len(lost), "clip"), names)
         recorder.text(step, "skipped clips", names)

@@ -79,10 +79,14 @@ class Model(abc.ABC):
         """Shapes and dtypes of the parameters {network: ...}, and {'/'-joined path: how it begins}; nothing is made."""
         shapes: dict[str, Params] = {}
         begins: dict[str, initial.Initializer] = {}
-        for name, (net, channels, frames) in self.parts().items():
-            shapes[name], found = initial.of(functools.partial(self._init, net, channels, frames))
+        for name in self.parts():
+            shapes[name], found = self.begins(name)
             begins |= {f"{name}/{path}": one for path, one in found.items()}
         return shapes, begins
+
+    def begins(self, network: str) -> tuple[Params, Mapping[str, initial.Initializer]]:
+        """As `initializers`, of one network alone. Raises ValueError for sizes that do not fit together."""
+        return initial.of(functools.partial(self._init, *self.parts()[network]))
 
     def shapes(self) -> dict[str, Params]:
         """Shapes and dtypes of the parameters."""

@@ -313,8 +313,10 @@ class UNet(nn.Module):
             )
         side = self.patch * factors[-1]
         if z.shape[2] % side or z.shape[3] % side:
-            size = f"{z.shape[2]} x {z.shape[3]}"
-            raise ValueError(f"height and width must divide by patch * 2**(levels - 1) = {side}, got {size}")
+            raise ValueError(
+                f"the size of pictures must divide by patch * 2**(len(width_mult) - 1) = {side}, got {z.shape[2]} x "
+                f"{z.shape[3]}"
+            )
         if self.null_class and not self.num_classes:
             raise ValueError("null_class needs num_classes > 0")
         check_input("context", context, self.context_dim > 0, "context_dim")

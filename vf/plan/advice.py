@@ -12,6 +12,7 @@ from vf.plan.lower import counts
 from vf.plan.rank import doubt, estimate_training
 from vf.plan.subject import MakeSubject, PlanSubject
 from vf.plan.targets import Target
+from vf.plan.units import bytes_text
 
 
 def verdict(result: Mapping[str, Any], chip: Chip, change: str, note: str = "", failure: str = "") -> dict[str, Any]:
@@ -24,20 +25,20 @@ def verdict(result: Mapping[str, Any], chip: Chip, change: str, note: str = "", 
         note: what else is to be known of the figures.
         failure: the error of a compiler that refused the program; "" where none did.
     """
-    least, most = (result[name] / 2**30 for name in ("least_bytes", "most_bytes"))
-    size = f"{most:.2f} GiB" if least == most else f"{least:.2f} to {most:.2f} GiB, counted,"
-    room = chip.hbm_bytes / 2**30
+    least, most = result["least_bytes"], result["most_bytes"]
+    size = bytes_text(most) if least == most else f"{bytes_text(least)} to {bytes_text(most)}, counted,"
+    room = bytes_text(chip.hbm_bytes)
     if failure and "RESOURCE_EXHAUSTED" not in failure:
         text = f"the compiler refused the program, though not for want of memory: {failure:.300}"
         return {"fits": False, "verdict": text}
     if failure:
         return {"fits": False, "verdict": f"does not fit: the compiler ran out of memory{note}; {change}"}
-    if most < room:
-        return {"fits": True, "verdict": f"fits: {size} of {room:.2f} GiB on each {chip.name}{note}"}
-    if least < room:
-        text = f"may fit: {size} of {room:.2f} GiB on each {chip.name}{note}; to know, let it be compiled, or {change}"
+    if most < chip.hbm_bytes:
+        return {"fits": True, "verdict": f"fits: {size} of {room} on each {chip.name}{note}"}
+    if least < chip.hbm_bytes:
+        text = f"may fit: {size} of {room} on each {chip.name}{note}; to know, let it be compiled, or {change}"
         return {"fits": True, "verdict": text}
-    return {"fits": False, "verdict": f"does not fit: {size} on each {chip.name}, which has {room:.2f}{note}; {change}"}
+    return {"fits": False, "verdict": f"does not fit: {size} on each {chip.name}, which has {room}{note}; {change}"}
 
 
 def training_change(
@@ -64,7 +65,7 @@ def training_change(
         if size < chip.hbm_bytes:
             flags = {"accumulate": "--config.train.accumulate={}", "remat": "--config.model.remat=blocks"}
             words = " ".join(flags[name].format(value) for name, value in changes.items())
-            return f"{words} makes it {size / 2**30:.2f} GiB"
+            return f"{words} makes it {bytes_text(size)}"
     state = sum(result["state_bytes"].values()) * mesh.size
     devices = math.ceil(state / chip.hbm_bytes)
     return (

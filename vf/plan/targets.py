@@ -72,8 +72,8 @@ def parse_target(text: str) -> Target:
         examples |= {"v5litepod": examples["v5e"], "trillium": examples["v6e"], "gpu": "gpu:8xH100", "cpu": "cpu:8"}
         examples |= {name.lower(): f"gpu:8x{name}" for name, chip in CHIPS.items() if chip.kind == "gpu"}
         near = difflib.get_close_matches(family.lower(), examples, 1)
-        advice = f"did you mean one like {examples[near[0]]}" if near else f"write one like {_FORMS}"
-        raise UserError(f"target {text!r} names no machine that is known, of {', '.join(families)}: {advice}")
+        advice = f"did you mean one like {examples[near[0]]}?" if near else f"write one like {_FORMS}"
+        raise UserError(f"target {text!r} names no machine that is known, of {', '.join(families)}: {advice}", "target")
     if family == "cpu":
         return _cpu(text, rest)
     return _gpu(text, rest) if family == "gpu" else _tpu(text, family, rest)
@@ -81,7 +81,7 @@ def parse_target(text: str) -> Target:
 
 def _cpu(text: str, rest: str) -> Target:
     if not re.fullmatch(r"[1-9]\d*", rest):
-        raise UserError(f"target {text!r} needs the number of CPU devices, from 1 on: write one like cpu:8")
+        raise UserError(f"target {text!r} needs the number of CPU devices, from 1 on: write one like cpu:8", "target")
     return Target(text, "cpu", None, (int(rest),), 1, int(rest), None)
 
 
@@ -89,20 +89,22 @@ def _gpu(text: str, rest: str) -> Target:
     names = [name for name, chip in CHIPS.items() if chip.kind == "gpu"]
     match = re.fullmatch(r"([1-9]\d*)x([\w-]+)", rest)
     if not match:
-        raise UserError(f"target {text!r} needs a number of GPUs and their kind: write one like gpu:8xH100")
+        raise UserError(f"target {text!r} needs a number of GPUs and their kind: write one like gpu:8xH100", "target")
     count, name = int(match[1]), match[2]
     if name not in names:
         prefixed = [known for known in names if known.startswith(name.upper())]
         near = (prefixed or difflib.get_close_matches(name.upper(), names, 1, 0))[0]
         raise UserError(
-            f"target {text!r} has a GPU that is not known, of {', '.join(names)}: the nearest is gpu:{count}x{near}"
+            f"target {text!r} has a GPU that is not known, of {', '.join(names)}: the nearest is gpu:{count}x{near}",
+            "target",
         )
     chip = CHIPS[name]
     if count > chip.host and count % chip.host:
         near_count = round(count / chip.host) * chip.host
         raise UserError(
             f"target {text!r} leaves a node of {chip.host} GPUs partly empty: change {count} to {near_count}"
-            f" or to another multiple of {chip.host}"
+            f" or to another multiple of {chip.host}",
+            "target",
         )
     shape = (max(1, count // chip.host), min(count, chip.host))
     return Target(text, "gpu", chip, shape, 1, count, None)
@@ -113,11 +115,11 @@ def _tpu(text: str, family: str, rest: str) -> Target:
     match = re.fullmatch(r"(\d+(?:x\d+)*)(?:\*(\d+))?", rest)
     example = "x".join(map(str, shapes[-1]))
     if not match:
-        raise UserError(f"target {text!r} needs the extents of a slice: write one like {family}:{example}")
+        raise UserError(f"target {text!r} needs the extents of a slice: write one like {family}:{example}", "target")
     shape = tuple(int(extent) for extent in match[1].split("x"))
     slices = int(match[2] or 1)
     if slices < 1:
-        raise UserError(f"target {text!r} has no slices: change *{match[2]} to *1 or more")
+        raise UserError(f"target {text!r} has no slices: change *{match[2]} to *1 or more", "target")
     if shape not in shapes:
         shown = ["x".join(map(str, s)) for s in (shapes if chip.dims == 2 else _SMALL)]
         more = "" if chip.dims == 2 else f" and ascending multiples of 4 up to {example}"
@@ -127,7 +129,8 @@ def _tpu(text: str, family: str, rest: str) -> Target:
         suffix = f"*{match[2]}" if match[2] else ""
         raise UserError(
             f"{family}:{match[1]} is no slice: {family} has {', '.join(shown)}{more}; the nearest is"
-            f" {family}:{'x'.join(map(str, near))}{suffix}"
+            f" {family}:{'x'.join(map(str, near))}{suffix}",
+            "target",
         )
     options: dict[str, Any] = {}
     if family == "v4":  # otherwise libtpu's v4 has a device per TensorCore, with half of the memory each

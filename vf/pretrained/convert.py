@@ -13,6 +13,12 @@ The families adm and karlo-decoder are base generators: image models from which 
 networks of a run into one folder. Its base.safetensors is again a file of such a family where the base network is one.
 """
 
+if __name__ == "__main__" and not __package__:  # `python vf/pretrained/convert.py` finds no package
+    import sys
+
+    print("vf: start this as `python -m vf.pretrained.convert`, in the folder of the code", file=sys.stderr)
+    raise SystemExit(2)
+
 import argparse
 import json
 import os
@@ -28,6 +34,7 @@ from vf import command
 from vf.data.ucf101 import CLASSES
 from vf.diffusion.gaussian import PREDICTIONS
 from vf.diffusion.schedule import SCHEDULES
+from vf.files import make_room, replacing
 from vf.nets.layers import HEADS
 from vf.pretrained import (
     adm,
@@ -45,7 +52,6 @@ from vf.pretrained import (
     weights,
 )
 from vf.types import UserError, naming_flags
-from vf.video import replacing
 
 Canonical = Callable[[Mapping[str, np.ndarray]], tuple[dict[str, np.ndarray], dict[str, Any]]]
 FAMILIES: dict[str, Canonical] = {
@@ -157,7 +163,7 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     except ValueError as error:
         raise UserError(f"{source} cannot be written as {target}: {error}") from error
     except OSError as error:
-        raise UserError(f"cannot write {out} ({error}): choose another place", "out") from error
+        raise UserError(f"cannot write {out} ({error}): {make_room(error)}choose another place", "out") from error
 
 
 def _write_folder(out: Path, parts: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:

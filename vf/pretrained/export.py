@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from vf import files
-from vf.files import AnyPath
+from vf.files import AnyPath, make_room
 from vf.pretrained import base, weights
 from vf.training.checkpoint import Checkpoints, difference, fill, signatures
 from vf.training.sharding import named
@@ -81,7 +81,7 @@ def export(run: Path, out: Path, step: int | None = None) -> None:
         (temporary / "config.py").write_text(CONFIG.format(out=out.as_posix(), **origin))
         temporary.rename(out)
     except OSError as error:
-        raise UserError(f"cannot write {out} ({error}): choose another place", "out") from error
+        raise UserError(f"cannot write {out} ({error}): {make_room(error)}choose another place", "out") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -168,9 +168,11 @@ def find(path: AnyPath) -> Trained:
         return Trained(path, _config(path), step, about)
     if not (path / "base.safetensors").exists():
         lacks = "holds neither checkpoints/ nor base.safetensors" if path.is_dir() else "is no folder"
-        raise UserError(f"{path} {lacks}: name the folder of a run, or what was exported of one")
+        raise UserError(f"{path} {lacks}: name the folder of a run, or what was exported of one", "trained")
     if files.is_remote(path):
-        raise UserError(f"{path} holds exported weights, which are read from a disk alone: copy that folder here")
+        raise UserError(
+            f"{path} holds exported weights, which are read from a disk alone: copy that folder here", "trained"
+        )
     config = _config(path)
     headers = {file.stem: _peek(file) for file in sorted(path.glob("*.safetensors"))}
     fingerprints = {network: header.fingerprint for network, header in headers.items()}

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from vf.files import make_room, replacing
 from vf.pretrained import safetensors_file
 from vf.pretrained.safetensors_file import Lazy
 from vf.types import UserError
-from vf.video import replacing
 
 # Where the public files are found, for the error where one is missing.
 OFFICIAL = {
@@ -102,7 +102,7 @@ def save(
             safetensors_file.write(temporary, ordered, header("?" * 12))  # replaced below, once all arrays are hashed
             safetensors_file.rewrite_metadata(temporary, header(fingerprint_text := digest.hexdigest()[:12]))
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): choose another place", "out") from error
+        raise UserError(f"cannot write {path} ({error}): {make_room(error)}choose another place", "out") from error
     return fingerprint_text
 
 
@@ -137,13 +137,13 @@ def peek(path: str | os.PathLike[str], families: tuple[str, ...]) -> Weights:
     )
     convert = convert or f"export the run again, by python -m vf.pretrained.convert vf --source=RUN --out={path}"
     if not Path(path).is_file():
-        raise UserError(f"no weights at {path}; {convert}")
+        raise UserError(f"no weights at {path}; {convert}", "weights")
     try:
         header = safetensors_file.metadata(Path(path))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no whole file of {family} weights ({error}); {convert}") from error
+        raise UserError(f"{path} is no whole file of {family} weights ({error}); {convert}", "weights") from error
     if "vf" not in header:
-        raise UserError(f"{path} was not written by the converter of this project; {convert}")
+        raise UserError(f"{path} was not written by the converter of this project; {convert}", "weights")
     if header["family"] not in families:
-        raise UserError(f"{path} holds weights of {header['family']}, where those of {family} are needed")
+        raise UserError(f"{path} holds weights of {header['family']}, where those of {family} are needed", "weights")
     return Weights(header["family"], {}, header["fingerprint"], json.loads(header["about"]))

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from vf import files
 from vf.files import AnyPath
-from vf.run.html import details, inline, load
+from vf.run.html import details, inline, load, origin
 from vf.run.media import Drawing, drawings
 
 SETTINGS = {"sampler": "", "steps": "steps", "eta": "eta", "guidance_scale": "guidance", "weights": "weights"}
@@ -43,7 +43,8 @@ def gallery(workdir: AnyPath) -> str:
         f'<input id="step" type="range" min="0" max="{last}" value="{last}"><output for="step"></output></p>'
     )
     note = "<p>In a film strip rows are clips and time runs to the right; the orange frame is the base frame.</p>"
-    return f"{slider if last > 0 else ''}{''.join(blocks)}{note}"
+    html = "".join(blocks)
+    return f"{slider if last > 0 else ''}{html}{note if 'strip.png' in html else ''}"
 
 
 def _pair(real: str, drawn: list[str]) -> str:
@@ -53,13 +54,16 @@ def _pair(real: str, drawn: list[str]) -> str:
 
 def _drawn(workdir: AnyPath, one: Drawing, meta: dict[str, Any]) -> str:
     kind = "Images of the base generator" if one.images else "Clips"
-    when = "before the first step" if "start" in meta else f"at step {one.step:,}"
+    start = meta.get("start")
+    when = f"with the weights of {origin(start)}" if isinstance(start, dict) else f"at step {one.step:,}"
     return _pictures(workdir, one.folder, f"{kind} drawn {when}{one.facts}", meta)
 
 
 def _real(workdir: AnyPath, folder: AnyPath) -> str:
     meta = load(folder / "meta.json")
     notes = []
+    if absent := meta.pop("absent", []):
+        notes.append(f"None of the real clips that were read is of the class {inline(absent)}.")
     if (n := meta.pop("different", meta.get("count"))) != meta.get("count"):
         notes.append(f"Repeated: {n} are different, as many as were read of these classes.")
     if again := meta.pop("again", 0):

@@ -18,10 +18,19 @@ def pre(value: Any) -> str:
 
 
 def inline(value: Any) -> str:
-    """Any JSON value on one line, escaped."""
+    """Any JSON value on one line, escaped; of an object without what says nothing: empty values, no rejected clips."""
     if isinstance(value, dict):
-        return " · ".join(f"{escape(key)} {inline(item)}" for key, item in value.items())
+        items = [
+            (key, item) for key, item in value.items() if item not in (None, "") and (key, item) != ("rejected", 0)
+        ]
+        return " · ".join(f"{escape(key)} {inline(item)}" for key, item in items)
     return escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def origin(start: dict[str, Any]) -> str:
+    """Whose weights a run begins with, in a few words, of the facts of its `start`."""
+    whose = f"the run {inline(start['run'])}" if "run" in start else inline(start.get("from"))
+    return f"step {inline(start['step'])} of {whose}" if "step" in start else whose
 
 
 def load(path: AnyPath) -> dict[str, Any]:

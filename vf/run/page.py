@@ -90,8 +90,8 @@ def _about(scalars: list[dict], starts: list[dict], resolved: dict[str, Any]) ->
         texts.append(f"{escape(job)} only: no step is trained here.")
     if recipe and not (origin and recipe == "config.py"):  # that of an exported model says nothing by its name
         texts.append(f"Recipe <code>{escape(recipe)}</code>.")
-    if recipe.endswith(":smoke"):
-        texts.append("<b>Smoke: noise is expected</b>, since networks and steps are few, only to try every part.")
+    if note := resolved.get("note"):
+        texts.append(f"<b>{inline(note)}</b>")
     if origin:
         of = f", exported of the run {inline(origin['run'])}" if "run" in origin else ""
         at = f" at step {inline(origin['step'])}" if "step" in origin else ""
@@ -220,7 +220,7 @@ def _score_row(name: str, line: dict[str, Any], target: bool) -> tuple[str, ...]
     digest = escape(str(line.get("protocol_hash")))
     return (
         f"<b>{escape(name)}</b>{meaning}{warnings}",
-        f"{line['step']:,}",
+        f"{line['step']:,}" if line["step"] else "the start",
         f"<b>{number(line.get('value'))}</b>{_spread(known)}",
         facts.better if facts else "-",
         reference,

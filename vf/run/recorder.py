@@ -73,7 +73,7 @@ class Recorder:
         except OSError as error:
             raise UserError(
                 f"expected a file that can be written and got {self._metrics} ({error.strerror or error}): "
-                "choose another run folder"
+                f"{files.make_room(error)}choose another run folder"
             ) from error
 
     def flush(self) -> None:

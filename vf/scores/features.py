@@ -234,6 +234,16 @@ def pixel_warnings(name: str, features: Features) -> list[str]:
     return messages
 
 
+def count_warnings(real: int, generated: int) -> list[str]:
+    """What makes scores of so many clips doubtful, in one sentence each."""
+    messages = []
+    if 1 in (real, generated):
+        messages.append("a score of one clip says nothing about a set")
+    if real != generated:
+        messages.append(f"{real} real and {generated} generated clips: compare numbers of equal counts only")
+    return messages
+
+
 def distance_warnings(
     real: Features, generated: Features, dim: int | None, sizes: tuple[int, int] | None = None
 ) -> list[str]:
@@ -261,8 +271,7 @@ def distance_warnings(
     if min(sizes) < 256:
         why = "varies much" if dim is None else "is mostly bias (it falls as 1 / n)"
         messages.append(f"with {min(sizes)} clips the distance {why}: it compares with nothing published")
-    if sizes[0] != sizes[1]:
-        messages.append(f"{sizes[0]} real and {sizes[1]} generated clips: compare numbers of equal counts only")
+    messages += count_warnings(*sizes)
     if shared := len(set(real.digests) & set(generated.digests)):
         messages.append(f"{shared} generated clips equal a real one in every pixel")
     return messages

@@ -19,11 +19,21 @@ import numpy as np
 
 from vf.data import archives, datasets, listing
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, RESAMPLER, FrameFolder, Pixels, Video, error_text, printable, read_header
+from vf.data.decode import (
+    DAMAGE,
+    RESAMPLER,
+    FrameFolder,
+    Pixels,
+    Video,
+    check_whole,
+    error_text,
+    printable,
+    read_header,
+)  # fmt: skip
 from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
 from vf.nets import resize
-from vf.types import UserError
+from vf.types import UserError, counted
 from vf.video import load_npz
 
 _THREADS = 8
@@ -120,15 +130,15 @@ class UnreadableFile(UserError):
 
 
 def _size(clip: np.ndarray) -> str:
-    return f"{clip.shape[0]} frames of {clip.shape[1]} x {clip.shape[2]}"
+    return f"{counted(clip.shape[0], 'frame')} of {clip.shape[1]} x {clip.shape[2]}"
 
 
 def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
-    """Opens the clips of `path` that `choice` selects. Files of a folder that cannot be read are left out, and named in
-    its fact `bad`, {name: reason}.
+    """Opens the clips of `path` that `choice` selects. Files of a folder that cannot be read, or are cut off, are left
+    out, and named in its fact `bad`, {name: reason}.
 
-    check: whether every clip of a folder is decoded now, so that files that only look whole are left out too; otherwise
-        slicing raises `UnreadableFile` for them.
+    check: whether every file of a folder is decoded now, so that those that only look whole are left out too; otherwise
+        slicing raises `UnreadableFile` for them, wherever their damage lies.
 
     Raises UserError where there are no clips or too few, data is damaged, a video is too short (if `strict`), or this
     kind of source cannot give what `choice` specifies.
@@ -167,11 +177,13 @@ def _decoding(choice: Choice) -> str:
 def _select(path: Path, candidates: _Candidates, choice: Choice) -> np.ndarray:
     available = len(candidates.readers)
     if not available:
-        raise UserError(f"no video of {path} is long enough for {_describe(choice.windows)}: take shorter clips")
+        raise UserError(
+            f"no video of {path} is long enough for {_describe(choice.windows)}: take shorter clips", "frames"
+        )
     if choice.n > available and not choice.fewer:
         raise UserError(
-            f"{path} gives {available} clips of {_describe(choice.windows)} where the protocol takes {choice.n}: bring "
-            "more, or take another protocol or number"
+            f"{path} gives {counted(available, 'clip')} of {_describe(choice.windows)} where the protocol takes "
+            f"{choice.n}: bring more, or take another protocol or number"
         )
     n = min(choice.n or available, available)
     if choice.subset == "first" or n == available:
@@ -181,7 +193,7 @@ def _select(path: Path, candidates: _Candidates, choice: Choice) -> np.ndarray:
 
 def _describe(windows: Windows) -> str:
     pace = f"at {windows.fps:g} frames per second" if windows.fps else f"with stride {windows.stride}"
-    return f"{windows.frames} frames {pace}"
+    return f"{counted(windows.frames, 'frame')} {pace}"
 
 
 def _generator(choice: Choice, record: int) -> np.random.Generator | None:
@@ -205,7 +217,9 @@ def _array(path: Path, choice: Choice) -> _Candidates:
     except ValueError as error:
         raise UserError(f"{path}: {error}; an .npz has no rate, set fps to 0 to go by stride", "fps") from error
     if not per_clip:
-        raise UserError(f"{path} holds clips of {clips.shape[1]} frames, too few for {_describe(windows)}")
+        raise UserError(
+            f"{path} holds clips of {counted(clips.shape[1], 'frame')}, too few for {_describe(windows)}", "frames"
+        )
 
     def read(k: int) -> np.ndarray:
         return clips[k // per_clip][windows.indices(clips.shape[1], 0.0, k % per_clip, _generator(choice, k))]
@@ -252,8 +266,9 @@ def _warn_of_no_splits(path: Path, choice: Choice) -> None:
 
 def _raise_too_short(path: Path, choice: Choice, short: Sequence[str]) -> NoReturn:
     raise UserError(
-        f"{len(short)} of the clips of {path} are too short for {_describe(choice.windows)} (the first, {short[0]}): "
-        "repeating frames would change the score"
+        f"{counted(len(short), 'clip')} of {path} too short for {_describe(choice.windows)} (the first, {short[0]}): "
+        "repeating frames would change the score, so take shorter clips",
+        "frames",
     )
 
 
@@ -295,11 +310,13 @@ def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
         readers, short, digest = _readers(path, whole, choice)
     if not whole:
         name, why = next(iter(lost.items()))
-        raise UserError(f"none of the {len(lost)} clips of {path} can be read (the first, {printable(name)}: {why})")
+        raise UserError(
+            f"of {counted(len(lost), 'clip')} of {path} none can be read (the first, {printable(name)}: {why})"
+        )
     if short and choice.strict:
         _raise_too_short(path, choice, short)
     if short:
-        logging.warning("%d videos of %s are too short for %s", len(short), path, _describe(choice.windows))
+        logging.warning("%s of %s too short for %s", counted(len(short), "video"), path, _describe(choice.windows))
     bad = {printable(name): why for name, why in lost.items()}
     return _Candidates(readers, digest, len(short), bad)
 
@@ -332,11 +349,12 @@ def _readers(
         except ValueError as error:
             raise UserError(f"{path}: {printable(item.name)}: {error}; set fps to 0 to go by stride", "fps") from error
         if not count:
-            short.append(f"{printable(item.name)} has {facts.frames} frames")
+            short.append(f"{printable(item.name)} has {counted(facts.frames, 'frame')}")
+        damage = functools.cache(functools.partial(_damage, item))  # decodes it once for all of its clips
         for record in range(count):
             rng = _generator(choice, len(readers))
             indices = choice.windows.indices(facts.frames, facts.fps, record, rng)
-            readers.append(functools.partial(_decode, item, indices, choice))
+            readers.append(functools.partial(_decode, item, indices, choice, damage))
     return readers, short, total.hexdigest()[:12]
 
 
@@ -356,12 +374,27 @@ def _probe(item: listing.Item) -> _Probed:
         return _Probed(len(video), 0.0, digest.hexdigest())
     content = video.file if isinstance(video.file, bytes) else video.file.read_bytes()
     digest.update(content)
-    return _Probed(len(video), read_header(video.file).fps, digest.hexdigest())
+    header = read_header(video.file)
+    check_whole(video.file, header, len(video))
+    return _Probed(len(video), header.fps, digest.hexdigest())
 
 
-def _decode(item: listing.Item, indices: np.ndarray, choice: Choice) -> np.ndarray:
-    """Decodes one clip. Raises UnreadableFile."""
+def _damage(item: listing.Item) -> str:
+    """Why some frame of the file cannot be decoded, and its preparation would leave it out; "" where all can."""
+    try:
+        video = _open(item)
+        for _ in video.pictures(np.arange(len(video))):
+            pass
+    except DAMAGE as error:
+        return error_text(error)
+    return ""
+
+
+def _decode(item: listing.Item, indices: np.ndarray, choice: Choice, damage: Callable[[], str]) -> np.ndarray:
+    """Decodes one clip of a file of which `damage` gives "". Raises UnreadableFile."""
     native = choice.resampler == "antialiased" or not choice.size
+    if reason := damage():
+        raise UnreadableFile(item.name, reason)
     try:
         clip = _open(item).clip(indices, Pixels(0 if native else choice.size))
     except DAMAGE as error:

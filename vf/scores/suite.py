@@ -316,10 +316,7 @@ class Suite:
         messages = features.distance_warnings(*sides, network.dim if metric.gaussian else None, (n, m))
         if real.shape[1] % 8 and network.name == "i3d":
             messages.append(f"{real.shape[1]} frames are no multiple of 8: ports of I3D pad such lengths differently")
-        if real.shape[2:4] != generated.shape[2:4]:
-            messages.append(
-                f"real clips are {_side_lengths(real)} pixels and generated ones {_side_lengths(generated)}"
-            )
+        messages += _size_warnings(real, generated)
         if min(n, m) < metric.min_clips:
             raise ValueError(f"an extrapolation needs {metric.min_clips} clips or more on each side, got {min(n, m)}")
 
@@ -350,6 +347,8 @@ class Suite:
         """(value, that of the real clips or None, details)."""
         sampled = self._features(metric.network, generated, keep=self.keep_generated)
         values, messages = sampled.values, features.pixel_warnings("generated", sampled)
+        messages += features.count_warnings(len(generated if real is None else real), len(generated))
+        messages += [] if real is None else _size_warnings(real, generated)
         details: dict[str, Any] = {"n_generated": len(values), "warnings": messages or None}
         if metric.statistic is None:
             assert metric.captions is not None
@@ -385,6 +384,13 @@ class Suite:
 
 def _pooled(values: np.ndarray, rows: bool) -> np.ndarray:
     return values.reshape(-1, values.shape[-1]) if rows else values
+
+
+def _size_warnings(real: Clips, generated: Clips) -> list[str]:
+    """What is said of two sets whose pictures differ in size."""
+    if real.shape[2:4] == generated.shape[2:4]:
+        return []
+    return [f"real clips are {_side_lengths(real)} pixels and generated ones {_side_lengths(generated)}"]
 
 
 def _side_lengths(clips: Clips) -> str:

@@ -252,7 +252,8 @@ class Checkpoints:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"cannot write checkpoints to {self.directory} ({error}): choose another workdir"
+                f"cannot write checkpoints to {self.directory} ({error}): "
+                f"{files.make_room(error)}choose another workdir"
             ) from error
         for step, path in self._folders().items():
             if not _complete(path):

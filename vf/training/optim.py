@@ -31,6 +31,7 @@ from flax import struct
 from vf.training import stacks
 from vf.types import Params, UserError
 
+SCHEDULES = ("constant", "cosine")
 _FROZEN = "_frozen"
 
 
@@ -127,13 +128,14 @@ def make(
     """The optimizer with these attributes. Raises UserError for values out of range."""
     if clip_norm is not None and clip_norm <= 0:
         raise UserError(f"clip_norm must be positive, but is {clip_norm}; use None for no clipping")
-    if schedule not in ("constant", "cosine"):
-        raise UserError(f"schedule must be 'constant' or 'cosine', but is {schedule!r}")
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule must be {' or '.join(map(repr, SCHEDULES))}, but is {schedule!r}")
     if warmup_steps < 0:
         raise UserError(f"warmup_steps must be 0 or more, but is {warmup_steps}")
     if schedule == "cosine" and warmup_steps >= total_steps:
         raise UserError(
-            f"a cosine schedule needs warmup_steps < total_steps, but these are {warmup_steps}, {total_steps}"
+            f"a cosine schedule needs warmup_steps < total_steps, but these are {warmup_steps}, {total_steps}",
+            "warmup_steps",
         )
     for name, peak in lr.items():
         if peak < 0:

@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vf.training import stacks
-from vf.types import Batch, UserError
+from vf.types import Batch, UserError, counted
 
 OfBatch = Callable[[Any, Any], Any]
 
@@ -101,7 +101,7 @@ def mesh_sizes(count: int, data: int = -1, fsdp: int = 1, frames: int = 1, tenso
             advice = f"change mesh.{axis} to " + (
                 f"a divisor of {free_devices}" if free else f"{free_devices}, or to -1"
             )
-        raise UserError(f"mesh {shown} does not fit {count} devices: {advice}")
+        raise UserError(f"mesh {shown} does not fit {counted(count, 'device')}: {advice}")
     if free:
         sizes[free[0]] = count // fixed
     return tuple(sizes.values())
@@ -253,7 +253,8 @@ def check_rows(
         clips: whether frames of clips are split too, over `frames`.
     """
     blocks, frames = math.prod(mesh.shape[axis] for axis in over), mesh.shape["frames"]
-    shown = f"{' x '.join(over)} = {' x '.join(str(mesh.shape[axis]) for axis in over)} devices"
+    devices = " x ".join(str(mesh.shape[axis]) for axis in over)
+    shown = f"{' x '.join(over)} = {devices} devices"
     micro_batches = f" in {parts} micro-batches" if parts > 1 else ""
     if rows % (blocks * parts):
         raise UserError(
@@ -262,7 +263,7 @@ def check_rows(
     if clips and frames > 1 and rows != blocks * parts:
         raise UserError(
             f"mesh.frames={frames} is for less than one clip a device, but {name} {rows}{micro_batches} gives "
-            f"{rows // (blocks * parts)} clips to each of {shown}: set mesh.frames to 1, or {name} to "
+            f"{counted(rows // (blocks * parts), 'clip')} to each of {shown}: set mesh.frames to 1, or {name} to "
             f"{blocks * parts}"
         )
 
