@@ -150,6 +150,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
         start.check_resumed(config, trained, made.networks, source.class_names, trains=mode == "train")
     if not original:
         start.check_guidance(config, made.networks, trained, trains=mode == "train")
+    start.check_history(config, trained)
     # Sampling needs no real clips: the page shows them beside samples where there are any, and they donate embeddings.
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):

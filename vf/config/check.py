@@ -52,6 +52,8 @@ def check(config: ConfigDict, mode: str) -> None:
             f"--config.train.batch_size ({train.batch_size}) must divide into --config.train.accumulate "
             f"({train.accumulate}) parts"
         )
+    if not 0 <= train.known_share <= 1:
+        raise UserError(f"--config.train.known_share must be a share, 0 to 1, got {train.known_share}")
     if not 0 <= config.data.validation_share < 1:
         raise UserError(
             f"--config.data.validation_share must be at least 0 and less than 1, got {config.data.validation_share}"

@@ -45,6 +45,11 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
     }
     prior = choose("noise.prior", given.prior, draws)()
     if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
+        if config.train.known_share:
+            raise UserError(
+                "train.known_share is of the residual generator, and one_network has none: set "
+                "--config.train.known_share=0"
+            )
         net = network(config, config.base.net, source, mesh, frame_embed=True)
         made: Model = as_user_error(
             lambda: OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared), ZERO_SNR

@@ -148,6 +148,25 @@ def _knows_absence(config: ConfigDict, network: str, trained: export.Trained | N
     return not trained.config or trained.config["model"]["condition_dropout"] > 0
 
 
+def check_history(config: ConfigDict, trained: export.Trained | None) -> None:
+    """Raises UserError where a residual generator is to be shown clean frames that has never seen any in training."""
+    if not config.sample.history:
+        return
+    if not (config.sample.known or config.sample.length > config.data.frames):
+        raise UserError(
+            "sample.history is of known frames: set --config.sample.known, --config.sample.length, or "
+            "--config.sample.history=0"
+        )
+    if trained is None and config.init_from:
+        trained = export.find(files.path(config.init_from))
+    theirs = trained.config["train"].get("known_share", 0) if trained is not None and trained.config else 0
+    if not theirs:
+        raise UserError(
+            f"sample.history={config.sample.history} shows the residual generator clean frames, which it never saw "
+            "in training: set --config.sample.history=0, or train with --config.train.known_share=0.5"
+        )
+
+
 def _check_classes(config: ConfigDict, trained: export.Trained, classes: Sequence[str]) -> None:
     """Raises UserError where the networks were trained on other classes than these."""
     if config.model.condition != "label" or not trained.classes or not classes or trained.classes == tuple(classes):
