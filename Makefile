@@ -6,6 +6,15 @@ BIN          = .venv/bin
 
 .PHONY: install demo test bench mutate clean
 
+# Installs packages into .venv. pip says nothing for a minute while it unpacks, so the loop counts what is there.
+define pip_install
+	@echo "pip install $(strip $(1)): a minute or more the first time"
+	@while sleep 8 >&- 2>&- && kill -0 $$$$ 2>/dev/null; do \
+	  echo "still installing: $$(ls -d .venv/lib/python*/site-packages/*.dist-info | wc -l) packages are in place"; \
+	done & \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(1); status=$$?; kill $$!; exit $$status
+endef
+
 # The environment is made once, and again when the requirements or the accelerator change.
 STAMP = .venv/.installed-$(ACCELERATOR)
 install: $(STAMP)
@@ -14,13 +23,12 @@ $(STAMP): requirements.txt
 	@case "$(ACCELERATOR)" in cpu|cuda|tpu) ;; *) echo "ACCELERATOR must be cpu, cuda or tpu, got '$(ACCELERATOR)'" >&2; exit 2;; esac
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"vf needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: name another with PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	test $(ACCELERATOR) = cpu || $(BIN)/python -m pip install --quiet --disable-pip-version-check "jax[$(ACCELERATOR)]"
+	$(call pip_install,-r requirements.txt $(if $(filter-out cpu,$(ACCELERATOR)),'jax[$(ACCELERATOR)]'))
 	rm -f .venv/.installed-*
 	touch $@
 
 .venv/.tested: $(STAMP) requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(call pip_install,-r requirements-dev.txt)
 	touch $@
 
 # Trains on the built-in sprites, samples, evaluates, in about eight minutes on two cores: open runs/demo/index.html afterwards.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import demo
 from vf import files, main, video
+from vf.activity import ACTIVITY
 from vf.config import build, data, models, start, values
 from vf.jobs import evaluate, evaluator, train
 from vf.jobs.results import Results
@@ -81,10 +83,19 @@ def evaluations_of(workdir, config: ConfigDict | None = None) -> dict[int, dict[
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def said():
+    """What `finished` says of what goes on while nothing else is printed."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, said):
     """A run of four steps, in one go."""
     workdir = tmp_path_factory.mktemp("run")
-    scores = main.run(tiny(), workdir, "train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ACTIVITY, "_silence", 0.01)
+        patch.setattr(ACTIVITY, "_stream", said)
+        scores = main.run(tiny(), workdir, "train")
     return workdir, scores
 
 
@@ -110,6 +121,17 @@ def test_a_run_describes_itself_in_its_folder(finished):
     clips = video.load_npz(drawn(workdir, 4) / "clips.npz")["clips"]
     assert clips.shape == (4, 8, 16, 16, 3)
     assert (workdir / "index.html").exists()
+
+
+def test_a_run_is_silent_in_nothing_that_takes_long(finished, said):
+    """Of what takes long in other runs, that is; the rest of the log and the metrics know nothing of it."""
+    workdir, _ = finished
+    tasks = {re.fullmatch(r"still (.*): \d+ s", line)[1] for line in said.getvalue().splitlines()}
+    tasks = {re.sub(r"\d+", "N", task) for task in tasks}
+    assert {"tracing the training step", "compiling the training step", "training step N of N"} <= tasks
+    assert {"tracing the program of sampling", "compiling the program of sampling", "drawing N clips"} <= tasks
+    assert {"writing the samples", "compiling the program of validation", "scoring the samples"} <= tasks
+    assert not any("still" in key for row in read_metrics(workdir) for key in row)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # lowest first; rooms of one floor do not import each other
-    {"types", "rng", "command"},
+    {"types", "rng", "command", "activity"},
     {"files"},
     {"video"},
     {"diffusion", "data", "nets"},

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vf import command
+from vf.activity import ACTIVITY
 from vf.data.clips import STARTS, Windows
 from vf.files import make_room
 from vf.metrics import fvd
@@ -46,6 +47,7 @@ LOST = 3  # exit status where files were left out, as that of vf.data.prepare
 Sides = tuple[ClipSet | None, ClipSet]
 
 
+@ACTIVITY.doing("opening the clips")
 def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol, *, check: bool = False) -> Sides:
     """Opens both sets with the clips that `protocol` selects; None for `real` None. `check`, and UserError, as in
     `open_set`."""

@@ -37,6 +37,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vf import command, files
+from vf.activity import ACTIVITY
 from vf.config import build
 from vf.config.check import check
 from vf.config.flags import parse
@@ -119,6 +120,7 @@ def main(argv: list[str]) -> None:
         startup_timeout=FLAGS.startup_timeout, heartbeat_timeout=FLAGS.heartbeat_timeout, trains=FLAGS.mode == "train",
         signals=SIGNALS,
     )  # fmt: skip
+    ACTIVITY.speaks = process is None or process.index == 0
     with hosts:
         done = run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
     if planning and not done["fits"]:
@@ -153,6 +155,8 @@ def cli() -> None:
         if isinstance(error, Stopped):
             os._exit(status)  # at once, whatever threads of libraries still do
         sys.exit(status)
+    finally:
+        SIGNALS.close()
 
 
 if __name__ == "__main__":

@@ -274,6 +274,7 @@ def test_two_processes_train_like_one_and_sigterm_saves(main, tmp_path):
     processes = main(2, "two")
     wait_until(processes[0], lambda: 4 in losses(two))
     stopped(processes, two)
+    assert "still " not in processes[1].log.read_text()  # the first says what goes on, while they compile
     together = losses(two)
     (process,) = main(1, "one")
     wait_until(process, lambda: 4 in losses(one))

@@ -40,7 +40,7 @@ def test_a_signal_is_heeded_between_steps_and_ends_a_pause(number, capsys):
 
 
 PROGRAM = """
-import gc, sys, threading, time
+import gc, os, sys, threading, time
 from vf.hosts.signals import Signals
 
 signals = Signals()
@@ -49,7 +49,15 @@ how = sys.argv[1]
 signals.deferred = how == "deferred"
 signals.before = {
     "waits": lambda: (time.sleep(1), print("finished", flush=True)), "hangs": lambda: time.sleep(600)
-}.get(how, signals.before)
+}.get(how.removesuffix(", over"), signals.before)
+if how == "over":  # the program, and the interpreter goes down, where it calls no handler any more
+    class Last:
+        def __del__(self, write=os.write, sleep=time.sleep):
+            write(1, b"ready\\n")
+            sleep(1)
+    last = Last()
+    signals.close()
+    sys.exit(0)
 print("ready", flush=True)
 if how == "native":  # the main thread is in a library that never comes back
     lock = threading.Lock()
@@ -62,6 +70,8 @@ while how == "dropped":  # by what Python calls where no exception can go
     Loud()
 while not signals.received or how in ("waits", "hangs"):
     time.sleep(0.01)
+time.sleep(0.1)
+signals.close()
 if how == "deferred":
     print("heeds", signals.received, flush=True)
     sys.exit(7)
@@ -75,7 +85,10 @@ if how == "deferred":
         ("native", [signal.SIGINT], 130, "ended by Ctrl-C"),
         ("dropped", [signal.SIGTERM], 143, "ended by SIGTERM"),
         ("waits", [signal.SIGINT], 130, "finished\nvf: ended by Ctrl-C"),
+        ("waits, over", [signal.SIGTERM], 143, "finished\nvf: ended by SIGTERM"),
         ("hangs", [signal.SIGINT, signal.SIGTERM], 143, "ended at once by a second signal, SIGTERM"),
+        ("hangs, over", [signal.SIGTERM, signal.SIGINT], 130, "ended at once by a second signal, Ctrl-C"),
+        ("over", [signal.SIGTERM, signal.SIGINT], 0, ""),
         ("deferred", [signal.SIGTERM], 7, "heeds 15"),
     ],
 )
@@ -95,7 +108,7 @@ def test_a_signal_ends_a_process_whatever_it_does(tmp_path, how, numbers, status
     assert process.wait(20) == status
     assert says in text
     assert "Traceback" not in text
-    assert len(sentences(text)) == (how != "deferred")
+    assert len(sentences(text)) == (how not in ("deferred", "over"))
 
 
 def test_a_signal_while_importing_gets_its_sentence(tmp_path):

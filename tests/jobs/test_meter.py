@@ -1,5 +1,6 @@
 """Rates are counts over time; chips are known by the names that drivers give them."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import jax
 import pytest
 
 from vf import files
+from vf.activity import Activity
 from vf.jobs import meter
 from vf.run.recorder import Recorder
 from vf.training import sharding
@@ -66,6 +68,18 @@ def test_phases_add_up(monkeypatch, caplog):
     assert [int(program(k)) for k in (1, 2)] == [2, 3]
     assert list(phases.take("the samples")) == ["startup/lower sampling", "startup/compile sampling"]
     assert phases.take("the samples") == {}
+
+
+def test_a_long_phase_is_said_again(monkeypatch):
+    """With what it took the last time, and not in the metrics."""
+    stream = io.StringIO()
+    monkeypatch.setattr(meter, "ACTIVITY", Activity(0.01, stream))
+    phases = meter.Phases(last={"compile": 31.4})
+    with phases.phase("compile", "compiling the training step"):
+        while not (lines := stream.getvalue().splitlines()):
+            pass
+    assert lines[0] == "still compiling the training step: 0 s (last time 31 s)"
+    assert list(phases.take("the first step")) == ["startup/compile"]
 
 
 def test_phases_of_a_run_know_of_its_last_start(tmp_path, caplog):

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vf import files
+from vf.activity import ACTIVITY
 from vf.config import control, networks, start
 from vf.config import data as clips
 from vf.config.models import file_model, image_model, model, noise_schedule
@@ -128,6 +129,7 @@ def plan(config: ConfigDict) -> PlanSpec:
     return PlanSpec(subject, parse_target(config.plan.target), settings, plan_fingerprint(config))
 
 
+@ACTIVITY.doing("opening the data")
 def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Trained | None) -> tuple[RunSpec, Source]:
     """What every job shares, and the source of the training clips."""
     fresh = trained is None

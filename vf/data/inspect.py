@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vf import command
+from vf.activity import ACTIVITY
 from vf.data.clips import Windows
 from vf.data.decode import DAMAGE, Pixels, error_text, printable
 from vf.data.embeddings import Layout
@@ -76,6 +77,7 @@ class Row(NamedTuple):
     why: str = ""
 
 
+@ACTIVITY.doing("opening the data")
 def open_collection(root: Path, split: str | None) -> Collection:
     """Opens the data set in `root`.
 
@@ -145,6 +147,7 @@ def spread(length: int, count: int) -> np.ndarray:
     return np.arange(count) * (length - 1) // max(1, count - 1)
 
 
+@ACTIVITY.doing("reading the clips of the picture")
 def draw(data: Collection, clips: int, frames: int, seed: int) -> list[Row]:
     """Rows of `clips` different clips (or all there are), chosen by `seed`, with `frames` frames of each.
 

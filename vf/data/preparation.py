@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vf.activity import ACTIVITY
 from vf.data import datasets
 from vf.data.decode import error_text, printable
 from vf.data.embeddings import Embeddings, Layout
@@ -55,6 +56,7 @@ class Preparation:
         self.facts: dict[str, dict[str, Any]] = {}  # by name; with "rejected" where a clip was lost
         self.seconds: Counter[str] = Counter()  # spent in each stage
 
+    @ACTIVITY.doing("preparing clips")
     def run(self) -> dict[str, Any]:
         """Prepares the data; returns the manifest. Raises UserError where no clip is left, or `out` is not writable."""
         started = time.perf_counter()
@@ -127,7 +129,8 @@ class Preparation:
                 if job is not facts:  # else it was done by an earlier run
                     self.seconds.update(seconds)
                 self.facts[item.name] = facts = self._checked(item, facts)
-                bar.update()
+                if bar.update():
+                    ACTIVITY.printed(is_line_open=sys.stderr.isatty())
                 yield item, None if "rejected" in facts else target
 
     def _checked(self, item: Item, facts: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +149,7 @@ class _EmptySplit(Exception):
         self.split = split
 
 
+@ACTIVITY.doing("listing the clips")
 def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = False) -> dict[str, Any]:
     """Prepares a data set in `out`, or continues an earlier preparation of it; returns the manifest.
 

@@ -21,6 +21,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from vf import files
+from vf.activity import ACTIVITY
 from vf.hosts.errors import HostsError, Stopped, exit_status
 from vf.hosts.process import Process
 from vf.hosts.signals import Signals
@@ -82,6 +83,7 @@ class Hosts:
         if self.process:
             self._leave(error)
 
+    @ACTIVITY.doing("waiting for the other processes")
     def _join(self, process: Process, workdir: files.AnyPath) -> None:
         files.check_writable(workdir)
         for old in workdir.glob(f".host-{process.index}-*"):  # left by a start that was killed

@@ -35,15 +35,38 @@ class Signals:
         self.deferred = False
         self.before: Callable[[], None] = lambda: None
         self.remark = ""
+        self._writes = -1  # the end of the pipe into which Python writes the numbers of signals; -1 while it does not
+        self._reader: threading.Thread | None = None
+        self._ending: threading.Thread | None = None
 
     def watch(self) -> None:
         """Takes over SIGTERM and SIGINT. To be called once, in the main thread."""
-        reads, writes = os.pipe()
-        os.set_blocking(writes, False)
-        signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+        reads, self._writes = os.pipe()
+        os.set_blocking(self._writes, False)
+        signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
         for number in NAMES:
             self.handle(number)
-        threading.Thread(target=self._read, args=(reads,), daemon=True, name="signals").start()
+        self._reader = threading.Thread(target=self._read, args=(reads,), daemon=True, name="signals")
+        self._reader.start()
+
+    def close(self) -> None:
+        """Ends the watch, when the program is over: what comes while the interpreter goes down, a second, is ignored.
+
+        The interpreter takes all handlers away first, so that a signal would kill it, as if the job had not ended well.
+        A signal that has come before ends the process as ever. In the main thread."""
+        if self._reader is None:
+            return
+        self._end_if_due()  # while a second signal is still read
+        for number in NAMES:
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        os.close(self._writes)
+        self._reader.join()
+        self._end_if_due()
+
+    def _end_if_due(self) -> None:
+        if self._ending is not None:
+            self._ending.join()
 
     def handle(self, number: int) -> None:
         """Takes signal `number` over, again where a library has done so in between. In the main thread."""
@@ -64,7 +87,9 @@ class Signals:
         if self.deferred:
             logging.info("%s: the step that runs is saved first; a second signal ends at once", self._name)
         else:
-            threading.Thread(target=self.end, daemon=True, name="end").start()  # a second signal is still read
+            ending = threading.Thread(target=self.end, daemon=True, name="end")
+            ending.start()  # a second signal is still read
+            self._ending = ending
 
     def end(self) -> None:
         """Ends the process after a first signal."""

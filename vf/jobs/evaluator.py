@@ -16,6 +16,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from vf import rng
+from vf.activity import ACTIVITY
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
@@ -47,7 +48,10 @@ class RealClips:
     @classmethod
     def read(cls, source: pipeline.Source | None, n: int, seed: int) -> Self:
         """`n` fixed clips of `source`; none where it is None. Raises UserError as `pipeline.fixed_clips`."""
-        return cls({}, {}) if source is None else cls(pipeline.fixed_clips(source, n, seed=seed), source.describe())
+        if source is None:
+            return cls({}, {})
+        with ACTIVITY.doing(f"reading {n} real clips"):
+            return cls(pipeline.fixed_clips(source, n, seed=seed), source.describe())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Evaluator:
         seed = rng.as_argument(self.spec.seed)
         return lambda params, batch, t: program(params, batch, t, seed)
 
+    @ACTIVITY.doing("writing the samples")
     @memory.explained("sampling")
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
@@ -138,20 +143,22 @@ class Evaluator:
             return programs.in_batches(lambda batch: draw(params, batch), rows, sample.batch_size, self.spec.mesh, done)
 
         done = progress.update if self.recorder.is_writer else lambda rows: None
-        return drawing.draw(rows, extension, self.spec.model.shape[1], sample.batch_size, parts, program, done)
+        with ACTIVITY.doing(f"drawing {sample.count} {what}", announced=True):
+            return drawing.draw(rows, extension, self.spec.model.shape[1], sample.batch_size, parts, program, done)
 
     @memory.explained("evaluation")
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:
         """Validation losses of `params` and scores of the samples `samples`, recorded."""
         settings = self.spec.evaluation
-        losses = validation_losses(
-            self._validation_program,
-            params,
-            self.validation.clips,
-            settings.levels,
-            settings.batch_size,
-            self.spec.mesh,
-        )
+        with ACTIVITY.doing("computing the validation losses"):
+            losses = validation_losses(
+                self._validation_program,
+                params,
+                self.validation.clips,
+                settings.levels,
+                settings.batch_size,
+                self.spec.mesh,
+            )
         self._record_phases(step, "the validation losses")
         self.recorder.scalars(step, {f"{self.results.part}/{name}": loss for name, loss in losses.items()})
         real = self.reference.clips["video"]
@@ -307,7 +314,8 @@ def scores(
     """
     logging.info("scoring %d samples against %d real clips by %s", len(generated), len(real), ", ".join(scorers))
     try:
-        results = [score for scorer in scorers.values() for score in scorer(real, generated)]
+        with ACTIVITY.doing("scoring the samples", announced=True):
+            results = [score for scorer in scorers.values() for score in scorer(real, generated)]
     except ValueError as error:
         raise UserError(f"the samples cannot be scored: {error}") from error
     if real.shape[1] > 3 and not any(score.name.endswith("base_frame_gap") for score in results):

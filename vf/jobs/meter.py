@@ -18,6 +18,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from vf import files
+from vf.activity import ACTIVITY
 from vf.plan.chips import CHIPS, Chip
 from vf.run.metrics_file import read_metrics
 
@@ -64,11 +65,14 @@ class Phases:
 
     @contextlib.contextmanager
     def phase(self, name: str, doing: str) -> Iterator[None]:
-        """The phase `name`, in which the job is `doing` something; of a name that comes again times add up."""
-        last = f"; the last time took {self._last[name]:.1f} s" if self._last.get(name, 0) >= 1 else ""
-        logging.info("%s%s", doing, last)
+        """The phase `name`, in which the job is `doing` something; of a name that comes again times add up.
+
+        A long one is said again now and then (`vf.activity`)."""
+        seconds = self._last.get(name, 0.0)
+        logging.info("%s%s", doing, f"; the last time took {seconds:.1f} s" if seconds >= 1 else "")
         began = time.time()
-        yield
+        with ACTIVITY.doing(doing, seconds, announced=True):
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.time() - began
 
     def compiled(self, program: Any, name: str) -> Callable[..., Any]:

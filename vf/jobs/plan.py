@@ -21,6 +21,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from vf import files
+from vf.activity import ACTIVITY
 from vf.config.specs import PlanSettings, PlanSpec
 from vf.plan import compile as compiling
 from vf.plan import count, messages, roofline, usage
@@ -38,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UPPER = "an upper bound: the CPU's program sends and keeps bfloat16 as float32, and keeps attention's logits"
 
 
+@ACTIVITY.doing("counting and ranking")
 def run(spec: PlanSpec, workdir: files.AnyPath) -> dict[str, Any]:
     """Plans, prints the tables and writes `WORKDIR/plan.json`; returns its content.
 
@@ -214,9 +216,10 @@ def compiled(
         return None
     logging.info("compiling the %s step on mesh %s for %s ...", program, mesh_text(sizes), target.text)
     lower = lower_training if program == "train" else lower_sampling
-    result = compiling.compile_in_process(
-        _Lower(lower, make, sizes, blocks), target, settings.minutes, settings.gigabytes, settings.finish
-    )
+    with ACTIVITY.doing(f"compiling the {program} step", announced=True):
+        result = compiling.compile_in_process(
+            _Lower(lower, make, sizes, blocks), target, settings.minutes, settings.gigabytes, settings.finish
+        )
     cached.parent.mkdir(parents=True, exist_ok=True)
     if result is None:
         ended.touch()

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 
+from vf.activity import ACTIVITY
 from vf.config.specs import TrainSpec
 from vf.data import pipeline
 from vf.files import AnyPath
@@ -123,7 +124,7 @@ def _train(
         """Whether samples are drawn and scored after a step within the training."""
         return bool(spec.sample_every) and step % spec.sample_every == 0 and step < spec.steps
 
-    with Checkpoints(str(workdir / "checkpoints"), keep=spec.keep) as checkpoints:
+    with Checkpoints(str(workdir / "checkpoints"), keep=spec.keep) as checkpoints, ACTIVITY.doing("preparing") as task:
         hosts.before_end(checkpoints.settle)
         first = hosts.share(checkpoints.latest() or 0)
         if first:
@@ -177,6 +178,7 @@ def _train(
                 rates = rates and meter.Meter(mesh, flops, spec.batch_size, spec.half)
             progress = Progress(spec.steps, first)
             for step in range(first + 1, spec.steps + 1):
+                task.begin(f"training step {step} of {spec.steps}")
                 trace.before(step)
                 state, numbers = update(state, batch, settings)
                 pending.append((step, numbers))

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from vf import command
+from vf.activity import ACTIVITY
 from vf.data.ucf101 import CLASSES
 from vf.diffusion.gaussian import PREDICTIONS
 from vf.diffusion.schedule import SCHEDULES
@@ -268,6 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(lines))
 
 
+@ACTIVITY.doing("converting weights")
 def _run(args: argparse.Namespace) -> list[str]:
     """Does what the flags say; returns lines for the terminal. Raises UserError."""
     unused = {"text_encoder": args.family != "karlo-decoder" or args.to, "step": args.family != "vf"}

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from vf.activity import ACTIVITY
 from vf.metrics import fvd
 from vf.nets.i3d import I3D, MIXED
 from vf.pretrained.names import Origin, recognise_layout, rename
@@ -142,6 +143,7 @@ def problem(about: Mapping[str, Any]) -> str:
     return fvd.weights_problem(float(about.get("black_white_16", np.nan)))
 
 
+@ACTIVITY.doing("comparing black with white clips")
 def selfcheck(file: Path, lineage: fvd.Lineage) -> str:
     """Checks converted weights by the distance of black from white clips; returns the result in one line.
 

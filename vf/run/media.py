@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vf import files, video
+from vf.activity import ACTIVITY
 from vf.files import AnyPath
 from vf.metrics.protocol import protocol_hash, to_json
 
@@ -86,6 +87,7 @@ def rows_of(wanted: Sequence[int], labels: np.ndarray) -> np.ndarray:
     return np.array([next(rows[label]) for label in wanted if label in rows], int)
 
 
+@ACTIVITY.doing("writing clips")
 def write_samples(
     folder: str | AnyPath,
     clips: np.ndarray,

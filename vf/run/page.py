@@ -20,6 +20,7 @@ from string import Template
 from typing import Any
 
 from vf import files
+from vf.activity import ACTIVITY
 from vf.files import AnyPath
 from vf.run import glossary
 from vf.run.charts import Points, chart, number
@@ -31,6 +32,7 @@ from vf.types import UserError
 OPEN = ("train/loss", "validation/", "seen/")  # begin the names of numbers whose charts are not folded
 
 
+@ACTIVITY.doing("writing the page")
 def write(workdir: str | AnyPath) -> AnyPath:
     """Writes `index.html` from what the run's folder holds so far; returns its path.
 

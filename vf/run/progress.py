@@ -5,6 +5,8 @@ import sys
 import time
 from typing import Any, TextIO
 
+from vf.activity import ACTIVITY
+
 
 class Progress:
     """One line on how far the run is: `step 1200/4000  loss 0.0312  3.41 steps/s  ETA 13m40s`.
@@ -41,11 +43,11 @@ class Progress:
         parts += [f"{name} {x if isinstance(x, str) else format(float(x), '.4g')}" for name, x in numbers.items()]
         parts += [f"{rate:.3g} {self.unit}/s", f"ETA {_duration((self.total - step) / rate)}"]
         line = "  ".join(parts)
-        if self.stream.isatty():
-            self.stream.write(f"\r{line}\x1b[K" + ("\n" if step >= self.total else ""))
-        else:
-            self.stream.write(line + "\n")
+        redrawn = self.stream.isatty()
+        ends = step >= self.total or not redrawn
+        self.stream.write((f"\r{line}\x1b[K" if redrawn else line) + "\n" * ends)
         self.stream.flush()
+        ACTIVITY.printed(is_line_open=not ends)
 
     def _is_due(self, step: int, now: float, rate: float) -> bool:
         since = now - self._printed

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from vf.activity import ACTIVITY
 from vf.metrics import fvd
 from vf.nets import c3d, clip, inception, vit
 from vf.nets.feature_network import Network
@@ -19,6 +20,7 @@ from vf.types import UserError
 FAMILIES = ("i3d", "c3d", "inception", "videomae", "vjepa", "clip")  # families of networks that metrics need
 
 
+@ACTIVITY.doing("reading the networks")
 def networks(
     names: Iterable[str],
     files: Mapping[str, Path],
@@ -100,6 +102,7 @@ def open_weights(family: str, files: Mapping[str, Path]) -> Weights:
     return weights.load(files[family], family)
 
 
+@ACTIVITY.doing("reading CLIP and the captions")
 def captions(texts: Sequence[str], files: Mapping[str, Path], vocabulary: Path, prefix: str = "") -> Captions:
     """CLIP's embeddings of `texts`, one for each generated clip. Raises UserError as `open_weights` and `Tokenizer`."""
     converted = open_weights("clip", files)

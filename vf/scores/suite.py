@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vf.activity import ACTIVITY
 from vf.metrics import fvd, inception_score
 from vf.metrics.frechet import Moments, frechet_distance
 from vf.metrics.kernel import polynomial_mmd
@@ -241,10 +242,11 @@ class Suite:
         scores: list[Score] = []
         for name in self.names:
             try:
-                if name == SEGMENTS:
-                    scores += self._segments(known["fvd"], real, generated)
-                else:
-                    scores.append(self._score(name, known[name], real, generated))
+                with ACTIVITY.doing(f"computing {name}"):
+                    if name == SEGMENTS:
+                        scores += self._segments(known["fvd"], real, generated)
+                    else:
+                        scores.append(self._score(name, known[name], real, generated))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         return scores

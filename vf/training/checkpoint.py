@@ -23,6 +23,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from vf import files
+from vf.activity import ACTIVITY
 from vf.training import stacks
 from vf.training.sharding import named
 from vf.training.state import TrainState
@@ -224,6 +225,7 @@ class Checkpoints:
             if not self._manager.is_saving_in_progress():
                 self._manager.wait_until_finished()
 
+    @ACTIVITY.doing("writing the checkpoint")
     def close(self) -> None:
         """Waits for the last save and removes checkpoints beyond `keep`. Raises any error of a save."""
         if self._manager is not None:
