@@ -72,6 +72,9 @@ def get_config() -> ConfigDict:
     config.noise = noise = ConfigDict()
     noise.prior = "decomposed"  # decomposed | independent | mixed | progressive
     noise.lam = (0.5,)  # lambda: one number, or one per frame; the base frame's is 1
+    # Field of the data, label or (of the sprites) motion: training clips of one value in a batch share their residual
+    # noise; "" = none do.
+    noise.motion = ""
     noise.a = 1.0  # PYoCo's a, for mixed and progressive noise
     noise.base_frame = -1  # array index; -1 = the paper's, frames // 2 - 1
     noise.schedule = "cosine"  # cosine | linear; ours

@@ -73,6 +73,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 base_images=config.base.images,
                 context=config.model.context,
                 context_noise=config.model.context_noise,
+                motion=_motion(config),
                 known_share=config.train.known_share,
                 **shared,
             ),
@@ -167,6 +168,16 @@ def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
         "condition_dropout": config.model.condition_dropout,
         "loss_weight": config.model.loss_weight,
     }
+
+
+def _motion(config: ConfigDict) -> str:
+    """`noise.motion`. Raises UserError for a field that no clip has, or that a mirrored clip has wrong."""
+    field = choose("noise.motion", config.noise.motion, {"": "", "label": "label", "motion": "motion"})
+    if field == "motion" and config.data.source != "sprites":
+        raise UserError("noise.motion=motion is of the sprites: set --config.noise.motion=label, or ''")
+    if field == "motion" and config.data.flip:
+        raise UserError("mirrored clips move otherwise than noise.motion says: set --config.data.flip=False")
+    return field
 
 
 def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:

@@ -56,6 +56,8 @@ class VideoFusion(Model):
             many images, and a clip holds f of them).
         context_noise: in training the context frame gets noise of amplitude U(0, context_noise), so that the residual
             generator forgives a generated base frame its flaws; in units of the pixel range [-1, 1]. Known frames too.
+        motion: field of the training clips whose value names their motion: those of one value in a batch share their
+            residual noise (the paper's training guidance, by our reading of a summary of it); "" for none.
         known_share: share of the training clips of which the residual generator sees some other frames clean, each with
             a probability that is itself drawn: they are at time 0, whatever the clip's, and have no loss (each frame
             with its own noise level, as in Diffusion Forcing, Chen et al. 2024, here of two levels).
@@ -71,6 +73,7 @@ class VideoFusion(Model):
     context: Context = "none"
     base_images: int = 1
     context_noise: float = 0.0
+    motion: str = ""
     known_share: float = 0.0
     networks: ClassVar[tuple[str, ...]] = ("base", "residual")
 
@@ -109,14 +112,20 @@ class VideoFusion(Model):
         keys: Key[Array, " b"],
         t: Int[Array, " b"] | None = None,
         train: bool = False,
+        motion_keys: Key[Array, " b"] | None = None,
     ) -> Errors:
-        """Errors (7) of clips `x` in [-1, 1] at times `t` (drawn where None); every draw comes from `keys`."""
+        """Errors (7) of clips `x` in [-1, 1] at times `t` (drawn where None); every draw comes from `keys`.
+
+        motion_keys: from which the residual noise is drawn instead; equal ones share it.
+        """
         c = self.base_frame
         t_keys, noise_keys, drop_keys, context_keys, image_keys, *dropout_keys, known_keys = rng.streams(keys, 8)
         t = self._draw_t(t_keys) if t is None else t
         null = self._drop(drop_keys) if train else jnp.zeros(len(x), bool)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         b, r = jax.vmap(lambda k: self.prior.parts(k, self.shape))(noise_keys)
+        if motion_keys is not None:
+            r = jax.vmap(lambda k: self.prior.parts(k, self.shape)[1])(motion_keys)
         eps = decompose.combine(b, r, self.lam)  # (1)
         z = gaussian.corrupt(x, eps, spread(alpha, x), spread(sigma, x))  # (2)
 
