@@ -7,7 +7,7 @@ import pytest
 
 from tests import gaussian_video as closed
 from tests.small_models import SCHEDULE
-from vf.diffusion import known, solvers
+from vf.diffusion import gaussian, known, solvers
 
 MASK = known.frame_mask((0, 2), 3)
 CLIP = jnp.linspace(-1, 1, 2 * 3 * 16).reshape(2, 3, 4, 4, 1)
@@ -72,3 +72,10 @@ def test_reconstruction_guidance_is_its_formula():
 def test_a_mask_leaves_frames_on_both_sides(frames, message):
     with pytest.raises(ValueError, match=message):
         known.frame_mask(frames, 3)
+
+
+def test_history_guidance_is_its_formula():
+    with_it, without = (lambda z, t, k=k: gaussian.Estimate(k * z, k + z) for k in (2.0, 3.0))
+    found = known.history_guided(with_it, without, 1.5)(NOISE, jnp.asarray(400))
+    np.testing.assert_allclose(found.x_0, 3 * NOISE + 1.5 * (2 - 3) * NOISE, atol=1e-5)
+    np.testing.assert_allclose(found.eps, 3 + NOISE - 1.5, atol=1e-5)

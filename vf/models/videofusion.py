@@ -146,7 +146,7 @@ class VideoFusion(Model):
         clean = None
         if train and self.known_share:
             clean, frames = self._clean_frames(x, known_keys)
-            z_prime = jnp.where(decompose.per_pixel(clean), self.schedule.alpha(jnp.int32(0)) * frames, z_prime)
+            z_prime = jnp.where(clean[..., None, None, None], self.schedule.alpha(jnp.int32(0)) * frames, z_prime)
             times = jnp.where(clean, 0, t[:, None])
         inputs = self._residual_inputs(z_prime, alpha, beside)
         value = self._call(
