@@ -139,6 +139,9 @@ def get_config() -> ConfigDict:
     sample.guidance = "cfg"  # rule of guidance: cfg | apg | cfg_zero | cfg_pp (vf/diffusion/guidance.py)
     sample.guidance_scale = 1.0  # 1 = none (cfg_pp: the most, of 0 to 1)
     sample.residual_guidance_scale = -1.0  # of the residual generator; -1 = the same
+    # Autoguidance: a worse version of the networks in place of their prediction without the condition: the step of an
+    # earlier checkpoint of the run, or a folder as init_from takes it (--mode=sample and evaluate); "" = none.
+    sample.guide = ""
     sample.guidance_interval = ()  # lowest and highest time at which there is guidance; () = all
     sample.guidance_rescale = 0.0  # share of the standard deviation that is given back, 0 to 1
     sample.apg_parallel = 0.0  # apg: share of the part along the clean estimate that is kept

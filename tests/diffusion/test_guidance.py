@@ -40,6 +40,22 @@ def test_scale(scale, expected):
     assert calls == [4 if scale == 1 else 8]
 
 
+def test_a_weaker_network_in_place_of_no_condition():
+    """Both are given the condition, in a pass each."""
+    calls, nulls = [], []
+
+    def weaker(z, t, null):
+        nulls.append(null)
+        return jnp.full_like(z, -1.0)
+
+    z = jnp.ones((4, 2))
+    levels = lambda t: (spread(SCHEDULE.alpha(t), z), spread(SCHEDULE.sigma(t), z))  # noqa: E731
+    result = guided_estimate(predictor(calls), "eps", levels, Guidance(2.5), weaker)(z, T)
+    np.testing.assert_allclose(result.eps, -1 + 2.5 * (GIVEN + 1), rtol=1e-6)
+    assert calls == [4]
+    assert not nulls[0].any()
+
+
 def test_guidance_of_some_times():
     """From the first to the last, both included."""
     result = guided(predictor([]), Guidance(2.0, interval=(300, 600)))(jnp.zeros((4, 2)), T)

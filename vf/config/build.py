@@ -146,6 +146,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
         seed=config.seed, start=initial, sample=sample_spec(config, source),
+        guide=start.guide(config, made.networks, workdir, source.class_names),
         evaluation=EvaluationSpec(
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),

@@ -49,6 +49,8 @@ def check(config: ConfigDict, mode: str) -> None:
         )
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
         raise UserError(f"eval.levels are steps 0..{config.noise.steps - 1} of the schedule, got {levels[0]}")
+    if sample.guide and mode not in ("sample", "evaluate"):
+        raise UserError(f"sample.guide is for --mode=sample and evaluate, and this is --mode={mode}: leave it empty")
     if mode not in ("sample", "plan"):
         if sample.what == "base":
             raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")

@@ -110,6 +110,7 @@ class RunSpec:
         class_names: names of the clips' classes, in the order of labels; () where there are none.
         seed: determines initial parameters, data order and all random draws of training.
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
+        guide: weights of the worse networks that guide samples; None for none.
     """
 
     config: Mapping[str, Any]
@@ -121,6 +122,7 @@ class RunSpec:
     start: Start | None
     sample: SampleSpec
     evaluation: EvaluationSpec
+    guide: Start | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,22 +144,29 @@ UNGUIDED = Guidance()
 
 
 def guided(
-    predict: Predictor, kind: gaussian.Prediction, levels: Levels, guidance: Guidance = UNGUIDED
-) -> Callable[..., Estimate]:
+    predict: Predictor, kind: gaussian.Prediction, levels: Levels, guidance: Guidance = UNGUIDED,
+    weaker: Predictor | None = None,
+) -> Callable[..., Estimate]:  # fmt: skip
     """(z, t, *arrays) -> the guided estimate of `predict`, whose predictions are of `kind`.
 
     Both predictions are made in one pass over a doubled batch, unless the guidance does not steer. Every array has a
     leading batch axis; t is int [b].
+
+    weaker: a worse predictor of the same kind, which is given the condition, in place of the prediction without it
+        (autoguidance, Karras et al. 2024, "Guiding a diffusion model with a bad version of itself").
     """
 
     def estimate(*arrays: jax.Array) -> Estimate:
         z, t, *_ = arrays
         level = levels(t)
-        if not guidance.steers:
-            return gaussian.estimate(kind, predict(*arrays, jnp.zeros(len(z), bool)), z, *level)
         rows = len(z)
-        doubled = [jnp.concatenate([a, a]) for a in arrays]
-        values = jnp.split(predict(*doubled, jnp.arange(2 * rows) >= rows), 2)
+        if not guidance.steers:
+            return gaussian.estimate(kind, predict(*arrays, jnp.zeros(rows, bool)), z, *level)
+        if weaker is not None:
+            values = [each(*arrays, jnp.zeros(rows, bool)) for each in (predict, weaker)]
+        else:
+            doubled = [jnp.concatenate([a, a]) for a in arrays]
+            values = jnp.split(predict(*doubled, jnp.arange(2 * rows) >= rows), 2)
         given, without = (gaussian.estimate(kind, value, z, *level) for value in values)
         steered = guidance.rule(given, without, guidance.scale, At(z, t, *level))
         if guidance.rescale:

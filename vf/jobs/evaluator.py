@@ -22,13 +22,13 @@ from vf.files import AnyPath
 from vf.jobs import memory, meter
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer, to_json
-from vf.models.model import Model
+from vf.models.model import GUIDE, Model
 from vf.run import media, score_table
 from vf.run.progress import Progress
 from vf.run.recorder import Recorder
-from vf.training import programs
+from vf.training import programs, sharding
 from vf.training.checkpoint import BEST
-from vf.types import UserError
+from vf.types import Params, UserError
 
 EVALUATIONS = "evaluations.jsonl"  # one line for each step that was evaluated: fingerprint, step, scores
 
@@ -96,11 +96,21 @@ class Evaluator:
         seed = rng.as_argument(self.spec.seed)
         return lambda params, batch, t: program(params, batch, t, seed)
 
+    @functools.cached_property
+    def _guide(self) -> Params:
+        """Parameters of the networks that guide samples, under the names by which a model finds them; {} for none."""
+        if (guide := self.spec.guide) is None:
+            return {}
+        with self.phases.phase("guide", f"reading the weights of {guide.origin.get('from')} that guide"):
+            params = guide.read(sharding.abstract_params(self.spec.model.shapes(), self.spec.mesh))
+        return {GUIDE + name: network for name, network in params.items()}
+
     @memory.explained("sampling")
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
         sample = self.spec.sample
         logging.info("drawing %d %s, %d at a time", sample.count, sample.what, sample.batch_size)
+        params = {**params, **self._guide}
         progress = Progress(sample.count, name="drawn", unit="clips", patient=True)
         samples = programs.in_batches(
             lambda batch: self._sampling_program(params, batch), self.conditions, sample.batch_size, self.spec.mesh,
@@ -164,9 +174,10 @@ class Evaluator:
     @property
     def sampling(self) -> dict[str, Any]:
         """Everything that changes the samples except the weights, ready for JSON."""
+        guide = {"guide": dict(self.spec.guide.origin)} if self.spec.guide else {}
         if not self.spec.model.embedding_dim:
-            return self.spec.sample.protocol()
-        return self.spec.sample.protocol() | {"embeddings_of": {"set": self._part, **self.validation.about}}
+            return self.spec.sample.protocol() | guide
+        return self.spec.sample.protocol() | guide | {"embeddings_of": {"set": self._part, **self.validation.about}}
 
     def evaluated(self) -> dict[int, dict[str, float]]:
         """{step: scores} of every step that this job or another has evaluated under the same protocol."""

@@ -20,6 +20,10 @@ Condition = Mapping[str, Array]
 """What a clip is conditioned on: `label` i32 [b], `embedding` f32 [b d], as far as the model uses them."""
 
 
+GUIDE = "guide_"
+"""Before a network's name: that of the parameters of a weaker version, which guides it (autoguidance)."""
+
+
 class Network(Protocol):
     """What a model asks of `vf.nets.unet.UNet`; tests hand in closed forms."""
 
@@ -106,7 +110,7 @@ class Model(abc.ABC):
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """z_t [b f h w c], t -> `gaussian.Estimate` of all frames, under classifier-free guidance."""
+        """z_t [b f h w c], t -> `gaussian.Estimate` of all frames, guided as `_guided` says."""
 
     def _draw_t(self, keys: Key[Array, " b"]) -> Int[Array, " b"]:
         return jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.steps))(keys)
@@ -143,21 +147,31 @@ class Model(abc.ABC):
     def _guided(
         self,
         net: Network,
-        params: Params,
+        params: Mapping[str, Params],
+        name: str,
         kind: gaussian.Prediction,
         levels: Levels,
         condition: Condition,
         guidance: Guidance,
     ) -> Callable[..., gaussian.Estimate]:
-        """(z, t scalar, channels beside z) -> the estimate of a network that predicts `kind`, under guidance."""
+        """(z, t scalar, channels beside z) -> the guided estimate of the network `name`, which predicts `kind`.
+
+        Where `params` has parameters `GUIDE + name`, the same network with these guides it, else its prediction without
+        the condition does.
+        """
         names = list(condition)
 
-        def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
-            *values, null = values_null
-            given = dict(zip(names, values, strict=True))
-            return self._call(net, params, jnp.concatenate([z, beside], -1), t, given, null)
+        def predictor(params: Params) -> Callable[..., Array]:
+            def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
+                *values, null = values_null
+                given = dict(zip(names, values, strict=True))
+                return self._call(net, params, jnp.concatenate([z, beside], -1), t, given, null)
 
-        estimate = guided(predict, kind, levels, guidance if names else UNGUIDED)
+            return predict
+
+        weaker = predictor(params[GUIDE + name]) if GUIDE + name in params else None
+        can_be_guided = bool(names) or weaker is not None
+        estimate = guided(predictor(params[name]), kind, levels, guidance if can_be_guided else UNGUIDED, weaker)
 
         def call(z: Array, t: Array, beside: Array | None = None) -> gaussian.Estimate:
             beside = z[..., :0] if beside is None else beside
