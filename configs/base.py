@@ -136,6 +136,9 @@ def get_config() -> ConfigDict:
     sample.spacing = "uniform"  # of the steps' times: uniform | trailing | quadratic | log_snr | karras
     sample.times = ()  # these times, falling, instead
     sample.eta = 0.0  # 0 (deterministic) to 1 (DDPM's variance)
+    # Restart sampling: (low, high, count), as (200,600,2): from time `low` noise is added up to time `high` again, and
+    # the steps between are walked once more, so often; () = none.
+    sample.restart = ()
     sample.guidance = "cfg"  # rule of guidance: cfg | apg | cfg_zero | cfg_pp (vf/diffusion/guidance.py)
     sample.guidance_scale = 1.0  # 1 = none (cfg_pp: the most, of 0 to 1)
     sample.residual_guidance_scale = -1.0  # of the residual generator; -1 = the same

@@ -198,9 +198,21 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     else:
         choose("sample.spacing", sample.spacing, schedules.SPACINGS)
         grid = as_user_error(lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule))
+    restart = _restart(sample.restart, grid)
     return SampleOptions(
-        grid, make(sample.eta), guidance(config, grid), sample.clip_x_0 or None, sample.clip_quantile or None
+        grid, make(sample.eta), guidance(config, grid), sample.clip_x_0 or None, sample.clip_quantile or None, restart
     )
+
+
+def _restart(values: tuple[int, ...], grid: np.ndarray) -> solvers.Restart | None:
+    """Where a walk along `grid` restarts. Raises UserError for values out of range."""
+    if not values:
+        return None
+    if len(values) != 3:
+        raise UserError(f"sample.restart must be () or three numbers, low, high and count, got {tuple(values)}")
+    made = as_user_error(lambda: solvers.Restart(*values))
+    as_user_error(lambda: made.parts(grid))
+    return made
 
 
 def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:

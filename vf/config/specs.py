@@ -60,7 +60,7 @@ class SampleSpec:
         more = {
             "guidance": None if guidance.rule == CFG() else rule, "residual_guidance_scale": guidance.residual_scale,
             "guidance_interval": guidance.interval, "guidance_rescale": guidance.rescale or None,
-            "clip_quantile": self.options.clip_quantile,
+            "clip_quantile": self.options.clip_quantile, "restart": self.options.restart,
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
             "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,

@@ -26,6 +26,7 @@ class SampleOptions(NamedTuple):
     guidance: Guidance = UNGUIDED
     clip_x_0: float | None = 1.0
     clip_quantile: float | None = None
+    restart: solvers.Restart | None = None
 
 
 def sample(
@@ -78,6 +79,7 @@ def _solve(model: Model, options: SampleOptions) -> functools.partial[Float[Arra
         solver=options.solver,
         clip_x_0=options.clip_x_0,
         clip_quantile=options.clip_quantile,
+        restart=options.restart,
     )
 
 
