@@ -187,6 +187,19 @@ def test_rules_hold_in_an_interval_and_are_composed_with_rescaling():
             np.testing.assert_array_equal(found.renoise[1], without.eps[1])
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_learned_variance_is_that_given_the_condition(scale):
+    """Further channels from -1 to 1; guidance steers the prediction alone."""
+    z, levels = jnp.ones((4, 2)), lambda t: (jnp.full((len(t), 1), 0.6), jnp.full((len(t), 1), 0.8))
+
+    def predict(z, t, null):
+        return jnp.concatenate([predictor([])(z, t, null), jnp.where(null, 1.0, -0.5)[:, None] * jnp.ones_like(z)], -1)
+
+    found = guided_estimate(predict, "eps", levels, Guidance(scale, interval=(300, 999)))(z, T)
+    np.testing.assert_allclose(found.variance, 0.25)
+    np.testing.assert_allclose(found.eps[0], WITHOUT + scale * (GIVEN - WITHOUT))
+
+
 def test_bad_values():
     with pytest.raises(ValueError, match=r"share in \[0, 1\]"):
         Guidance(2.0, rescale=1.5)

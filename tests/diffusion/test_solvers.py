@@ -257,6 +257,37 @@ def test_samples_are_those_of_diffusers(kind):
     np.testing.assert_allclose(found, z, atol=1e-4 * max(1, np.abs(z).max()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # theirs
+def test_learned_variance_is_that_of_diffusers(monkeypatch):
+    """The same noise, times, and answers of a network that gives both."""
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_ddpm")
+    torch = pytest.importorskip("torch")
+    schedule, times = linear(), np.array([999, 850, 700, 500, 350, 200, 80, 10, 0])
+    betas = 1 - schedule.alpha_bar / np.concatenate([[1.0], schedule.alpha_bar[:-1]])
+    normal = np.random.default_rng(0).normal(size=(len(times) + 1, 3, 4, 2, 2, 1)).astype(np.float32)
+    theirs = scheduling.DDPMScheduler(trained_betas=betas, variance_type="learned_range", clip_sample=False)
+    theirs.set_timesteps(timesteps=times.tolist())
+    z = torch.from_numpy(normal[0])
+    for k, t in enumerate(theirs.timesteps):
+        monkeypatch.setattr(scheduling, "randn_tensor", lambda *_, k=k, **__: torch.from_numpy(normal[1 + k]))
+        z = theirs.step(torch.cat([0.7 * torch.tanh(z), torch.sin(3 * z)], 1), int(t), z).prev_sample
+
+    def denoise(z, t):
+        eps = 0.7 * jnp.tanh(z)
+        x_0 = (z - schedule.sigma(t) * eps) / schedule.alpha(t)
+        return gaussian.Estimate(x_0, eps, variance=(jnp.sin(3 * z) + 1) / 2)
+
+    found, fixed = (
+        solvers.solve(
+            given, jnp.asarray(normal[0]), np.append(times, -1), schedule, solver=solvers.DDIM(1.0),
+            noise=lambda t: jnp.asarray(normal)[1 + jnp.argmax(jnp.asarray(times) == t)],
+        )
+        for given in (denoise, lambda z, t: denoise(z, t).eps)
+    )  # fmt: skip
+    np.testing.assert_allclose(found, z, atol=1e-4 * max(1, np.abs(z).max()))
+    assert np.abs(fixed - found).max() > 0.01
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_single_data_point_is_reached_in_one_step(eta):
     """Where all data is one clip, the true eps leads there from any noise, in any number of steps."""

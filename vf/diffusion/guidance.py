@@ -161,18 +161,19 @@ def guided(
         level = levels(t)
         rows = len(z)
         if not guidance.steers:
-            return gaussian.estimate(kind, predict(*arrays, jnp.zeros(rows, bool)), z, *level)
+            return _read(kind, predict(*arrays, jnp.zeros(rows, bool)), z, level)
         if weaker is not None:
             values = [each(*arrays, jnp.zeros(rows, bool)) for each in (predict, weaker)]
         else:
             doubled = [jnp.concatenate([a, a]) for a in arrays]
             values = jnp.split(predict(*doubled, jnp.arange(2 * rows) >= rows), 2)
-        given, without = (gaussian.estimate(kind, value, z, *level) for value in values)
+        given, without = (_read(kind, value, z, level) for value in values)
         steered = guidance.rule(given, without, guidance.scale, At(z, t, *level))
         if guidance.rescale:
             value, goal = (gaussian.target(kind, one.x_0, one.eps, *level) for one in (steered, given))
             same_std = gaussian.estimate(kind, rescaled(value, goal, guidance.rescale), z, *level)
             steered = same_std._replace(renoise=steered.renoise)
+        steered = steered._replace(variance=given.variance)
         if guidance.interval is None:
             return steered
         first, last = guidance.interval
@@ -181,6 +182,13 @@ def guided(
         return jax.tree.map(lambda one, other: jnp.where(inside, one, other), steered, given)
 
     return estimate
+
+
+def _read(kind: gaussian.Prediction, value: Array, z: Array, level: tuple[Array, Array]) -> Estimate:
+    """The estimate of a network's value, whose channels beyond those of z are of its variance, from -1 to 1."""
+    channels = z.shape[-1]
+    found = gaussian.estimate(kind, value[..., :channels], z, *level)
+    return found._replace(variance=(value[..., channels:] + 1) / 2) if value.shape[-1] > channels else found
 
 
 def rescaled(steered: Float[Array, "b *s"], given: Float[Array, "b *s"], share: float) -> Float[Array, "b *s"]:

@@ -54,6 +54,8 @@ class Solver(Protocol):
 class DDIM:
     """DDIM (Song et al. 2021, eq. 12); `eta` in [0, 1]: 0 is deterministic, 1 has DDPM's variance.
 
+    At eta = 1 the variance is the learned one where the estimate has one.
+
     Raises ValueError for eta outside [0, 1].
     """
 
@@ -78,8 +80,12 @@ class DDIM:
         self, state: None, z: Array, estimate: Estimate, now: Level, then: Level, scale: float | Array, xi: Array | None
     ) -> tuple[Array, None]:
         """As `Solver.step`."""
-        injected = self.eta * then.sigma / now.sigma * jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))
-        return _renoised(estimate, then, injected, scale, xi), None
+        forward = jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))  # amplitude of q(z_t | z_s)
+        injected = self.eta * then.sigma / now.sigma * forward
+        if self.eta < 1 or estimate.variance is None or xi is None:
+            return _renoised(estimate, then, injected, scale, xi), None
+        learned = forward**estimate.variance * injected ** (1 - estimate.variance)
+        return _renoised(estimate, then, injected, scale, None) + scale * jnp.where(injected > 0, learned, 0) * xi, None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,8 @@ class Model(abc.ABC):
         embedding_dim: channels of the embedding that the networks see; 0 for none.
         condition_dropout: share of training examples that lose their condition, in [0, 1].
         loss_weight: bound of the factor between the error of a prediction and its loss.
+        learned_variance: whether samples use the variance that networks have learned. Training here is of the
+            prediction alone, which leaves that behind.
         networks: names of the networks, the top-level keys of the parameters.
     """
 
@@ -68,6 +70,7 @@ class Model(abc.ABC):
     embedding_dim: int = 0
     condition_dropout: float = 0.0
     loss_weight: float = 20.0
+    learned_variance: bool = False
     networks: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
@@ -134,15 +137,18 @@ class Model(abc.ABC):
         t: Array,
         condition: Condition,
         null: Array,
+        with_variance: bool = False,
         **kwargs: Any,
     ) -> Array:
-        """One pass of `net`, with the condition of rows where `null` holds replaced by none."""
+        """One pass of `net`, with the condition of rows where `null` holds replaced by none.
+
+        A network with learned variance returns it after the prediction; it is cut off unless `with_variance`.
+        """
         if self.null_label is not None:
             kwargs["label"] = jnp.where(null, self.null_label, condition["label"])
         if "embedding" in condition:
             kwargs |= {"cond": condition["embedding"], "null": null}
-        # A network with learned variance returns it after the prediction; DDIM has no use for it.
-        return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1]]
+        return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1] * (1 + with_variance)]
 
     def _guided(
         self,
@@ -165,7 +171,8 @@ class Model(abc.ABC):
             def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
                 *values, null = values_null
                 given = dict(zip(names, values, strict=True))
-                return self._call(net, params, jnp.concatenate([z, beside], -1), t, given, null)
+                z = jnp.concatenate([z, beside], -1)
+                return self._call(net, params, z, t, given, null, self.learned_variance)
 
             return predict
 
