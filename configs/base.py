@@ -144,9 +144,15 @@ def get_config() -> ConfigDict:
     sample.spacing = "uniform"  # of the steps' times: uniform | trailing | quadratic | log_snr | karras
     sample.times = ()  # these times, falling, instead
     sample.eta = 0.0  # 0 (deterministic) to 1 (DDPM's variance)
+    # Restart sampling: (low, high, count), as (200,600,2): from time `low` noise is added up to time `high` again, and
+    # the steps between are walked once more, so often; () = none.
+    sample.restart = ()
     sample.guidance = "cfg"  # rule of guidance: cfg | apg | cfg_zero | cfg_pp (vf/diffusion/guidance.py)
     sample.guidance_scale = 1.0  # 1 = none (cfg_pp: the most, of 0 to 1)
     sample.residual_guidance_scale = -1.0  # of the residual generator; -1 = the same
+    # Autoguidance: a worse version of the networks in place of their prediction without the condition: the step of an
+    # earlier checkpoint of the run, or a folder as init_from takes it (--mode=sample and evaluate); "" = none.
+    sample.guide = ""
     sample.guidance_interval = ()  # lowest and highest time at which there is guidance; () = all
     sample.guidance_rescale = 0.0  # share of the standard deviation that is given back, 0 to 1
     sample.apg_parallel = 0.0  # apg: share of the part along the clean estimate that is kept

@@ -809,6 +809,9 @@ def test_sampling_without_a_checkpoint_is_refused(tmp_path):
         ("sample__solver", "heun", "heun is deterministic: set sample.eta to 0"),
         ("sample__spacing", "even", r"sample\.spacing must be one of uniform, trailing"),
         ("sample__times", (5, 9), "fall strictly"),
+        ("sample__restart", (5, 9), "three numbers, low, high and count"),
+        ("sample__restart", (9, 5, 1), "0 <= low < high"),
+        ("sample__restart", (5, 9, 1), "fewer than two are from 5 to 9"),
         ("sample__guidance", "cfg++", r"sample\.guidance must be one of cfg, apg, cfg_zero, cfg_pp"),
         ("sample__guidance", "cfg_pp", "the base network was never trained without its condition"),
         ("sample__apg_norm", 2.0, r"0 unless sample\.guidance is apg; got 2\.0 with cfg"),
@@ -877,6 +880,37 @@ def test_who_knows_the_absence_of_a_condition(finished, exported, tmp_path):
 def test_a_linear_schedule_of_few_steps_is_answered_in_one_sentence(tmp_path):
     with pytest.raises(UserError, match="more than 20 steps, got 20"):
         main.run(tiny(noise__schedule="linear", noise__steps=20, eval__levels=(10,)), tmp_path / "run", "train")
+
+
+def test_a_worse_checkpoint_guides_samples(finished, tmp_path, caplog):
+    """The networks themselves guide nowhere; those of an earlier step do, and the samples say so."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    guided = {"sample__guidance_scale": 3.0}
+    folders = {}
+    for guide in ("2", "4", str(finished[0])):
+        before = set(files.children(workdir / "samples"))
+        main.run(tiny(sample__guide=guide, **guided), workdir, "sample")
+        (folders[guide],) = (
+            path for path in set(files.children(workdir / "samples")) - before if not path.name.startswith("real")
+        )
+    clips = {guide: video.load_npz(folder / "clips.npz")["clips"] for guide, folder in folders.items()}
+    unguided = video.load_npz(drawn(finished[0], 4) / "clips.npz")["clips"]
+    for itself in ("4", str(finished[0])):
+        assert np.abs(clips[itself].astype(int) - unguided).max() <= 1
+    assert np.abs(clips["2"].astype(int) - unguided).max() > 5
+    meta = json.loads((folders["2"] / "meta.json").read_text())
+    assert (meta["guide"]["step"], meta["guidance_scale"]) == (2, 3.0)
+    for changes, message in (
+        ({"sample__guide": "2"}, "nothing is guided at a scale of 1"),
+        ({"sample__guide": "3", **guided}, "no checkpoint of step 3"),
+        ({"sample__guide": str(tmp_path / "nowhere"), **guided}, "is no folder"),
+        ({"sample__guide": "2", "noise__lam": (0.7,), **guided}, "have learned something else"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main.run(tiny(**changes), workdir, "sample")
+    with pytest.raises(UserError, match=r"sample\.guide is for --mode=sample and evaluate"):
+        main.run(tiny(sample__guide="2", **guided), workdir, "train")
 
 
 def test_a_schedule_that_ends_in_noise_is_for_predictions_of_the_clip(tmp_path):

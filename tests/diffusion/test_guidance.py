@@ -40,6 +40,22 @@ def test_scale(scale, expected):
     assert calls == [4 if scale == 1 else 8]
 
 
+def test_a_weaker_network_in_place_of_no_condition():
+    """Both are given the condition, in a pass each."""
+    calls, nulls = [], []
+
+    def weaker(z, t, null):
+        nulls.append(null)
+        return jnp.full_like(z, -1.0)
+
+    z = jnp.ones((4, 2))
+    levels = lambda t: (spread(SCHEDULE.alpha(t), z), spread(SCHEDULE.sigma(t), z))  # noqa: E731
+    result = guided_estimate(predictor(calls), "eps", levels, Guidance(2.5), weaker)(z, T)
+    np.testing.assert_allclose(result.eps, -1 + 2.5 * (GIVEN + 1), rtol=1e-6)
+    assert calls == [4]
+    assert not nulls[0].any()
+
+
 def test_guidance_of_some_times():
     """From the first to the last, both included."""
     result = guided(predictor([]), Guidance(2.0, interval=(300, 600)))(jnp.zeros((4, 2)), T)
@@ -169,6 +185,19 @@ def test_rules_hold_in_an_interval_and_are_composed_with_rescaling():
         if rule == CFGPlusPlus():
             np.testing.assert_array_equal(found.renoise[0], given.eps[0])
             np.testing.assert_array_equal(found.renoise[1], without.eps[1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_learned_variance_is_that_given_the_condition(scale):
+    """Further channels from -1 to 1; guidance steers the prediction alone."""
+    z, levels = jnp.ones((4, 2)), lambda t: (jnp.full((len(t), 1), 0.6), jnp.full((len(t), 1), 0.8))
+
+    def predict(z, t, null):
+        return jnp.concatenate([predictor([])(z, t, null), jnp.where(null, 1.0, -0.5)[:, None] * jnp.ones_like(z)], -1)
+
+    found = guided_estimate(predict, "eps", levels, Guidance(scale, interval=(300, 999)))(z, T)
+    np.testing.assert_allclose(found.variance, 0.25)
+    np.testing.assert_allclose(found.eps[0], WITHOUT + scale * (GIVEN - WITHOUT))
 
 
 def test_bad_values():

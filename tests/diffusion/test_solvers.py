@@ -136,11 +136,13 @@ def normals(solver, grid, frames):
     return rows
 
 
-def exact_walk(solver, grid, schedule, mean, covariance, K, rows, scale=None):
+def exact_walk(solver, grid, schedule, mean, covariance, K, rows, scale=None, draw=None, restart=None):
     """Clips of `solver` with the exact denoiser of N(mean, covariance) under noise of covariance K, which are exact at
     the grid's first time; mean [f], or [rows f]. The noises are the `rows` of standard normals, [noises rows f].
 
-    scale: amplitude of each frame's noise relative to sigma, [f]."""
+    scale: amplitude of each frame's noise relative to sigma, [f]. draw: which of the noises but the first is drawn at a
+    time; by default they are in the order of the grid."""
+    draw = draw or (lambda t: jnp.argmax(jnp.asarray(grid) == t))
     alpha, sigma = closed.amplitudes(schedule, grid[0])
     mean, scale = np.broadcast_to(mean, rows[0].shape), np.ones(len(K)) if scale is None else scale
     noise_covariance = K * np.outer(scale, scale)
@@ -159,7 +161,7 @@ def exact_walk(solver, grid, schedule, mean, covariance, K, rows, scale=None):
 
     return solvers.solve(
         denoise, jnp.float32(start)[..., None, None, None], grid, schedule, solver=solver,
-        scale=jnp.float32(scale)[:, None, None, None], noise=lambda t: injected[jnp.argmax(jnp.asarray(grid) == t)],
+        scale=jnp.float32(scale)[:, None, None, None], noise=lambda t: injected[draw(t)], restart=restart,
     )  # fmt: skip
 
 
@@ -255,6 +257,37 @@ def test_samples_are_those_of_diffusers(kind):
     np.testing.assert_allclose(found, z, atol=1e-4 * max(1, np.abs(z).max()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # theirs
+def test_learned_variance_is_that_of_diffusers(monkeypatch):
+    """The same noise, times, and answers of a network that gives both."""
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_ddpm")
+    torch = pytest.importorskip("torch")
+    schedule, times = linear(), np.array([999, 850, 700, 500, 350, 200, 80, 10, 0])
+    betas = 1 - schedule.alpha_bar / np.concatenate([[1.0], schedule.alpha_bar[:-1]])
+    normal = np.random.default_rng(0).normal(size=(len(times) + 1, 3, 4, 2, 2, 1)).astype(np.float32)
+    theirs = scheduling.DDPMScheduler(trained_betas=betas, variance_type="learned_range", clip_sample=False)
+    theirs.set_timesteps(timesteps=times.tolist())
+    z = torch.from_numpy(normal[0])
+    for k, t in enumerate(theirs.timesteps):
+        monkeypatch.setattr(scheduling, "randn_tensor", lambda *_, k=k, **__: torch.from_numpy(normal[1 + k]))
+        z = theirs.step(torch.cat([0.7 * torch.tanh(z), torch.sin(3 * z)], 1), int(t), z).prev_sample
+
+    def denoise(z, t):
+        eps = 0.7 * jnp.tanh(z)
+        x_0 = (z - schedule.sigma(t) * eps) / schedule.alpha(t)
+        return gaussian.Estimate(x_0, eps, variance=(jnp.sin(3 * z) + 1) / 2)
+
+    found, fixed = (
+        solvers.solve(
+            given, jnp.asarray(normal[0]), np.append(times, -1), schedule, solver=solvers.DDIM(1.0),
+            noise=lambda t: jnp.asarray(normal)[1 + jnp.argmax(jnp.asarray(times) == t)],
+        )
+        for given in (denoise, lambda z, t: denoise(z, t).eps)
+    )  # fmt: skip
+    np.testing.assert_allclose(found, z, atol=1e-4 * max(1, np.abs(z).max()))
+    assert np.abs(fixed - found).max() > 0.01
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_single_data_point_is_reached_in_one_step(eta):
     """Where all data is one clip, the true eps leads there from any noise, in any number of steps."""
@@ -295,6 +328,40 @@ def test_solvers_begin_where_no_signal_is(name):
     errors = [walk_error(ORDERS[name][0], time_grid(50 * 4**k, 1000), schedule) for k in (0, 1)]
     assert errors[1] < 0.05
     assert errors[1] < 0.35 * errors[0]
+
+
+def test_restarts_keep_the_data_s_covariance():
+    """The noise that is added is what the forward process adds; and an error of the start fades."""
+    schedule, K = cut(FINE), PRIORS["decomposed"].covariance(FRAMES)
+    grid = spaced_times("log_snr", 80, schedule)
+    rows = np.zeros((3, 1 + 3 * FRAMES, FRAMES))  # the start's noise, and that of two restarts
+    for k in range(3):
+        rows[k, 1 + k * FRAMES :][:FRAMES] = np.eye(FRAMES)
+    rows[0] += 1  # a start that is off
+    off = {}
+    for restart in (None, solvers.Restart(9000, 50000, 2)):
+        clips = exact_walk(
+            solvers.DPMSolver(), grid, schedule, MEAN, S, K, rows, draw=lambda n: n // schedule.steps, restart=restart
+        )
+        clips = np.asarray(clips, np.float64).reshape(-1, FRAMES)
+        off[restart] = np.abs(clips[0] - MEAN).max()
+        parts = clips[1:] - clips[0]
+        np.testing.assert_allclose(parts.T @ parts, S, atol=0.01)
+    assert off[restart] < 0.5 * off[None]
+
+
+def test_no_noise_is_drawn_twice():
+    """Neither by a step that is walked again, nor by a restart."""
+    grid, drawn = np.array([900, 700, 500, 300, 100, -1]), []
+    with jax.disable_jit():
+        solvers.solve(
+            lambda z, t: z, jnp.ones((1, 1, 1, 1, 1)), grid, cosine(), solver=solvers.DDIM(1.0),
+            noise=lambda n: drawn.append(int(n)) or jnp.zeros((1, 1, 1, 1, 1)), restart=solvers.Restart(300, 700, 2),
+        )  # fmt: skip
+    steps = [900, 700, 500, *(1000 + np.array([700, 500])), *(2000 + np.array([700, 500, 300, 100]))]
+    assert set(steps) | {300, 1300} <= set(drawn)
+    # A step that does not restart draws a noise, too, and uses none of it.
+    assert len(drawn) == 2 * len(steps)
 
 
 def test_dynamic_thresholding():

@@ -163,6 +163,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
         seed=config.seed, start=initial, sample=sample_spec(config, source),
+        guide=start.guide(config, made.networks, workdir, source.class_names),
         evaluation=EvaluationSpec(
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
@@ -220,9 +221,22 @@ def sample_options(config: ConfigDict) -> SampleOptions:
         )
     bound = None if control.inverts(config) else sample.clip_x_0 or None  # a bound cannot be inverted
     return SampleOptions(
-        grid, make(sample.eta), guidance(config, grid), bound, sample.clip_quantile or None, control.known(config),
-        sample.reconstruction, sample.history,
+        grid, make(sample.eta), guidance(config, grid), bound, sample.clip_quantile or None,
+        _restart(sample.restart, grid), control.known(config), sample.reconstruction, sample.history,
     )  # fmt: skip
+
+
+def _restart(values: tuple[int, ...], grid: np.ndarray) -> solvers.Restart | None:
+    """Where a walk along `grid` restarts. Raises UserError for values out of range."""
+    if not values:
+        return None
+    if len(values) != 3:
+        raise UserError(
+            f"--config.sample.restart must be () or three numbers, low, high and count, got {tuple(values)}"
+        )
+    made = as_user_error(lambda: solvers.Restart(*values), {"restart": "sample.restart"})
+    as_user_error(lambda: made.parts(grid), {"restart": "sample.restart"})
+    return made
 
 
 def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:

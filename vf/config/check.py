@@ -72,6 +72,10 @@ def check(config: ConfigDict, mode: str) -> None:
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
         steps = config.noise.steps
         raise UserError(f"--config.eval.levels must be of 0..{steps - 1}, as noise.steps is {steps}, got {levels[0]}")
+    if sample.guide and mode not in ("sample", "evaluate"):
+        raise UserError(
+            f"--config.sample.guide is for --mode=sample and evaluate, and this is --mode={mode}: leave it empty"
+        )
     if mode not in ("sample", "plan"):
         if own := [name for name, off in control.FIELDS.items() if sample[name] != off]:
             raise UserError(

@@ -128,7 +128,7 @@ def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork
         net=file.original_network(dropout=0.0, **computation(config, mesh)),
         prior=noise.Decomposed(np.ones(1, np.float32)),
         prediction=choose("base.prediction", config.base.prediction, KINDS),
-        null_label=file.classes or None, **_common(config, 1, 0),
+        null_label=file.classes or None, learned_variance=file.fields["learned_variance"], **_common(config, 1, 0),
     )  # fmt: skip
     _check_shapes(config, made)
     return made, classes

@@ -96,7 +96,7 @@ class SampleSpec:
         more = {
             "guidance": None if guidance.rule == CFG() else rule, "residual_guidance_scale": guidance.residual_scale,
             "guidance_interval": guidance.interval, "guidance_rescale": guidance.rescale or None,
-            "clip_quantile": self.options.clip_quantile,
+            "clip_quantile": self.options.clip_quantile, "restart": self.options.restart,
             "known": self.options.known or None, "reconstruction": self.options.reconstruction or None,
             "history": self.options.history or None,
             "control": self.control and self.control.protocol(), "first": self.first or None,
@@ -152,6 +152,7 @@ class RunSpec:
         class_names: names of the clips' classes, in the order of labels; () where there are none.
         seed: determines initial parameters, data order and all random draws of training.
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
+        guide: weights of the worse networks that guide samples; None for none.
     """
 
     config: Mapping[str, Any]
@@ -163,6 +164,7 @@ class RunSpec:
     start: Start | None
     sample: SampleSpec
     evaluation: EvaluationSpec
+    guide: Start | None = None
 
 
 @dataclasses.dataclass(frozen=True)

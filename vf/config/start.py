@@ -14,6 +14,7 @@ from vf.config.data import named_networks
 from vf.config.networks import pretrained_base
 from vf.config.specs import Start
 from vf.config.values import as_flag, flat, to_json
+from vf.files import AnyPath
 from vf.pretrained import export
 from vf.training import sharding
 from vf.types import Params, UserError, counted
@@ -95,6 +96,27 @@ def check_resumed(
         logging.info("the config differs from that of step %d: %s", trained.step, ", ".join(facts))
 
 
+def guide(config: ConfigDict, networks: Sequence[str], workdir: AnyPath, classes: Sequence[str] = ()) -> Start | None:
+    """The weights that `sample.guide` names: of a step of the run in `workdir`, or of a folder; None where it is empty.
+
+    Raises UserError where there are none, or they have learned something else than `config` says, or nothing is guided.
+    """
+    if not (name := config.sample.guide):
+        return None
+    scales = {scale for _, scale in _guidance_scales(config, networks).values()}
+    if scales == {1} and config.sample.guidance != "cfg_pp":
+        raise UserError(
+            f"sample.guide is {name}, but nothing is guided at a scale of 1: set --config.sample.guidance_scale=2"
+        )
+    trained = export.find(workdir, int(name)) if name.isdecimal() else export.find(files.path(name))
+    _check_classes(config, trained, classes)
+    if differing := _differing(config, trained, networks, trains=False):
+        raise _learned_otherwise(config, trained, differing)
+    return Start(
+        tuple(networks), lambda params: trained.read({name: params[name] for name in networks}), trained.origin()
+    )
+
+
 def check_guidance(
     config: ConfigDict, networks: Sequence[str], trained: export.Trained | None, *, trains: bool
 ) -> None:
@@ -109,15 +131,15 @@ def check_guidance(
         trained: what the run has trained so far; None where it has no checkpoint.
         trains: whether the job trains.
     """
-    scale, own = config.sample.guidance_scale, config.sample.residual_guidance_scale
-    fields = {"base": ("guidance_scale", scale), "residual": ("residual_guidance_scale", scale if own == -1 else own)}
+    own = config.sample.residual_guidance_scale
     if own != -1 and config.model.predictor == "one_network":
         raise UserError(
             f"sample.residual_guidance_scale is {own}, but one_network has no residual network: set "
             "--config.sample.residual_guidance_scale=-1"
         )
-    for network in networks:
-        field, asked = fields[network]
+    if config.sample.guide:
+        return  # a worse network takes the place of the absent condition
+    for network, (field, asked) in _guidance_scales(config, networks).items():
         if asked == 1 and config.sample.guidance != "cfg_pp":
             continue
         if config.model.condition == "none" and config.model.context != "embedding":
@@ -131,6 +153,13 @@ def check_guidance(
                 f"(model.condition_dropout was 0): set --config.sample.{field}=1, or train with "
                 "--config.model.condition_dropout=0.1"
             )
+
+
+def _guidance_scales(config: ConfigDict, networks: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """{network: (field of `sample`, scale of guidance)}."""
+    scale, own = config.sample.guidance_scale, config.sample.residual_guidance_scale
+    fields = {"base": ("guidance_scale", scale), "residual": ("residual_guidance_scale", scale if own == -1 else own)}
+    return {network: fields[network] for network in networks}
 
 
 def _knows_absence(config: ConfigDict, network: str, trained: export.Trained | None, *, trains: bool) -> bool:

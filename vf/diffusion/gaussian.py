@@ -80,11 +80,14 @@ class Estimate(NamedTuple):
     """What is known of z = alpha x_0 + sigma eps: estimates of the clean clip and of the noise.
 
     `renoise` is the noise that a solver gives the clean clip for its next level, where that is another than eps.
+    `variance` in [0, 1] is where a network has learned that the logarithm of a step's variance lies, from that of
+    q(z_s | z_t, x_0) to that of q(z_t | z_s) (Nichol & Dhariwal 2021, eq. 15).
     """
 
     x_0: jax.Array
     eps: jax.Array
     renoise: jax.Array | None = None
+    variance: jax.Array | None = None
 
 
 def estimate(kind: Prediction, value: Array, z: Array, alpha: Array, sigma: Array) -> Estimate:

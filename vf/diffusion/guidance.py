@@ -144,28 +144,36 @@ UNGUIDED = Guidance()
 
 
 def guided(
-    predict: Predictor, kind: gaussian.Prediction, levels: Levels, guidance: Guidance = UNGUIDED
-) -> Callable[..., Estimate]:
+    predict: Predictor, kind: gaussian.Prediction, levels: Levels, guidance: Guidance = UNGUIDED,
+    weaker: Predictor | None = None,
+) -> Callable[..., Estimate]:  # fmt: skip
     """(z, t, *arrays) -> the guided estimate of `predict`, whose predictions are of `kind`.
 
     Both predictions are made in one pass over a doubled batch, unless the guidance does not steer. Every array has a
     leading batch axis; t is int [b].
+
+    weaker: a worse predictor of the same kind, which is given the condition, in place of the prediction without it
+        (autoguidance, Karras et al. 2024, "Guiding a diffusion model with a bad version of itself").
     """
 
     def estimate(*arrays: jax.Array) -> Estimate:
         z, t, *_ = arrays
         level = levels(t)
-        if not guidance.steers:
-            return gaussian.estimate(kind, predict(*arrays, jnp.zeros(len(z), bool)), z, *level)
         rows = len(z)
-        doubled = [jnp.concatenate([a, a]) for a in arrays]
-        values = jnp.split(predict(*doubled, jnp.arange(2 * rows) >= rows), 2)
-        given, without = (gaussian.estimate(kind, value, z, *level) for value in values)
+        if not guidance.steers:
+            return _read(kind, predict(*arrays, jnp.zeros(rows, bool)), z, level)
+        if weaker is not None:
+            values = [each(*arrays, jnp.zeros(rows, bool)) for each in (predict, weaker)]
+        else:
+            doubled = [jnp.concatenate([a, a]) for a in arrays]
+            values = jnp.split(predict(*doubled, jnp.arange(2 * rows) >= rows), 2)
+        given, without = (_read(kind, value, z, level) for value in values)
         steered = guidance.rule(given, without, guidance.scale, At(z, t, *level))
         if guidance.rescale:
             value, goal = (gaussian.target(kind, one.x_0, one.eps, *level) for one in (steered, given))
             same_std = gaussian.estimate(kind, rescaled(value, goal, guidance.rescale), z, *level)
             steered = same_std._replace(renoise=steered.renoise)
+        steered = steered._replace(variance=given.variance)
         if guidance.interval is None:
             return steered
         first, last = guidance.interval
@@ -174,6 +182,13 @@ def guided(
         return jax.tree.map(lambda one, other: jnp.where(inside, one, other), steered, given)
 
     return estimate
+
+
+def _read(kind: gaussian.Prediction, value: Array, z: Array, level: tuple[Array, Array]) -> Estimate:
+    """The estimate of a network's value, whose channels beyond those of z are of its variance, from -1 to 1."""
+    channels = z.shape[-1]
+    found = gaussian.estimate(kind, value[..., :channels], z, *level)
+    return found._replace(variance=(value[..., channels:] + 1) / 2) if value.shape[-1] > channels else found
 
 
 def rescaled(steered: Float[Array, "b *s"], given: Float[Array, "b *s"], share: float) -> Float[Array, "b *s"]:

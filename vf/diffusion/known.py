@@ -51,7 +51,7 @@ def known_frames(
         now = Level(schedule.alpha(t), schedule.sigma(t))
         found = estimate(denoise(z, t), z, now, scale)
         eps = noise_beside(clip, z, now, scale)
-        true = Estimate(clip, eps, None if found.renoise is None else eps)
+        true = found._replace(x_0=clip, eps=eps, renoise=None if found.renoise is None else eps)
         return jax.tree.map(lambda one, other: jnp.where(_per_pixel(mask), one, other), true, found)
 
     return both

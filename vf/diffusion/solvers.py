@@ -54,6 +54,8 @@ class Solver(Protocol):
 class DDIM:
     """DDIM (Song et al. 2021, eq. 12); `eta` in [0, 1]: 0 is deterministic, 1 has DDPM's variance.
 
+    At eta = 1 the variance is the learned one where the estimate has one.
+
     Raises ValueError for eta outside [0, 1].
     """
 
@@ -78,8 +80,12 @@ class DDIM:
         self, state: None, z: Array, estimate: Estimate, now: Level, then: Level, scale: float | Array, xi: Array | None
     ) -> tuple[Array, None]:
         """As `Solver.step`."""
-        injected = self.eta * then.sigma / now.sigma * jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))
-        return _renoised(estimate, then, injected, scale, xi), None
+        forward = jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))  # amplitude of q(z_t | z_s)
+        injected = self.eta * then.sigma / now.sigma * forward
+        if self.eta < 1 or estimate.variance is None or xi is None:
+            return _renoised(estimate, then, injected, scale, xi), None
+        learned = forward**estimate.variance * injected ** (1 - estimate.variance)
+        return _renoised(estimate, then, injected, scale, None) + scale * jnp.where(injected > 0, learned, 0) * xi, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +170,44 @@ class Heun:
         return jnp.where(corrects, corrected, predicted), (~corrects, estimate.eps, part)
 
 
+@dataclasses.dataclass(frozen=True)
+class Restart:
+    """Restart sampling (Xu et al. 2023, algorithm 1): from `low` noise is added again up to `high`, `count` times.
+
+    Fresh noise makes up for errors of the way before, at the price of walking this part of the grid again each time.
+
+    Attributes:
+        low, high: times; the nearest ones of the grid between them are taken.
+        count: how often.
+
+    Raises ValueError unless 0 <= low < high, and count is at least 1.
+    """
+
+    low: int
+    high: int
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high or self.count < 1:
+            raise ValueError(
+                "a restart is from a lower to a higher time, 0 <= low < high, once or more often; got "
+                f"{self.low}, {self.high}, {self.count}"
+            )
+
+    def parts(self, grid: np.ndarray) -> list[np.ndarray]:
+        """The falling parts of a walk along `grid` with these restarts, each of which begins where noise was added.
+
+        Raises ValueError where fewer than two of the grid's times are from `low` to `high`.
+        """
+        within = np.flatnonzero((grid >= self.low) & (grid <= self.high))
+        if len(within) < 2:
+            raise ValueError(
+                f"of the grid's times fewer than two are from {self.low} to {self.high}, to restart between"
+            )
+        first, last = within[0], within[-1]
+        return [grid[: last + 1], *[grid[first : last + 1]] * (self.count - 1), grid[first:]]
+
+
 def _renoised(estimate: Estimate, then: Level, injected: Array, scale: float | Array, xi: Array | None) -> Array:
     """The clean estimate with the noise of a level, of which `injected` (of sigma) is fresh."""
     remaining = jnp.sqrt(jnp.maximum(then.sigma**2 - injected**2, 0))
@@ -183,6 +227,7 @@ def solve(
     noise: Callable[[jax.Array], jax.Array] | None = None,
     clip_x_0: float | None = None,
     clip_quantile: float | None = None,
+    restart: Restart | None = None,
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
     """Walks `grid` with `solver` (default: deterministic DDIM), as one `lax.scan`.
@@ -194,33 +239,50 @@ def solve(
         schedule: alpha and sigma at each time.
         scale: broadcast against z, the noise's amplitude relative to sigma(t): sqrt(1 - lambda) for VideoFusion's
             residual frames sampled base first, 1 otherwise.
-        noise: the fresh noise of a solver that injects it, by time; shaped like z and drawn from z_T's prior.
+        noise: the fresh noise of a solver that injects it, and of restarts, by time, plus T for each restart before;
+            shaped like z and drawn from z_T's prior.
         clip_x_0: bounds the estimate of the clean clip to [-clip_x_0, clip_x_0]; None does not.
         clip_quantile: dynamic thresholding, as in `bounded`; None cuts at the bound.
+        restart: where to restart, if anywhere; a solver's memory begins anew, and Heun's step before it is DDIM's.
         trajectory: return z before the first and after every evaluation, [k *z_T.shape].
 
-    Returns the clean estimate, shaped like z_T. Raises ValueError for a solver that injects noise and is given none,
-    or a grid that does not decrease.
+    Returns the clean estimate, shaped like z_T. Raises ValueError where noise is injected and none is given, for a grid
+    that does not decrease, and as `Restart.parts`.
     """
     solver = solver or DDIM()
-    if solver.injects and noise is None:
-        raise ValueError("eta > 0 injects noise: give `noise`, drawn from the prior that z_T was drawn from")
+    if (solver.injects or restart) and noise is None:
+        raise ValueError(
+            "eta > 0 and restarts inject noise: give `noise`, drawn from the prior that z_T was drawn from"
+        )
     if np.any(np.diff(grid) >= 0):
         raise ValueError("the time grid must decrease strictly")
 
-    def step(carry: tuple[Array, Any], times: tuple[Array, Array]) -> tuple[tuple[Array, Any], Array | None]:
-        (z, state), (t, s) = carry, times
+    def step(carry: tuple[Array, Any], times: tuple[Array, ...]) -> tuple[tuple[Array, Any], Array | None]:
+        (z, state), (t, s, r, before) = carry, times
         now, then = (Level(schedule.alpha(time), schedule.sigma(time)) for time in (t, s))
         found = estimate(denoise(z, t), z, now, scale)
         if clip_x_0 is not None:
             x_0 = bounded(found.x_0, clip_x_0, clip_quantile)
             found = found._replace(x_0=x_0, eps=noise_beside(x_0, z, now, scale))
-        xi = noise(t) if solver.injects and noise is not None else None
+        xi = noise(t + before) if solver.injects and noise is not None else None
         z, state = solver.step(state, z, found, now, then, scale, xi)
+        if restart and noise is not None:
+            kept = schedule.alpha(r) / then.alpha
+            added = jnp.sqrt(jnp.maximum(schedule.sigma(r) ** 2 - (kept * then.sigma) ** 2, 0))
+            restarted = kept * z + scale * added * noise(s + before)
+            z, state = (
+                jax.tree.map(lambda new, old: jnp.where(r > s, new, old), *both)
+                for both in ((restarted, z), (solver.init(z), state))
+            )
         return (z, state), (z if trajectory else None)
 
-    now_times, then_times = solver.walk(np.asarray(grid))
-    times = (jnp.asarray(now_times), jnp.asarray(then_times))
+    parts = restart.parts(np.asarray(grid)) if restart else [np.asarray(grid)]
+    walks = []  # of each part: times of evaluations, of the levels after them, of those that noise is added up to
+    for k, part in enumerate(parts):
+        now_times, then_times = solver.walk(part)
+        after = np.append(then_times[:-1], parts[k + 1][0] if k + 1 < len(parts) else then_times[-1])
+        walks.append(np.stack([now_times, then_times, after, np.full(len(after), k * schedule.steps)]))
+    times = tuple(jnp.asarray(row) for row in np.concatenate(walks, axis=1))
     (last, _), path = jax.lax.scan(step, (z_T, solver.init(z_T)), times)
     return last if path is None else jnp.concatenate([z_T[None], path])
 

@@ -24,13 +24,13 @@ from vf.jobs import control, drawing, memory, meter
 from vf.jobs.results import Results
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer
-from vf.models.model import Model
+from vf.models.model import GUIDE, Model
 from vf.run import media, score_table
 from vf.run.progress import Progress
 from vf.run.recorder import Recorder
-from vf.training import programs
+from vf.training import programs, sharding
 from vf.training.checkpoint import BEST
-from vf.types import UserError
+from vf.types import Params, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +105,22 @@ class Evaluator:
         seed = rng.as_argument(self.spec.seed)
         return lambda params, batch, t: program(params, batch, t, seed)
 
+    @functools.cached_property
+    def _guide(self) -> Params:
+        """Parameters of the networks that guide samples, under the names by which a model finds them; {} for none."""
+        if (guide := self.spec.guide) is None:
+            return {}
+        with self.phases.phase("guide", f"reading the weights of {guide.origin.get('from')} that guide"):
+            params = guide.read(sharding.abstract_params(self.spec.model.shapes(), self.spec.mesh))
+        return {GUIDE + name: network for name, network in params.items()}
+
     @ACTIVITY.doing("writing the samples")
     @memory.explained("sampling")
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
         sample = self.spec.sample
         parts = drawing.Parts(self.results.drawing(step) / "parts", is_writer=self.recorder.is_writer)
+        params = {**params, **self._guide}
         rows = control.rows(self.spec, self.phases, params, self.conditions)
         samples = self._draw(params, rows, parts)
         self._record_phases(step, "the samples")

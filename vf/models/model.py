@@ -21,6 +21,10 @@ Condition = Mapping[str, Array]
 """What a clip is conditioned on: `label` i32 [b], `embedding` f32 [b d], as far as the model uses them."""
 
 
+GUIDE = "guide_"
+"""Before a network's name: that of the parameters of a weaker version, which guides it (autoguidance)."""
+
+
 class Network(Protocol):
     """What a model asks of `vf.nets.unet.UNet`; tests hand in closed forms."""
 
@@ -55,6 +59,8 @@ class Model(abc.ABC):
         embedding_dim: channels of the embedding that the networks see; 0 for none.
         condition_dropout: share of training examples that lose their condition, in [0, 1].
         loss_weight: bound of the factor between the error of a prediction and its loss.
+        learned_variance: whether samples use the variance that networks have learned. Training here is of the
+            prediction alone, which leaves that behind.
         networks: names of the networks, the top-level keys of the parameters.
     """
 
@@ -65,6 +71,7 @@ class Model(abc.ABC):
     embedding_dim: int = 0
     condition_dropout: float = 0.0
     loss_weight: float = 20.0
+    learned_variance: bool = False
     networks: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
@@ -111,7 +118,7 @@ class Model(abc.ABC):
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """z_t [b f h w c], t -> `gaussian.Estimate` of all frames, under classifier-free guidance."""
+        """z_t [b f h w c], t -> `gaussian.Estimate` of all frames, guided as `_guided` says."""
 
     def _draw_t(self, keys: Key[Array, " b"]) -> Int[Array, " b"]:
         return jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.steps))(keys)
@@ -135,39 +142,52 @@ class Model(abc.ABC):
         t: Array,
         condition: Condition,
         null: Array,
+        with_variance: bool = False,
         **kwargs: Any,
     ) -> Array:
-        """One pass of `net`, with the condition of rows where `null` holds replaced by none."""
+        """One pass of `net`, with the condition of rows where `null` holds replaced by none.
+
+        A network with learned variance returns it after the prediction; it is cut off unless `with_variance`.
+        """
         if self.null_label is not None:
             kwargs["label"] = jnp.where(null, self.null_label, condition["label"])
         if "embedding" in condition:
             kwargs |= {"cond": condition["embedding"], "null": null}
-        # A network with learned variance returns it after the prediction; DDIM has no use for it.
-        return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1]]
+        return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1] * (1 + with_variance)]
 
     def _guided(
         self,
         net: Network,
-        params: Params,
+        params: Mapping[str, Params],
+        name: str,
         kind: gaussian.Prediction,
         levels: Levels,
         condition: Condition,
         guidance: Guidance,
         clean: Mask | None = None,
     ) -> Callable[..., gaussian.Estimate]:
-        """(z, t scalar, channels beside z) -> the estimate of a network that predicts `kind`, under guidance.
+        """(z, t scalar, channels beside z) -> the guided estimate of the network `name`, which predicts `kind`.
+
+        Where `params` has parameters `GUIDE + name`, the same network with these guides it, else its prediction without
+        the condition does.
 
         clean: bool [f], the frames that the network is told to be at time 0.
         """
         names = list(condition)
 
-        def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
-            *values, null = values_null
-            given = dict(zip(names, values, strict=True))
-            t = t if clean is None else jnp.where(clean, 0, t[:, None])
-            return self._call(net, params, jnp.concatenate([z, beside], -1), t, given, null)
+        def predictor(params: Params) -> Callable[..., Array]:
+            def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
+                *values, null = values_null
+                given = dict(zip(names, values, strict=True))
+                z = jnp.concatenate([z, beside], -1)
+                t = t if clean is None else jnp.where(clean, 0, t[:, None])
+                return self._call(net, params, z, t, given, null, self.learned_variance)
 
-        estimate = guided(predict, kind, levels, guidance if names else UNGUIDED)
+            return predict
+
+        weaker = predictor(params[GUIDE + name]) if GUIDE + name in params else None
+        can_be_guided = bool(names) or weaker is not None
+        estimate = guided(predictor(params[name]), kind, levels, guidance if can_be_guided else UNGUIDED, weaker)
 
         def call(z: Array, t: Array, beside: Array | None = None) -> gaussian.Estimate:
             beside = z[..., :0] if beside is None else beside

@@ -65,4 +65,4 @@ class OneNetwork(Model):
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
         """As `Model.denoiser`."""
-        return self._guided(self.net, params["base"], self.prediction, self._levels, condition, guidance)
+        return self._guided(self.net, params, "base", self.prediction, self._levels, condition, guidance)

@@ -42,6 +42,7 @@ class SampleOptions(NamedTuple):
     guidance: Guidance = UNGUIDED
     clip_x_0: float | None = 1.0
     clip_quantile: float | None = None
+    restart: solvers.Restart | None = None
     known: tuple[int, ...] = ()
     reconstruction: float = 0.0
     history: float = 0.0
@@ -226,6 +227,7 @@ def _solve(
     sampled = solvers.solve(
         denoise, z_T, options.grid, model.schedule, solver=options.solver, scale=scale,
         noise=draw, clip_x_0=options.clip_x_0, clip_quantile=options.clip_quantile,
+        restart=options.restart,
     )  # fmt: skip
     if options.known and clips is not None:
         return sampled.at[:, list(options.known)].set(clips[:, list(options.known)])

@@ -247,7 +247,7 @@ class VideoFusion(Model):
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> Callable[[Array, Array], gaussian.Estimate]:
         """The base generator (4) as an image model: z_t^c [b h w c], t -> estimate of x^c and b."""
-        base = self._guided(self.base, params["base"], self.base_prediction, self._levels, condition, guidance)
+        base = self._guided(self.base, params, "base", self.base_prediction, self._levels, condition, guidance)
         return lambda z, t: jax.tree.map(lambda frames: frames[:, 0], base(z[:, None], t))
 
     def residual_denoiser(
@@ -312,7 +312,7 @@ class VideoFusion(Model):
             return alpha, decompose.residual_sigma(self.lam, sigma[..., 0, 0, 0, 0])
 
         net = self._guided(
-            self.residual, params["residual"], self.residual_prediction, levels, condition, guidance.of_residual,
+            self.residual, params, "residual", self.residual_prediction, levels, condition, guidance.of_residual,
             None if clean is None else clean.mask,
         )  # fmt: skip
 
