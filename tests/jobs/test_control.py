@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.test_main import tiny as small
 from vf import main, video
+from vf.config import build, data
 from vf.config import control as fixed
-from vf.config import data
 from vf.config.specs import ControlSpec, SampleSpec
 from vf.data import pipeline
 from vf.jobs import control
@@ -168,3 +168,12 @@ def test_only_decomposed_noise_has_content_and_motion():
 def test_scored_samples_are_drawn_freely(run, mode):
     with pytest.raises(UserError, match=f"sample.content_seed is for --mode=sample, and this is --mode={mode}"):
         main.run(tiny(sample__content_seed=1), run, mode)
+
+
+def test_precision_is_a_part_of_what_samples_depend_on():
+    """Of the drawing's folder, and of whether a step has been evaluated."""
+    half, whole = tiny(model__dtype="bfloat16"), tiny()
+    source = data.source(whole)
+    specs = [build.sample_spec(config, source).protocol() for config in (half, whole)]
+    assert specs[0] == specs[1] | {"dtype": "bfloat16"}
+    assert build.evaluation_fingerprint(half) != build.evaluation_fingerprint(whole)

@@ -183,6 +183,8 @@ def evaluation_fingerprint(config: ConfigDict, *sets: Source | None) -> str:
     for name in ("what", "fps", *control.FIELDS):  # evaluations are of clips only, freely drawn, at whatever rate
         del hashed["sample"][name]
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
+    if config.model.dtype != "float32":
+        hashed["dtype"] = config.model.dtype
     hashed["sets"] = [source and source.describe() for source in sets]
     return protocol_hash(hashed)
 
@@ -281,6 +283,7 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     return SampleSpec(
         sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
         control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,
+        dtype=config.model.dtype,
     )  # fmt: skip
 
 

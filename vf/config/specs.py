@@ -71,7 +71,7 @@ class SampleSpec:
 
     `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`; `control` is None
     where nothing is fixed, `first` the number of the first sample, `extension` the windows of long
-    clips, all with one base noise where `keep_base_noise` holds.
+    clips, all with one base noise where `keep_base_noise` holds, `dtype` that of the computation.
     """
 
     options: SampleOptions
@@ -88,6 +88,7 @@ class SampleSpec:
     first: int = 0
     extension: Extension = dataclasses.field(default_factory=lambda: Extension(1, 1, 0))
     keep_base_noise: bool = True
+    dtype: str = "float32"
 
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
@@ -97,6 +98,7 @@ class SampleSpec:
             "guidance": None if guidance.rule == CFG() else rule, "residual_guidance_scale": guidance.residual_scale,
             "guidance_interval": guidance.interval, "guidance_rescale": guidance.rescale or None,
             "clip_quantile": self.options.clip_quantile, "restart": self.options.restart,
+            "dtype": None if self.dtype == "float32" else self.dtype,
             "known": self.options.known or None, "reconstruction": self.options.reconstruction or None,
             "history": self.options.history or None,
             "control": self.control and self.control.protocol(), "first": self.first or None,
