@@ -3,11 +3,15 @@
     python -m benchmarks.gaussian_video
 
 prints how far the covariance of each sampler's clips is from that of a Gaussian video, when all networks are perfect.
+With the word `solvers` behind it, it prints how fast each solver converges, in the joint and in base-first sampling.
 """
+
+import sys
 
 import numpy as np
 
 from tests import gaussian_video as closed
+from tests.diffusion.test_solvers import ORDERS, flow_error
 from vf.diffusion.decompose import base_index, make_lambda
 from vf.diffusion.schedule import cosine, time_grid
 
@@ -34,5 +38,17 @@ def main() -> None:
         print(f"{value:>7}  {cells[0]:>18}  {cells[1]:>20}  {cells[2]:>18}")
 
 
+def solvers() -> None:
+    """Prints the tables of RESULTS.md on solvers, and the slope of each row's last two errors."""
+    counts = (10, 20, 40, 80, 160)
+    for spacing in ("log_snr", "uniform"):
+        for how, base_first in (("joint", False), ("base first", True)):
+            print(f"times {spacing}, {how}\n| steps | {' | '.join(map(str, counts))} | slope |")
+            for name, (solver, _) in ORDERS.items():
+                errors = [flow_error(solver, spacing, steps, base_first) for steps in counts]
+                cells = [f"{error:.3g}" for error in errors] + [f"{np.log2(errors[-2] / errors[-1]):.2f}"]
+                print(f"| {name} | {' | '.join(cells)} |")
+
+
 if __name__ == "__main__":
-    main()
+    solvers() if sys.argv[1:] == ["solvers"] else main()

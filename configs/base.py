@@ -72,10 +72,16 @@ def get_config() -> ConfigDict:
     config.noise = noise = ConfigDict()
     noise.prior = "decomposed"  # decomposed | independent | mixed | progressive
     noise.lam = (0.5,)  # lambda: one number, or one per frame; the base frame's is 1
+    # Field of the data, label or (of the sprites) motion: training clips of one value in a batch share their residual
+    # noise; "" = none do.
+    noise.motion = ""
     noise.a = 1.0  # PYoCo's a, for mixed and progressive noise
     noise.base_frame = -1  # array index; -1 = the paper's, frames // 2 - 1
     noise.schedule = "cosine"  # cosine | linear; ours
     noise.steps = 1000  # T; ours
+    # Whether the schedule is rescaled so that nothing is left of the clip at the last step (Lin et al. 2024), where
+    # sampling begins; for predictions of v and x_0.
+    noise.zero_terminal_snr = False
 
     config.model = model = ConfigDict()
     model.predictor = "decomposed"  # decomposed (base + residual) | one_network (the base network over all frames)
@@ -109,6 +115,9 @@ def get_config() -> ConfigDict:
     train.steps = 200_000
     train.batch_size = 64  # clips per update, over all devices
     train.accumulate = 1  # micro-batches per update
+    # Share of the clips of which the residual generator sees some frames clean: for prediction, interpolation and long
+    # clips (sample.history).
+    train.known_share = 0.0
     train.freeze_base = False  # the paper found it worse than training both
     train.lr_base = 1e-5  # "small" in the paper
     train.lr_residual = 1e-4
@@ -128,21 +137,55 @@ def get_config() -> ConfigDict:
     config.sample = sample = ConfigDict()
     sample.what = "clips"  # clips | base (images of the base generator alone; --mode=sample)
     sample.count = 64
+    sample.first = 0  # number of the first sample: sample k is the same whatever others are drawn
     sample.batch_size = 16  # over all devices
     sample.solver = "ddim"  # ddim | dpm (DPM-Solver++(2M), its SDE for eta > 0) | heun (two passes a step)
     sample.steps = 50
     sample.spacing = "uniform"  # of the steps' times: uniform | trailing | quadratic | log_snr | karras
     sample.times = ()  # these times, falling, instead
     sample.eta = 0.0  # 0 (deterministic) to 1 (DDPM's variance)
-    sample.guidance_scale = 1.0  # 1 = none
+    # Restart sampling: (low, high, count), as (200,600,2): from time `low` noise is added up to time `high` again, and
+    # the steps between are walked once more, so often; () = none.
+    sample.restart = ()
+    sample.guidance = "cfg"  # rule of guidance: cfg | apg | cfg_zero | cfg_pp (vf/diffusion/guidance.py)
+    sample.guidance_scale = 1.0  # 1 = none (cfg_pp: the most, of 0 to 1)
     sample.residual_guidance_scale = -1.0  # of the residual generator; -1 = the same
+    # Autoguidance: a worse version of the networks in place of their prediction without the condition: the step of an
+    # earlier checkpoint of the run, or a folder as init_from takes it (--mode=sample and evaluate); "" = none.
+    sample.guide = ""
     sample.guidance_interval = ()  # lowest and highest time at which there is guidance; () = all
     sample.guidance_rescale = 0.0  # share of the standard deviation that is given back, 0 to 1
+    sample.apg_parallel = 0.0  # apg: share of the part along the clean estimate that is kept
+    sample.apg_norm = 0.0  # apg: bound of the difference's norm over a clip; 0 = none
+    sample.zero_steps = 0  # cfg_zero: first steps in which the velocity is 0
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
+    # Dynamic thresholding: the quantile of each clip's pixels at which it is cut, and then scaled down to the bound, as
+    # 0.995; 0 = cut at the bound itself.
+    sample.clip_quantile = 0.0
     sample.label = -1  # -1 = classes in turn
     sample.seed = 0
     sample.weights = "ema"  # ema | params
     sample.fps = 0.0  # of the pictures of samples; 0 = the data's
+    # Control (--mode=sample; docs/sampling.md). Base noise is content, residual noise motion.
+    sample.content_seed = -1  # of the base noise; -1 = seed
+    sample.motion_seed = -1  # of the residual noise; -1 = seed
+    sample.grid = ()  # rows and columns, in place of count: a row shares its content, a column its motion
+    sample.interpolate = ""  # content: the rows of the grid go from one content to another | motion: its columns
+    # A picture or video whose first clip gives the content, or the motion, of all samples: by its noise, which is found
+    # by inversion (deterministic ddim), or base first, for the content, as the base frame itself.
+    sample.content_of = ""
+    sample.motion_of = ""
+    sample.motion_label = -1  # class of motion_of; -1 = sample.label
+    sample.known = ()  # array indices of frames that are given; the others are sampled beside them
+    sample.known_of = ""  # a video, or a picture, that gives them; "" = validation clips, one for each sample
+    sample.reconstruction = 0.0  # weight of reconstruction guidance towards known frames; a backward pass a step
+    # How a residual generator of train.known_share sees known frames: 1 = clean, more = history guidance, 0 = as noisy
+    # as the others.
+    sample.history = 0.0
+    # Long clips: windows of data.frames, of which each knows the last frames of the one before.
+    sample.length = 0  # frames; 0 = data.frames
+    sample.overlap = 0  # known frames of a window; 0 = half
+    sample.keep_base_noise = True  # in all windows of a clip, as in the paper
 
     config.eval = evaluation = ConfigDict()
     # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,

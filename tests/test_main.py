@@ -1,5 +1,6 @@
 """The entry: whole jobs at toy size on the built-in sprites, resumed and repeated; and the errors for bad input."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -690,6 +691,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
         ("base.prediction", "eps", "x_0"),
         ("residual.prediction", "v", "x_0"),
         ("noise.schedule", "linear", "cosine"),
+        ("noise.zero_terminal_snr", True, "False"),
         ("data.frames", 4, "8"),
         ("data.size", 32, "16"),
         ("base.net.width", 16, "8"),
@@ -807,9 +809,19 @@ def test_sampling_without_a_checkpoint_is_refused(tmp_path):
         ("sample__solver", "heun", "heun is deterministic: set sample.eta to 0"),
         ("sample__spacing", "even", r"sample\.spacing must be one of uniform, trailing"),
         ("sample__times", (5, 9), "fall strictly"),
+        ("sample__restart", (5, 9), "three numbers, low, high and count"),
+        ("sample__restart", (9, 5, 1), "0 <= low < high"),
+        ("sample__restart", (5, 9, 1), "fewer than two are from 5 to 9"),
+        ("sample__guidance", "cfg++", r"sample\.guidance must be one of cfg, apg, cfg_zero, cfg_pp"),
+        ("sample__guidance", "cfg_pp", "the base network was never trained without its condition"),
+        ("sample__apg_norm", 2.0, r"0 unless sample\.guidance is apg; got 2\.0 with cfg"),
+        ("sample__zero_steps", 1, r"0 unless sample\.guidance is cfg_zero; got 1 with cfg"),
         ("sample__guidance_rescale", 1.5, r"share in \[0, 1\]"),
         ("sample__guidance_interval", (9, 5), "first <= last"),
         ("sample__guidance_interval", (9,), "two times, first and last"),
+        ("sample__guidance_scale", 2.0, r"the base network was never trained without its condition"),
+        ("sample__residual_guidance_scale", 2.0, r"the residual network was never trained without its condition"),
+        ("sample__clip_quantile", 1.0, r"sample\.clip_quantile must lie in \[0, 1\)"),
         ("eval__levels", (1000,), "0..999"),
         ("data__source", "nowhere", "nowhere"),
     ],
@@ -819,9 +831,95 @@ def test_bad_values_are_answered_in_one_sentence(tmp_path, field, value, message
         main.run(tiny(**{field: value}), tmp_path / "run", "train")
 
 
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+def test_guidance_is_refused_where_there_is_none(finished, tmp_path, mode):
+    """The run never dropped its conditions: whatever the job's config says now, but for training on."""
+    workdir = finished[0]
+    before = sorted(workdir.rglob("*"))
+    guided = {"sample__guidance_scale": 2.0, "train__steps": 6}
+    if mode != "train":
+        with pytest.raises(
+            UserError, match=r"set --config\.sample\.guidance_scale=1, or train with --config\.model\.cond"
+        ):
+            main.run(tiny(**guided, model__condition_dropout=0.1), workdir, mode)
+    with pytest.raises(UserError, match=r"residual network was never trained .*residual_guidance_scale=1"):
+        main.run(tiny(sample__residual_guidance_scale=2.0), workdir, mode)
+    assert sorted(workdir.rglob("*")) == before
+    none = {"model__condition": "none", "sample__guidance_scale": 2.0}
+    with pytest.raises(UserError, match=r"no condition to be guided to \(model\.condition is none\)"):
+        main.run(tiny(**none, init_from=""), tmp_path / "fresh", "train")
+    one = {"model__predictor": "one_network", "model__context": "none", "sample__residual_guidance_scale": 2.0}
+    with pytest.raises(UserError, match="one_network has no residual network"):
+        main.run(tiny(**one), tmp_path / "fresh", "train")
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_who_knows_the_absence_of_a_condition(finished, exported, tmp_path):
+    """A network whose training dropped it, of the run or of the weights that it starts from."""
+    names = ("base", "residual")
+    guided = tiny(sample__guidance_scale=2.0)
+    never = export.of_run(finished[0])
+    dropped = dataclasses.replace(
+        never, config=never.config | {"model": never.config["model"] | {"condition_dropout": 0.1}}
+    )
+    for trained in (dropped, dataclasses.replace(never, config={})):
+        start.check_guidance(guided, names, trained, trains=False)
+    training = tiny(sample__guidance_scale=2.0, model__condition_dropout=0.1)
+    start.check_guidance(training, names, never, trains=True)
+    for field in ("init_from", "base__init_from"):
+        with pytest.raises(UserError, match="the base network was never"):
+            start.check_guidance(tiny(sample__guidance_scale=2.0, **{field: str(exported)}), names, None, trains=True)
+    header = {"family": "adm", "fingerprint": "?", "about": {"classes": ["a", ""]}}  # trained with "no class"
+    (tmp_path / "base.json").write_text(json.dumps(header))
+    guided.base.pretrained = str(tmp_path / "base.json")
+    start.check_guidance(guided, ("base",), never, trains=False)
+    with pytest.raises(UserError, match="the residual network was never"):
+        start.check_guidance(guided, names, never, trains=False)
+
+
 def test_a_linear_schedule_of_few_steps_is_answered_in_one_sentence(tmp_path):
     with pytest.raises(UserError, match="more than 20 steps, got 20"):
         main.run(tiny(noise__schedule="linear", noise__steps=20, eval__levels=(10,)), tmp_path / "run", "train")
+
+
+def test_a_worse_checkpoint_guides_samples(finished, tmp_path, caplog):
+    """The networks themselves guide nowhere; those of an earlier step do, and the samples say so."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    guided = {"sample__guidance_scale": 3.0}
+    folders = {}
+    for guide in ("2", "4", str(finished[0])):
+        before = set(files.children(workdir / "samples"))
+        main.run(tiny(sample__guide=guide, **guided), workdir, "sample")
+        (folders[guide],) = (
+            path for path in set(files.children(workdir / "samples")) - before if not path.name.startswith("real")
+        )
+    clips = {guide: video.load_npz(folder / "clips.npz")["clips"] for guide, folder in folders.items()}
+    unguided = video.load_npz(drawn(finished[0], 4) / "clips.npz")["clips"]
+    for itself in ("4", str(finished[0])):
+        assert np.abs(clips[itself].astype(int) - unguided).max() <= 1
+    assert np.abs(clips["2"].astype(int) - unguided).max() > 5
+    meta = json.loads((folders["2"] / "meta.json").read_text())
+    assert (meta["guide"]["step"], meta["guidance_scale"]) == (2, 3.0)
+    for changes, message in (
+        ({"sample__guide": "2"}, "nothing is guided at a scale of 1"),
+        ({"sample__guide": "3", **guided}, "no checkpoint of step 3"),
+        ({"sample__guide": str(tmp_path / "nowhere"), **guided}, "is no folder"),
+        ({"sample__guide": "2", "noise__lam": (0.7,), **guided}, "have learned something else"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main.run(tiny(**changes), workdir, "sample")
+    with pytest.raises(UserError, match=r"sample\.guide is for --mode=sample and evaluate"):
+        main.run(tiny(sample__guide="2", **guided), workdir, "train")
+
+
+def test_a_schedule_that_ends_in_noise_is_for_predictions_of_the_clip(tmp_path):
+    """It is part of what networks have learned."""
+    with pytest.raises(UserError, match=r"base\.prediction is eps, but the last step of this schedule is noise alone"):
+        main.run(tiny(noise__zero_terminal_snr=True, base__prediction="eps"), tmp_path / "run", "train")
+    made = models.model(tiny(noise__zero_terminal_snr=True), data.source(tiny()))
+    assert made.schedule.ends_in_noise
+    assert not (tmp_path / "run").exists()
 
 
 def test_embedding_needs_records_that_have_one(real_clips, tmp_path):

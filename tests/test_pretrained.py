@@ -12,7 +12,7 @@ from tests.test_main import drawn, tiny, weights
 from vf import main, video
 from vf.config import build, check, data, models, networks, start
 from vf.data.pipeline import NoClips
-from vf.diffusion import solvers
+from vf.diffusion import gaussian, solvers
 from vf.pretrained import convert, export
 from vf.pretrained.base import header_text, open_base
 from vf.types import UserError
@@ -44,7 +44,7 @@ def config(file, **changes):
 
 
 def test_images_of_the_file_itself(net, file, tmp_path):
-    """Before any training, without data: diffusers' network under the same sampler, class by class."""
+    """Before any training, without data: diffusers' network, with its variance, under the same sampler, by class."""
     made = config(
         file,
         sample__what="base",
@@ -52,6 +52,9 @@ def test_images_of_the_file_itself(net, file, tmp_path):
         sample__label=2,
         data__source="nowhere",
         sample__clip_x_0=0.0,
+        sample__times=(600, 300, 0),
+        sample__solver="ddim",
+        sample__eta=1.0,
         model__context="embedding",
     )
     assert main.run(made, tmp_path, "sample") == {}
@@ -60,15 +63,20 @@ def test_images_of_the_file_itself(net, file, tmp_path):
     assert source.class_names == tuple("01234")
     job = build.sample_spec(made, source)
     keys = _keys(made, 3)
-    start = jax.vmap(lambda k: model.prior.draw(jax.random.fold_in(k, 0), model.shape))(keys)
+    draw = jax.vmap(lambda k: model.prior.draw(k, model.shape))
+    start, injected = ([jax.random.fold_in(k, n) for k in keys] for n in (0, 1))
 
-    def eps(z, t):
+    def estimate(z, t):
         label = torch.full((3,), 2)
         out, _ = outputs(net, (), channels_first(z[:, 0]), torch.full((3,), int(t)), class_labels=label)
-        return out[:, None, ..., :3]
+        eps, alpha, sigma = out[:, None, ..., :3], model.schedule.alpha(t), model.schedule.sigma(t)
+        return gaussian.Estimate((z - sigma * eps) / alpha, eps, variance=(out[:, None, ..., 3:] + 1) / 2)
 
     with jax.disable_jit():
-        z = solvers.solve(eps, start, job.options.grid, model.schedule)
+        z = solvers.solve(
+            estimate, draw(jax.numpy.stack(start)), job.options.grid, model.schedule, solver=solvers.DDIM(1.0),
+            noise=lambda t: draw(jax.numpy.stack([jax.random.fold_in(k, t) for k in injected])),
+        )  # fmt: skip
     true = np.asarray(video.to_uint8(z)).astype(int)
     assert np.abs(found.astype(int) - true).max() <= 1
     with pytest.raises(UserError, match=r"sample\.label must be a class, 0 to 4"):

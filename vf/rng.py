@@ -30,6 +30,7 @@ class Purpose(enum.IntEnum):
     EVALUATE = 2
     SAMPLE = 3
     ROUND = 4
+    MOTION = 5
 
 
 def key(seed: Seed, purpose: Purpose) -> Key[Array, ""]:

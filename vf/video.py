@@ -112,21 +112,23 @@ def grid(clips: UInt8[Array, "n t h w 3"], columns: int, pad: int = 1) -> UInt8[
 
 
 def film_strip(
-    clips: UInt8[Array, "n t h w 3"], base_frame: int, pad: int = 2, scale: int = 1
+    clips: UInt8[Array, "n t h w 3"], base_frame: int | None, pad: int = 2, scale: int = 1
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A picture of clips with time from left to right: rows are clips, columns are frames.
 
-    An orange border surrounds the column of the base frame, whose index is `base_frame`. It lies in the `pad` (at least
-    1) pixels around every enlarged frame, never on the picture. Raises ValueError where `base_frame` or `pad` is out of
-    range.
+    An orange border surrounds the column of the base frame, whose index is `base_frame`, unless that is None. It lies
+    in the `pad` (at least 1) pixels around every enlarged frame, never on the picture. Raises ValueError where
+    `base_frame` or `pad` is out of range.
     """
     clips = np.asarray(clips)
-    if not 0 <= base_frame < clips.shape[1] or pad < 1:
+    if not 0 <= (base_frame or 0) < clips.shape[1] or pad < 1:
         raise ValueError(f"base_frame must be in 0..{clips.shape[1] - 1} and pad >= 1, got {base_frame} and {pad}")
     side = (pad, pad)
     cells = np.pad(enlarge(clips, scale), ((0, 0), (0, 0), side, side, (0, 0)), constant_values=GAP)
     width = cells.shape[-2]
     strip = rearrange(cells, "n t h w k -> (n h) (t w) k")
+    if base_frame is None:
+        return strip
     column = strip[:, base_frame * width : (base_frame + 1) * width]  # a view of the strip
     for edge in (column[:pad], column[-pad:], column[:, :pad], column[:, -pad:]):
         edge[:] = BASE_FRAME_COLOUR

@@ -50,8 +50,25 @@ def test_fewer_steps_end_as_noisy():
     assert schedule.cosine(100).alpha_bar[-1] < 1e-3
 
 
+def test_zero_terminal_snr_is_lin_et_al():
+    """Algorithm 1, by the authors' code as diffusers has it."""
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
+    torch = pytest.importorskip("torch")
+    given = schedule.linear()
+    betas = torch.from_numpy(1 - given.alpha_bar / np.append(1, given.alpha_bar[:-1]))
+    theirs = torch.cumprod(1 - scheduling.rescale_zero_terminal_snr(betas), 0)
+    made = schedule.zero_terminal_snr(given)
+    np.testing.assert_allclose(made.alpha_bar, theirs, atol=1e-12)
+    assert (made.ends_in_noise, given.ends_in_noise) == (True, False)
+    assert (made.alpha(jnp.array(999)), made.sigma(jnp.array(999))) == (0, 1)
+    for spacing in schedule.SPACINGS:
+        times = schedule.spaced_times(spacing, 10, made)
+        assert times[0] == 999
+        assert np.all(np.diff(times) < 0)
+
+
 def test_a_table_that_is_no_schedule_is_refused():
-    for table in (np.array([0.5, 0.6]), np.array([1.0, 0.5]), np.array([0.5, 0.0])):
+    for table in (np.array([0.5, 0.6]), np.array([1.0, 0.5]), np.array([0.5, 0.0, -0.1])):
         with pytest.raises(ValueError, match="decrease strictly"):
             schedule.Schedule(table)
     with pytest.raises(ValueError, match="float64"):

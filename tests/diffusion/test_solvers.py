@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests import gaussian_video as closed
-from vf.diffusion import decompose, noise, solvers
-from vf.diffusion.schedule import cosine, linear, spaced_times, time_grid
+from vf.diffusion import decompose, gaussian, noise, solvers
+from vf.diffusion.schedule import cosine, linear, spaced_times, time_grid, zero_terminal_snr
 
 FRAMES = 4
 S = closed.covariance(FRAMES)
@@ -85,36 +85,111 @@ def test_injected_noise_of_another_prior_loosens_the_frames():
 FINE = cosine(2**16)  # so fine that no rounding of times shows
 
 
-def flow_error(solver, spacing, steps):
-    """How far mean and covariance are from the data's, with the exact denoiser and a flow's start that is exact."""
-    K = PRIORS["decomposed"].covariance(FRAMES)
-    first = int(np.searchsorted(-FINE.alpha_bar, -1e-4))  # from where little signal is left, and rounding is small
-    schedule = type(FINE)(FINE.alpha_bar[: first + 1])
-    grid = spaced_times(spacing, steps, schedule)
-    alpha, sigma = np.sqrt(schedule.alpha_bar[-1]), np.sqrt(1 - schedule.alpha_bar[-1])
-    root = np.linalg.cholesky(alpha**2 * S + sigma**2 * K)
-    start = np.concatenate([np.zeros((1, FRAMES)), root.T]) + alpha * MEAN
-    clips = solvers.solve(
-        exact_denoiser(K, schedule), jnp.float32(start)[..., None, None, None], grid, schedule, solver=solver
-    )
-    clips = np.asarray(clips, np.float64).reshape(-1, FRAMES)
+def cut(schedule):
+    """`schedule` from where little signal is left, and rounding is small."""
+    return type(schedule)(schedule.alpha_bar[: int(np.searchsorted(-schedule.alpha_bar, -1e-4)) + 1])
+
+
+def flow_error(solver, spacing, steps, base_first=False):
+    """How far mean and covariance are from the data's, with exact denoisers and a start that is exact, or base first.
+
+    Clips are affine in independent normals: of the start and, for a stochastic solver, of each step.
+    """
+    schedule = cut(FINE)
+    return walk_error(solver, spaced_times(spacing, steps, schedule), schedule, base_first)
+
+
+def walk_error(solver, grid, schedule, base_first=False):
+    """The same of a grid of the whole schedule."""
+    walk = _base_first if base_first else _joint
+    clips = np.asarray(walk(solver, grid, schedule), np.float64).reshape(-1, FRAMES)
     parts = clips[1:] - clips[0]
     return max(np.abs(clips[0] - MEAN).max(), np.abs(parts.T @ parts - S).max())
 
 
-@pytest.mark.parametrize(
-    ("solver", "order"),
-    [(solvers.DDIM(), 1), (solvers.DPMSolver(), 2), (solvers.Heun(), 2)],
-    ids=["ddim", "2m", "heun"],
-)
-def test_a_solver_converges_at_its_order(solver, order):
-    errors = [flow_error(solver, "log_snr", steps) for steps in (20, 40, 80)]
-    slopes = -np.diff(np.log2(errors))
-    np.testing.assert_allclose(slopes, order, atol=0.35)
+def _joint(solver, grid, schedule):
+    K = PRIORS["decomposed"].covariance(FRAMES)
+    return exact_walk(solver, grid, schedule, MEAN, S, K, normals(solver, grid, FRAMES))
 
 
-def test_twenty_steps_of_second_order_beat_a_hundred_of_first():
-    assert flow_error(solvers.DPMSolver(), "log_snr", 20) < flow_error(solvers.DDIM(), "log_snr", 100)
+def _base_first(solver, grid, schedule):
+    """The base frame from b alone, then the others from sqrt(1 - lambda) r, given the base frame that was sampled."""
+    lam, base = decompose.make_lambda(0.5, FRAMES, 1), 1
+    others = np.delete(np.arange(FRAMES), base)
+    rows = normals(solver, grid, FRAMES)
+    frame = exact_walk(solver, grid, schedule, MEAN[[base]], S[[base]][:, [base]], np.eye(1), rows[..., [base]])
+    gain = S[others, base] / S[base, base]
+    mean = MEAN[others] + gain * (np.asarray(frame, np.float64).reshape(-1, 1) - MEAN[base])
+    known = S[np.ix_(others, others)] - np.outer(gain, S[others, base])
+    scale = np.sqrt(1 - lam[others])
+    clips = exact_walk(solver, grid, schedule, mean, known, np.eye(len(others)), rows[..., others], scale)
+    return np.insert(np.asarray(clips), base, np.asarray(frame)[:, 0], axis=1)
+
+
+def normals(solver, grid, frames):
+    """[noises rows frames]: for the start and each step that injects, `frames` normals in rows of their own; row 0 has
+    none."""
+    noises = len(grid) if solver.injects else 1
+    rows = np.zeros((noises, 1 + noises * frames, frames))
+    for k in range(noises):
+        rows[k, 1 + k * frames :][:frames] = np.eye(frames)
+    return rows
+
+
+def exact_walk(solver, grid, schedule, mean, covariance, K, rows, scale=None, draw=None, restart=None):
+    """Clips of `solver` with the exact denoiser of N(mean, covariance) under noise of covariance K, which are exact at
+    the grid's first time; mean [f], or [rows f]. The noises are the `rows` of standard normals, [noises rows f].
+
+    scale: amplitude of each frame's noise relative to sigma, [f]. draw: which of the noises but the first is drawn at a
+    time; by default they are in the order of the grid."""
+    draw = draw or (lambda t: jnp.argmax(jnp.asarray(grid) == t))
+    alpha, sigma = closed.amplitudes(schedule, grid[0])
+    mean, scale = np.broadcast_to(mean, rows[0].shape), np.ones(len(K)) if scale is None else scale
+    noise_covariance = K * np.outer(scale, scale)
+    start = alpha * mean + rows[0] @ np.linalg.cholesky(alpha**2 * covariance + sigma**2 * noise_covariance).T
+    injected = jnp.float32(rows[1:] @ np.linalg.cholesky(K).T)[..., None, None, None]
+
+    def denoise(z, t):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        inverse = jnp.linalg.inv(alpha**2 * covariance + sigma**2 * noise_covariance)
+        expected = jnp.float32(mean)[..., None, None, None]
+        x_0, eps = (
+            jnp.einsum("ij,bjhwc->bihwc", factor * jnp.float32(matrix) @ inverse, z - alpha * expected)
+            for factor, matrix in ((alpha, covariance), (sigma, K * scale))
+        )
+        return gaussian.Estimate(expected + x_0, eps)
+
+    return solvers.solve(
+        denoise, jnp.float32(start)[..., None, None, None], grid, schedule, solver=solver,
+        scale=jnp.float32(scale)[:, None, None, None], noise=lambda t: injected[draw(t)], restart=restart,
+    )  # fmt: skip
+
+
+ORDERS = {
+    "DDIM": (solvers.DDIM(), 1),
+    "DDIM, eta 1": (solvers.DDIM(1.0), 1),
+    "DPM-Solver++(2M)": (solvers.DPMSolver(), 2),
+    "DPM-Solver++(2M), eta 1": (solvers.DPMSolver(1.0), 2),
+    "Heun, two passes a step": (solvers.Heun(), 2),
+}
+
+
+@pytest.mark.parametrize("base_first", [False, True], ids=["joint", "base first"])
+@pytest.mark.parametrize("name", list(ORDERS))
+def test_a_solver_converges_at_its_order(name, base_first):
+    """Mean and covariance of the frames; in base-first sampling also of the base frame with the others."""
+    solver, order = ORDERS[name]
+    errors = [flow_error(solver, "log_snr", steps, base_first) for steps in (40, 80)]
+    np.testing.assert_allclose(-np.diff(np.log2(errors)), order, atol=0.35)
+
+
+@pytest.mark.parametrize("base_first", [False, True], ids=["joint", "base first"])
+def test_twenty_steps_of_second_order_beat_a_hundred_of_first(base_first):
+    few, many = (
+        flow_error(solver, "log_snr", steps, base_first)
+        for solver, steps in ((solvers.DPMSolver(), 20), (solvers.DDIM(), 100))
+    )
+    assert few < many
 
 
 @pytest.mark.parametrize("name", list(PRIORS))
@@ -182,6 +257,37 @@ def test_samples_are_those_of_diffusers(kind):
     np.testing.assert_allclose(found, z, atol=1e-4 * max(1, np.abs(z).max()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # theirs
+def test_learned_variance_is_that_of_diffusers(monkeypatch):
+    """The same noise, times, and answers of a network that gives both."""
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_ddpm")
+    torch = pytest.importorskip("torch")
+    schedule, times = linear(), np.array([999, 850, 700, 500, 350, 200, 80, 10, 0])
+    betas = 1 - schedule.alpha_bar / np.concatenate([[1.0], schedule.alpha_bar[:-1]])
+    normal = np.random.default_rng(0).normal(size=(len(times) + 1, 3, 4, 2, 2, 1)).astype(np.float32)
+    theirs = scheduling.DDPMScheduler(trained_betas=betas, variance_type="learned_range", clip_sample=False)
+    theirs.set_timesteps(timesteps=times.tolist())
+    z = torch.from_numpy(normal[0])
+    for k, t in enumerate(theirs.timesteps):
+        monkeypatch.setattr(scheduling, "randn_tensor", lambda *_, k=k, **__: torch.from_numpy(normal[1 + k]))
+        z = theirs.step(torch.cat([0.7 * torch.tanh(z), torch.sin(3 * z)], 1), int(t), z).prev_sample
+
+    def denoise(z, t):
+        eps = 0.7 * jnp.tanh(z)
+        x_0 = (z - schedule.sigma(t) * eps) / schedule.alpha(t)
+        return gaussian.Estimate(x_0, eps, variance=(jnp.sin(3 * z) + 1) / 2)
+
+    found, fixed = (
+        solvers.solve(
+            given, jnp.asarray(normal[0]), np.append(times, -1), schedule, solver=solvers.DDIM(1.0),
+            noise=lambda t: jnp.asarray(normal)[1 + jnp.argmax(jnp.asarray(times) == t)],
+        )
+        for given in (denoise, lambda z, t: denoise(z, t).eps)
+    )  # fmt: skip
+    np.testing.assert_allclose(found, z, atol=1e-4 * max(1, np.abs(z).max()))
+    assert np.abs(fixed - found).max() > 0.01
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_single_data_point_is_reached_in_one_step(eta):
     """Where all data is one clip, the true eps leads there from any noise, in any number of steps."""
@@ -213,6 +319,64 @@ def test_the_trajectory_is_returned_only_on_demand():
     assert path.shape == (8, *z_T.shape)
     np.testing.assert_array_equal(path[0], z_T)
     np.testing.assert_array_equal(path[-1], solvers.solve(denoise, z_T, grid, schedule))
+
+
+@pytest.mark.parametrize("name", list(ORDERS))
+def test_solvers_begin_where_no_signal_is(name):
+    """From noise alone, with a schedule that ends in it, they lead to the data's mean and covariance."""
+    schedule = zero_terminal_snr(linear())
+    errors = [walk_error(ORDERS[name][0], time_grid(50 * 4**k, 1000), schedule) for k in (0, 1)]
+    assert errors[1] < 0.05
+    assert errors[1] < 0.35 * errors[0]
+
+
+def test_restarts_keep_the_data_s_covariance():
+    """The noise that is added is what the forward process adds; and an error of the start fades."""
+    schedule, K = cut(FINE), PRIORS["decomposed"].covariance(FRAMES)
+    grid = spaced_times("log_snr", 80, schedule)
+    rows = np.zeros((3, 1 + 3 * FRAMES, FRAMES))  # the start's noise, and that of two restarts
+    for k in range(3):
+        rows[k, 1 + k * FRAMES :][:FRAMES] = np.eye(FRAMES)
+    rows[0] += 1  # a start that is off
+    off = {}
+    for restart in (None, solvers.Restart(9000, 50000, 2)):
+        clips = exact_walk(
+            solvers.DPMSolver(), grid, schedule, MEAN, S, K, rows, draw=lambda n: n // schedule.steps, restart=restart
+        )
+        clips = np.asarray(clips, np.float64).reshape(-1, FRAMES)
+        off[restart] = np.abs(clips[0] - MEAN).max()
+        parts = clips[1:] - clips[0]
+        np.testing.assert_allclose(parts.T @ parts, S, atol=0.01)
+    assert off[restart] < 0.5 * off[None]
+
+
+def test_no_noise_is_drawn_twice():
+    """Neither by a step that is walked again, nor by a restart."""
+    grid, drawn = np.array([900, 700, 500, 300, 100, -1]), []
+    with jax.disable_jit():
+        solvers.solve(
+            lambda z, t: z, jnp.ones((1, 1, 1, 1, 1)), grid, cosine(), solver=solvers.DDIM(1.0),
+            noise=lambda n: drawn.append(int(n)) or jnp.zeros((1, 1, 1, 1, 1)), restart=solvers.Restart(300, 700, 2),
+        )  # fmt: skip
+    steps = [900, 700, 500, *(1000 + np.array([700, 500])), *(2000 + np.array([700, 500, 300, 100]))]
+    assert set(steps) | {300, 1300} <= set(drawn)
+    # A step that does not restart draws a noise, too, and uses none of it.
+    assert len(drawn) == 2 * len(steps)
+
+
+def test_dynamic_thresholding():
+    """Imagen's rule by NumPy, clip by clip: cut at the quantile and scaled to the bound where it is above that."""
+    x_0 = np.random.default_rng(0).normal(size=(3, 4, 5, 5, 2)) * np.reshape([0.1, 1, 3], (3, 1, 1, 1, 1))
+    found = solvers.bounded(jnp.float32(x_0), 0.8, 0.9)
+    for clip, x in zip(found, x_0, strict=True):
+        s = max(0.8, np.quantile(np.abs(x), 0.9))
+        np.testing.assert_allclose(clip, 0.8 * np.clip(x, -s, s) / s, rtol=1e-5)
+    np.testing.assert_allclose(found[0], np.clip(x_0[0], -0.8, 0.8), rtol=1e-5)
+    # Through a solver's only step it is the clip.
+    schedule, eps = cosine(), jnp.float32(x_0)
+    clips = solvers.solve(lambda z, t: eps, 0 * eps, np.array([500, -1]), schedule, clip_x_0=0.8, clip_quantile=0.9)
+    noise_to_signal = -schedule.sigma(jnp.array(500)) / schedule.alpha(jnp.array(500))
+    np.testing.assert_allclose(clips, solvers.bounded(noise_to_signal * eps, 0.8, 0.9), rtol=1e-5)
 
 
 def test_bad_arguments():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests import gaussian_video as closed
-from tests.small_models import BASE, SCHEDULE, Stub, fusion, keys, one_network
+from tests.small_models import BASE, SCHEDULE, Stub, awake, fusion, keys, one_network
 from vf.diffusion import decompose, gaussian, noise, solvers
-from vf.diffusion.schedule import time_grid
-from vf.models.sampler import SampleOptions, sample
+from vf.diffusion.schedule import time_grid, zero_terminal_snr
+from vf.models.sampler import FREE, Control, SampleOptions, Towards, invert, sample
 from vf.models.videofusion import CONTEXTS
 
 FRAMES = 3
@@ -210,3 +210,183 @@ def test_a_clipped_clean_frame_has_the_noise_that_z_leaves_for_it(name):
 
     implied_noise = (alpha(t) * shown([t, -1]) - alpha(t) * bound) / sigma(t)
     np.testing.assert_allclose(alpha(s) * shown([t, s, -1]), alpha(s) * bound + sigma(s) * implied_noise, rtol=1e-4)
+
+
+def noise_of(context, options, control=FREE, own=None):
+    """z / alpha at the only time of a grid, from which everything else follows, [b f h w c]."""
+    t = options.grid[0]
+    model = oracle_model(context, per_frame(MEAN), t, (FRAMES, 32, 32, 1))
+    own = keys(6) if own is None else own
+    return alpha(t) * np.float64(jax.jit(lambda k: sample(model, NO_PARAMS, k, {}, options, control))(own))
+
+
+ONE_STEP = SampleOptions(np.array([700, -1], np.int32), clip_x_0=None)
+
+
+@pytest.mark.parametrize("context", ["none", "base_frame"])
+def test_content_and_motion_have_keys_of_their_own(context):
+    """Base noise comes from a clip's own key, residual noise from that of its motion: the frames share as (1) says."""
+    own = keys(6)
+    same = noise_of(context, ONE_STEP, Control(motion=own))
+    np.testing.assert_array_equal(noise_of(context, ONE_STEP), same)
+    content = own[jnp.array([0, 0, 0, 1, 1, 1])]  # three motions of each of two contents
+    z = noise_of(context, ONE_STEP, Control(motion=own), content)
+    assert np.array_equal(z[0, BASE], z[2, BASE]) and not np.array_equal(z[0, BASE], z[3, BASE])  # noqa: PT018
+    motion = own[jnp.array([0, 1, 2, 0, 1, 2])]
+    r = noise_of(context, ONE_STEP, Control(motion=motion), content)
+    others = r[:, OTHERS] - (np.sqrt(LAM[OTHERS])[:, None, None, None] * r[:, BASE, None] if context == "none" else 0)
+    np.testing.assert_allclose(others[:3], others[3:], atol=1e-5)
+    assert np.abs(others[0] - others[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("context", ["none", "base_frame"])
+def test_noise_that_is_injected_is_shared_too(context):
+    """At eta 1 clips of one content have one base frame, whatever their motion."""
+    model, own = fusion(context=context), keys(4)
+    options = SampleOptions(time_grid(3, SCHEDULE.steps), solvers.DDIM(1.0))
+    content = own[jnp.array([0, 0, 1, 1])]
+    params = awake(model)
+    clips = np.asarray(jax.jit(lambda k: sample(model, params, k, {}, options, Control(motion=own)))(content))
+    np.testing.assert_allclose(clips[0::2, BASE], clips[1::2, BASE], atol=1e-6)
+    assert np.abs(clips[0, 0] - clips[1, 0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("part", ["content", "motion"])
+def test_interpolated_noise_is_standard_normal_and_ends_at_both(part):
+    """cos(angle) of the own and sin(angle) of the other noise, which are independent."""
+    own, other = keys(6), keys(6, seed=9)
+    angle = jnp.float32([0, np.pi / 8, np.pi / 4, 3 * np.pi / 8, np.pi / 2, np.pi / 3])
+    z = noise_of("none", ONE_STEP, Control(**{f"{part}_towards": Towards(other, angle)}), own)
+    ends = noise_of("none", ONE_STEP, Control(motion=own), own), noise_of(
+        "none", ONE_STEP, Control(motion=other if part == "motion" else own), other if part == "content" else own
+    )  # fmt: skip
+    turn = np.float64(angle)[:, None, None, None, None]
+    if part == "content":
+        np.testing.assert_allclose(z[:, BASE], (np.cos(turn) * ends[0] + np.sin(turn) * ends[1])[:, BASE], atol=1e-5)
+    np.testing.assert_allclose(z[0], ends[0][0], atol=1e-5)
+    np.testing.assert_allclose(z[4], ends[1][4], atol=1e-5)
+    variance = z.var(axis=(2, 3, 4))
+    assert np.abs(variance - 1).max() < 5 * (2 / 32**2) ** 0.5
+
+
+@pytest.mark.parametrize("context", ["none", "base_frame"])
+def test_a_clip_is_sampled_again_from_the_noise_that_inversion_finds(context):
+    """Also with the motion of another clip: then the base frame is the first's."""
+    model = fusion(context=context)
+    params = jax.tree.map(lambda p: p / 2, awake(model))
+    options = SampleOptions(np.array([900, 600, 300, 100, 20, -1], np.int32), clip_x_0=None)
+    x = jnp.tanh(jax.random.normal(jax.random.key(3), (2, *model.shape)))
+
+    @jax.jit
+    def again(x):
+        noise = invert(model, params, x, {}, options, iterations=8)
+        swapped = Control(base_noise=noise.base, residual_noise=noise.residual[::-1])
+        control = Control(base_noise=noise.base, residual_noise=noise.residual)
+        return [sample(model, params, keys(2), {}, options, c) for c in (control, swapped)]
+
+    same, swapped = again(x)
+    np.testing.assert_allclose(same, x, atol=1e-5)
+    np.testing.assert_allclose(swapped[:, BASE], x[:, BASE], atol=1e-5)
+    assert jnp.abs(swapped - x).max() > 0.05
+
+
+def test_a_known_base_frame_conditions_the_others_exactly():
+    """Base first, image-to-video: perfect networks give the others' distribution given the picture, by recursion."""
+    side, (steps, picture) = 64, (40, 0.9)
+    grid = time_grid(steps, SCHEDULE.steps)
+    model = perfect_fusion("base_frame", side, grid)
+    options = SampleOptions(grid, solvers.DDIM(1.0), clip_x_0=None, known=(BASE,))
+    known = jnp.full((CLIPS, FRAMES, side, side, 1), picture)
+    clips = jax.jit(lambda k: sample(model, NO_PARAMS, k, {}, options, Control(known=known)))(keys(CLIPS))
+    np.testing.assert_array_equal(clips[:, BASE], known[:, BASE])
+    clean = lambda *at: closed.two_networks(S, LAM, BASE, *at, "base_frame")[1].clean  # noqa: E731
+    start = np.append(-alpha(grid[0]) * MEAN[OTHERS], picture - MEAN[BASE])
+    K = np.diag(1 - np.float64(LAM)[OTHERS])
+    cov = np.zeros((FRAMES, FRAMES))
+    cov[:-1, :-1] = K
+    offset, cov = closed.walk(clean, start, cov, K, SCHEDULE, grid, 1.0)
+    closed.assert_distributed(closed.pixels(clips)[:, OTHERS], (MEAN[OTHERS] + offset[:-1]), cov[:-1, :-1])
+
+
+@pytest.mark.parametrize(("context", "given"), [("none", (BASE, 3)), ("none", (0,)), ("base_frame", (0, BASE))])
+def test_known_frames_come_back_and_the_rest_sees_them(context, given):
+    model = fusion(context=context)
+    params, options = awake(model), SampleOptions(time_grid(4, SCHEDULE.steps), known=given, reconstruction=10.0)
+    known = jnp.tanh(jax.random.normal(jax.random.key(5), (2, *model.shape)))
+
+    @jax.jit
+    def clips(known):
+        return sample(model, params, keys(2), {}, options, Control(known=known))
+
+    first, other = clips(known), clips(-known)
+    np.testing.assert_array_equal(first[:, list(given)], known[:, list(given)])
+    rest = [i for i in range(model.shape[0]) if i not in given]
+    assert np.isfinite(first).all() and np.abs(first - other)[:, rest].max() > 1e-4  # noqa: PT018
+
+
+def test_a_known_base_frame_is_not_predicted():
+    """Jointly its noise is read off z, so that the base generator is not run."""
+    net = Stub(lambda z, t, **_: z[..., :1])
+    base = Stub(lambda z, t, **_: jnp.full_like(z, jnp.nan))
+    model = fusion(shape=(FRAMES, 4, 4, 1), lam=LAM, base=base, residual=net)
+    options = SampleOptions(time_grid(3, SCHEDULE.steps), known=(BASE,))
+    known = jnp.zeros((1, *model.shape))
+    assert np.isfinite(sample(model, NO_PARAMS, keys(1), {}, options, Control(known=known))).all()
+    assert not base.seen
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "control", "message"),
+    [
+        (one_network(), {}, Control(motion=keys(1)), "decomposed noise"),
+        (fusion(), {"solver": solvers.DDIM(1.0)}, Control(base_noise=jnp.zeros((1, 8, 8, 3))), "set eta to 0"),
+        (fusion(), {"known": (0,)}, FREE, "need both"),
+        (fusion(), {}, Control(known=jnp.zeros((1, 4, 8, 8, 3))), "need both"),
+        (fusion(), {"known": (4,)}, Control(known=jnp.zeros((1, 4, 8, 8, 3))), "0 to 3"),
+        (fusion(context="base_frame"), {"known": (0, 2)}, Control(known=jnp.zeros((1, 4, 8, 8, 3))), "base frame, 1"),
+    ],
+)
+def test_control_that_cannot_be_is_refused(model, options, control, message):
+    with pytest.raises(ValueError, match=message):
+        sample(model, NO_PARAMS, keys(1), {}, SampleOptions(time_grid(2, SCHEDULE.steps), **options), control)
+
+
+@pytest.mark.parametrize("name", ["none", "base_frame", "mixed"])
+@pytest.mark.parametrize("kind", ["v", "x_0"])
+def test_sampling_begins_where_no_signal_is(name, kind):
+    """Where all data is one clip, networks that know it lead there from noise alone, by every solver."""
+    schedule = zero_terminal_snr(SCHEDULE)
+    grid, clip = time_grid(3, schedule.steps), jnp.linspace(-0.9, 0.9, 2 * 2 * FRAMES).reshape(FRAMES, 2, 2, 1)
+    lam = jnp.asarray(LAM)
+
+    def net(noise_amplitude, point):
+        def predict(z, t):
+            z, alpha = z[..., :1], schedule.alpha(t[0])
+            sigma = jnp.where(noise_amplitude > 0, noise_amplitude, 1) * schedule.sigma(t[0])
+            return gaussian.target(kind, point, (z - alpha * point) / sigma, alpha, sigma)
+
+        return Stub(predict)
+
+    fields = {"schedule": schedule, "shape": clip.shape}
+    if name == "mixed":
+        model = one_network(PRIORS[name], net=net(jnp.ones(()), clip), prediction=kind, **fields)
+    else:
+        model = fusion(
+            lam=LAM, base=net(jnp.ones(()), clip[BASE]), residual=net(per_frame(jnp.sqrt(1 - lam)), clip), context=name,
+            base_prediction=kind, residual_prediction=kind, **fields,
+        )  # fmt: skip
+    for solver in (solvers.DDIM(), solvers.DDIM(1.0), solvers.DPMSolver(), solvers.DPMSolver(1.0), solvers.Heun()):
+        clips = sampled(model, SampleOptions(grid, solver))
+        np.testing.assert_allclose(clips, jnp.broadcast_to(clip, clips.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["base", "residual"])
+def test_a_schedule_that_ends_in_noise_is_not_for_eps(network):
+    schedule = zero_terminal_snr(SCHEDULE)
+    kinds = {"base_prediction": "v", "residual_prediction": "v"} | {f"{network}_prediction": "eps"}
+    with pytest.raises(ValueError, match=rf"{network}\.prediction is eps"):
+        fusion(schedule=schedule, **kinds)
+    with pytest.raises(ValueError, match=r"base\.prediction is eps"):
+        one_network(schedule=schedule)
+    with pytest.raises(ValueError, match="needs lambda < 1 off the base frame"):
+        fusion(1.0, schedule=schedule, base_prediction="v", residual_prediction="v")

@@ -9,9 +9,9 @@ import pytest
 
 from tests.small_models import BASE, FRAMES, SCHEDULE, SHAPE, Stub, awake, fusion, keys, one_network, unet
 from vf.diffusion import decompose, gaussian, noise, solvers
-from vf.diffusion.guidance import Guidance
+from vf.diffusion.guidance import CFGPlusPlus, Guidance
 from vf.diffusion.schedule import time_grid
-from vf.models.sampler import SampleOptions, sample
+from vf.models.sampler import Control, SampleOptions, sample
 from vf.models.videofusion import CONTEXTS
 from vf.training import sharding
 
@@ -161,7 +161,7 @@ def test_eps_hat_is_the_base_models_where_lambda_is_one(value):
     model = fusion(value)
     params = awake(model)
     z, t = jax.random.normal(jax.random.key(2), (2, *SHAPE)), jnp.asarray(400)
-    eps_hat = jax.jit(lambda params: model.denoiser(params, {})(z, t))
+    eps_hat = jax.jit(lambda params: model.denoiser(params, {})(z, t).eps)
     given = eps_hat(params)
     alone = model.base.apply({"params": params["base"]}, z[:, BASE, None], jnp.full(2, 400))[:, 0]
     for i in range(FRAMES) if value == 1 else [BASE]:
@@ -175,7 +175,7 @@ def test_lambda_zero_decouples_the_frames():
     model = fusion(0.0)
     params = awake(model)
     z = jax.random.normal(jax.random.key(2), (1, *SHAPE))
-    eps_hat = jax.jit(model.denoiser(params, {}))
+    eps_hat = jax.jit(lambda z, t: model.denoiser(params, {})(z, t).eps)
     one, two = (eps_hat(z.at[:, BASE].add(d), jnp.asarray(400)) for d in (0.0, 1.0))
     np.testing.assert_array_equal(np.delete(one, BASE, 1), np.delete(two, BASE, 1))
 
@@ -208,10 +208,16 @@ def test_guidance_and_dropped_conditions():
 
     @functools.partial(jax.jit, static_argnums=(1, 2))
     def eps_hat(label, *scales):
-        return model.denoiser(params, {"label": jnp.full(2, label)}, Guidance(*scales))(z, t)
+        return model.denoiser(params, {"label": jnp.full(2, label)}, Guidance(*scales))(z, t).eps
 
     np.testing.assert_allclose(eps_hat(0, 0.0), eps_hat(3, 1.0), atol=1e-5)
     assert np.abs(eps_hat(0, 1.0) - eps_hat(1, 1.0)).max() > 1e-3
+    # CFG++ renoises with what the networks say without a label.
+    guidance = Guidance(1.0, rule=CFGPlusPlus())
+    found = jax.jit(lambda: model.denoiser(params, {"label": jnp.zeros(2, int)}, guidance)(z, t))()
+    np.testing.assert_allclose(found.eps, eps_hat(0, 1.0), atol=1e-5)
+    np.testing.assert_allclose(found.renoise[:, BASE], eps_hat(3, 1.0)[:, BASE], atol=1e-5)
+    assert np.abs(found.renoise - found.eps).max((0, 2, 3, 4)).min() > 1e-3
     base_only = eps_hat(3, 1.0) + 3 * (eps_hat(0, 1.0) - eps_hat(3, 1.0))
     np.testing.assert_allclose(eps_hat(0, 3.0)[:, BASE], base_only[:, BASE], atol=1e-4)  # linear in the base
     residual_only = np.abs(eps_hat(0, 1.0, 3.0) - eps_hat(0, 1.0)).max((0, 2, 3, 4))
@@ -243,3 +249,48 @@ def test_the_context_reaches_the_residual_generator():
     noisy = errors(x, True)
     assert np.abs(np.delete(noisy - calm, BASE, 1)).max() > 1e-5
     np.testing.assert_allclose(noisy[:, BASE], calm[:, BASE], rtol=1e-5)
+
+
+@pytest.mark.parametrize("context", ["none", "base_frame"])
+def test_some_frames_are_seen_clean_in_training(context):
+    """At time 0, as the clip has them, and without a loss: some of the clips' frames, never the base frame."""
+    seen = []
+
+    def residual(z, t, **_):
+        seen.append((z[..., :3], t))
+        return jnp.zeros_like(z[..., :3])
+
+    nothing = Stub(lambda z, t, **_: jnp.zeros_like(z))
+    model = fusion(context=context, base=nothing, residual=Stub(residual), known_share=0.8)
+    x, t = clips(200), jnp.full(200, 600)
+    errors = model.errors({"base": {}, "residual": {}}, x, {}, keys(200), t, train=True)
+    (z, times), clean = seen[0], np.asarray(seen[0][1] == 0)
+    assert set(np.unique(times)) == {0, 600}
+    np.testing.assert_allclose(z[clean], SCHEDULE.alpha(jnp.int32(0)) * x[clean], atol=1e-6)
+    np.testing.assert_array_equal(errors.loss == 0, clean)
+    assert not clean[:, BASE].any()
+    others = np.delete(clean, BASE, axis=1)
+    assert abs(others.mean() - 0.4) < 5 * (0.8 / 3 - 0.16) ** 0.5 / 200**0.5  # half of the share, by clips
+    assert 0.1 < others.any(axis=1).mean() < 0.8
+    model.errors({"base": {}, "residual": {}}, x, {}, keys(200), t)
+    assert seen[1][1].shape == (200,)  # none in validation
+
+
+@pytest.mark.parametrize("context", ["none", "base_frame"])
+def test_known_frames_are_shown_clean_to_a_network_that_knows_such(context):
+    seen = []
+
+    def residual(z, t, **_):
+        seen.append((z[..., :3], t))
+        return jnp.zeros_like(z[..., :3])
+
+    nothing = Stub(lambda z, t, **_: jnp.zeros_like(z))
+    model = fusion(context=context, base=nothing, residual=Stub(residual), known_share=0.8)
+    x, given = clips(2), (0, BASE)
+    options = SampleOptions(np.array([500, -1], np.int32), known=given, history=1.0)
+    with jax.disable_jit():
+        sample(model, {"base": {}, "residual": {}}, keys(2), {}, options, Control(known=x))
+    z, times = seen[0]
+    np.testing.assert_array_equal(times, np.where(np.arange(FRAMES) == 0, 0, 500)[None].repeat(2, 0))
+    np.testing.assert_allclose(z[:, 0], SCHEDULE.alpha(jnp.int32(0)) * x[:, 0], atol=1e-6)
+    assert np.abs(z[:, 2] - x[:, 2]).max() > 0.1

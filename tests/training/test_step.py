@@ -1,5 +1,6 @@
 """Losses and updates by hand; gradients of micro-batches are those of the batch."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from tests.small_models import Stub, fusion, one_network
+from vf import rng
 from vf.models.model import Errors
 from vf.training import state as states
 from vf.training import step as steps
@@ -142,3 +144,21 @@ def test_every_step_rounds_half_precision_by_its_own_draws():
         assert 0.1 < np.mean(moved != 0) < 0.9
         assert np.mean(one != other) > 0.1
         assert abs(np.mean(moved) / np.mean(1 - other) - 1) < 0.1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_clips_of_one_motion_share_their_residual_noise(accumulate):
+    """Base first, where nothing is predicted, clips lose (1 - lambda) |r|^2 of the noise of motion and step."""
+    nothing = Stub(lambda z, t, **_: jnp.zeros_like(z[..., :3]))
+    model = fusion(context="base_frame", base=nothing, residual=nothing, motion="motion")
+    motion, step, seed = np.array([5, 2, 5, 2], np.int32), 7, 3
+    rows = {
+        "video": np.full((4, *model.shape), 128, np.uint8), "index": np.arange(4, dtype=np.uint32), "motion": motion
+    }  # fmt: skip
+    params, tx = {"base": {"w": jnp.zeros(1)}, "residual": {"w": jnp.zeros(1)}}, optax.sgd(0.0)
+    state = dataclasses.replace(states.create(params, tx, jnp.float32), step=jnp.int32(step))
+    _, numbers = steps.train_step(state, rows, model=model, tx=tx, seed=seed, ema_decay=0.9, accumulate=accumulate)
+    keys = rng.example_keys(seed, rng.Purpose.MOTION, jnp.uint32(step * steps.MOST_MOTIONS + motion))
+    r = np.delete(jax.vmap(lambda key: model.prior.parts(key, model.shape)[1])(keys), model.base_frame, axis=1)
+    np.testing.assert_allclose(numbers["loss_residual"], np.mean(0.5 * r**2), rtol=1e-5)
+    np.testing.assert_array_equal(r[0], r[2])

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from vf import files
 from vf.activity import ACTIVITY
+from vf.config import control, networks, start
 from vf.config import data as clips
-from vf.config import networks, start
 from vf.config.models import file_model, image_model, model, noise_schedule
 from vf.config.scores import scorers
 from vf.config.specs import (
@@ -29,6 +29,7 @@ from vf.config.specs import (
 )
 from vf.config.values import as_user_error, choose, fingerprint, to_json
 from vf.data.pipeline import Source
+from vf.diffusion import guidance as guidances
 from vf.diffusion import schedule as schedules
 from vf.diffusion import solvers
 from vf.diffusion.guidance import Guidance
@@ -149,16 +150,20 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
         initial = start.start(config, made.networks, source.class_names, original=original, trains=mode == "train")
     else:
         start.check_resumed(config, trained, made.networks, source.class_names, trains=mode == "train")
+    if not original:
+        start.check_guidance(config, made.networks, trained, trains=mode == "train")
+    start.check_history(config, trained)
     # Sampling needs no real clips: the page shows them beside samples where there are any, and they donate embeddings.
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
         reference = clips.source(config, "reference")
-    if mode != "sample" or made.embedding_dim:
+    if mode != "sample" or made.embedding_dim or (config.sample.known and not config.sample.known_of):
         validation = clips.source(config, "validation")
         clips.check_validation(config, workdir, fresh)
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
         seed=config.seed, start=initial, sample=sample_spec(config, source),
+        guide=start.guide(config, made.networks, workdir, source.class_names),
         evaluation=EvaluationSpec(
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
@@ -175,8 +180,11 @@ def evaluation_fingerprint(config: ConfigDict, *sets: Source | None) -> str:
     ignored = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
     fields = to_json(config)
     hashed = {name: fields[name] for name in ("sample", "data", "seed")}
-    del hashed["sample"]["what"], hashed["sample"]["fps"]  # evaluations are of clips only, at whatever rate they play
+    for name in ("what", "fps", *control.FIELDS):  # evaluations are of clips only, freely drawn, at whatever rate
+        del hashed["sample"][name]
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
+    if config.model.dtype != "float32":
+        hashed["dtype"] = config.model.dtype
     hashed["sets"] = [source and source.describe() for source in sets]
     return protocol_hash(hashed)
 
@@ -195,6 +203,11 @@ def sample_options(config: ConfigDict) -> SampleOptions:
         raise UserError(
             f"--config.sample.eta must lie in [0, 1] (0 is deterministic, 1 has the variance of DDPM), got {sample.eta}"
         )
+    if not 0 <= sample.clip_quantile < 1 or (sample.clip_quantile and not sample.clip_x_0):
+        raise UserError(
+            "sample.clip_quantile must lie in [0, 1), and be 0 where sample.clip_x_0 is 0, which bounds nothing; got "
+            f"{sample.clip_quantile} with sample.clip_x_0={sample.clip_x_0}"
+        )
     make = choose("sample.solver", sample.solver, SOLVERS)
     if sample.eta and sample.solver == "heun":
         raise UserError(
@@ -208,28 +221,70 @@ def sample_options(config: ConfigDict) -> SampleOptions:
         grid = as_user_error(
             lambda: schedules.spaced_times(sample.spacing, sample.steps, schedule), {"steps": "sample.steps"}
         )
-    return SampleOptions(grid, make(sample.eta), guidance(config), sample.clip_x_0 or None)
+    bound = None if control.inverts(config) else sample.clip_x_0 or None  # a bound cannot be inverted
+    return SampleOptions(
+        grid, make(sample.eta), guidance(config, grid), bound, sample.clip_quantile or None,
+        _restart(sample.restart, grid), control.known(config), sample.reconstruction, sample.history,
+    )  # fmt: skip
 
 
-def guidance(config: ConfigDict) -> Guidance:
-    """How predictions are guided. Raises UserError for values out of range."""
+def _restart(values: tuple[int, ...], grid: np.ndarray) -> solvers.Restart | None:
+    """Where a walk along `grid` restarts. Raises UserError for values out of range."""
+    if not values:
+        return None
+    if len(values) != 3:
+        raise UserError(
+            f"--config.sample.restart must be () or three numbers, low, high and count, got {tuple(values)}"
+        )
+    made = as_user_error(lambda: solvers.Restart(*values), {"restart": "sample.restart"})
+    as_user_error(lambda: made.parts(grid), {"restart": "sample.restart"})
+    return made
+
+
+def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
+    """How predictions are guided at the times of `grid`. Raises UserError for values out of range."""
     sample = config.sample
     own = None if sample.residual_guidance_scale == -1 else sample.residual_guidance_scale
     interval = tuple(sample.guidance_interval) or None
     if interval is not None and len(interval) != 2:
         raise UserError(f"--config.sample.guidance_interval must be () or two times, first and last, got {interval}")
+    rules: dict[str, Callable[[], guidances.Rule]] = {
+        "cfg": guidances.CFG,
+        "apg": lambda: guidances.APG(sample.apg_parallel, sample.apg_norm or None),
+        "cfg_zero": lambda: guidances.CFGZero(int(grid[sample.zero_steps - 1]) if sample.zero_steps else None),
+        "cfg_pp": guidances.CFGPlusPlus,
+    }
+    rule = choose("sample.guidance", sample.guidance, rules)
+    if sample.guidance == "cfg_pp" and sample.solver == "heun":
+        raise UserError(
+            "sample.guidance=cfg_pp puts other noise back than there was, which heun cannot: set sample.solver to ddim "
+            "or dpm"
+        )
+    for name, owner in (("apg_parallel", "apg"), ("apg_norm", "apg"), ("zero_steps", "cfg_zero")):
+        if sample[name] < 0 or (sample[name] and sample.guidance != owner):
+            raise UserError(
+                f"sample.{name} must be 0 or more, and 0 unless sample.guidance is {owner}; got {sample[name]} with "
+                f"{sample.guidance}"
+            )
+    if sample.zero_steps >= len(grid):
+        raise UserError(
+            f"sample.zero_steps must be at most the number of steps, {len(grid) - 1}, got {sample.zero_steps}"
+        )
     return as_user_error(
-        lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale),
+        lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale, rule()),
         {"interval": "sample.guidance_interval", "rescaling": "sample.guidance_rescale"},
     )
 
 
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     """`config.sample`, typed, for a model of the clips of `source`."""
-    s, fps = config.sample, clips.shown_fps(config, source)
+    s, fps, fixed = config.sample, clips.shown_fps(config, source), control.control(config)
+    count = fixed.grid[0] * fixed.grid[1] if fixed and fixed.grid else s.count
     return SampleSpec(
-        sample_options(config), s.count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta
-    )
+        sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
+        control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,
+        dtype=config.model.dtype,
+    )  # fmt: skip
 
 
 def optimizer(config: ConfigDict) -> optim.Optimizer:
@@ -299,9 +354,10 @@ def plan_subject(
     for net in nets:
         net.num_res_blocks = min(net.num_res_blocks, blocks or net.num_res_blocks)
     source = clips.plan_source(config)
-    sampling = sample_spec(config, source)
+    sampling, made = sample_spec(config, source), model(config, source, mesh)
+    start.check_guidance(config, made.networks, None, trains=True)
     return PlanSubject(
-        model=model(config, source, mesh), tx=optimizer(config), seed=config.seed,
+        model=made, tx=optimizer(config), seed=config.seed,
         sample_options=sampling.options, sample_seed=sampling.seed, sample_batch_size=sampling.batch_size,
         batch_size=config.train.batch_size, eval_batch_size=config.eval.batch_size, accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay, param_dtype=networks.param_dtype(config),

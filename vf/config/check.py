@@ -2,13 +2,15 @@
 
 from ml_collections import ConfigDict
 
+from vf.config import control
 from vf.config.values import choose, flat, to_json
 from vf.types import UserError
 
 LEAST = {
     "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.log_every": 1, "train.checkpoint_every": 1,
     "train.keep": 1, "train.lr_base": 0, "train.lr_residual": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
-    "sample.count": 1, "sample.batch_size": 1, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
+    "sample.count": 1, "sample.first": 0, "sample.batch_size": 1, "sample.length": 0, "sample.overlap": 0,
+    "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
     "base.images": 1,
     **{
@@ -50,6 +52,8 @@ def check(config: ConfigDict, mode: str) -> None:
             f"--config.train.batch_size ({train.batch_size}) must divide into --config.train.accumulate "
             f"({train.accumulate}) parts"
         )
+    if not 0 <= train.known_share <= 1:
+        raise UserError(f"--config.train.known_share must be a share, 0 to 1, got {train.known_share}")
     if not 0 <= config.data.validation_share < 1:
         raise UserError(
             f"--config.data.validation_share must be at least 0 and less than 1, got {config.data.validation_share}"
@@ -68,7 +72,15 @@ def check(config: ConfigDict, mode: str) -> None:
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
         steps = config.noise.steps
         raise UserError(f"--config.eval.levels must be of 0..{steps - 1}, as noise.steps is {steps}, got {levels[0]}")
+    if sample.guide and mode not in ("sample", "evaluate"):
+        raise UserError(
+            f"--config.sample.guide is for --mode=sample and evaluate, and this is --mode={mode}: leave it empty"
+        )
     if mode not in ("sample", "plan"):
+        if own := [name for name, off in control.FIELDS.items() if sample[name] != off]:
+            raise UserError(
+                f"--config.sample.{own[0]} is for --mode=sample, and this is --mode={mode}: leave it as it is"
+            )
         if sample.what == "base":
             raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
         if config.data.source == "none":

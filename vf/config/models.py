@@ -20,6 +20,7 @@ from vf.models.videofusion import VideoFusion
 from vf.types import UserError
 
 KINDS: dict[str, gaussian.Prediction] = {kind: kind for kind in gaussian.PREDICTIONS}
+ZERO_SNR = {"zero terminal SNR": "noise.zero_terminal_snr"}
 PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network")}
 
 
@@ -44,8 +45,15 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
     }
     prior = choose("noise.prior", given.prior, draws)()
     if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
+        if config.train.known_share:
+            raise UserError(
+                "train.known_share is of the residual generator, and one_network has none: set "
+                "--config.train.known_share=0"
+            )
         net = network(config, config.base.net, source, mesh, frame_embed=True)
-        made: Model = OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared)
+        made: Model = as_user_error(
+            lambda: OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared), ZERO_SNR
+        )
     else:
         if not isinstance(prior, noise.Decomposed):
             raise UserError(
@@ -65,9 +73,11 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 base_images=config.base.images,
                 context=config.model.context,
                 context_noise=config.model.context_noise,
+                motion=_motion(config),
+                known_share=config.train.known_share,
                 **shared,
             ),
-            {"lambda": "noise.lam", "base-first": "model.context"},
+            {"lambda": "noise.lam", "base-first": "model.context", **ZERO_SNR},
         )
     _check_shapes(config, made)
     return made
@@ -84,10 +94,13 @@ def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) ->
             "sample.what=base draws images of the base generator, but model.predictor is one_network, which is no "
             "image model: set --config.sample.what=clips"
         )
-    made = OneNetwork(
-        net=base_network(config, source, mesh), prior=noise.Decomposed(np.ones(1, np.float32)),
-        prediction=choose("base.prediction", config.base.prediction, KINDS), **_shared(config, source, 1, 0),
-    )  # fmt: skip
+    prediction = choose("base.prediction", config.base.prediction, KINDS)
+    prior, shared = noise.Decomposed(np.ones(1, np.float32)), _shared(config, source, 1, 0)
+    net = base_network(config, source, mesh)
+    made = as_user_error(
+        lambda: OneNetwork(net=net, prior=prior, prediction=prediction, **shared),
+        ZERO_SNR,
+    )
     _check_shapes(config, made)
     return made
 
@@ -100,17 +113,22 @@ def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork
     file = pretrained_base(config)
     assert file is not None
     file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
-    if config.sample.guidance_scale != 1 and not file.can_be_guided:
+    if config.noise.zero_terminal_snr:
         raise UserError(
-            f"sample.guidance_scale is {config.sample.guidance_scale}, but the network of {file.path} was trained "
-            'without "no class": set --config.sample.guidance_scale=1'
+            f"{file.path} was trained with another schedule than noise.zero_terminal_snr makes: set it to False"
+        )
+    sample = config.sample
+    if (sample.guidance_scale != 1 or sample.guidance == "cfg_pp") and not file.can_be_guided:
+        raise UserError(
+            f"sample.guidance_scale is {sample.guidance_scale} by {sample.guidance}, but the network of {file.path} "
+            'was trained without "no class": set --config.sample.guidance=cfg --config.sample.guidance_scale=1'
         )
     classes = NoClips(file.class_names)
     made = OneNetwork(
         net=file.original_network(dropout=0.0, **computation(config, mesh)),
         prior=noise.Decomposed(np.ones(1, np.float32)),
         prediction=choose("base.prediction", config.base.prediction, KINDS),
-        null_label=file.classes or None, **_common(config, 1, 0),
+        null_label=file.classes or None, learned_variance=file.fields["learned_variance"], **_common(config, 1, 0),
     )  # fmt: skip
     _check_shapes(config, made)
     return made, classes
@@ -119,7 +137,9 @@ def file_model(config: ConfigDict, mesh: Mesh | None = None) -> tuple[OneNetwork
 def noise_schedule(config: ConfigDict) -> schedules.Schedule:
     """The noise schedule. Raises UserError for an unknown one, or a number of steps that it cannot have."""
     make = choose("noise.schedule", config.noise.schedule, schedules.SCHEDULES)
-    return as_user_error(lambda: make(config.noise.steps), {"steps": "noise.steps", "schedule": "noise.schedule"})
+    words = {"steps": "noise.steps", "schedule": "noise.schedule"}
+    made = as_user_error(lambda: make(config.noise.steps), words)
+    return schedules.zero_terminal_snr(made) if config.noise.zero_terminal_snr else made
 
 
 def _check_shapes(config: ConfigDict, made: Model) -> None:
@@ -148,6 +168,16 @@ def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
         "condition_dropout": config.model.condition_dropout,
         "loss_weight": config.model.loss_weight,
     }
+
+
+def _motion(config: ConfigDict) -> str:
+    """`noise.motion`. Raises UserError for a field that no clip has, or that a mirrored clip has wrong."""
+    field = choose("noise.motion", config.noise.motion, {"": "", "label": "label", "motion": "motion"})
+    if field == "motion" and config.data.source != "sprites":
+        raise UserError("noise.motion=motion is of the sprites: set --config.noise.motion=label, or ''")
+    if field == "motion" and config.data.flip:
+        raise UserError("mirrored clips move otherwise than noise.motion says: set --config.data.flip=False")
+    return field
 
 
 def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:

@@ -9,10 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vf.data.pipeline import Source
+from vf.diffusion.guidance import CFG
 from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
-from vf.models.sampler import SampleOptions
+from vf.models.sampler import Extension, SampleOptions
 from vf.plan.subject import MakeSubject
 from vf.plan.targets import Target
 from vf.training.optim import Optimizer
@@ -35,10 +36,42 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlSpec:
+    """What a sampling job fixes of its clips.
+
+    Attributes:
+        content_seed: of the base noise.
+        motion_seed: of the residual noise.
+        grid: rows of one content each and columns of one motion each; None where each sample has its own.
+        interpolate: `content` or `motion` where the rows, or the columns, go from one to another; else "".
+        content_of, motion_of, known_of: a picture or video; "" for none.
+        motion_label: class of the clip of `motion_of`.
+        cut: (path) -> the file's first clip, u8 [f h w 3]. Raises UserError.
+    """
+
+    content_seed: int
+    motion_seed: int
+    grid: tuple[int, int] | None = None
+    interpolate: Literal["", "content", "motion"] = ""
+    content_of: str = ""
+    motion_of: str = ""
+    motion_label: int = -1
+    known_of: str = ""
+    cut: Callable[[str], np.ndarray] | None = None
+
+    def protocol(self) -> dict[str, Any]:
+        """Everything that is controlled, ready for JSON; {} for nothing."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cut"}
+        return {name: value for name, value in fields.items() if value not in ("", None, -1)}
+
+
+@dataclasses.dataclass(frozen=True)
 class SampleSpec:
     """How many clips, or images of the base generator, to sample, of which classes, in what batches.
 
-    `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`.
+    `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`; `control` is None
+    where nothing is fixed, `first` the number of the first sample, `extension` the windows of long
+    clips, all with one base noise where `keep_base_noise` holds, `dtype` that of the computation.
     """
 
     options: SampleOptions
@@ -51,13 +84,27 @@ class SampleSpec:
     what: Literal["clips", "base"] = "clips"
     solver: str = "ddim"
     eta: float = 0.0
+    control: ControlSpec | None = None
+    first: int = 0
+    extension: Extension = dataclasses.field(default_factory=lambda: Extension(1, 1, 0))
+    keep_base_noise: bool = True
+    dtype: str = "float32"
 
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
         grid, guidance = self.options.grid.tolist(), self.options.guidance
+        rule = {"rule": type(guidance.rule).__name__} | dataclasses.asdict(guidance.rule)  # type: ignore[call-overload]
         more = {
-            "residual_guidance_scale": guidance.residual_scale, "guidance_interval": guidance.interval,
-            "guidance_rescale": guidance.rescale or None,
+            "guidance": None if guidance.rule == CFG() else rule, "residual_guidance_scale": guidance.residual_scale,
+            "guidance_interval": guidance.interval, "guidance_rescale": guidance.rescale or None,
+            "clip_quantile": self.options.clip_quantile, "restart": self.options.restart,
+            "dtype": None if self.dtype == "float32" else self.dtype,
+            "known": self.options.known or None, "reconstruction": self.options.reconstruction or None,
+            "history": self.options.history or None,
+            "control": self.control and self.control.protocol(), "first": self.first or None,
+            "length": self.extension.length if self.extension.further else None,
+            "overlap": self.extension.overlap if self.extension.further else None,
+            "keep_base_noise": self.keep_base_noise if self.extension.further else None,
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
             "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,
@@ -107,6 +154,7 @@ class RunSpec:
         class_names: names of the clips' classes, in the order of labels; () where there are none.
         seed: determines initial parameters, data order and all random draws of training.
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
+        guide: weights of the worse networks that guide samples; None for none.
     """
 
     config: Mapping[str, Any]
@@ -118,6 +166,7 @@ class RunSpec:
     start: Start | None
     sample: SampleSpec
     evaluation: EvaluationSpec
+    guide: Start | None = None
 
 
 @dataclasses.dataclass(frozen=True)

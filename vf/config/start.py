@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from absl import logging
 from ml_collections import ConfigDict
 
+from vf import files
 from vf.config.data import named_networks
 from vf.config.networks import pretrained_base
 from vf.config.specs import Start
 from vf.config.values import as_flag, flat, to_json
+from vf.files import AnyPath
 from vf.pretrained import export
 from vf.training import sharding
 from vf.types import Params, UserError, counted
@@ -94,6 +96,106 @@ def check_resumed(
         logging.info("the config differs from that of step %d: %s", trained.step, ", ".join(facts))
 
 
+def guide(config: ConfigDict, networks: Sequence[str], workdir: AnyPath, classes: Sequence[str] = ()) -> Start | None:
+    """The weights that `sample.guide` names: of a step of the run in `workdir`, or of a folder; None where it is empty.
+
+    Raises UserError where there are none, or they have learned something else than `config` says, or nothing is guided.
+    """
+    if not (name := config.sample.guide):
+        return None
+    scales = {scale for _, scale in _guidance_scales(config, networks).values()}
+    if scales == {1} and config.sample.guidance != "cfg_pp":
+        raise UserError(
+            f"sample.guide is {name}, but nothing is guided at a scale of 1: set --config.sample.guidance_scale=2"
+        )
+    trained = export.find(workdir, int(name)) if name.isdecimal() else export.find(files.path(name))
+    _check_classes(config, trained, classes)
+    if differing := _differing(config, trained, networks, trains=False):
+        raise _learned_otherwise(config, trained, differing)
+    return Start(
+        tuple(networks), lambda params: trained.read({name: params[name] for name in networks}), trained.origin()
+    )
+
+
+def check_guidance(
+    config: ConfigDict, networks: Sequence[str], trained: export.Trained | None, *, trains: bool
+) -> None:
+    """Raises UserError where guidance is asked of a network that has no condition, or does not know its absence.
+
+    A network knows it from training that drops the condition of some clips (model.condition_dropout): that of the run
+    so far, of the weights that it starts from, or of the job itself. The base network may also know it as a public
+    image model does.
+
+    Args:
+        networks: names of the model's networks.
+        trained: what the run has trained so far; None where it has no checkpoint.
+        trains: whether the job trains.
+    """
+    own = config.sample.residual_guidance_scale
+    if own != -1 and config.model.predictor == "one_network":
+        raise UserError(
+            f"sample.residual_guidance_scale is {own}, but one_network has no residual network: set "
+            "--config.sample.residual_guidance_scale=-1"
+        )
+    if config.sample.guide:
+        return  # a worse network takes the place of the absent condition
+    for network, (field, asked) in _guidance_scales(config, networks).items():
+        if asked == 1 and config.sample.guidance != "cfg_pp":
+            continue
+        if config.model.condition == "none" and config.model.context != "embedding":
+            raise UserError(
+                f"sample.{field} is {asked}, but the model has no condition to be guided to (model.condition is none): "
+                f"set --config.sample.{field}=1, or train with --config.model.condition=label"
+            )
+        if not _knows_absence(config, network, trained, trains=trains):
+            raise UserError(
+                f"sample.{field} is {asked}, but the {network} network was never trained without its condition "
+                f"(model.condition_dropout was 0): set --config.sample.{field}=1, or train with "
+                "--config.model.condition_dropout=0.1"
+            )
+
+
+def _guidance_scales(config: ConfigDict, networks: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """{network: (field of `sample`, scale of guidance)}."""
+    scale, own = config.sample.guidance_scale, config.sample.residual_guidance_scale
+    fields = {"base": ("guidance_scale", scale), "residual": ("residual_guidance_scale", scale if own == -1 else own)}
+    return {network: fields[network] for network in networks}
+
+
+def _knows_absence(config: ConfigDict, network: str, trained: export.Trained | None, *, trains: bool) -> bool:
+    """Whether `network` was, or is to be, trained without its condition too; true where no config says."""
+    if trains and config.model.condition_dropout > 0:
+        return True
+    file = pretrained_base(config)
+    if network == "base" and file is not None and file.can_be_guided:
+        return True
+    path = config.init_from or (config.base.init_from if network == "base" else "")
+    if trained is None and path:
+        trained = export.find(files.path(path))
+    if trained is None:
+        return False
+    return not trained.config or trained.config["model"]["condition_dropout"] > 0
+
+
+def check_history(config: ConfigDict, trained: export.Trained | None) -> None:
+    """Raises UserError where a residual generator is to be shown clean frames that has never seen any in training."""
+    if not config.sample.history:
+        return
+    if not (config.sample.known or config.sample.length > config.data.frames):
+        raise UserError(
+            "sample.history is of known frames: set --config.sample.known, --config.sample.length, or "
+            "--config.sample.history=0"
+        )
+    if trained is None and config.init_from:
+        trained = export.find(files.path(config.init_from))
+    theirs = trained.config["train"].get("known_share", 0) if trained is not None and trained.config else 0
+    if not theirs:
+        raise UserError(
+            f"sample.history={config.sample.history} shows the residual generator clean frames, which it never saw "
+            "in training: set --config.sample.history=0, or train with --config.train.known_share=0.5"
+        )
+
+
 def _check_classes(config: ConfigDict, trained: export.Trained, classes: Sequence[str]) -> None:
     """Raises UserError where the networks were trained on other classes than these."""
     if config.model.condition != "label" or not trained.classes or not classes or trained.classes == tuple(classes):
@@ -120,7 +222,7 @@ def _differing(config: ConfigDict, trained: export.Trained, networks: Sequence[s
     if "residual" in networks or "embedding" in (ours["model.context"], theirs["model.context"]):
         names.append("model.context")
     if not trains:
-        names.append("data.size")
+        names += ["data.size", "noise.zero_terminal_snr"]  # a network may be trained on under the rescaled schedule
         if "residual" in networks or config.model.predictor == "one_network":
             names += ["data.frames", "noise.prior", "noise.lam", "noise.a", "noise.base_frame"]
     for network in networks:

@@ -176,12 +176,19 @@ class FrameFolder:
         """Frames `indices`, by default all. Raises DAMAGE that names the file which cannot be read."""
         for file in self.files if indices is None else [self.files[i] for i in indices]:
             try:
-                with Image.open(file) as image:
-                    rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                yield read_picture(file)
             except DAMAGE as error:
-                why = "no image" if isinstance(error, UnidentifiedImageError) else error_text(error)
-                raise ValueError(f"its frame {file.name} cannot be read: {why}") from error
-            yield av.VideoFrame.from_ndarray(rgb, format="rgb24")
+                raise ValueError(f"its frame {file.name} cannot be read: {error_text(error)}") from error
+
+
+def read_picture(file: Path) -> av.VideoFrame:
+    """An image, upright, in RGB. Raises DAMAGE."""
+    try:
+        with Image.open(file) as image:
+            rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError("no image") from error
+    return av.VideoFrame.from_ndarray(rgb, format="rgb24")
 
 
 class Header(NamedTuple):

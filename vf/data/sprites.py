@@ -22,6 +22,7 @@ BACKGROUNDS = {"black": (20, 20, 25), "grey": (105, 105, 110), "white": (240, 24
 _COLOURS, _BACKGROUNDS = np.array(list(COLOURS.values())), np.array(list(BACKGROUNDS.values()))
 MARGIN = 0.28  # the sprite's centre stays this far from the walls, as a share of the frame's side
 RADIUS = 0.28  # half the sprite's extent, as a share of the frame's side
+DIRECTIONS = 8
 SPEED = (0.03, 0.08)  # shares of the frame's side per frame
 
 
@@ -33,6 +34,7 @@ class Factors:
     colour: int
     background: int
     path: np.ndarray
+    direction: int  # of the velocity before it bounces, one of DIRECTIONS equal sectors
 
 
 def alpha_mask(shape: int, centre: np.ndarray, size: int) -> np.ndarray:
@@ -68,7 +70,8 @@ def draw_factors(rng: np.random.Generator, frames: int, size: int, stride: int =
     angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(*SPEED) * size * stride
     time = np.arange(frames)[:, None] - frames // 2 + 1
     velocity = speed * np.array([np.sin(angle), np.cos(angle)])
-    return Factors(shape, colour, background, bounce(start + time * velocity, size))
+    direction = int(angle / (2 * np.pi) * DIRECTIONS)
+    return Factors(shape, colour, background, bounce(start + time * velocity, size), direction)
 
 
 def render(factors: Factors, size: int) -> np.ndarray:
@@ -82,9 +85,9 @@ class Sprites:
     """A source of `length` clips, each a function of (split, record) alone; a `vf.data.pipeline.Source`.
 
     A clip has `video` u8 [f size size 3]; `label` i32 [], a combination of colour and shape such as "red square";
-    `embedding` f32 [14], the base frame's factors (one-hot shape, colour, background; position (y, x) in [-1, 1]), in
-    place of an ideal image encoder's output; and `mirrored_embedding` f32 [14], that of the mirrored base frame, in
-    which x has the other sign.
+    `motion` i32 [], the sector of its direction; `embedding` f32 [14], the base frame's factors (one-hot shape, colour,
+    background; position (y, x) in [-1, 1]), in place of an ideal image encoder's output; and `mirrored_embedding`
+    f32 [14], that of the mirrored base frame, in which x has the other sign.
 
     Args:
         frames: frames per clip.
@@ -131,6 +134,7 @@ class Sprites:
         return {
             "video": render(factors, self.size),
             "label": np.array(factors.shape * len(COLOURS) + factors.colour, np.int32),
+            "motion": np.array(factors.direction, np.int32),
             "embedding": np.concatenate([*one_hot, position]).astype(np.float32),
             "mirrored_embedding": np.concatenate([*one_hot, position * (1, -1)]).astype(np.float32),
         }

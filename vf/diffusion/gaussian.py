@@ -10,8 +10,9 @@ v is that of Salimans & Ho 2022 (eq. 11 there) when alpha^2 + sigma^2 = 1. We di
 defined for the residual frames, whose noise has amplitude sigma sqrt(1 - lambda); its variance stays of order one.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -73,6 +74,31 @@ def to_v(kind: Prediction, value: Array, z: Array, alpha: Array, sigma: Array) -
         return value
     x, eps = to_x_0(kind, value, z, alpha, sigma), to_eps(kind, value, z, alpha, sigma)
     return target("v", x, eps, alpha, sigma)
+
+
+class Estimate(NamedTuple):
+    """What is known of z = alpha x_0 + sigma eps: estimates of the clean clip and of the noise.
+
+    `renoise` is the noise that a solver gives the clean clip for its next level, where that is another than eps.
+    `variance` in [0, 1] is where a network has learned that the logarithm of a step's variance lies, from that of
+    q(z_s | z_t, x_0) to that of q(z_t | z_s) (Nichol & Dhariwal 2021, eq. 15).
+    """
+
+    x_0: jax.Array
+    eps: jax.Array
+    renoise: jax.Array | None = None
+    variance: jax.Array | None = None
+
+
+def estimate(kind: Prediction, value: Array, z: Array, alpha: Array, sigma: Array) -> Estimate:
+    """Both that `value`, a prediction of `kind` at z, implies.
+
+    alpha > 0 for a prediction of eps. Where sigma is 0, z shows the clean clip: x_0 is z / alpha, and eps is 0.
+    """
+    noisy = sigma > 0
+    alpha_of_clean, sigma = jnp.where(noisy, 1, alpha), jnp.where(noisy, sigma, 1)
+    x_0, eps = (convert(kind, value, z, alpha, sigma) for convert in (to_x_0, to_eps))
+    return Estimate(jnp.where(noisy, x_0, z / alpha_of_clean), jnp.where(noisy, eps, 0))
 
 
 def loss_weight(predicted: Prediction, loss_kind: Prediction, alpha: Array, sigma: Array, largest: float) -> Array:

@@ -6,7 +6,7 @@ T = 1000 (Nichol & Dhariwal 2021, eq. 17) is our default, linear (Ho et al. 2020
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,24 @@ from jaxtyping import Array, Float, Int
 class Schedule:
     """z_t = alpha(t) x + sigma(t) eps with alpha^2 = alpha_bar[t] and sigma^2 = 1 - alpha_bar[t]."""
 
-    alpha_bar: np.ndarray  # float64 [T], decreasing, inside (0, 1)
+    alpha_bar: np.ndarray  # float64 [T], decreasing, inside (0, 1); the last may be 0
 
     def __post_init__(self) -> None:
         table = np.asarray(self.alpha_bar)
         if table.dtype != np.float64 or table.ndim != 1:
             raise ValueError(f"alpha_bar must be a float64 vector, got {table.dtype} {table.shape}")
-        if not (np.all(np.diff(table) < 0) and table[-1] > 0 and table[0] < 1):
-            raise ValueError("alpha_bar must decrease strictly and stay inside (0, 1)")
+        if not (np.all(np.diff(table) < 0) and table[-1] >= 0 and table[0] < 1):
+            raise ValueError("alpha_bar must decrease strictly and stay inside (0, 1), or end at 0")
 
     @property
     def steps(self) -> int:
         """T."""
         return len(self.alpha_bar)
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether z_t is noise alone at the last step, where a prediction of eps says nothing of the clip."""
+        return bool(self.alpha_bar[-1] == 0)
 
     def _table(self) -> np.ndarray:
         return np.concatenate([[1.0], self.alpha_bar])  # entry t + 1, so that t = -1 is the clean clip
@@ -74,6 +79,15 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
     return from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
 
 
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """`schedule` with sqrt(alpha_bar) shifted and scaled so that it ends at 0 and begins as before.
+
+    Lin et al. 2024 ("Common diffusion noise schedules and sample steps are flawed"), algorithm 1.
+    """
+    root = np.sqrt(schedule.alpha_bar)
+    return Schedule(((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2)
+
+
 SCHEDULES = {"cosine": cosine, "linear": linear}
 
 
@@ -98,14 +112,23 @@ def _quadratic(steps: int, schedule: Schedule) -> np.ndarray:
 
 
 def _log_snr(steps: int, schedule: Schedule) -> np.ndarray:
+    if schedule.ends_in_noise:
+        return _after_noise(_log_snr, steps, schedule)
     half_log_snr = np.log(schedule.alpha_bar / (1 - schedule.alpha_bar)) / 2  # falls with t
     return _times_of(np.linspace(half_log_snr[-1], half_log_snr[0], steps), half_log_snr)
 
 
 def _karras(steps: int, schedule: Schedule, rho: float = 7.0) -> np.ndarray:
+    if schedule.ends_in_noise:
+        return _after_noise(_karras, steps, schedule)
     sigma = np.sqrt(1 / schedule.alpha_bar - 1)  # of z / alpha
     sigmas = np.linspace(sigma[-1] ** (1 / rho), sigma[0] ** (1 / rho), steps) ** rho
     return _times_of(-np.log(sigmas), -np.log(sigma))
+
+
+def _after_noise(spacing: Callable[[int, Schedule], np.ndarray], steps: int, schedule: Schedule) -> np.ndarray:
+    """The last step, where the log-SNR is infinite, and `spacing` of those before it."""
+    return np.append(schedule.steps - 1, spacing(steps - 1, Schedule(schedule.alpha_bar[:-1])))
 
 
 def _times_of(values: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -125,6 +148,7 @@ SPACINGS = {
 `uniform` is `time_grid`; `trailing` has equal steps down to clean, and so ends earlier (Lin et al. 2024, table 2);
 `quadratic` is DDIM's (Song et al. 2021, D.2), finer near clean; `log_snr` is uniform in log alpha / sigma (DPM-Solver,
 Lu et al. 2022), and `karras` in (sigma / alpha)^(1/7) (EDM, Karras et al. 2022, eq. 5).
+Of a schedule that ends in noise the latter two space the steps below the last.
 """
 
 

@@ -1,8 +1,9 @@
 """Solvers that walk a time grid from noise to clips. A reader of the paper may skip this file.
 
-A *denoiser* is any callable (z_t, t) -> eps_hat, with t an int32 scalar: tests hand in closed forms. A *time grid* is
-a list of decreasing times (`schedule.time_grid`). A *solver* has two parts: `init`, the state that it carries from step
-to step, and `step`, from one level of noise to the next. `solve` joins them.
+A *denoiser* is any callable (z_t, t) -> eps_hat, with t an int32 scalar: tests hand in closed forms. It may also give
+an `Estimate` of clip and noise, and must where alpha is 0, since eps says nothing of the clip there. A *time grid*
+is a list of decreasing times (`schedule.time_grid`). A *solver* has two parts: `init`, the state that it carries from
+step to step, and `step`, from one level of noise to the next. `solve` joins them.
 """
 
 import dataclasses
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vf.diffusion.gaussian import Estimate
 from vf.diffusion.schedule import Schedule
 
-Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
+Denoiser = Callable[[jax.Array, jax.Array], jax.Array | Estimate]
 
 
 class Level(NamedTuple):
@@ -24,13 +26,6 @@ class Level(NamedTuple):
 
     alpha: Array
     sigma: Array
-
-
-class Estimate(NamedTuple):
-    """A denoiser's estimates at z: the clean clip and the noise."""
-
-    x_0: Array
-    eps: Array
 
 
 class Solver(Protocol):
@@ -59,6 +54,8 @@ class Solver(Protocol):
 class DDIM:
     """DDIM (Song et al. 2021, eq. 12); `eta` in [0, 1]: 0 is deterministic, 1 has DDPM's variance.
 
+    At eta = 1 the variance is the learned one where the estimate has one.
+
     Raises ValueError for eta outside [0, 1].
     """
 
@@ -83,8 +80,12 @@ class DDIM:
         self, state: None, z: Array, estimate: Estimate, now: Level, then: Level, scale: float | Array, xi: Array | None
     ) -> tuple[Array, None]:
         """As `Solver.step`."""
-        injected = self.eta * then.sigma / now.sigma * jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))
-        return _renoised(estimate, then, injected, scale, xi), None
+        forward = jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))  # amplitude of q(z_t | z_s)
+        injected = self.eta * then.sigma / now.sigma * forward
+        if self.eta < 1 or estimate.variance is None or xi is None:
+            return _renoised(estimate, then, injected, scale, xi), None
+        learned = forward**estimate.variance * injected ** (1 - estimate.variance)
+        return _renoised(estimate, then, injected, scale, None) + scale * jnp.where(injected > 0, learned, 0) * xi, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class DPMSolver:
              + sigma' sqrt(1 - e^(-2 eta h)) xi
 
     eta = 1 is SDE-DPM-Solver++(2M) (there, appendix A). Without the third term, which is left out at the first step and
-    at the one to clean (where h is infinite), eta = 0 is DDIM and eta = 1 DDPM.
+    where h is infinite (at the step to clean, and from alpha = 0), eta = 0 is DDIM and eta = 1 DDPM.
 
     Raises ValueError for a negative eta.
     """
@@ -126,10 +127,10 @@ class DPMSolver:
     ) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
         """As `Solver.step`."""
         x_before, h_before = state
-        ratio = now.alpha / then.alpha * then.sigma / now.sigma  # e^(-h), 0 at the step to clean
+        ratio = now.alpha / then.alpha * then.sigma / now.sigma  # e^(-h), 0 where h is infinite
         injected = then.sigma * jnp.sqrt(jnp.maximum(1 - ratio ** (2 * self.eta), 0))
         h = -jnp.log(jnp.where(ratio > 0, ratio, 1))
-        slope = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1)), 0)  # h is 0 at the last step
+        slope = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1)), 0)  # h is set to 0 there
         correction = then.alpha * (1 - ratio ** (1 + self.eta)) * slope * (estimate.x_0 - x_before)
         return _renoised(estimate, then, injected, scale, xi) + correction, (estimate.x_0, h)
 
@@ -163,14 +164,55 @@ class Heun:
         corrects, eps_before, part_before = state
         corrected = z + scale * part_before * (estimate.eps - eps_before) / 2
         predicted = _renoised(estimate, then, jnp.zeros(()), scale, None)
-        part = then.sigma - now.sigma * then.alpha / now.alpha
+        # From alpha = 0, where sigma / alpha is infinite, there is no slope to correct: the step is DDIM's.
+        drift = jnp.where(now.alpha > 0, then.alpha / jnp.where(now.alpha > 0, now.alpha, 1), 0)
+        part = jnp.where(now.alpha > 0, then.sigma - now.sigma * drift, 0)
         return jnp.where(corrects, corrected, predicted), (~corrects, estimate.eps, part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restart:
+    """Restart sampling (Xu et al. 2023, algorithm 1): from `low` noise is added again up to `high`, `count` times.
+
+    Fresh noise makes up for errors of the way before, at the price of walking this part of the grid again each time.
+
+    Attributes:
+        low, high: times; the nearest ones of the grid between them are taken.
+        count: how often.
+
+    Raises ValueError unless 0 <= low < high, and count is at least 1.
+    """
+
+    low: int
+    high: int
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high or self.count < 1:
+            raise ValueError(
+                "a restart is from a lower to a higher time, 0 <= low < high, once or more often; got "
+                f"{self.low}, {self.high}, {self.count}"
+            )
+
+    def parts(self, grid: np.ndarray) -> list[np.ndarray]:
+        """The falling parts of a walk along `grid` with these restarts, each of which begins where noise was added.
+
+        Raises ValueError where fewer than two of the grid's times are from `low` to `high`.
+        """
+        within = np.flatnonzero((grid >= self.low) & (grid <= self.high))
+        if len(within) < 2:
+            raise ValueError(
+                f"of the grid's times fewer than two are from {self.low} to {self.high}, to restart between"
+            )
+        first, last = within[0], within[-1]
+        return [grid[: last + 1], *[grid[first : last + 1]] * (self.count - 1), grid[first:]]
 
 
 def _renoised(estimate: Estimate, then: Level, injected: Array, scale: float | Array, xi: Array | None) -> Array:
     """The clean estimate with the noise of a level, of which `injected` (of sigma) is fresh."""
     remaining = jnp.sqrt(jnp.maximum(then.sigma**2 - injected**2, 0))
-    z = then.alpha * estimate.x_0 + scale * remaining * estimate.eps
+    noise = estimate.eps if estimate.renoise is None else estimate.renoise
+    z = then.alpha * estimate.x_0 + scale * remaining * noise
     return z if xi is None else z + scale * injected * xi
 
 
@@ -184,6 +226,8 @@ def solve(
     scale: float | Array = 1.0,
     noise: Callable[[jax.Array], jax.Array] | None = None,
     clip_x_0: float | None = None,
+    clip_quantile: float | None = None,
+    restart: Restart | None = None,
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
     """Walks `grid` with `solver` (default: deterministic DDIM), as one `lax.scan`.
@@ -195,39 +239,74 @@ def solve(
         schedule: alpha and sigma at each time.
         scale: broadcast against z, the noise's amplitude relative to sigma(t): sqrt(1 - lambda) for VideoFusion's
             residual frames sampled base first, 1 otherwise.
-        noise: the fresh noise of a solver that injects it, by time; shaped like z and drawn from z_T's prior.
+        noise: the fresh noise of a solver that injects it, and of restarts, by time, plus T for each restart before;
+            shaped like z and drawn from z_T's prior.
         clip_x_0: bounds the estimate of the clean clip to [-clip_x_0, clip_x_0]; None does not.
+        clip_quantile: dynamic thresholding, as in `bounded`; None cuts at the bound.
+        restart: where to restart, if anywhere; a solver's memory begins anew, and Heun's step before it is DDIM's.
         trajectory: return z before the first and after every evaluation, [k *z_T.shape].
 
-    Returns the clean estimate, shaped like z_T. Raises ValueError for a solver that injects noise and is given none,
-    or a grid that does not decrease.
+    Returns the clean estimate, shaped like z_T. Raises ValueError where noise is injected and none is given, for a grid
+    that does not decrease, and as `Restart.parts`.
     """
     solver = solver or DDIM()
-    if solver.injects and noise is None:
-        raise ValueError("eta > 0 injects noise: give `noise`, drawn from the prior that z_T was drawn from")
+    if (solver.injects or restart) and noise is None:
+        raise ValueError(
+            "eta > 0 and restarts inject noise: give `noise`, drawn from the prior that z_T was drawn from"
+        )
     if np.any(np.diff(grid) >= 0):
         raise ValueError("the time grid must decrease strictly")
 
-    def step(carry: tuple[Array, Any], times: tuple[Array, Array]) -> tuple[tuple[Array, Any], Array | None]:
-        (z, state), (t, s) = carry, times
+    def step(carry: tuple[Array, Any], times: tuple[Array, ...]) -> tuple[tuple[Array, Any], Array | None]:
+        (z, state), (t, s, r, before) = carry, times
         now, then = (Level(schedule.alpha(time), schedule.sigma(time)) for time in (t, s))
-        estimate = _estimate(denoise(z, t), z, now, scale, clip_x_0)
-        xi = noise(t) if solver.injects and noise is not None else None
-        z, state = solver.step(state, z, estimate, now, then, scale, xi)
+        found = estimate(denoise(z, t), z, now, scale)
+        if clip_x_0 is not None:
+            x_0 = bounded(found.x_0, clip_x_0, clip_quantile)
+            found = found._replace(x_0=x_0, eps=noise_beside(x_0, z, now, scale))
+        xi = noise(t + before) if solver.injects and noise is not None else None
+        z, state = solver.step(state, z, found, now, then, scale, xi)
+        if restart and noise is not None:
+            kept = schedule.alpha(r) / then.alpha
+            added = jnp.sqrt(jnp.maximum(schedule.sigma(r) ** 2 - (kept * then.sigma) ** 2, 0))
+            restarted = kept * z + scale * added * noise(s + before)
+            z, state = (
+                jax.tree.map(lambda new, old: jnp.where(r > s, new, old), *both)
+                for both in ((restarted, z), (solver.init(z), state))
+            )
         return (z, state), (z if trajectory else None)
 
-    now_times, then_times = solver.walk(np.asarray(grid))
-    times = (jnp.asarray(now_times), jnp.asarray(then_times))
+    parts = restart.parts(np.asarray(grid)) if restart else [np.asarray(grid)]
+    walks = []  # of each part: times of evaluations, of the levels after them, of those that noise is added up to
+    for k, part in enumerate(parts):
+        now_times, then_times = solver.walk(part)
+        after = np.append(then_times[:-1], parts[k + 1][0] if k + 1 < len(parts) else then_times[-1])
+        walks.append(np.stack([now_times, then_times, after, np.full(len(after), k * schedule.steps)]))
+    times = tuple(jnp.asarray(row) for row in np.concatenate(walks, axis=1))
     (last, _), path = jax.lax.scan(step, (z_T, solver.init(z_T)), times)
     return last if path is None else jnp.concatenate([z_T[None], path])
 
 
-def _estimate(eps: Array, z: Array, now: Level, scale: float | Array, clip_x_0: float | None) -> Estimate:
-    """The clean clip that `eps` implies, bounded, and the noise that then goes with it."""
-    x_0 = (z - scale * now.sigma * eps) / now.alpha
-    if clip_x_0 is None:
-        return Estimate(x_0, eps)
-    x_0 = jnp.clip(x_0, -clip_x_0, clip_x_0)
-    # Where the amplitude is 0 there is no noise to estimate again; any finite number serves.
+def bounded(x_0: Float[Array, "b *s"], bound: float, quantile: float | None = None) -> Float[Array, "b *s"]:
+    """`x_0` inside [-bound, bound].
+
+    quantile: of each clip's |x_0|, at which it is cut where that is above `bound`, and then scaled down to `bound`:
+        dynamic thresholding (Imagen, Saharia et al. 2022, section 2.3), which keeps pixels from saturating. None cuts
+        at `bound`.
+    """
+    if quantile is None:
+        return jnp.clip(x_0, -bound, bound)
+    axes = tuple(range(1, x_0.ndim))
+    largest = jnp.maximum(jnp.quantile(jnp.abs(x_0), quantile, axis=axes, keepdims=True), bound)
+    return jnp.clip(x_0, -largest, largest) * (bound / largest)
+
+
+def estimate(found: Array | Estimate, z: Array, now: Level, scale: float | Array = 1.0) -> Estimate:
+    """Both estimates of a denoiser that may have given eps alone."""
+    return found if isinstance(found, Estimate) else Estimate((z - scale * now.sigma * found) / now.alpha, found)
+
+
+def noise_beside(x_0: Array, z: Array, now: Level, scale: float | Array = 1.0) -> Array:
+    """The noise that z leaves for a clean clip; 0 where its amplitude is 0."""
     amplitude = scale * now.sigma
-    return Estimate(x_0, jnp.where(amplitude > 0, (z - now.alpha * x_0) / jnp.where(amplitude > 0, amplitude, 1), 0))
+    return jnp.where(amplitude > 0, (z - now.alpha * x_0) / jnp.where(amplitude > 0, amplitude, 1), 0)

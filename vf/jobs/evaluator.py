@@ -8,7 +8,7 @@ latter, and its clips are the donors of the embeddings that condition samples.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -20,17 +20,17 @@ from vf.activity import ACTIVITY
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
-from vf.jobs import memory, meter
+from vf.jobs import control, drawing, memory, meter
 from vf.jobs.results import Results
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer
-from vf.models.model import Model
+from vf.models.model import GUIDE, Model
 from vf.run import media, score_table
 from vf.run.progress import Progress
 from vf.run.recorder import Recorder
-from vf.training import programs
+from vf.training import programs, sharding
 from vf.training.checkpoint import BEST
-from vf.types import UserError
+from vf.types import Params, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +87,17 @@ class Evaluator:
         return cls(workdir, recorder, spec, reference, validation, condition, meter.Phases.of(workdir))
 
     @functools.cached_property
-    def _sampling_program(self) -> Any:
-        sample = self.spec.sample
-        program = self.phases.compiled(programs.sampling(self.spec.model, self.spec.mesh, sample.options), "sampling")
-        seed = rng.as_argument(sample.seed)
-        return lambda params, batch: program(params, batch, seed)
+    def _sampling_programs(self) -> tuple[Any, Any]:
+        """Those of the first window of a clip and of the further ones, (params, batch) -> clips."""
+        sample, (model, mesh) = self.spec.sample, (self.spec.model, self.spec.mesh)
+        further = sample.options._replace(known=tuple(range(sample.extension.overlap)))
+        seed = rng.as_argument(sample.control.content_seed if sample.control else sample.seed)
+        made = (
+            self.phases.compiled(programs.sampling(model, mesh, options), name)
+            for options, name in ((sample.options, "sampling"), (further, "further windows"))
+        )
+        first, other = (lambda params, batch, program=program: program(params, batch, seed) for program in made)
+        return first, other
 
     @functools.cached_property
     def _validation_program(self) -> Any:
@@ -99,34 +105,57 @@ class Evaluator:
         seed = rng.as_argument(self.spec.seed)
         return lambda params, batch, t: program(params, batch, t, seed)
 
+    @functools.cached_property
+    def _guide(self) -> Params:
+        """Parameters of the networks that guide samples, under the names by which a model finds them; {} for none."""
+        if (guide := self.spec.guide) is None:
+            return {}
+        with self.phases.phase("guide", f"reading the weights of {guide.origin.get('from')} that guide"):
+            params = guide.read(sharding.abstract_params(self.spec.model.shapes(), self.spec.mesh))
+        return {GUIDE + name: network for name, network in params.items()}
+
     @ACTIVITY.doing("writing the samples")
     @memory.explained("sampling")
     def sample(self, step: int, params: Any) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
         sample = self.spec.sample
-        what = "clips" if sample.what == "clips" else "images"
-        logging.info("drawing %d %s, %d at a time", sample.count, what, sample.batch_size)
-        progress = Progress(sample.count, name="drawn", unit="clips", patient=True)
-        with ACTIVITY.doing(f"drawing {sample.count} {what}", announced=True):
-            samples = programs.in_batches(
-                lambda batch: self._sampling_program(params, batch), self.conditions, sample.batch_size, self.spec.mesh,
-                progress.update if self.recorder.is_writer else lambda rows: None,
-            )  # fmt: skip
+        parts = drawing.Parts(self.results.drawing(step) / "parts", is_writer=self.recorder.is_writer)
+        params = {**params, **self._guide}
+        rows = control.rows(self.spec, self.phases, params, self.conditions)
+        samples = self._draw(params, rows, parts)
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
             beside = {"real": folder.name} if (folder := self._real_folder) else {}
             facts = {"step": step, **self.results.sampling, **self.results.start(step), **beside}
             folder = media.write_samples(
-                self.results.drawing(step), samples,
-                base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._labels,
-                class_names=self.spec.class_names, meta=facts,
+                self.results.drawing(step), samples, base_frame=self.spec.model.base_frame, fps=sample.fps,
+                labels=self._labels, class_names=self.spec.class_names, meta=facts, columns=control.columns(sample),
             )  # fmt: skip
+            parts.remove()
             logging.info("samples: %s", folder)
             name = "samples" if sample.what == "clips" else "base samples"
             self.recorder.video(step, name, samples[:16], fps=sample.fps)
         return samples
 
-    @ACTIVITY.doing("recording the scores")
+    def _draw(self, params: Any, rows: Mapping[str, np.ndarray], parts: drawing.Parts) -> np.ndarray:
+        """The samples of these rows, in windows and shards."""
+        sample = self.spec.sample
+        extension = sample.extension
+        long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
+        what = "clips" if sample.what == "clips" else "images"
+        logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, sample.batch_size)
+        unit = "windows" if extension.further else "clips"
+        progress = Progress(sample.count * (extension.further + 1), name="drawn", unit=unit, patient=True)
+
+        def program(number: int, rows: dict[str, np.ndarray], done: Callable[[int], None]) -> np.ndarray:
+            draw = self._sampling_programs[number > 0]
+            rows = control.window(self.spec, number, rows)
+            return programs.in_batches(lambda batch: draw(params, batch), rows, sample.batch_size, self.spec.mesh, done)
+
+        done = progress.update if self.recorder.is_writer else lambda rows: None
+        with ACTIVITY.doing(f"drawing {sample.count} {what}", announced=True):
+            return drawing.draw(rows, extension, self.spec.model.shape[1], sample.batch_size, parts, program, done)
+
     @memory.explained("evaluation")
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:
         """Validation losses of `params` and scores of the samples `samples`, recorded."""
@@ -243,22 +272,27 @@ def conditions(
     Args:
         model: whose conditions they are.
         spec: number of samples and their class.
-        records: `label` [m] and `embedding` [m d] of the validation clips; read only for the embedding.
+        records: `label` [m] and `embedding` [m d] of the validation clips, and `video` [m f h w 3]; read only for the
+            embedding, and for known frames that no file gives.
         classes: number of classes.
 
     Raises UserError for a label that is no class, or a class without a donor in `records`.
     """
     if model.null_label is not None and spec.label >= classes:
         raise UserError(f"sample.label must be a class, 0 to {classes - 1}, or -1 for all in turn; got {spec.label}")
-    index = np.arange(spec.count, dtype=np.uint32)
+    rows = control.numbers(spec)
+    index = rows["index"]
+    known = bool(spec.options.known) and "video" in records  # the validation clips give the known frames
     label = index % max(classes, 1) if spec.label < 0 else np.full(spec.count, spec.label)
-    if not model.embedding_dim:
-        return {"index": index, "label": label.astype(np.int32)}
-    if model.null_label is None and spec.label < 0:
+    if not model.embedding_dim and not known:
+        return rows | {"label": label.astype(np.int32)}
+    if spec.label < 0 and (known or model.null_label is None):
         donors = index % len(records["label"])
     else:
         donors = _donors(label, records["label"])
-    return {"index": index, **{name: records[name][donors] for name in ("label", "embedding")}}
+    if known:
+        rows["known"] = records["video"][donors]
+    return rows | {name: records[name][donors] for name in ("label", "embedding") if name in records}
 
 
 def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -31,10 +31,12 @@ class Results:
     @property
     def sampling(self) -> dict[str, Any]:
         """Everything that changes the samples except the weights, ready for JSON."""
-        validation = self.spec.evaluation.validation
+        validation, made = self.spec.evaluation.validation, self.spec.sample.protocol()
+        if self.spec.guide:
+            made |= {"guide": to_json(self.spec.guide.origin)}
         if not self.spec.model.embedding_dim or validation is None:
-            return self.spec.sample.protocol()
-        return self.spec.sample.protocol() | {"embeddings_of": {"set": self.part, **validation.describe()}}
+            return made
+        return made | {"embeddings_of": {"set": self.part, **validation.describe()}}
 
     @property
     def part(self) -> str:

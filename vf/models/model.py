@@ -3,21 +3,26 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vf.diffusion import solvers
-from vf.diffusion.guidance import UNGUIDED, Guidance, guided
+from vf.diffusion import gaussian, solvers
+from vf.diffusion.guidance import UNGUIDED, Guidance, Levels, guided
+from vf.diffusion.known import Mask
 from vf.diffusion.schedule import Schedule
 from vf.nets import initial
 from vf.types import Params
 
 Condition = Mapping[str, Array]
 """What a clip is conditioned on: `label` i32 [b], `embedding` f32 [b d], as far as the model uses them."""
+
+
+GUIDE = "guide_"
+"""Before a network's name: that of the parameters of a weaker version, which guides it (autoguidance)."""
 
 
 class Network(Protocol):
@@ -54,6 +59,8 @@ class Model(abc.ABC):
         embedding_dim: channels of the embedding that the networks see; 0 for none.
         condition_dropout: share of training examples that lose their condition, in [0, 1].
         loss_weight: bound of the factor between the error of a prediction and its loss.
+        learned_variance: whether samples use the variance that networks have learned. Training here is of the
+            prediction alone, which leaves that behind.
         networks: names of the networks, the top-level keys of the parameters.
     """
 
@@ -64,6 +71,7 @@ class Model(abc.ABC):
     embedding_dim: int = 0
     condition_dropout: float = 0.0
     loss_weight: float = 20.0
+    learned_variance: bool = False
     networks: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
@@ -110,7 +118,7 @@ class Model(abc.ABC):
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """z_t [b f h w c], t -> eps_hat of all frames, under classifier-free guidance."""
+        """z_t [b f h w c], t -> `gaussian.Estimate` of all frames, guided as `_guided` says."""
 
     def _draw_t(self, keys: Key[Array, " b"]) -> Int[Array, " b"]:
         return jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.steps))(keys)
@@ -134,32 +142,63 @@ class Model(abc.ABC):
         t: Array,
         condition: Condition,
         null: Array,
+        with_variance: bool = False,
         **kwargs: Any,
     ) -> Array:
-        """One pass of `net`, with the condition of rows where `null` holds replaced by none."""
+        """One pass of `net`, with the condition of rows where `null` holds replaced by none.
+
+        A network with learned variance returns it after the prediction; it is cut off unless `with_variance`.
+        """
         if self.null_label is not None:
             kwargs["label"] = jnp.where(null, self.null_label, condition["label"])
         if "embedding" in condition:
             kwargs |= {"cond": condition["embedding"], "null": null}
-        # A network with learned variance returns it after the prediction; DDIM has no use for it.
-        return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1]]
+        return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1] * (1 + with_variance)]
 
-    def _guided(self, net: Network, params: Params, condition: Condition, guidance: Guidance) -> Any:
-        """(z, t scalar, *channels beside z) -> the network's prediction under classifier-free guidance."""
+    def _guided(
+        self,
+        net: Network,
+        params: Mapping[str, Params],
+        name: str,
+        kind: gaussian.Prediction,
+        levels: Levels,
+        condition: Condition,
+        guidance: Guidance,
+        clean: Mask | None = None,
+    ) -> Callable[..., gaussian.Estimate]:
+        """(z, t scalar, channels beside z) -> the guided estimate of the network `name`, which predicts `kind`.
+
+        Where `params` has parameters `GUIDE + name`, the same network with these guides it, else its prediction without
+        the condition does.
+
+        clean: bool [f], the frames that the network is told to be at time 0.
+        """
         names = list(condition)
 
-        def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
-            *values, null = values_null
-            given = dict(zip(names, values, strict=True))
-            return self._call(net, params, jnp.concatenate([z, beside], -1), t, given, null)
+        def predictor(params: Params) -> Callable[..., Array]:
+            def predict(z: Array, t: Array, beside: Array, *values_null: Array) -> Array:
+                *values, null = values_null
+                given = dict(zip(names, values, strict=True))
+                z = jnp.concatenate([z, beside], -1)
+                t = t if clean is None else jnp.where(clean, 0, t[:, None])
+                return self._call(net, params, z, t, given, null, self.learned_variance)
 
-        steered = guided(predict, guidance if names else UNGUIDED)
+            return predict
 
-        def call(z: Array, t: Array, beside: Array | None = None) -> Array:
+        weaker = predictor(params[GUIDE + name]) if GUIDE + name in params else None
+        can_be_guided = bool(names) or weaker is not None
+        estimate = guided(predictor(params[name]), kind, levels, guidance if can_be_guided else UNGUIDED, weaker)
+
+        def call(z: Array, t: Array, beside: Array | None = None) -> gaussian.Estimate:
             beside = z[..., :0] if beside is None else beside
-            return steered(z, jnp.full(len(z), t), beside, *condition.values())
+            return estimate(z, jnp.full(len(z), t), beside, *condition.values())
 
         return call
+
+    def _levels(self, t: Int[Array, " b"]) -> tuple[Float[Array, "b 1 1 1 1"], Float[Array, "b 1 1 1 1"]]:
+        """Amplitudes of clip and noise in z_t [b f h w c]."""
+        shape = (-1, 1, 1, 1, 1)
+        return self.schedule.alpha(t).reshape(shape), self.schedule.sigma(t).reshape(shape)
 
     def _init(self, net: Network, channels: int, frames: int) -> Any:
         _, h, w, _ = self.shape
@@ -170,6 +209,15 @@ class Model(abc.ABC):
             kwargs["cond"] = jnp.zeros((1, self.embedding_dim))
         z, t = jnp.zeros((1, frames, h, w, channels)), jnp.zeros(1, jnp.int32)
         return net.init(jax.random.key(0), z, t, **kwargs)["params"]
+
+
+def check_prediction(schedule: Schedule, name: str, kind: gaussian.Prediction) -> None:
+    """Raises ValueError where eps is to be predicted of what holds nothing else; `name` is the prediction's."""
+    if kind == "eps" and schedule.ends_in_noise:
+        raise ValueError(
+            f"{name} is eps, but the last step of this schedule is noise alone (zero terminal SNR), and eps says "
+            "nothing of the clip there: predict v or x_0"
+        )
 
 
 def mse(difference: Float[Array, "*n h w c"]) -> Float[Array, "*n"]:

@@ -12,7 +12,7 @@ from vf import rng
 from vf.diffusion import gaussian, noise, solvers
 from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
-from vf.models.model import Condition, Errors, Model, Network, mse
+from vf.models.model import Condition, Errors, Model, Network, check_prediction, mse
 from vf.types import Params
 
 
@@ -25,6 +25,9 @@ class OneNetwork(Model):
     prediction: gaussian.Prediction = "eps"
     loss: gaussian.Prediction = "eps"
     networks: ClassVar[tuple[str, ...]] = ("base",)
+
+    def __post_init__(self) -> None:
+        check_prediction(self.schedule, "base.prediction", self.prediction)
 
     def draw_noise(self, key: Key[Array, ""]) -> Float[Array, "f h w c"]:
         """As `Model.draw_noise`."""
@@ -61,11 +64,5 @@ class OneNetwork(Model):
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """z_t [b f h w c], t -> eps_hat."""
-        net = self._guided(self.net, params["base"], condition, guidance)
-
-        def eps_hat(z: Array, t: Array) -> Array:
-            alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-            return gaussian.to_eps(self.prediction, net(z, t), z, alpha, sigma)
-
-        return eps_hat
+        """As `Model.denoiser`."""
+        return self._guided(self.net, params, "base", self.prediction, self._levels, condition, guidance)

@@ -4,23 +4,31 @@ The decomposition itself is in `vf/diffusion/decompose.py`, whose equations are 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from vf import rng
 from vf.diffusion import decompose, gaussian, noise, solvers
 from vf.diffusion.guidance import UNGUIDED, Guidance
+from vf.diffusion.known import Mask
 from vf.diffusion.schedule import spread
-from vf.models.model import Condition, Errors, Model, Network, mse
+from vf.models.model import Condition, Errors, Model, Network, check_prediction, mse
 from vf.types import Params
 
 Context = Literal["none", "embedding", "base_frame"]
 CONTEXTS: tuple[Context, ...] = ("none", "embedding", "base_frame")
+
+
+class Clean(NamedTuple):
+    """Clips of which the residual generator sees some frames clean, never the base frame."""
+
+    clips: Float[Array, "b f h w c"]
+    mask: Mask
 
 
 class _Images(NamedTuple):
@@ -47,7 +55,12 @@ class VideoFusion(Model):
             frames drawn at random, each with a time and a noise of its own (ours: a base that is not pretrained needs
             many images, and a clip holds f of them).
         context_noise: in training the context frame gets noise of amplitude U(0, context_noise), so that the residual
-            generator forgives a generated base frame its flaws; in units of the pixel range [-1, 1].
+            generator forgives a generated base frame its flaws; in units of the pixel range [-1, 1]. Known frames too.
+        motion: field of the training clips whose value names their motion: those of one value in a batch share their
+            residual noise (the paper's training guidance, by our reading of a summary of it); "" for none.
+        known_share: share of the training clips of which the residual generator sees some other frames clean, each with
+            a probability that is itself drawn: they are at time 0, whatever the clip's, and have no loss (each frame
+            with its own noise level, as in Diffusion Forcing, Chen et al. 2024, here of two levels).
     """
 
     base: Network
@@ -60,6 +73,8 @@ class VideoFusion(Model):
     context: Context = "none"
     base_images: int = 1
     context_noise: float = 0.0
+    motion: str = ""
+    known_share: float = 0.0
     networks: ClassVar[tuple[str, ...]] = ("base", "residual")
 
     def __post_init__(self) -> None:
@@ -67,7 +82,14 @@ class VideoFusion(Model):
             raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {self.context!r}")
         if self.base_images < 1:
             raise ValueError(f"base_images counts the base frame, so it is at least 1, got {self.base_images}")
+        check_prediction(self.schedule, "base.prediction", self.base_prediction)
+        check_prediction(self.schedule, "residual.prediction", self.residual_prediction)
         others = np.delete(self.lam, self.base_frame, axis=-1)
+        if self.schedule.ends_in_noise and np.any(others >= 1):
+            raise ValueError(
+                "a schedule that ends in noise (zero terminal SNR) needs lambda < 1 off the base frame: lambda = 1 "
+                "leaves nothing to the residual generator there"
+            )
         if self.base_first and np.any(others >= 1):
             raise ValueError(
                 "base-first sampling needs lambda < 1 off the base frame: lambda = 1 leaves no noise there"
@@ -90,14 +112,20 @@ class VideoFusion(Model):
         keys: Key[Array, " b"],
         t: Int[Array, " b"] | None = None,
         train: bool = False,
+        motion_keys: Key[Array, " b"] | None = None,
     ) -> Errors:
-        """Errors (7) of clips `x` in [-1, 1] at times `t` (drawn where None); every draw comes from `keys`."""
+        """Errors (7) of clips `x` in [-1, 1] at times `t` (drawn where None); every draw comes from `keys`.
+
+        motion_keys: from which the residual noise is drawn instead; equal ones share it.
+        """
         c = self.base_frame
-        t_keys, noise_keys, drop_keys, context_keys, image_keys, *dropout_keys = rng.streams(keys, 7)
+        t_keys, noise_keys, drop_keys, context_keys, image_keys, *dropout_keys, known_keys = rng.streams(keys, 8)
         t = self._draw_t(t_keys) if t is None else t
         null = self._drop(drop_keys) if train else jnp.zeros(len(x), bool)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         b, r = jax.vmap(lambda k: self.prior.parts(k, self.shape))(noise_keys)
+        if motion_keys is not None:
+            r = jax.vmap(lambda k: self.prior.parts(k, self.shape)[1])(motion_keys)
         eps = decompose.combine(b, r, self.lam)  # (1)
         z = gaussian.corrupt(x, eps, spread(alpha, x), spread(sigma, x))  # (2)
 
@@ -114,14 +142,24 @@ class VideoFusion(Model):
         else:
             known, beside = b_hat, None
         z_prime = decompose.residual_input(z, known, self.lam, sigma)  # (5)
+        times: Array = t
+        clean = None
+        if train and self.known_share:
+            clean, frames = self._clean_frames(x, known_keys)
+            z_prime = jnp.where(clean[..., None, None, None], self.schedule.alpha(jnp.int32(0)) * frames, z_prime)
+            times = jnp.where(clean, 0, t[:, None])
         inputs = self._residual_inputs(z_prime, alpha, beside)
-        value = self._call(self.residual, params["residual"], inputs, t, condition, null, dropout_keys=residual_dropout)
+        value = self._call(
+            self.residual, params["residual"], inputs, times, condition, null, dropout_keys=residual_dropout
+        )
         kind = self.residual_prediction
         residual_loss = decompose.residual_error(kind, value, x, eps, known, self.lam, alpha, sigma)  # (7)
         residual_sigma = decompose.residual_sigma(self.lam, sigma)[..., 0, 0, 0]
         residual_loss *= gaussian.loss_weight(
             kind, self.residual_loss, alpha[:, None], residual_sigma, self.loss_weight
         )
+        if clean is not None:
+            residual_loss = jnp.where(clean, 0, residual_loss)
         eps_hat = decompose.eps_hat(kind, value, z_prime, known, self.lam, alpha, sigma)  # (6)
         unknown = 1 - np.where(np.arange(self.shape[0]) == c, 0, self.lam) if self.base_first else 1
         share = mse(eps_hat - eps) / unknown
@@ -160,6 +198,21 @@ class VideoFusion(Model):
         eps_hat = gaussian.to_eps(kind, value, z, *scales)
         return loss.reshape(-1, n).mean(1), eps_hat.reshape(-1, n, *x.shape[1:])[:, 0]
 
+    def _clean_frames(
+        self, x: Float[Array, "b f h w c"], keys: Key[Array, " b"]
+    ) -> tuple[Bool[Array, "b f"], Float[Array, "b f h w c"]]:
+        """Which frames of each clip the residual generator sees clean, never the base frame; and these, noised a little
+        as the context frame is."""
+
+        def draw(clip: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
+            some_key, share_key, frames_key, amplitude_key, noise_key = jax.random.split(key, 5)
+            share = jax.random.uniform(share_key) * jax.random.bernoulli(some_key, self.known_share)
+            clean = jax.random.bernoulli(frames_key, share, (len(clip),)).at[self.base_frame].set(False)
+            amplitude = self.context_noise * jax.random.uniform(amplitude_key)
+            return clean, clip + amplitude * rng.normal(noise_key, clip.shape)
+
+        return jax.vmap(draw)(x, keys)
+
     def _noised_context(self, frame: Array, keys: Key[Array, " b"]) -> Array:
         def one(frame: Array, key: Array) -> Array:
             amplitude = self.context_noise * jax.random.uniform(jax.random.fold_in(key, 0))
@@ -192,15 +245,10 @@ class VideoFusion(Model):
 
     def base_denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
-    ) -> solvers.Denoiser:
-        """The base generator (4) as an image model: z_t^c [b h w c], t -> b_hat."""
-        base = self._guided(self.base, params["base"], condition, guidance)
-
-        def b_hat(z: Array, t: Array) -> Array:
-            value = base(z[:, None], t)[:, 0]
-            return gaussian.to_eps(self.base_prediction, value, z, self.schedule.alpha(t), self.schedule.sigma(t))
-
-        return b_hat
+    ) -> Callable[[Array, Array], gaussian.Estimate]:
+        """The base generator (4) as an image model: z_t^c [b h w c], t -> estimate of x^c and b."""
+        base = self._guided(self.base, params, "base", self.base_prediction, self._levels, condition, guidance)
+        return lambda z, t: jax.tree.map(lambda frames: frames[:, 0], base(z[:, None], t))
 
     def residual_denoiser(
         self,
@@ -208,34 +256,72 @@ class VideoFusion(Model):
         condition: Condition,
         frame: Float[Array, "b h w c"],
         guidance: Guidance = UNGUIDED,
+        clean: Clean | None = None,
     ) -> solvers.Denoiser:
-        """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> r_hat, 0 where lambda = 1."""
-        residual = self._guided(self.residual, params["residual"], condition, guidance.of_residual)
+        """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> estimate of x and r.
 
-        def r_hat(z_prime: Array, t: Array) -> Array:
-            alpha, sigma = (jnp.full(len(z_prime), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
-            inputs = self._residual_inputs(z_prime, alpha, frame)
-            value = residual(inputs[..., : z_prime.shape[-1]], t, inputs[..., z_prime.shape[-1] :])
-            residual_sigma = decompose.residual_sigma(self.lam, sigma)
-            noise_in_z = gaussian.to_noise(
-                self.residual_prediction, value, z_prime, spread(alpha, z_prime), residual_sigma
-            )
-            return jnp.where(residual_sigma > 0, noise_in_z / jnp.where(residual_sigma > 0, residual_sigma, 1), 0)
+        At the base frame they are `frame` and 0. clean: further frames that it sees clean.
+        """
+        residual = self._residual(params, condition, guidance, clean)
 
-        return r_hat
+        def estimate(z_prime: Array, t: Array) -> gaussian.Estimate:
+            found = residual(z_prime, t, frame)
+            return found._replace(x_0=found.x_0.at[:, self.base_frame].set(frame))
+
+        return estimate
 
     def denoiser(
-        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
+        self,
+        params: Mapping[str, Params],
+        condition: Condition,
+        guidance: Guidance = UNGUIDED,
+        base_frame: Float[Array, "b h w c"] | None = None,
+        clean: Clean | None = None,
     ) -> solvers.Denoiser:
-        """The joint predictor (4)-(6): z_t [b f h w c], t -> eps_hat. One base pass, on one frame."""
+        """The joint predictor (4)-(6): z_t [b f h w c], t -> estimate. One base pass, on one frame.
+
+        base_frame: the clean base frame where it is known. Then so is b, which is read off z^c, and the base generator
+            is not run.
+        clean: frames that the residual generator sees clean.
+        """
         base = self.base_denoiser(params, condition, guidance)
-        residual = self._guided(self.residual, params["residual"], condition, guidance.of_residual)
+        residual = self._residual(params, condition, guidance, clean)
 
-        def eps_hat(z: Array, t: Array) -> Array:
-            alpha, sigma = (jnp.full(len(z), s) for s in (self.schedule.alpha(t), self.schedule.sigma(t)))
-            b_hat = base(z[:, self.base_frame], t)
-            z_prime = decompose.residual_input(z, b_hat, self.lam, sigma)
-            value = residual(self._residual_inputs(z_prime, alpha, None), t)
-            return decompose.eps_hat(self.residual_prediction, value, z_prime, b_hat, self.lam, alpha, sigma)
+        def estimate(z: Array, t: Array) -> gaussian.Estimate:
+            c, (alpha, sigma) = self.base_frame, (self.schedule.alpha(t), self.schedule.sigma(t))
+            if base_frame is None:
+                frame = base(z[:, c], t)
+            else:
+                b = solvers.noise_beside(base_frame, z[:, c], solvers.Level(alpha, sigma))
+                frame = gaussian.Estimate(base_frame, b, b)
+            others = residual(decompose.residual_input(z, frame.eps, self.lam, jnp.full(len(z), sigma)), t, None)
+            x_0, eps = others.x_0.at[:, c].set(frame.x_0), decompose.combine(frame.eps, others.eps, self.lam)
+            if frame.renoise is None or others.renoise is None:
+                return gaussian.Estimate(x_0, eps)
+            return gaussian.Estimate(x_0, eps, decompose.combine(frame.renoise, others.renoise, self.lam))
 
-        return eps_hat
+        return estimate
+
+    def _residual(
+        self, params: Mapping[str, Params], condition: Condition, guidance: Guidance, clean: Clean | None = None
+    ) -> Callable[[Array, Array, Array | None], gaussian.Estimate]:
+        """(z'_t, t, the context frame) -> estimate of x and r, the latter 0 where lambda = 1."""
+
+        def levels(t: Array) -> tuple[Array, Array]:
+            alpha, sigma = self._levels(t)
+            return alpha, decompose.residual_sigma(self.lam, sigma[..., 0, 0, 0, 0])
+
+        net = self._guided(
+            self.residual, params, "residual", self.residual_prediction, levels, condition, guidance.of_residual,
+            None if clean is None else clean.mask,
+        )  # fmt: skip
+
+        def estimate(z_prime: Array, t: Array, frame: Array | None) -> gaussian.Estimate:
+            if clean is not None:
+                seen = self.schedule.alpha(jnp.int32(0)) * clean.clips
+                z_prime = jnp.where(clean.mask[:, None, None, None], seen, z_prime)
+            inputs = self._residual_inputs(z_prime, jnp.full(len(z_prime), self.schedule.alpha(t)), frame)
+            channels = z_prime.shape[-1]
+            return net(inputs[..., :channels], t, inputs[..., channels:])
+
+        return estimate

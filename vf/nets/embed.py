@@ -61,12 +61,13 @@ class Conditioning(nn.Module):
     @nn.compact
     def __call__(
         self,
-        t: Num[Array, " b"],
+        t: Num[Array, "b *f"],
         label: Int[Array, " b"] | None,
         cond: Float[Array, "b d"] | None,
         frame: Int[Array, "*clip f"],
     ) -> Float[Array, "b #f e"]:
-        """The embedding, float32, with one row for all frames unless the frame index is embedded.
+        """The embedding, float32, with one row for all frames unless the frame index is embedded, or each frame has a
+        step of its own.
 
         Raises:
             ValueError: `label` or `cond` is missing, or given to a network that would ignore it, or `cond` has the
@@ -75,18 +76,17 @@ class Conditioning(nn.Module):
         features = 4 * self.width
         check_input("label", label, self.num_classes > 0, "num_classes")
         check_input("cond", cond, self.cond_dim > 0, "cond_dim")
-        x = PositionEmbed(self.width, features, name="time")(t)
+        x = PositionEmbed(self.width, features, name="time")(t.reshape(len(t), -1))  # b 1 e or b f e
         if label is not None:
             rows = self.num_classes + self.null_class
-            x += Embed(rows, features, name="label")(label)
+            x += Embed(rows, features, name="label")(label)[:, None]
         if cond is not None:
             if cond.shape[-1] != self.cond_dim:
                 raise ValueError(f"cond must have cond_dim = {self.cond_dim} channels, got {cond.shape[-1]}")
             if not self.cond_projection and self.cond_dim != features:
                 raise ValueError(f"unprojected, cond_dim must be 4 * width = {features}, got {self.cond_dim}")
             cond = cond.astype(jnp.float32)
-            x += Dense(features, name="cond")(cond) if self.cond_projection else cond
-        x = x[:, None]  # b 1 e
+            x += (Dense(features, name="cond")(cond) if self.cond_projection else cond)[:, None]
         if self.frame_embed:
             x += PositionEmbed(self.width, features, name="frame")(jnp.atleast_2d(frame))  # b f e
         return x

@@ -156,7 +156,7 @@ class UNet(nn.Module):
     def __call__(
         self,
         z: Float[Array, "b f h w c"],
-        t: Num[Array, " b"],
+        t: Num[Array, "b *f"],
         *,
         label: Int[Array, " b"] | None = None,
         cond: Float[Array, "b d"] | None = None,
@@ -171,7 +171,7 @@ class UNet(nn.Module):
         Args:
             z: noised clip of pixels in [-1, 1], with any conditioning images concatenated on channels; f = 1
                 for images.
-            t: step number, 0..T-1, integer or not.
+            t: step number, 0..T-1, integer or not; of each clip, or of each frame.
             label: class of each clip; needed exactly where `num_classes` > 0. A label beyond the table gives NaN.
             cond: vector of each clip; needed exactly where `cond_dim` > 0.
             null: which clips have their vector replaced by zero, which means none.
@@ -307,8 +307,10 @@ class UNet(nn.Module):
                 raise ValueError(f"{name} knows {', '.join(map(repr, known))}; got {unknown[0]!r}")
         if z.ndim != 5:
             raise ValueError(f"z must be b f h w c, got shape {z.shape}")
-        if t.shape != z.shape[:1]:
-            raise ValueError(f"t must have one step per clip, shape {z.shape[:1]}, got {t.shape}")
+        if t.shape not in (z.shape[:1], z.shape[:2]):
+            raise ValueError(
+                f"t must have one step per clip or per frame, shape {z.shape[:1]} or {z.shape[:2]}, got {t.shape}"
+            )
         side = self.patch * factors[-1]
         if z.shape[2] % side or z.shape[3] % side:
             raise ValueError(

@@ -156,14 +156,15 @@ class Trained:
         return arrays
 
 
-def find(path: AnyPath) -> Trained:
-    """Opens the networks in the folder of a run (those of its latest checkpoint), or in one that `export` wrote.
+def find(path: AnyPath, step: int | None = None) -> Trained:
+    """Opens the networks in the folder of a run (those of its checkpoint at `step`, by default the latest), or in one
+    that `export` wrote.
 
     Raises UserError where it is neither, or its config or weights files are damaged.
     """
     if (path / "checkpoints").is_dir():
         with Checkpoints(str(path / "checkpoints"), read_only=True) as checkpoints:
-            step = checkpoints.latest()
+            step = checkpoints.latest() if step is None else step
             about = _facts_of_run(checkpoints.meta(step))  # raises where there is none
         return Trained(path, _config(path), step, about)
     if not (path / "base.safetensors").exists():

@@ -88,6 +88,8 @@ def _pictures(workdir: AnyPath, folder: AnyPath, heading: str, meta: dict[str, A
         else:
             image = f'<img src="{link}" alt="{heading}: {text}" loading="lazy">'
             parts.append(f'<a href="{link}">{image}</a>')
+    if "wall.gif" not in links and (link := links.get("wall.mp4")):  # long clips
+        parts.insert(1, f'<video src="{link}" controls loop muted autoplay></video>')
     small = [f'<a href="{links[name]}">{name}</a>' for name in ("clips.npz", "wall.mp4") if name in links]
     if "centre" in meta:  # samples of earlier versions
         meta = {"base_frame" if key == "centre" else key: value for key, value in meta.items()}

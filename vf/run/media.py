@@ -26,6 +26,7 @@ from vf.metrics.protocol import protocol_hash, to_json
 
 WIDTH = 640  # Walls and film strips are enlarged to about this many pixels, as far as whole factors reach.
 STRIP_ROWS, STRIP_PAD = 8, 3
+LONG, STRIP_COLUMNS = 64, 16  # longer clips have no GIF, and a strip of so many frames, evenly chosen
 PICTURED = 128  # the most clips of a wall; clips.npz has all
 DRAWING = re.compile(r"(base_)?step_(\d+)(?:_(clips|base)_seed(-?\d+)_n(\d+)_[0-9a-f]{8})?")
 
@@ -110,16 +111,19 @@ def write_samples(
     video.save_npz(folder / "clips.npz", clips, **({} if labels is None else {"label": np.asarray(labels)}))
     count, frames, height, width, _ = clips.shape
     wall = video.grid(clips[:PICTURED], columns)
+    long = frames > LONG
     large = scale or max(1, WIDTH // wall.shape[2])
     facts = {"count": count, "frames": frames, "height": height, "width": width, "columns": min(columns, count)}
     facts["pictured"] = min(count, PICTURED)
     if frames == 1:
         video.write_png(folder / "wall.png", video.enlarge(wall[0], large))
     else:
-        video.write_gif(folder / "wall.gif", wall, fps, large)
+        if not long:
+            video.write_gif(folder / "wall.gif", wall, fps, large)
         video.write_mp4(folder / "wall.mp4", wall, fps, large)
-        large = scale or max(1, (WIDTH // frames - 2 * STRIP_PAD) // width)
-        strip = video.film_strip(clips[:STRIP_ROWS], base_frame, STRIP_PAD, large)
+        shown = np.linspace(0, frames - 1, STRIP_COLUMNS).round().astype(int) if long else np.arange(frames)
+        large = scale or max(1, (WIDTH // len(shown) - 2 * STRIP_PAD) // width)
+        strip = video.film_strip(clips[:STRIP_ROWS, shown], None if long else base_frame, STRIP_PAD, large)
         video.write_png(folder / "strip.png", strip)
         facts |= {"base_frame": base_frame, "fps": fps}
         facts |= {"strip_size": list(strip.shape[1::-1]), "strip_rows": min(count, STRIP_ROWS)}

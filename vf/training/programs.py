@@ -15,6 +15,7 @@ from jaxtyping import Array
 from vf import rng, video
 from vf.models import sampler as samplers
 from vf.models.model import Model
+from vf.models.videofusion import VideoFusion
 from vf.nets import initial
 from vf.training import sharding, stacks
 from vf.training import state as states
@@ -108,16 +109,69 @@ def validation(model: Model, mesh: Mesh) -> Any:
 
 
 def sampling(model: Model, mesh: Mesh, options: samplers.SampleOptions) -> Any:
-    """Jitted (params, batch of conditions, seed) -> u8 [b f h w 3].
+    """Jitted (params, batch of conditions and control, seed) -> u8 [b f h w 3].
 
-    Sample k depends on (seed, k) and the weights alone.
+    Sample k depends on (seed, k), the weights and what is controlled of it alone (`control`).
     """
 
     def sample(params: Any, batch: Batch, seed: rng.Seed) -> jax.Array:
-        keys = rng.example_keys(seed, rng.Purpose.SAMPLE, batch["index"])
-        return video.to_uint8(samplers.sample(model, stacks.unstack(params), keys, model.condition(batch), options))
+        if "content" in batch:
+            keys = _numbered(batch["content"])
+        else:
+            keys = rng.example_keys(seed, rng.Purpose.SAMPLE, batch["index"])
+        clips = samplers.sample(
+            model, stacks.unstack(params), keys, model.condition(batch), options, control(batch, seed)
+        )
+        return video.to_uint8(clips)
 
     return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
+
+
+def control(batch: Batch, seed: rng.Seed) -> samplers.Control:
+    """What the rows of a batch control, each as far as it is there.
+
+    `motion` u32 [b k], seed, number and perhaps window of the residual noise, in place of `seed` and `index`, as
+    `content` for the base noise; `content_towards` u32 [b] and `motion_towards` u32 [b], the numbers of the noises to
+    which base and residual noise turn by `content_angle` and `motion_angle` f32 [b]; `base_noise`, `residual_noise`
+    f32; `known` u8 [b f h w 3].
+    """
+
+    def towards(name: str, seeds: jax.Array) -> samplers.Towards | None:
+        if (numbers := batch.get(f"{name}_towards")) is None:
+            return None
+        return samplers.Towards(_numbered(jnp.stack([seeds, numbers], 1)), batch[f"{name}_angle"])
+
+    own, motion = jnp.broadcast_to(jnp.uint32(seed), batch["index"].shape), batch.get("motion")
+    known = batch.get("known")
+    return samplers.Control(
+        motion=None if motion is None else _numbered(motion),
+        content_towards=towards("content", own),
+        motion_towards=towards("motion", own if motion is None else motion[:, 0]),
+        base_noise=batch.get("base_noise"), residual_noise=batch.get("residual_noise"),
+        known=None if known is None else video.from_uint8(known),
+    )  # fmt: skip
+
+
+def _numbered(numbers: jax.Array) -> jax.Array:
+    """Keys [b] of rows of a seed and numbers, u32 [b k]; of two as `rng.example_keys`."""
+
+    def key(row: jax.Array) -> jax.Array:
+        made = rng.key(row[0], rng.Purpose.SAMPLE)
+        for number in row[1:]:
+            made = jax.random.fold_in(made, number)
+        return made
+
+    return jax.vmap(key)(numbers)
+
+
+def inversion(model: VideoFusion, mesh: Mesh, options: samplers.SampleOptions) -> Any:
+    """Jitted (params, batch of conditions and `video` u8 [b f h w 3]) -> their noises, `models.sampler.Noise`."""
+
+    def invert(params: Any, batch: Batch) -> samplers.Noise:
+        clips = video.from_uint8(batch["video"])
+        return samplers.invert(model, stacks.unstack(params), clips, model.condition(batch), options)
+
+    return jax.jit(invert, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
 
 
 def in_batches(

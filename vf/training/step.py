@@ -12,10 +12,12 @@ from jaxtyping import Array, Float, Int
 from vf import rng, video
 from vf.diffusion import decompose
 from vf.models.model import Errors, Model
+from vf.models.videofusion import VideoFusion
 from vf.training import stacks
 from vf.training import state as states
 from vf.types import Batch
 
+MOTION, MOST_MOTIONS = "motion_noise", 1 << 16
 Gradients = Callable[[Any, Batch], tuple[Any, dict[str, Array]]]
 """(parameters, batch) -> (gradients of its mean loss, numbers)."""
 
@@ -30,10 +32,16 @@ def loss(model: Model, errors: Errors) -> tuple[Float[Array, ""], dict[str, Arra
 def batch_loss(
     params: Any, rows: Mapping[str, Array], *, model: Model, seed: rng.Seed
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The training loss of a batch, and its parts."""
+    """The training loss of a batch, and its parts.
+
+    Clips of equal `motion` u32 [b] share their residual noise, where the batch has it.
+    """
     keys = rng.example_keys(seed, rng.Purpose.TRAIN, rows["index"])
     x = video.from_uint8(rows["video"])
-    return loss(model, model.errors(params, x, model.condition(rows), keys, train=True))
+    shared = {}
+    if MOTION in rows:
+        shared["motion_keys"] = rng.example_keys(seed, rng.Purpose.MOTION, rows[MOTION])
+    return loss(model, model.errors(params, x, model.condition(rows), keys, train=True, **shared))
 
 
 def train_step(
@@ -53,6 +61,10 @@ def train_step(
 
     Returns the new state and scalars: loss, its parts, and each network's gradient norm before clipping.
     """
+    if isinstance(model, VideoFusion) and model.motion:
+        # Another noise for each motion at each step, and the same on every device and in every micro-batch.
+        numbers_of_noise = jnp.uint32(state.step) * MOST_MOTIONS + batch[model.motion].astype(jnp.uint32)
+        batch = {**batch, MOTION: numbers_of_noise}
     loss_of = functools.partial(batch_loss, model=model, seed=seed)
     gradients = functools.partial(_gradients, loss_of=loss_of, parts=accumulate)
     grads, numbers = spread(gradients)(state.params, batch)

@@ -1,0 +1,179 @@
+"""Control of a sampling, through the sampling job: numbers of noises, files, known frames, and what does not fit."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_main import tiny as small
+from vf import main, video
+from vf.config import build, data
+from vf.config import control as fixed
+from vf.config.specs import ControlSpec, SampleSpec
+from vf.data import pipeline
+from vf.jobs import control
+from vf.models.sampler import SampleOptions
+from vf.run import media
+from vf.types import UserError
+
+BASE = 3  # of eight frames
+DDIM = {"sample__solver": "ddim", "sample__eta": 0.0}
+
+
+def tiny(**changes):
+    """Of networks that predict noise: untrained, they predict none, so that clips show what was drawn."""
+    kinds = {f"{part}__{name}": "eps" for part in ("base", "residual") for name in ("prediction", "loss")}
+    return small(**kinds | changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two steps."""
+    workdir = tmp_path_factory.mktemp("run")
+    main.run(tiny(train__steps=2), workdir, "train")
+    return workdir
+
+
+def sampled(run, **changes):
+    """(clips, facts) of another drawing."""
+    before = {one.folder for one in media.drawings(run)}
+    main.run(tiny(**changes), run, "sample")
+    (folder,) = {one.folder for one in media.drawings(run)} - before
+    return video.load_npz(folder / "clips.npz")["clips"], json.loads((folder / "meta.json").read_text())
+
+
+def spec(count=6, **fields):
+    options = SampleOptions(np.array([5, -1], np.int32))
+    return SampleSpec(options, count, 6, 0, "ema", -1, 8.0, control=ControlSpec(3, 4, **fields))
+
+
+def test_a_grid_s_rows_share_content_and_its_columns_motion():
+    rows = control.numbers(spec(grid=(2, 3)))
+    np.testing.assert_array_equal(rows["index"], [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(rows["motion"], [[4, 0], [4, 1], [4, 2], [4, 0], [4, 1], [4, 2]])
+    assert control.columns(spec(grid=(2, 3))) == 3
+
+
+@pytest.mark.parametrize(("name", "moving"), [("content", [0, 0, 1, 1, 2, 2]), ("motion", [0, 1, 0, 1, 0, 1])])
+def test_an_interpolation_goes_from_one_noise_to_the_next_in_equal_angles(name, moving):
+    rows = control.numbers(spec(grid=(3, 2), interpolate=name))
+    np.testing.assert_allclose(rows[f"{name}_angle"], np.pi / 2 * np.array(moving) / max(moving))
+    assert set(rows[f"{name}_towards"]) == {1}
+    assert set(rows["index"] if name == "content" else rows["motion"][:, 1]) == {0}
+
+
+def test_a_grid_is_drawn_and_pictured(run):
+    """One base frame a row, of the content's class; the picture has the grid's columns; seeds decide what is drawn."""
+    clips, facts = sampled(run, sample__grid=(2, 3), sample__motion_seed=5)
+    assert (facts["columns"], facts["count"], facts["control"]["motion_seed"]) == (3, 6, 5)
+    assert len(set(facts["labels"][:3])) == len(set(facts["labels"][3:])) == 1
+    for row in (clips[:3], clips[3:]):
+        assert np.ptp(row[:, BASE].astype(int), axis=0).max() <= 1
+        assert np.ptp(row[:, 0].astype(int), axis=0).max() > 10
+    assert np.abs(clips[0, BASE].astype(int) - clips[3, BASE]).max() > 10
+    other, _ = sampled(run, sample__grid=(2, 3), sample__motion_seed=6)
+    assert np.abs(other[:, BASE].astype(int) - clips[:, BASE]).max() <= 1
+    assert np.abs(other[:, 0].astype(int) - clips[:, 0]).max() > 10
+
+
+def test_a_picture_becomes_the_base_frame(run, tmp_path, caplog):
+    """Its centre square, resized; the user is told."""
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:, 16:48] = (200, 40, 90)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    with caplog.at_level(logging.INFO):
+        clips, _ = sampled(run, sample__content_of=str(tmp_path / "picture.png"), sample__label=2, sample__count=3)
+    assert "picture.png: its centre square of 64 x 32, resized to 16 x 16" in caplog.text
+    np.testing.assert_array_equal(clips[:, BASE], np.broadcast_to((200, 40, 90), (3, 16, 16, 3)))
+    assert np.abs(clips[0, 0].astype(int) - clips[1, 0]).max() > 10
+
+
+def test_motion_comes_from_another_clip(run, tmp_path, caplog):
+    """Its residual noise is found, and what it samples again is compared with the clip."""
+    source = np.random.default_rng(0).integers(60, 196, (2, 8, 16, 16, 3)).astype(np.uint8)
+    video.save_npz(tmp_path / "clips.npz", source)
+    given = {"sample__motion_of": f"{tmp_path / 'clips.npz'}:1", "sample__label": 2, "sample__count": 5, **DDIM}
+    times = {"sample__times": (900, 600, 300, 100, 20)}
+    with caplog.at_level(logging.INFO):
+        clips, _ = sampled(run, **given, **times)
+    assert "sampled again from the noise that was found: off by 0." in caplog.text
+    freely, _ = sampled(run, sample__label=2, sample__count=5, sample__clip_x_0=0.0, **DDIM, **times)
+    assert np.abs(clips[:, BASE].astype(int) - freely[:, BASE]).max() <= 1  # their own content
+    assert np.abs(clips[:, 0].astype(int) - freely[:, 0]).max() > 10
+
+
+def test_validation_clips_are_gone_on_with(run):
+    """Each sample with a clip of its own, and of its class."""
+    clips, facts = sampled(run, sample__known=(0, 1, 2, 3), sample__count=7, eval__clips=7)
+    config = tiny(eval__clips=7)
+    real = pipeline.fixed_clips(data.source(config, "validation"), 7, seed=0)
+    np.testing.assert_array_equal(clips[:, :4], real["video"][:, :4])
+    names = data.source(config).class_names
+    assert facts["labels"] == [names[label] for label in real["label"]]
+
+
+def test_a_long_clip_begins_as_a_short_one_and_goes_on(run):
+    """Its windows differ, and no frame is lost or repeated; a sample drawn alone is the same."""
+    short, _ = sampled(run, sample__count=2)
+    long, facts = sampled(run, sample__count=2, sample__length=19)
+    np.testing.assert_array_equal(long[:, :8], short)
+    assert (long.shape[1], facts["length"], facts["overlap"]) == (19, 19, 4)
+    for first, second in ((4, 8), (8, 12), (12, 16)):  # the new frames of each window
+        assert np.abs(long[:, first : first + 3].astype(int) - long[:, second : second + 3]).max() > 10
+    alone, _ = sampled(run, sample__count=1, sample__first=1, sample__length=19)
+    np.testing.assert_array_equal(alone[0], long[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample__grid": (3,)}, "two numbers, rows and columns"),
+        ({"sample__grid": (1, 3), "sample__interpolate": "content"}, "2 rows or more"),
+        ({"sample__interpolate": "motion"}, "two numbers, rows and columns"),
+        ({"sample__grid": (2, 3), "sample__interpolate": "shape"}, "one of , content, motion"),
+        ({"sample__known": (0, 1)}, r"put 3 into sample\.known"),
+        ({"sample__known": (3, 8)}, "0 to 7"),
+        ({"sample__known": tuple(range(8))}, "got all"),
+        ({"sample__known_of": "clip.mp4"}, r"sample\.known says which"),
+        ({"sample__reconstruction": 1.0}, r"sample\.known says which"),
+        ({"sample__known": (3,), "sample__grid": (2, 2)}, "leave sample.content_of, motion_of and grid empty"),
+        ({"sample__content_of": "no.png"}, "--config.sample.label=K"),
+        ({"sample__content_of": "no.png", "sample__label": 1}, "cannot read a clip of no.png: No such file"),
+        ({"sample__motion_of": "clip.mp4", "sample__label": 1}, "set --config.sample.solver=ddim"),
+        ({"sample__motion_of": "a.npz:7", "sample__label": 1, **DDIM}, "no clips at a.npz"),
+        ({"sample__what": "base", "sample__grid": (2, 2)}, "content alone"),
+        ({"sample__what": "base", "sample__length": 9}, "no length"),
+        ({"sample__length": 7}, "at least the 8 frames"),
+        ({"sample__length": 9, "sample__overlap": 8}, "1 to 7, less than a window's 8"),
+        ({"sample__length": 9, "sample__overlap": 3}, "overlap=4 or more, got 3"),
+        ({"sample__grid": (2, 2), "sample__first": 1}, "leave sample.first at 0"),
+        ({"sample__first": -1}, "sample.first must be at least 0"),
+    ],
+)
+def test_control_that_does_not_fit_is_answered_in_one_sentence(run, changes, message):
+    before = media.drawings(run)
+    with pytest.raises(UserError, match=message):
+        main.run(tiny(**changes), run, "sample")
+    assert media.drawings(run) == before
+
+
+def test_only_decomposed_noise_has_content_and_motion():
+    with pytest.raises(UserError, match="decomposed noise"):
+        fixed.control(tiny(model__predictor="one_network", sample__motion_seed=1))
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_scored_samples_are_drawn_freely(run, mode):
+    with pytest.raises(UserError, match=f"sample.content_seed is for --mode=sample, and this is --mode={mode}"):
+        main.run(tiny(sample__content_seed=1), run, mode)
+
+
+def test_precision_is_a_part_of_what_samples_depend_on():
+    """Of the drawing's folder, and of whether a step has been evaluated."""
+    half, whole = tiny(model__dtype="bfloat16"), tiny()
+    source = data.source(whole)
+    specs = [build.sample_spec(config, source).protocol() for config in (half, whole)]
+    assert specs[0] == specs[1] | {"dtype": "bfloat16"}
+    assert build.evaluation_fingerprint(half) != build.evaluation_fingerprint(whole)

@@ -1,0 +1,192 @@
+"""What a sampling job fixes of its clips: their content, their motion, and frames that are known."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from vf.config.data import base_frame
+from vf.config.specs import ControlSpec
+from vf.config.values import as_user_error, choose
+from vf.data import decode
+from vf.data.clips import Windows
+from vf.diffusion.known import frame_mask
+from vf.models.sampler import Extension
+from vf.types import UserError
+from vf.video import load_npz
+
+CONTROL = {
+    "content_seed": -1, "motion_seed": -1, "grid": (), "interpolate": "", "content_of": "", "motion_of": "",
+    "motion_label": -1, "known": (), "known_of": "", "reconstruction": 0.0,
+}  # fmt: skip
+"""The fields of `sample` that say what is fixed, with the values by which nothing is."""
+FIELDS = CONTROL | {"first": 0, "length": 0, "overlap": 0, "keep_base_noise": True, "history": 0.0}
+"""All fields of `sample` that are for the sampling job alone, with the values by which they change nothing."""
+
+
+def control(config: ConfigDict) -> ControlSpec | None:
+    """What is fixed; None for nothing. Raises UserError for values that do not fit together, or the model."""
+    sample = config.sample
+    if not is_controlled(config):
+        return None
+    if sample.what == "base" and any(sample[name] != off for name, off in CONTROL.items() if name != "content_seed"):
+        raise UserError("images of the base generator have content alone: leave all but sample.content_seed as it is")
+    decomposed = config.model.predictor == "decomposed"
+    noises = {name: off for name, off in CONTROL.items() if not name.startswith(("known", "rec"))}
+    if not decomposed and any(sample[name] != off for name, off in noises.items()):
+        raise UserError(
+            "content and motion are controlled by decomposed noise: set --config.model.predictor=decomposed, for a run "
+            "that was trained so"
+        )
+    _check_known(config)
+    if sample.interpolate or sample.grid:
+        _check_grid(config)
+    _check_files(config)
+    content_seed, motion_seed = (sample.seed if own == -1 else own for own in (sample.content_seed, sample.motion_seed))
+    return ControlSpec(
+        content_seed, motion_seed, tuple(sample.grid) or None, sample.interpolate, sample.content_of, sample.motion_of,
+        sample.label if sample.motion_label == -1 else sample.motion_label, sample.known_of, _cut(config),
+    )  # fmt: skip
+
+
+def is_controlled(config: ConfigDict) -> bool:
+    """Whether any field says what to fix."""
+    return any(config.sample[name] != off for name, off in CONTROL.items())
+
+
+def known(config: ConfigDict) -> tuple[int, ...]:
+    """Array indices of the frames that are known: `sample.known`, or base first the base frame of `content_of`."""
+    if config.sample.content_of and config.model.context == "base_frame":
+        return (base_frame(config),)
+    return tuple(config.sample.known)
+
+
+def extension(config: ConfigDict) -> Extension:
+    """The windows of a clip of `sample.length` frames. Raises UserError where they do not fit."""
+    sample, frames = config.sample, config.data.frames
+    length, overlap = sample.length or frames, sample.overlap or frames // 2
+    if length < frames:
+        raise UserError(f"--config.sample.length is at least the {frames} frames of a window, got {length}")
+    if length == frames:
+        return Extension(frames, frames, 0)
+    if sample.what == "base":
+        raise UserError("images of the base generator have no length: leave sample.length at 0")
+    if not 1 <= overlap < frames:
+        raise UserError(
+            f"--config.sample.overlap is 1 to {frames - 1}, less than a window's {frames} frames; got {overlap}"
+        )
+    if config.model.context == "base_frame" and overlap <= base_frame(config):
+        raise UserError(
+            f"base first, a window is drawn from its base frame, {base_frame(config)}, so that it must be known: set "
+            f"--config.sample.overlap={base_frame(config) + 1} or more, got {overlap}"
+        )
+    return Extension(length, frames, overlap)
+
+
+def inverts(config: ConfigDict) -> bool:
+    """Whether the noise of a file is found by inversion."""
+    return bool(config.sample.motion_of or (config.sample.content_of and not known(config)))
+
+
+def _check_known(config: ConfigDict) -> None:
+    sample, base = config.sample, base_frame(config)
+    if not sample.known:
+        if sample.known_of or sample.reconstruction:
+            raise UserError("sample.known says which frames are given: set it, as --config.sample.known='(0,1,2,3)'")
+        return
+    as_user_error(lambda: frame_mask(tuple(sample.known), config.data.frames), {"known": "sample.known"})
+    if sample.content_of or sample.motion_of or sample.grid:
+        raise UserError("known frames fix content and motion: leave sample.content_of, motion_of and grid empty")
+    if config.model.context == "base_frame" and base not in sample.known:
+        raise UserError(
+            f"base first, frame {base} is sampled before the others, without knowing any of them: put {base} into "
+            f"sample.known ({', '.join(map(str, sample.known))}), or sample a model of another context"
+        )
+
+
+def _check_grid(config: ConfigDict) -> None:
+    grid = config.sample.grid
+    if config.sample.first:
+        raise UserError("a grid begins at content 0 and motion 0: leave sample.first at 0")
+    choose("sample.interpolate", config.sample.interpolate, {"": 0, "content": 0, "motion": 0})
+    if len(grid) != 2 or min(grid) < 1:
+        raise UserError(
+            f"--config.sample.grid is two numbers, rows and columns, 1 or more, as '(4,6)'; got {tuple(grid)}"
+        )
+    axis = {"content": 0, "motion": 1}.get(config.sample.interpolate)
+    if axis is not None and grid[axis] < 2:
+        raise UserError(
+            f"to interpolate {config.sample.interpolate} takes 2 {('rows', 'columns')[axis]} or more, and sample.grid "
+            f"has {grid[axis]}"
+        )
+
+
+def _check_files(config: ConfigDict) -> None:
+    sample = config.sample
+    named = {name: sample[name] for name in ("content_of", "motion_of", "known_of") if sample[name]}
+    if not named:
+        return
+    name = next(iter(named))
+    if config.model.context == "embedding":
+        raise UserError(
+            f"--config.sample.{name} names a file, whose embedding is not known here, and this model is conditioned on "
+            "one: use a model of another context"
+        )
+    if config.model.condition == "label":
+        wanted = {"sample.label": sample.label}
+        if sample.motion_of:
+            wanted["sample.motion_label"] = sample.label if sample.motion_label == -1 else sample.motion_label
+        if missing := next((field for field, label in wanted.items() if label < 0), None):
+            raise UserError(
+                f"the model is conditioned on a class, and that of {named[name]} is not known: say it by "
+                f"--config.{missing}=K"
+            )
+    if inverts(config) and (sample.solver != "ddim" or sample.eta):
+        raise UserError(
+            f"the noise of {sample.motion_of or sample.content_of} is found by inverting deterministic DDIM: set "
+            "--config.sample.solver=ddim --config.sample.eta=0"
+        )
+
+
+def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
+    """Reads the first clip of a file, by the data's size, frames and rate."""
+    data = config.data
+    windows = as_user_error(
+        lambda: Windows(data.frames, data.stride, data.fps, "first"), {"stride": "data.stride", "fps": "data.fps"}
+    )
+
+    def read(name: str) -> np.ndarray:
+        pixels = decode.Pixels(data.size)
+        if row := re.fullmatch(r"(.*\.npz)(?::(\d+))?", name):
+            return _row(row[1], int(row[2] or 0), (data.frames, data.size, data.size, 3))
+        path = Path(name).expanduser()
+        try:
+            if path.suffix.lower() in decode.IMAGES:
+                picture = decode.read_picture(path)
+                size = f"{picture.width} x {picture.height}"
+                logging.info("%s: its centre square of %s, resized to %d x %d", path, size, data.size, data.size)
+                return np.repeat(pixels(picture)[None], data.frames, axis=0)
+            if path.is_dir():
+                frames = decode.FrameFolder(path)
+                return frames.clip(windows.indices(len(frames), data.fps, 0, None), pixels)
+            video, header = decode.Video(path), decode.read_header(path)
+            size = f"{header.width} x {header.height}"
+            logging.info("%s: the centre square of %s, resized to %d x %d", path, size, data.size, data.size)
+            return video.clip(windows.indices(len(video), header.fps, 0, None), pixels)
+        except decode.DAMAGE as error:
+            raise UserError(f"cannot read a clip of {path}: {decode.error_text(error)}") from error
+
+    return read
+
+
+def _row(path: str, row: int, shape: tuple[int, ...]) -> np.ndarray:
+    """One clip of an .npz of clips, such as those of a drawing."""
+    clips = load_npz(path)["clips"]
+    if row >= len(clips):
+        raise UserError(f"{path} has {len(clips)} clips, 0 to {len(clips) - 1}, and {row} was asked for")
+    if clips.shape[1] < shape[0] or clips.shape[2:] != shape[1:]:
+        raise UserError(f"the clips of {path} are {list(clips.shape[1:])}, and this model's {list(shape)}")
+    return clips[row, : shape[0]]
