@@ -86,6 +86,10 @@ def test_seconds_are_those_of_the_part(monkeypatch):
         task.begin("training step 2 of 9")
         now[0] += 3
         assert str(task) == "still training step 2 of 9: 3 s"
+        with activity.doing("drawing"):
+            now[0] += 50
+        now[0] += 2
+        assert str(task) == "still training step 2 of 9: 2 s"  # since the drawing has ended
 
 
 def test_nothing_is_said_while_a_bar_moves(monkeypatch):

@@ -782,6 +782,13 @@ def test_too_little_memory_is_answered_in_one_sentence(finished, monkeypatch, mo
         main.run(tiny(eval__checkpoint="latest", sample__seed=9), finished[0], mode)  # not made before
 
 
+def test_a_prepared_data_set_is_no_run_s_folder(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="is a prepared data set: name another folder"):
+        main.run(tiny(), tmp_path, "train")
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def test_sampling_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="train first"):
         main.run(tiny(), tmp_path, "sample")

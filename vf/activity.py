@@ -26,6 +26,10 @@ class Task:
         """The next part of the task begins, which is doing `what`."""
         self._now = what, time.monotonic()
 
+    def go_on(self) -> None:
+        """A task within this one has ended: what is said of it counts from here."""
+        self.begin(self._now[0])
+
     def __str__(self) -> str:
         what, began = self._now
         last = f" (last time {self.last:.0f} s)" if self.last >= 1 else ""
@@ -95,6 +99,8 @@ class Activity:
         with self._ends:
             if task in self._tasks:
                 self._tasks.remove(task)
+                if self._tasks:
+                    self._tasks[-1].go_on()
                 self._idle_since = time.monotonic()
                 self._ends.notify()
 

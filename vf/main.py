@@ -42,6 +42,7 @@ from vf.config import build
 from vf.config.check import check
 from vf.config.flags import parse
 from vf.config.values import to_json
+from vf.data.manifest import MANIFEST
 from vf.hosts.errors import HostsError, Stopped, exit_status
 from vf.hosts.process import this_process
 from vf.hosts.run import Hosts
@@ -88,6 +89,8 @@ def run(
 
     Raises UserError, and Stopped as `jobs.train.run` does."""
     check(config, mode)
+    if (workdir / MANIFEST).exists() and not (workdir / "run.json").exists():
+        raise UserError(f"{workdir} is a prepared data set: name another folder for the run, as --workdir=runs/NAME")
     if mode == "plan":
         planned = plan.run(build.plan(config), workdir)
         return {"fits": float(planned["best"]["fits"] and planned.get("sampling", planned["best"])["fits"])}

@@ -62,7 +62,7 @@ def test_phases_add_up(monkeypatch, caplog):
     }  # fmt: skip
     assert [record.getMessage() for record in caplog.records] == [
         "doing compile; the last time took 38.4 s", "doing compile; the last time took 38.4 s", "doing first batch",
-        "7.5 s to the first step: import 2.0 s, compile 5.0 s, first batch 0.5 s",
+        "7.5 s of preparation for the first step: import 2.0 s, compile 5.0 s, first batch 0.5 s",
     ]  # fmt: skip
     program = phases.compiled(jax.jit(lambda x: x + 1), "sampling")
     assert [int(program(k)) for k in (1, 2)] == [2, 3]

@@ -71,13 +71,13 @@ def reconstruction_guided(
     def both(z: Array, t: Array) -> Estimate:
         now = Level(schedule.alpha(t), schedule.sigma(t))
 
-        def error(z: Array) -> tuple[Array, Array]:
-            x_0 = estimate(denoise(z, t), z, now, scale).x_0
-            return jnp.sum(jnp.where(known, x_0 - clip, 0) ** 2), x_0
+        def error(z: Array) -> tuple[Array, Estimate]:
+            found = estimate(denoise(z, t), z, now, scale)
+            return jnp.sum(jnp.where(known, found.x_0 - clip, 0) ** 2), found
 
-        gradient, x_0 = jax.grad(error, has_aux=True)(z)
-        x_0 -= jnp.where(known, 0, weight * now.alpha / 2 * gradient)
-        return Estimate(x_0, noise_beside(x_0, z, now, scale))
+        gradient, found = jax.grad(error, has_aux=True)(z)
+        x_0 = found.x_0 - jnp.where(known, 0, weight * now.alpha / 2 * gradient)
+        return found._replace(x_0=x_0, eps=noise_beside(x_0, z, now, scale))
 
     return both
 

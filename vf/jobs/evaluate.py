@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from vf.activity import ACTIVITY
 from vf.config.specs import EvaluateSpec, SelfcheckSpec
 from vf.files import AnyPath
 from vf.hosts.run import Hosts
@@ -229,7 +230,7 @@ def follow(
             last_found, warned = clock(), False
         elif max(evaluated() | removed | set(done), default=-1) >= (final := last()):
             return done
-        elif clock() - last_found > patience:
+        elif (rest := patience - (clock() - last_found)) <= 0:
             logging.warning("no new checkpoint for %.0f s: the evaluation ends", patience)
             return done
         else:
@@ -240,4 +241,5 @@ def follow(
                     "every checkpoint so far is scored" if steps() else "there is no checkpoint yet", final, patience,
                 )  # fmt: skip
             warned = True
-            sleep(every)
+            with ACTIVITY.doing(f"waiting for a new checkpoint, at most {rest:.0f} s more"):
+                sleep(min(every, rest))

@@ -143,7 +143,7 @@ class Evaluator:
         extension = sample.extension
         long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
         what = "clips" if sample.what == "clips" else "images"
-        logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, sample.batch_size)
+        logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, min(sample.count, sample.batch_size))
         unit = "windows" if extension.further else "clips"
         progress = Progress(sample.count * (extension.further + 1), name="drawn", unit=unit, patient=True)
 

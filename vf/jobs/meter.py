@@ -91,11 +91,11 @@ class Phases:
         return call
 
     def take(self, what: str) -> dict[str, float]:
-        """{name for metrics: seconds} of phases that have ended since the last call; logs them as the way to `what`."""
+        """{name for metrics: seconds} of phases that have ended since the last call, logged as preparation for `what`."""
         seconds, self._seconds = self._seconds, {}
         if seconds:
             parts = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-            logging.info("%.1f s to %s: %s", sum(seconds.values()), what, parts)
+            logging.info("%.1f s of preparation for %s: %s", sum(seconds.values()), what, parts)
         return {f"{PREFIX}{name}": value for name, value in seconds.items()}
 
 

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UPPER = "an upper bound: the CPU's program sends and keeps bfloat16 as float32, and keeps attention's logits"
 
 
-@ACTIVITY.doing("counting and ranking")
+@ACTIVITY.doing("planning")
 def run(spec: PlanSpec, workdir: files.AnyPath) -> dict[str, Any]:
     """Plans, prints the tables and writes `WORKDIR/plan.json`; returns its content.
 
@@ -48,8 +48,9 @@ def run(spec: PlanSpec, workdir: files.AnyPath) -> dict[str, Any]:
     make, target, settings = spec.subject, spec.target, spec.settings
     logging.info("tracing the networks and ranking meshes by arithmetic; at full size that takes a minute")
     subject = make(None, None)
-    shapes = subject.state()
-    counted = counts(subject, shapes.params)
+    with ACTIVITY.doing("counting and ranking"):
+        shapes = subject.state()
+        counted = counts(subject, shapes.params)
     devices = compiling.fake_devices(target) if settings.compile == "none" else compiling.devices_of(target)
     chip = target.chip or roofline.measured_chip(devices=target.devices)
     ranked = ranking(subject, shapes, counted, devices, target, chip, settings.mesh)
@@ -214,7 +215,11 @@ def compiled(
             "compiling was ended before at these limits: raise plan.minutes or .gigabytes, or remove %s", ended
         )
         return None
-    logging.info("compiling the %s step on mesh %s for %s ...", program, mesh_text(sizes), target.text)
+    logging.info(
+        "compiling the %s step on mesh %s for %s; at full size that takes minutes, at most %g "
+        "(--config.plan.minutes), and --config.plan.compile=none plans without", program, mesh_text(sizes),
+        target.text, settings.minutes,
+    )  # fmt: skip
     lower = lower_training if program == "train" else lower_sampling
     with ACTIVITY.doing(f"compiling the {program} step", announced=True):
         result = compiling.compile_in_process(
