@@ -139,7 +139,8 @@ def get_config() -> ConfigDict:
     sample.count = 64
     sample.first = 0  # number of the first sample: sample k is the same whatever others are drawn
     sample.batch_size = 16  # over all devices
-    sample.solver = "ddim"  # ddim | dpm (DPM-Solver++(2M), its SDE for eta > 0) | heun (two passes a step)
+    # ddim | dpm (DPM-Solver++(2M), its SDE for eta > 0) | unipc (UniPC-2) | heun (two passes a step)
+    sample.solver = "ddim"
     sample.steps = 50
     sample.spacing = "uniform"  # of the steps' times: uniform | trailing | quadratic | log_snr | karras
     sample.times = ()  # these times, falling, instead

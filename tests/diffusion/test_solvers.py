@@ -170,6 +170,7 @@ ORDERS = {
     "DDIM, eta 1": (solvers.DDIM(1.0), 1),
     "DPM-Solver++(2M)": (solvers.DPMSolver(), 2),
     "DPM-Solver++(2M), eta 1": (solvers.DPMSolver(1.0), 2),
+    "UniPC-2": (solvers.UniPC(), 3),
     "Heun, two passes a step": (solvers.Heun(), 2),
 }
 
@@ -213,7 +214,7 @@ def test_the_stochastic_solver_has_the_data_s_covariance(name):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # theirs
-@pytest.mark.parametrize("kind", ["ddim", "dpm", "dpm, stochastic", "heun"])
+@pytest.mark.parametrize("kind", ["ddim", "dpm", "dpm, stochastic", "unipc", "heun"])
 def test_samples_are_those_of_diffusers(kind):
     """The same noise, times and answers of the network."""
     diffusers = pytest.importorskip("diffusers")
@@ -221,6 +222,8 @@ def test_samples_are_those_of_diffusers(kind):
     schedule, times = linear(), np.array([999, 850, 700, 500, 350, 200, 80, 10, 0])
     if kind == "ddim":
         times = np.arange(900, -1, -100)  # theirs steps evenly
+    elif kind == "unipc":
+        times = np.arange(999, 0, -111)
     betas = 1 - schedule.alpha_bar / np.concatenate([[1.0], schedule.alpha_bar[:-1]])
     normal = np.random.default_rng(0).normal(size=(len(times) + 1, 3, 4, 2, 2, 1)).astype(np.float32)
     common = {"trained_betas": betas, "num_train_timesteps": 1000}
@@ -231,6 +234,7 @@ def test_samples_are_those_of_diffusers(kind):
         "dpm": lambda: (solvers.DPMSolver(), diffusers.DPMSolverMultistepScheduler(**common, euler_at_final=True)),
         "dpm, stochastic": lambda: (solvers.DPMSolver(1.0), diffusers.DPMSolverMultistepScheduler(
             **common, algorithm_type="sde-dpmsolver++", euler_at_final=True)),
+        "unipc": lambda: (solvers.UniPC(), diffusers.UniPCMultistepScheduler(**common, final_sigmas_type="zero")),
         "heun": lambda: (solvers.Heun(), diffusers.HeunDiscreteScheduler(**common)),
     }[kind]()  # fmt: skip
 
@@ -245,7 +249,7 @@ def test_samples_are_those_of_diffusers(kind):
         denoise, jnp.asarray(normal[0]), grid, schedule, solver=ours,
         noise=lambda t: jnp.asarray(normal)[1 + jnp.argmax(jnp.asarray(times) == t)],
     )  # fmt: skip
-    if kind == "ddim":
+    if kind in ("ddim", "unipc"):
         theirs.set_timesteps(len(times))
     else:
         theirs.set_timesteps(timesteps=times.tolist())

@@ -46,7 +46,8 @@ from vf.types import UserError, naming_flags
 
 Mode = Literal["train", "sample", "evaluate"]
 SOLVERS: Mapping[str, Callable[[float], solvers.Solver]] = {
-    "ddim": solvers.DDIM, "dpm": solvers.DPMSolver, "heun": lambda eta: solvers.Heun()
+    "ddim": solvers.DDIM, "dpm": solvers.DPMSolver, "unipc": lambda eta: solvers.UniPC(),
+    "heun": lambda eta: solvers.Heun(),
 }  # fmt: skip
 FLAGS = {
     **{name: f"--config.data.{name}" for name in ("source", "split", "frames", "windows", "fps", "flip")},
@@ -209,9 +210,9 @@ def sample_options(config: ConfigDict) -> SampleOptions:
             f"{sample.clip_quantile} with sample.clip_x_0={sample.clip_x_0}"
         )
     make = choose("sample.solver", sample.solver, SOLVERS)
-    if sample.eta and sample.solver == "heun":
+    if sample.eta and sample.solver in ("heun", "unipc"):
         raise UserError(
-            f"heun is deterministic: set sample.eta to 0 (got {sample.eta}), or sample.solver to ddim or dpm"
+            f"{sample.solver} is deterministic: set sample.eta to 0 (got {sample.eta}), or sample.solver to ddim or dpm"
         )
     schedule = noise_schedule(config)
     if sample.times:
@@ -255,10 +256,10 @@ def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
         "cfg_pp": guidances.CFGPlusPlus,
     }
     rule = choose("sample.guidance", sample.guidance, rules)
-    if sample.guidance == "cfg_pp" and sample.solver == "heun":
+    if sample.guidance == "cfg_pp" and sample.solver in ("heun", "unipc"):
         raise UserError(
-            "sample.guidance=cfg_pp puts other noise back than there was, which heun cannot: set sample.solver to ddim "
-            "or dpm"
+            f"sample.guidance=cfg_pp puts other noise back than there was, which {sample.solver} cannot: set "
+            "sample.solver to ddim or dpm"
         )
     for name, owner in (("apg_parallel", "apg"), ("apg_norm", "apg"), ("zero_steps", "cfg_zero")):
         if sample[name] < 0 or (sample[name] and sample.guidance != owner):

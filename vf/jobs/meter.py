@@ -91,7 +91,7 @@ class Phases:
         return call
 
     def take(self, what: str) -> dict[str, float]:
-        """{name for metrics: seconds} of phases that have ended since the last call, logged as preparation for `what`."""
+        """{name for metrics: seconds} of phases that ended since the last call, logged as preparation for `what`."""
         seconds, self._seconds = self._seconds, {}
         if seconds:
             parts = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
