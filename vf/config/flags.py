@@ -9,7 +9,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vf.config.values import flat
-from vf.types import UserError
+from vf.types import UserError, nearest
 
 FLAGS = flags.FLAGS
 REPLACED = {
@@ -17,13 +17,6 @@ REPLACED = {
     "data.eval_split_file": "data.validation_split_file (for losses) and eval.reference_split_file (for scores)",
 }
 """Fields that earlier versions had, and those that replaced them."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ "did you mean ...?" with the known word nearest to `word`, or the list of all known words where none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
 
 
 def parse(argv: list[str], names: Iterable[str]) -> list[str]:

@@ -254,9 +254,10 @@ def shorten(text: str, width: float, length: Callable[[str], float]) -> str:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses flags. Raises UserError where a number is out of range, or the picture has another name than a PNG."""
+    """Parses flags. Ends the program where argparse cannot; raises UserError where a number is out of range, or the
+    picture has another name than a PNG."""
     about = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m vf.data.inspect", description=about)
+    parser = command.Parser(prog="python -m vf.data.inspect", description=about)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set, or a folder of videos")
     parser.add_argument("--out", type=Path, required=True, help="the picture, a PNG file")
     parser.add_argument("--split", help="of a prepared data set: which clips to draw from (default: train)")

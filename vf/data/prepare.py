@@ -31,7 +31,7 @@ from vf.data.encoding import ENCODINGS
 from vf.data.preparation import prepare
 from vf.data.staging import STAGES, Parameters
 from vf.data.ucf101 import other_numbers
-from vf.types import UserError, counted, naming_flags
+from vf.types import UserError, counted, naming_flags, nearest
 
 LOST = 3  # exit status where clips were lost
 FLAGS = {name: f"--{name}" for name in ("source", "out", "splits", "table", "embeddings", "strict")}
@@ -89,11 +89,17 @@ def report(manifest: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
+def _dataset(word: str) -> str:
+    if word not in DATASETS:
+        raise argparse.ArgumentTypeError(f"there is no data set {word!r}: {nearest(word, DATASETS)}")
+    return word
+
+
 def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Namespace]:
-    """Parses flags: the parameters of the prepared data, and all flags. Exits with argparse's message on errors."""
+    """Parses flags: the parameters of the prepared data, and all flags. Ends the program with one sentence on slips."""
     about = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m vf.data.prepare", description=about)
-    parser.add_argument("dataset", choices=tuple(DATASETS))
+    parser = command.Parser(prog="python -m vf.data.prepare", description=about)
+    parser.add_argument("dataset", type=_dataset, choices=tuple(DATASETS))
     parser.add_argument("--source", required=True, help="folder, .zip or .tar that holds the data")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared data set")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels (default: %(default)s)")
