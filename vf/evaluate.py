@@ -245,7 +245,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sides, scores = score(check=True)
     if sides[0] is not None:
         # The protocol of a number includes the content of the real clips, but not their path.
-        real = {"fingerprint": sides[0].fingerprint, "left_out": sides[0].facts["left_out"]}
+        real = {"fingerprint": sides[0].fingerprint, "too_short": sides[0].facts["too_short"]}
         scores = [dataclasses.replace(s, protocol={**s.protocol, "real": real}) for s in scores]
     output = result(scores, sides, protocol)
     if args.out:
