@@ -114,7 +114,7 @@ def test_bad_files_are_left_out_and_reported(unusual_videos, tmp_path):
     done = run(unusual_videos, tmp_path / "out")
     assert done.returncode == LOST, done.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert "no classes: no label in --table, and not each clip in one folder, its class" in done.stdout
+    assert "no classes, which model.condition=label alone needs: a folder around every clip, as" in done.stdout
     assert set(manifest["rejected"]) == set(REASONS)
     for name, reason in REASONS.items():
         assert reason in manifest["rejected"][name]

@@ -35,10 +35,10 @@ from vf.types import UserError, counted, naming_flags, nearest
 
 LOST = 3  # exit status where clips were lost
 FLAGS = {name: f"--{name}" for name in ("source", "out", "splits", "table", "embeddings", "strict")}
-# Why a data set of each layout may have none; the clips of other layouts always have one.
+# Where classes come from, for layouts that may have none; the clips of other layouts always have one.
 NO_CLASSES = {
-    "folder": "no label in --table, and not each clip in one folder, its class, as SOURCE/CLASS/CLIP",
-    "webvid": "the table of captions has no label",
+    "folder": "a folder around every clip, as SOURCE/CLASS/CLIP, or labels in --table would give them",
+    "webvid": "labels in the table of captions would give them",
     **dict.fromkeys(("sky_timelapse", "taichi_hd"), "this data set has none"),
 }
 
@@ -57,13 +57,14 @@ def report(manifest: dict[str, Any], out: Path) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if not manifest["classes"]:
-        lines.append(f"no classes: {NO_CLASSES[manifest['parameters']['dataset']]}")
+        how = NO_CLASSES[manifest["parameters"]["dataset"]]
+        lines.append(f"no classes, which model.condition=label alone needs: {how}")
     size, encoding = manifest["parameters"]["size"], manifest["parameters"]["encoding"]
     lines.append(f"{out}: {size} x {size}, {encoding}, fingerprint {manifest['fingerprint']}")
     if manifest["embeddings"]["dim"]:
         lines.append(f"embeddings: {Layout(**manifest['embeddings'])}")
     if manifest["parameters"]["dataset"] == "ucf101" and (sentence := other_numbers(manifest["classes"])):
-        lines.append(f"{sentence}; --splits=ucfTrainTestlist gives these")
+        lines.append(f"{sentence}; --splits=ucfTrainTestlist gives the labels by the list")
     seconds = manifest["seconds"]
     if manifest.get("already"):
         lines.append("it was prepared already, with the same parameters: nothing to do")
