@@ -176,7 +176,7 @@ def _refuse_drawings(path: Path) -> None:
         named = ", ".join(map(str, found if len(found) <= 6 else [*found[:2], "...", *found[-3:]]))
         raise UserError(
             f"{path} holds {counted(len(found), 'drawing')} of a run, whose videos show many clips in one picture: "
-            f"name one of {named}",
+            f"name the one to score, {named}",
             "source",
         )
 
