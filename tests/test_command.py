@@ -133,6 +133,18 @@ def test_help_tells_every_default(name, monkeypatch):
     assert [flag.dest for flag in flags if "default" not in (flag.help or "")] == []
 
 
+@pytest.mark.parametrize("name", COMMANDS[1:])
+@pytest.mark.parametrize("words", [["--nonsense"], ["one", "two\nthree", "--source"]])
+def test_a_slip_is_answered_in_one_sentence(name, words, monkeypatch, capsys):
+    """A flag that no command has, words too many, or a flag without its value: no usage of forty lines, status 2."""
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(name).main()
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out, output.err.count("\n")) == (2, "", 1)
+    assert re.fullmatch(rf"vf: \w.* \(see python -m {name} --help\)\n", output.err)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_file_that_is_started_instead_of_its_module_names_the_command(name):
     file = f"{name.replace('.', '/')}.py"

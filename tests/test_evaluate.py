@@ -108,7 +108,8 @@ def test_a_score_with_its_protocol(workspace, capsys):
     assert found["real"]["path"] == "real.npz"
     assert found["generated"]["clips"] == 30
     protocol = found["scores"]["fvd"]["protocol"]
-    assert protocol["real"] == {"fingerprint": found["real"]["fingerprint"], "left_out": 0}
+    assert found["real"]["too_short"] == 0
+    assert protocol["real"] == {"fingerprint": found["real"]["fingerprint"], "too_short": 0}
     for warning in ("30 clips the distance is mostly bias", "30 clips the distance varies", "40 real and 30 generated"):
         assert output.count(warning) == 1
 
@@ -264,7 +265,7 @@ def test_the_subset_of_a_protocol_is_of_both_sides(workspace):
         ((*SIDES, "--i3d=real.npz"), "real.npz is no whole file of i3d weights"),
         ((*GOOD, "--real=nowhere"), r"nowhere does not exist: .* \(--real\)$"),
         ((*GOOD, "--generated=nowhere"), r"nowhere does not exist: .* \(--generated\)$"),
-        ((*GOOD, "--generated=nowhere.npz"), "no clips at nowhere.npz"),
+        ((*GOOD, "--generated=nowhere.npz"), r"nowhere.npz does not exist: .* \(--generated\)$"),
         ((*GOOD, "--generated=i3d.safetensors"), "is neither a folder nor one of .zip, .tar"),
         ((*GOOD, "--metrics=fdv"), "--metrics must be of fvd, .* got fdv"),
         ((*GOOD, "--metrics=,"), "--metrics must be of .* got none"),
@@ -364,6 +365,7 @@ def test_files_that_cannot_be_read_are_left_out_and_named(workspace, capsys, dam
         assert lines[-1].startswith(f"  {name}: ")
         found = json.loads(Path("out.json").read_text())
         assert list(found["generated"]["bad"]) == list(found["real"]["bad"]) == [name]
+        assert found["real"]["too_short"] == 0
         assert found["scores"] == alone["scores"]
 
 
@@ -415,7 +417,8 @@ def test_the_command_itself(tmp_path):
     wrong = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == (
-        "vf: /nowhere does not exist: name the folder (or .zip, .tar) that holds the data (--generated)\n"
+        "vf: /nowhere does not exist: name a folder (or .zip, .tar) of videos, an .npz, a prepared data set or a "
+        "drawing of a run (--generated)\n"
     )
 
 

@@ -23,6 +23,7 @@ from configs import demo
 from vf import files, main, video
 from vf.activity import ACTIVITY
 from vf.config import build, data, models, start, values
+from vf.config.flags import parse
 from vf.jobs import evaluate, evaluator, train
 from vf.jobs.results import Results
 from vf.pretrained import export
@@ -956,7 +957,13 @@ def test_embedding_needs_records_that_have_one(real_clips, tmp_path):
         ),
         (["--config=configs/demo.py", "--workdir=x", "--lam=0.7"], "did you mean --config.noise.lam?"),
         (["--config=configs/demo.py", "--mode=trian"], "train"),
-        (["--config=configs/demo.py", "--config.train.steps=abc"], "abc"),
+        (
+            ["--config=configs/demo.py", "--config.train.steps=1.5"],
+            "--config.train.steps must be a whole number, got '1.5'",
+        ),
+        (["--config=configs/demo.py", "--config.train.ema_decay=a: b"], "ema_decay must be a number, got 'a: b'"),
+        (["--config=configs/demo.py", "--compile_only=si"], "--compile_only must be True or False, got 'si'"),
+        (["--config=configs/demo.py", "--workdir=x", "config.train.steps=3"], "did you mean --config.train.steps?"),
         (["--config=configs/demo.py"], "--workdir is missing"),
     ],
 )
@@ -968,6 +975,12 @@ def test_the_command_line_suggests_the_nearest_name(arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("vf: ")
+
+
+def test_a_command_in_another_folder_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no config at configs/demo\.py: start this in the folder of the code"):
+        parse(["vf", "--config=configs/demo.py"], ())
 
 
 def test_a_typo_in_a_config_file_is_an_error(tmp_path):

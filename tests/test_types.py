@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from vf.types import UserError, naming_flags
+from vf.types import UserError, naming_flags, nearest
 
 
 def raised(error: UserError, *commands: dict[str, str]) -> str:
@@ -34,6 +34,11 @@ def test_the_innermost_command_that_has_a_flag_names_it():
     assert (
         raised(error, {"split": "--split"}, {"source": "--real"}, {"source": "--data"}) == "it does not exist (--real)"
     )
+
+
+def test_a_slip_is_answered_by_the_nearest_word_or_by_all():
+    assert nearest("foldr", ["webvid", "folder"]) == "did you mean folder?"
+    assert nearest("x", ["webvid", "folder"]) == "known are folder, webvid"
 
 
 def test_an_error_of_another_process_keeps_its_parameter():

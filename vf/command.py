@@ -1,5 +1,6 @@
 """What the commands of this package have in common: which messages they show, and how they end."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import logging
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 HERE = Path(__file__).parent
 
@@ -61,6 +63,14 @@ def until_ended() -> Iterator[None]:
     except KeyboardInterrupt:
         print("vf: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a slip as all that is foreseen: by one sentence and status 2, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with `message` on stderr, and the command that lists the flags."""
+        self.exit(2, f"vf: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def nobody_reads() -> bool:

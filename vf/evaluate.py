@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from vf import command
 from vf.activity import ACTIVITY
@@ -132,16 +132,10 @@ def _on_one_line(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, list) else "-" if value in ("", None) else str(value)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError with the message alone, instead of printing the usage of forty flags."""
-        raise UserError(f"{message}; --help lists all flags")
-
-
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses flags. Raises UserError for a value that is out of range or unknown."""
+    """Parses flags. Ends the program where argparse cannot, and raises UserError for a value that is out of range."""
     about = (__doc__ or "").split("\n\n")[0]
-    parser = _Parser(prog="python -m vf.evaluate", description=about)
+    parser = command.Parser(prog="python -m vf.evaluate", description=about)
     add = parser.add_argument
     add("--real", type=Path, help="real clips: a folder, an .npz, a prepared data set")
     add("--generated", type=Path, help="clips to be scored, likewise")
@@ -251,7 +245,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sides, scores = score(check=True)
     if sides[0] is not None:
         # The protocol of a number includes the content of the real clips, but not their path.
-        real = {"fingerprint": sides[0].fingerprint, "left_out": sides[0].facts["left_out"]}
+        real = {"fingerprint": sides[0].fingerprint, "too_short": sides[0].facts["too_short"]}
         scores = [dataclasses.replace(s, protocol={**s.protocol, "real": real}) for s in scores]
     output = result(scores, sides, protocol)
     if args.out:

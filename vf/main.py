@@ -1,4 +1,4 @@
-"""The only entry: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate|plan`.
+"""A run's command: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate|plan`.
 
 Fields of the config, which `configs/base.py` lists with their meaning and default, are overridden as
 `--config.train.batch_size=8`; a variant is named as `configs/ucf101.py:smoke`.

@@ -1,6 +1,7 @@
-"""Names shared by every room: the shapes of a batch, and the error that users see with its words for numbers."""
+"""Names shared by every room: the shapes of a batch, the error that users see, and its words for numbers and slips."""
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -48,6 +49,13 @@ def counted(number: int, noun: str) -> str:
     """Number and noun as `1 clip`, `2,000 clips` or `3 classes`."""
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "did you mean ...?" with the known word nearest to `word`, or the list of all known words where none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
 
 
 def __getattr__(name: str) -> Any:

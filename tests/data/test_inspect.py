@@ -261,13 +261,13 @@ def test_a_clip_that_cannot_be_read_is_reported_and_shown_grey(source, tmp_path,
     # The length of a part of the picture, beyond the packet's end.
     torn.write_bytes(torn.read_bytes().replace(packets[30], b"\x7f\xff\xff\xff" + packets[30][4:]))
     lines = run(capsys, f"--data={tmp_path}", f"--out={tmp_path / 'x.png'}", "--frames=4").splitlines()
+    row = [text for _, text in written].index("v0.mkv") // 2
     assert lines[-2:] == [
-        "cannot be read: v0.mkv: Invalid data found when processing input",
-        f"{tmp_path / 'x.png'}: 2 clips, one a row",
+        f"{tmp_path / 'x.png'}: 2 clips, one a row, grey where a clip cannot be read:",
+        f"  row {row + 1}: v0.mkv: Invalid data found when processing input",
     ]
     assert "pixels of 1 clip drawn, 4 frames each (red, green, blue in 0..255)" in lines
     sheet = np.asarray(Image.open(tmp_path / "x.png"))
-    row = [text for _, text in written].index("v0.mkv") // 2
     assert written[2 * row + 1][1] == "cannot be read   70 frames"
     side = 2 * inspect.SIZE
     rows = [

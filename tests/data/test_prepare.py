@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.data.synthetic import LENGTH, ROOT, colour, interrupt, number, write, write_frames
 from vf.data.clips import Windows
-from vf.data.prepare import LOST
+from vf.data.prepare import LOST, arguments
 from vf.data.prepared import Prepared
 
 
@@ -114,7 +114,7 @@ def test_bad_files_are_left_out_and_reported(unusual_videos, tmp_path):
     done = run(unusual_videos, tmp_path / "out")
     assert done.returncode == LOST, done.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert "no classes: no label in --table, and not each clip in one folder, its class" in done.stdout
+    assert "no classes, which model.condition=label alone needs: a folder around every clip, as" in done.stdout
     assert set(manifest["rejected"]) == set(REASONS)
     for name, reason in REASONS.items():
         assert reason in manifest["rejected"][name]
@@ -139,6 +139,12 @@ def test_bad_files_are_left_out_and_reported(unusual_videos, tmp_path):
     assert corners.argmax(1).tolist()[:2] == [2, 0]
     assert corners[3].argmax() == 1
     assert corners[2].max() < 60
+
+
+def test_an_unknown_data_set_is_answered_by_the_nearest(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        arguments(["foldr", "--source=a", "--out=b"])
+    assert "there is no data set 'foldr': did you mean folder?" in capsys.readouterr().err
 
 
 def test_strict_makes_any_loss_a_failure(unusual_videos, tmp_path):

@@ -121,10 +121,19 @@ def test_lists_of_an_archive(tmp_path, place):
     assert splits_and_labels(found) == {UCF[2]: "train Archery", UCF[0]: "train Bowling", UCF[1]: "test Bowling"}
 
 
+def test_labels_by_the_list_are_those_that_the_lists_give(tmp_path):
+    """Its numbers less one, also where few classes are there."""
+    numbers = "".join(f"{k} {name}\n" for k, name in enumerate(CLASSES, 1))
+    lists = {"classInd.txt": numbers, "trainlist01.txt": f"{UCF[0]} {CLASSES.index('Bowling') + 1}\n"}
+    found = list_clips("ucf101", make(tmp_path / "u", *UCF), splits=write(tmp_path / "s", LISTS | lists))
+    label = found.classes.index("Bowling")
+    assert f"Bowling is 0 here and {label} by the list" in other_numbers(("Bowling", "PlayingGuitar"))
+
+
 def test_a_part_of_the_classes_has_other_numbers(prepared, ucf, caplog):
     """Which is said where data is prepared without the lists, and where videos train a model with labels."""
     assert other_numbers(CLASSES) == other_numbers(("a", "b")) == other_numbers(()) == ""
-    expected = "Bowling is 0 here and 16 there, PlayingGuitar is 1 here and 63 there)"
+    expected = "Bowling is 0 here and 15 by the list, PlayingGuitar is 1 here and 62 by the list)"
     assert expected in other_numbers(("Bowling", "PlayingGuitar"))
     out, manifest = prepared
     assert expected in prepare.report({**manifest, "classes": ["Bowling", "PlayingGuitar"]}, out)

@@ -15,6 +15,7 @@ from vf.data.decode import FrameFolder, Pixels
 from vf.data.manifest import read_manifest
 from vf.data.preparation import prepare
 from vf.data.staging import Parameters
+from vf.run import media
 from vf.scores.sets import Choice, UnreadableFile, open_set
 from vf.types import UserError
 from vf.video import save_npz, write_gif
@@ -105,7 +106,7 @@ def test_every_form_gives_the_same_clips(forms, form, choice):
     np.testing.assert_array_equal(found[:], true)
     np.testing.assert_array_equal(found[1:3], true[1:3])
     assert found[5:5].shape == (0, *true.shape[1:])
-    assert found.facts["left_out"] == 0
+    assert found.facts["too_short"] == 0
 
 
 def test_a_drawing_of_a_run_is_its_clips(tmp_path):
@@ -115,6 +116,23 @@ def test_a_drawing_of_a_run_is_its_clips(tmp_path):
     for name in ("meta.json", "wall.mp4", "wall.gif"):
         (tmp_path / name).write_text("{}")
     np.testing.assert_array_equal(open_set(tmp_path, Choice(Windows(8), 16))[:], clips)
+
+
+def test_a_folder_of_drawings_is_refused_with_their_names(tmp_path):
+    """The walls in a run's folder, or in its `samples`, are no clips; another folder of arrays is no run."""
+    run, drawings = tmp_path / "run", [f"step_{step:08d}_clips_seed0_n2_1a2b3c4d" for step in range(10, 18)]
+    for name in ["real", *drawings]:
+        media.write_samples(run / "samples" / name, pixels(2), base_frame=0)
+    for path in (run, run / "samples"):
+        with pytest.raises(UserError, match=f"{path} holds 9 drawings of a run") as refused:
+            open_set(path, Choice(Windows(4)))
+        for name in ("real", drawings[0], *drawings[-3:]):
+            assert f"{run / 'samples' / name}" in str(refused.value)
+    assert open_set(run / "samples" / drawings[0], Choice(Windows(4, start="first"))).shape[0] == 2
+    for name in ["real", *drawings]:
+        (run / "samples" / name / "meta.json").unlink()
+        (run / "samples" / name / "wall.gif").unlink()
+    assert open_set(run, Choice(Windows(4, start="first"))).shape[0] == 9
 
 
 @pytest.mark.parametrize("hundredths", [1, 2, 10, 100])
@@ -212,7 +230,7 @@ def test_short_videos_are_left_out_or_an_error(tmp_path, caplog):
     windows = Windows(6, start="first")
     with caplog.at_level(logging.WARNING):
         found = open_set(tmp_path, Choice(windows))
-    assert (len(found), found.facts) == (1, found.facts | {"clips_there": 1, "left_out": 1})
+    assert (len(found), found.facts) == (1, found.facts | {"clips_there": 1, "too_short": 1})
     assert "1 video of" in caplog.text
     with pytest.raises(
         UserError, match=r"1 clip of .* too short .* \(the first, short has 5 frames\): repeating frames"
@@ -225,7 +243,7 @@ def test_prepared_short_clips_are_left_out_or_an_error(tmp_path):
     write_frames(tmp_path / "frames" / "short", range(5))
     write_prepared(tmp_path / "data", tmp_path / "frames")
     found = open_set(tmp_path / "data", Choice(Windows(6, start="first")))
-    assert (len(found), found.facts["left_out"]) == (1, 1)
+    assert (len(found), found.facts["too_short"]) == (1, 1)
     with pytest.raises(UserError, match=r"1 clip of .* too short"):
         open_set(tmp_path / "data", Choice(Windows(6, start="first"), strict=True))
     with pytest.raises(UserError, match="has the 9 frames"):

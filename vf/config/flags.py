@@ -9,7 +9,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vf.config.values import flat
-from vf.types import UserError
+from vf.types import UserError, nearest
 
 FLAGS = flags.FLAGS
 REPLACED = {
@@ -17,13 +17,12 @@ REPLACED = {
     "data.eval_split_file": "data.validation_split_file (for losses) and eval.reference_split_file (for scores)",
 }
 """Fields that earlier versions had, and those that replaced them."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ "did you mean ...?" with the known word nearest to `word`, or the list of all known words where none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+EXPECTED = {
+    "invalid literal for int()": "a whole number",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument": "True or False",
+}
+"""{beginning of what Python or absl says of a value: what was expected}."""
 
 
 def parse(argv: list[str], names: Iterable[str]) -> list[str]:
@@ -38,11 +37,12 @@ def parse(argv: list[str], names: Iterable[str]) -> list[str]:
         path = word.removeprefix("--config=").split(":")[0]
         if word.startswith("--config=") and not Path(path).is_file():
             configs = [str(p) for p in Path("configs").glob("*.py") if p.stem != "__init__"]
-            raise UserError(f"no config at {path}: {nearest(path, configs)}")
+            hint = nearest(path, configs) if configs else "start this in the folder of the code, which has configs/"
+            raise UserError(f"no config at {path}: {hint}")
     try:
         rest = FLAGS(argv, known_only=True)
     except flags.Error as error:
-        raise UserError(str(error).split("\n")[0]) from error
+        raise UserError(_wrong_value(str(error).split("\n")[0])) from error
     except AttributeError as error:
         raise UserError(_unknown_field(argv) or str(error)) from error
     except UserError:
@@ -60,8 +60,19 @@ def parse(argv: list[str], names: Iterable[str]) -> list[str]:
     return rest
 
 
+def _wrong_value(message: str) -> str:
+    """absl's message about a flag, in other words where it is about a value of the wrong type."""
+    for beginning, expected in EXPECTED.items():
+        if match := re.match(rf"flag (--[\w.]+)=(.*): {re.escape(beginning)}", message):
+            return f"{match[1]} must be {expected}, got {match[2]!r}"
+    return message
+
+
 def _nearest_field(word: str) -> str:
-    """ "did you mean --config.FIELD?" where `word` is a field's name, or the end of one, or near one; else ""."""
+    """ "did you mean --config.FIELD?" where `word` is a field's name, or the end of one, or near one; else "".
+
+    `word` may begin with `config.`."""
+    word = word.removeprefix("config.")
     known = list(flat(FLAGS.config.to_dict())) if FLAGS.config else []
     near = [field for field in known if f".{field}".endswith(f".{word}")]
     near = near or (difflib.get_close_matches(word, known, 1, 0.8) if "." in word else [])

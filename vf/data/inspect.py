@@ -179,7 +179,14 @@ def report(data: Collection, rows: Sequence[Row]) -> str:
     ]
     for what, remarks in data.remarks.items():
         lines += _remark_lines(what, remarks)
-    return "\n".join(lines + [f"cannot be read: {row.why}" for row in rows if row.frames is None])
+    return "\n".join(lines)
+
+
+def about_sheet(out: Path, rows: Sequence[Row]) -> str:
+    """What the picture `out` shows, for the terminal: how many clips, and which rows are grey for what reason."""
+    grey = [f"  row {k}: {row.why}" for k, row in enumerate(rows, 1) if row.frames is None]
+    end = ", grey where a clip cannot be read:" if grey else ""
+    return "\n".join([f"{out}: {counted(len(rows), 'clip')}, one a row{end}", *grey])
 
 
 def _split_lines(split: str, clips: Sequence[Clip], classes: Sequence[str]) -> list[str]:
@@ -254,9 +261,10 @@ def shorten(text: str, width: float, length: Callable[[str], float]) -> str:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses flags. Raises UserError where a number is out of range, or the picture has another name than a PNG."""
+    """Parses flags. Ends the program where argparse cannot; raises UserError where a number is out of range, or the
+    picture has another name than a PNG."""
     about = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m vf.data.inspect", description=about)
+    parser = command.Parser(prog="python -m vf.data.inspect", description=about)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set, or a folder of videos")
     parser.add_argument("--out", type=Path, required=True, help="the picture, a PNG file")
     parser.add_argument("--split", help="of a prepared data set: which clips to draw from (default: train)")
@@ -292,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{args.out}: {counted(len(rows), 'clip')}, one a row")
+    print(about_sheet(args.out, rows))
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ from vf.data.encoding import ENCODINGS
 from vf.data.preparation import prepare
 from vf.data.staging import STAGES, Parameters
 from vf.data.ucf101 import other_numbers
-from vf.types import UserError, counted, naming_flags
+from vf.types import UserError, counted, naming_flags, nearest
 
 LOST = 3  # exit status where clips were lost
 FLAGS = {name: f"--{name}" for name in ("source", "out", "splits", "table", "embeddings", "strict")}
-# Why a data set of each layout may have none; the clips of other layouts always have one.
+# Where classes come from, for layouts that may have none; the clips of other layouts always have one.
 NO_CLASSES = {
-    "folder": "no label in --table, and not each clip in one folder, its class, as SOURCE/CLASS/CLIP",
-    "webvid": "the table of captions has no label",
+    "folder": "a folder around every clip, as SOURCE/CLASS/CLIP, or labels in --table would give them",
+    "webvid": "labels in the table of captions would give them",
     **dict.fromkeys(("sky_timelapse", "taichi_hd"), "this data set has none"),
 }
 
@@ -57,13 +57,14 @@ def report(manifest: dict[str, Any], out: Path) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if not manifest["classes"]:
-        lines.append(f"no classes: {NO_CLASSES[manifest['parameters']['dataset']]}")
+        how = NO_CLASSES[manifest["parameters"]["dataset"]]
+        lines.append(f"no classes, which model.condition=label alone needs: {how}")
     size, encoding = manifest["parameters"]["size"], manifest["parameters"]["encoding"]
     lines.append(f"{out}: {size} x {size}, {encoding}, fingerprint {manifest['fingerprint']}")
     if manifest["embeddings"]["dim"]:
         lines.append(f"embeddings: {Layout(**manifest['embeddings'])}")
     if manifest["parameters"]["dataset"] == "ucf101" and (sentence := other_numbers(manifest["classes"])):
-        lines.append(f"{sentence}; --splits=ucfTrainTestlist gives these")
+        lines.append(f"{sentence}; --splits=ucfTrainTestlist gives the labels by the list")
     seconds = manifest["seconds"]
     if manifest.get("already"):
         lines.append("it was prepared already, with the same parameters: nothing to do")
@@ -89,11 +90,17 @@ def report(manifest: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
+def _dataset(word: str) -> str:
+    if word not in DATASETS:
+        raise argparse.ArgumentTypeError(f"there is no data set {word!r}: {nearest(word, DATASETS)}")
+    return word
+
+
 def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Namespace]:
-    """Parses flags: the parameters of the prepared data, and all flags. Exits with argparse's message on errors."""
+    """Parses flags: the parameters of the prepared data, and all flags. Ends the program with one sentence on slips."""
     about = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m vf.data.prepare", description=about)
-    parser.add_argument("dataset", choices=tuple(DATASETS))
+    parser = command.Parser(prog="python -m vf.data.prepare", description=about)
+    parser.add_argument("dataset", type=_dataset, choices=tuple(DATASETS))
     parser.add_argument("--source", required=True, help="folder, .zip or .tar that holds the data")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared data set")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels (default: %(default)s)")

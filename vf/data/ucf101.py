@@ -21,13 +21,14 @@ CLASSES = tuple(_NAMES.split())
 def other_numbers(classes: Sequence[str]) -> str:
     """A sentence on the numbers of UCF101's classes where only a part of them is there; "" for other classes, or all.
 
-    classes: names of classes in the order of their labels, which count from 0; the official list counts from 1.
+    classes: names of classes in the order of their labels, which count from 0; the official list counts from 1, so
+        that a label by the list is the class's number less one.
     """
     if not classes or not set(classes) <= set(CLASSES) or tuple(classes) == CLASSES:
         return ""
-    shown = ", ".join(f"{name} is {k} here and {CLASSES.index(name) + 1} there" for k, name in enumerate(classes[:3]))
+    shown = ", ".join(f"{name} is {k} here and {CLASSES.index(name)} by the list" for k, name in enumerate(classes[:3]))
     more = ", ..." if len(classes) > 3 else ""
     return (
         f"{len(classes)} of UCF101's 101 classes are here, with labels 0 to {len(classes) - 1} in the order of their "
-        f"names, not the numbers of the official list ({shown}{more})"
+        f"names, not the official numbers less one ({shown}{more})"
     )

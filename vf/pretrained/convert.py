@@ -237,7 +237,7 @@ def _assumed(word: str) -> tuple[str, Any]:
 @command.until_ended()
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m vf.pretrained.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -143,8 +143,15 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
     Raises UserError where there are no clips or too few, data is damaged, a video is too short (if `strict`), or this
     kind of source cannot give what `choice` specifies.
     """
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist: name a folder (or .zip, .tar) of videos, an .npz, a prepared data set or a "
+            "drawing of a run",
+            "source",
+        )
     if (path / "clips.npz").is_file() and (path / "meta.json").is_file():
         path = path / "clips.npz"  # a drawing of a run, whose other files are pictures of these clips
+    _refuse_drawings(path)
     if path.suffix == ".npz":
         candidates = _array(path, choice)
     elif (path / "manifest.json").is_file():
@@ -155,10 +162,23 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
     hashed = (candidates.digest, _decoding(choice), choice.windows, choice.size, choice.seed, rows.tolist())
     fingerprint = hashlib.sha256(repr(hashed).encode()).hexdigest()[:12]
     facts = {
-        "clips_there": len(candidates.readers), "left_out": candidates.left_out, "content": candidates.digest,
+        "clips_there": len(candidates.readers), "too_short": candidates.too_short, "content": candidates.digest,
         "bad": dict(candidates.bad),
     }  # fmt: skip
     return ClipSet(str(path), [candidates.readers[k] for k in rows], fingerprint, facts)
+
+
+def _refuse_drawings(path: Path) -> None:
+    """Raises UserError for a run's folder, or its `samples`: their videos are walls of clips, one for each drawing."""
+    folders = {file.parent for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips.npz")}
+    found = sorted(folder for folder in folders if (folder / "meta.json").is_file())
+    if found:
+        named = ", ".join(map(str, found if len(found) <= 6 else [*found[:2], "...", *found[-3:]]))
+        raise UserError(
+            f"{path} holds {counted(len(found), 'drawing')} of a run, whose videos show many clips in one picture: "
+            f"name the one to score, {named}",
+            "source",
+        )
 
 
 class _Candidates(NamedTuple):
@@ -166,7 +186,7 @@ class _Candidates(NamedTuple):
 
     readers: list[Callable[[], np.ndarray]]
     digest: str  # hash of the content of the files, 12 hex digits
-    left_out: int  # number of videos that are too short
+    too_short: int  # number of videos without one clip
     bad: Mapping[str, str] = {}  # {name: reason} of files that cannot be read
 
 
