@@ -399,6 +399,18 @@ def test_drawings_of_one_step_are_told_apart(tmp_path):
         assert f"ddim · steps {steps} · eta 0.0 · guidance 2.0 · weights ema" in text
 
 
+def test_a_drawing_says_how_one_of_its_clips_is_drawn_again(tmp_path):
+    """Clips of a grid have no numbers of their own."""
+    grid = {"control": {"grid": [1, 3]}}
+    for seed, more in enumerate(({"first": 40}, grid)):
+        folder = media.drawing_folder(tmp_path, 7, "clips", 3, {"seed": seed, **more})
+        media.write_samples(folder, clips_of(1), base_frame=1, meta={"command": "python -m vf.main --x=1", **more})
+    page = page_of(tmp_path)
+    assert page.html.count("One of them again, alone") == 1
+    assert "by the numbers up to 42" in page.text
+    assert "python -m vf.main --x=1 --mode=sample --config.sample.count=1 --config.sample.first=40" in page.text
+
+
 def test_two_protocols_have_separate_entries(tmp_path):
     """Doubts, intervals and the best checkpoint are shown."""
     recorder = Recorder(tmp_path)

@@ -8,6 +8,7 @@ latter, and its clips are the donors of the embeddings that condition samples.
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ from vf.jobs.results import Results
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer
 from vf.models.model import GUIDE, Model
-from vf.run import media, score_table
+from vf.run import media, provenance, score_table
 from vf.run.progress import Progress
 from vf.run.recorder import Recorder
 from vf.training import programs, sharding
@@ -126,7 +127,8 @@ class Evaluator:
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
             beside = {"real": folder.name} if (folder := self._real_folder) else {}
-            facts = {"step": step, **self.results.sampling, **self.results.start(step), **beside}
+            command = provenance.command_line(sys.orig_argv)
+            facts = {"step": step, **self.results.sampling, **self.results.start(step), **beside, "command": command}
             folder = media.write_samples(
                 self.results.drawing(step), samples, base_frame=self.spec.model.base_frame, fps=sample.fps,
                 labels=self._labels, class_names=self.spec.class_names, meta=facts, columns=control.columns(sample),

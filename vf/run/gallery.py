@@ -56,7 +56,19 @@ def _drawn(workdir: AnyPath, one: Drawing, meta: dict[str, Any]) -> str:
     kind = "Images of the base generator" if one.images else "Clips"
     start = meta.get("start")
     when = f"with the weights of {origin(start)}" if isinstance(start, dict) else f"at step {one.step:,}"
-    return _pictures(workdir, one.folder, f"{kind} drawn {when}{one.facts}", meta)
+    return _pictures(workdir, one.folder, f"{kind} drawn {when}{one.facts}", meta, _again(one.step, meta))
+
+
+def _again(step: int, meta: dict[str, Any]) -> str:
+    """The command that draws one of these clips alone, taken out of `meta`; "" where none is known."""
+    command = meta.pop("command", None)
+    if not isinstance(command, str) or "control" in meta:  # a grid has no first clip
+        return ""
+    first = meta.get("first") or 0
+    last = first + (meta.get("count") or 1) - 1
+    again = f"{command} --mode=sample --config.sample.count=1 --config.sample.first={first}"
+    text = f"The first of them, and by the numbers up to {last} the others, while step {step:,} is the latest:"
+    return details("One of them again, alone", f'<p class="small">{text}</p><pre>{escape(again)}</pre>')
 
 
 def _real(workdir: AnyPath, folder: AnyPath) -> str:
