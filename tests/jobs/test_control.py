@@ -16,6 +16,9 @@ from vf.data import pipeline
 from vf.jobs import control
 from vf.models.sampler import SampleOptions
 from vf.run import media
+from vf.run.recorder import Recorder
+from vf.training import programs
+from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
 
 BASE = 3  # of eight frames
@@ -30,9 +33,14 @@ def tiny(**changes):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two steps."""
+    """A run's folder with a checkpoint of networks as they begin: to train them would take a minute to compile."""
     workdir = tmp_path_factory.mktemp("run")
-    main.run(tiny(train__steps=2), workdir, "train")
+    spec = build.train(tiny(), workdir, None)
+    create, _ = programs.first_state(spec.run.model, spec.tx, spec.run.mesh, 0)
+    meta = {"config": spec.fingerprint, "seed": 0, "classes": list(spec.run.class_names), "fps": spec.run.sample.fps}
+    with Recorder(workdir) as recorder, Checkpoints(str(workdir / "checkpoints"), keep=1) as checkpoints:
+        recorder.describe(spec.run.config, data=dict(spec.run.data))
+        checkpoints.save(2, create(), meta)
     return workdir
 
 
