@@ -3,10 +3,12 @@
 import json
 import logging
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.small_models import awake, one_network
 from tests.test_main import tiny as small
 from vf import main, video
 from vf.config import build, data
@@ -17,7 +19,7 @@ from vf.jobs import control
 from vf.models.sampler import SampleOptions
 from vf.run import media
 from vf.run.recorder import Recorder
-from vf.training import programs
+from vf.training import programs, sharding
 from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
 
@@ -62,6 +64,18 @@ def test_a_grid_s_rows_share_content_and_its_columns_motion():
     np.testing.assert_array_equal(rows["index"], [0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(rows["motion"], [[4, 0], [4, 1], [4, 2], [4, 0], [4, 1], [4, 2]])
     assert control.columns(spec(grid=(2, 3))) == 3
+
+
+def test_where_only_frames_are_known_noise_is_drawn_as_ever():
+    """Also where it is not decomposed, and has no motion of its own."""
+    model = one_network(shape=(8, 16, 16, 3))
+    options = SampleOptions(np.array([500, -1], np.int32), known=(0, 1))
+    made = SampleSpec(options, 2, 2, 3, "ema", -1, 8.0, control=ControlSpec(3, 3))
+    rows = control.numbers(made) | {"known": np.full((2, *model.shape), 200, np.uint8)}
+    assert rows.keys() == {"index", "known"}
+    draw = programs.sampling(model, sharding.make_mesh(devices=jax.devices()[:1]), options)
+    clips = draw(awake(model), rows, np.uint32(3))
+    np.testing.assert_array_equal(clips[:, :2], 200)
 
 
 @pytest.mark.parametrize(("name", "moving"), [("content", [0, 0, 1, 1, 2, 2]), ("motion", [0, 1, 0, 1, 0, 1])])

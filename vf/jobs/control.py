@@ -28,6 +28,8 @@ def numbers(spec: SampleSpec) -> dict[str, np.ndarray]:
                 rows[f"{name}_angle"] = (np.pi / 2 * number / (count - 1)).astype(np.float32)
                 rows[f"{name}_towards"] = np.ones_like(number)
                 number *= 0
+    if not fixed.grid and fixed.motion_seed == fixed.content_seed:
+        return {"index": index}  # also of a model whose noise has no parts
     seeds = np.full(spec.count, rng.as_argument(fixed.motion_seed))
     return rows | {"index": content, "motion": np.stack([seeds, motion], 1)}
 
@@ -76,7 +78,8 @@ def rows(
         found["base_noise"] = _noises(spec, phases, params, fixed, path, sample.label)["base_noise"]
     if path := fixed.motion_of:
         found["residual_noise"] = _noises(spec, phases, params, fixed, path, fixed.motion_label)["residual_noise"]
-    return {**conditions, **{name: np.repeat(value[None], sample.count, 0) for name, value in found.items()}}
+    # One copy in memory, whatever the number of samples.
+    return {**conditions, **{name: np.broadcast_to(one, (sample.count, *one.shape)) for name, one in found.items()}}
 
 
 def _noises(
