@@ -124,7 +124,7 @@ def test_every_data_set_has_a_case():
     assert set(MADE) == {name for name in NAMES if name not in ("demo", "paper")}
 
 
-SLOW = ("sky_timelapse", "taichi_hd", "weizmann")  # as the others from here on
+SLOW = ("sky_timelapse", "taichi_hd", "ucf101", "weizmann")  # as the folder from here on
 
 
 @pytest.fixture(scope="module")

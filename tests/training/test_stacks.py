@@ -43,7 +43,13 @@ def equal(a, b, **tolerance):
 
 @pytest.mark.parametrize(
     ("name", "clip_norm"),
-    [("demo", 0.5), ("ucf101, smoke", None), *(pytest.param("ucf101", c, marks=pytest.mark.slow) for c in (None, 0.5))],
+    [
+        ("demo", 0.5),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("ucf101, smoke", None), ("ucf101", None), ("ucf101", 0.5))
+        ),
+    ],
 )
 def test_an_update_of_stacks_is_that_of_each_parameter(name, clip_norm):
     """To the rounding of one operation, and of a sum in another order where gradients are clipped by their norm."""
@@ -70,7 +76,7 @@ def test_texts_are_not_decayed_in_stacks_either():
     assert (after["a"]["kernel"] < 1).all()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_step_is_the_same(accumulate):
     """Gradients of each parameter, added to its own."""
     model = fusion(context="base_frame", residual=fusion().residual)
