@@ -399,6 +399,13 @@ def test_drawings_of_one_step_are_told_apart(tmp_path):
         assert f"ddim · steps {steps} · eta 0.0 · guidance 2.0 · weights ema" in text
 
 
+def test_a_drawing_that_was_killed_is_not_shown_yet(tmp_path):
+    media.write_samples(media.drawing_folder(tmp_path, 7, "clips", 3, {"seed": 0}), clips_of(1), base_frame=1)
+    (media.drawing_folder(tmp_path, 7, "clips", 5, {"seed": 0}) / "parts").mkdir(parents=True)
+    assert "Clips drawn at step 7: 3, seed 0" in page_of(tmp_path).text
+    assert ": 5, seed 0" not in page_of(tmp_path).text
+
+
 def test_a_drawing_says_how_one_of_its_clips_is_drawn_again(tmp_path):
     """Clips of a grid have no numbers of their own."""
     grid = {"control": {"grid": [1, 3]}}

@@ -17,7 +17,8 @@ PICTURES = (("wall.gif", "a wall of clips"), ("wall.png", "a wall of images"), (
 
 def gallery(workdir: AnyPath) -> str:
     """HTML of all drawings of the run in `workdir`, the last step shown; "" where there are no clips at all."""
-    folders = [one for one in drawings(workdir) if one.folder.is_dir()]
+    # One that was killed holds its parts alone, which have no suffix.
+    folders = [one for one in drawings(workdir) if any(path.suffix for path in files.children(one.folder))]
     real = {path.name: path for path in files.children(workdir / "samples") if path.name.startswith("real")}
     real = {name: path for name, path in real.items() if path.is_dir()}
     metas = files.map_concurrently(lambda one: load(one.folder / "meta.json"), folders)
