@@ -124,11 +124,15 @@ def test_a_folder_of_drawings_is_refused_with_their_names(tmp_path):
     for name in ["real", *drawings]:
         media.write_samples(run / "samples" / name, pixels(2), base_frame=0)
     for path in (run, run / "samples"):
-        with pytest.raises(UserError, match=f"{path} holds 9 drawings of a run") as refused:
+        with pytest.raises(UserError, match=f"{path} holds 8 drawings of a run") as refused:
             open_set(path, Choice(Windows(4)))
-        for name in ("real", drawings[0], *drawings[-3:]):
+        for name in (*drawings[:2], *drawings[-3:]):
             assert f"{run / 'samples' / name}" in str(refused.value)
+        assert "samples/real" not in str(refused.value)  # which is no drawing
     assert open_set(run / "samples" / drawings[0], Choice(Windows(4, start="first"))).shape[0] == 2
+    media.write_samples(tmp_path / "young" / "samples" / "real", pixels(2), base_frame=0)
+    with pytest.raises(UserError, match="a run that has drawn no samples yet"):
+        open_set(tmp_path / "young", Choice(Windows(4)))
     for name in ["real", *drawings]:
         (run / "samples" / name / "meta.json").unlink()
         (run / "samples" / name / "wall.gif").unlink()

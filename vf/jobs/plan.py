@@ -46,7 +46,7 @@ def run(spec: PlanSpec, workdir: files.AnyPath) -> dict[str, Any]:
     Raises UserError for a mesh that does not fit the machine or the batch.
     """
     make, target, settings = spec.subject, spec.target, spec.settings
-    logging.info("tracing the networks and ranking meshes by arithmetic; at full size that takes a minute")
+    logging.info("tracing the networks and ranking meshes by arithmetic; at full size that takes a minute or two")
     subject = make(None, None)
     with ACTIVITY.doing("counting and ranking"):
         shapes = subject.state()

@@ -15,7 +15,7 @@ def report(plan: Mapping[str, Any]) -> str:
     lines = [
         f"Plan for {plan['target']} ({machine}), train.batch_size {plan['batch_size']}",
         f"Each {chip['name']}, {source}: {flop_text(chip['flops_bf16'])}/s in bfloat16, "
-        f"{flop_text(chip['flops_f32'])}/s in float32, {traffic_text(chip['hbm_bandwidth'])}/s, "
+        f"{flop_text(chip['flops_f32'])}/s in float32 (TF32 on NVIDIA's), {traffic_text(chip['hbm_bandwidth'])}/s, "
         f"{bytes_text(chip['hbm_bytes'])}",
         "",
     ]

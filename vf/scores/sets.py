@@ -172,6 +172,10 @@ def _refuse_drawings(path: Path) -> None:
     """Raises UserError for a run's folder, or its `samples`: their videos are walls of clips, one for each drawing."""
     folders = {file.parent for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips.npz")}
     found = sorted(folder for folder in folders if (folder / "meta.json").is_file())
+    if drawn := [folder for folder in found if not folder.name.startswith("real")]:
+        found = drawn
+    elif found:
+        raise UserError(f"{path} is of a run that has drawn no samples yet: name others", "source")
     if found:
         named = ", ".join(map(str, found if len(found) <= 6 else [*found[:2], "...", *found[-3:]]))
         raise UserError(
