@@ -86,7 +86,7 @@ def check_resumed(
     ours, theirs = flat(to_json(config)), flat(trained.config)
     unused = () if trains else ("train.",)
     facts = [
-        f"{name} is {as_flag(value)} (was {as_flag(theirs[name])})"
+        f"{name} is {as_flag(value) or 'empty'} (was {as_flag(theirs[name]) or 'empty'})"
         for name, value in ours.items()
         if name in theirs
         and value != theirs[name]
