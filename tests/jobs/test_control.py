@@ -126,6 +126,21 @@ def test_motion_comes_from_another_clip(run, tmp_path, caplog):
     assert np.abs(clips[:, 0].astype(int) - freely[:, 0]).max() > 10
 
 
+def test_content_of_a_picture_and_motion_of_a_clip(run, tmp_path, caplog):
+    """Base first: the picture is the base frame of all, whose residual noise is that of the clip."""
+    Image.fromarray(np.full((16, 16, 3), (200, 40, 90), np.uint8)).save(tmp_path / "picture.png")
+    source = np.random.default_rng(0).integers(60, 196, (1, 8, 16, 16, 3)).astype(np.uint8)
+    video.save_npz(tmp_path / "clips.npz", source)
+    with caplog.at_level(logging.INFO):
+        clips, _ = sampled(
+            run, sample__content_of=str(tmp_path / "picture.png"), sample__motion_of=str(tmp_path / "clips.npz"),
+            sample__label=2, sample__count=2, sample__times=(900, 600, 300, 100, 20), **DDIM,
+        )  # fmt: skip
+    assert "sampled again from the noise that was found: off by 0." in caplog.text
+    np.testing.assert_array_equal(clips[:, BASE], np.broadcast_to((200, 40, 90), (2, 16, 16, 3)))
+    np.testing.assert_array_equal(clips[0], clips[1])  # all is given
+
+
 def test_validation_clips_are_gone_on_with(run):
     """Each sample with a clip of its own, and of its class."""
     clips, facts = sampled(run, sample__known=(0, 1, 2, 3), sample__count=7, eval__clips=7)
@@ -165,6 +180,7 @@ def test_a_long_clip_begins_as_a_short_one_and_goes_on(run):
         ({"sample__content_of": "no.png", "sample__label": 1}, "cannot read a clip of no.png: No such file"),
         ({"sample__motion_of": "clip.mp4", "sample__label": 1}, "set --config.sample.solver=ddim"),
         ({"sample__motion_of": "a.npz:7", "sample__label": 1, **DDIM}, "no clips at a.npz"),
+        ({"sample__motion_of": "a.npz", "sample__label": 1, "sample__restart": (0, 999, 1), **DDIM}, "sample.restart="),
         ({"sample__what": "base", "sample__grid": (2, 2)}, "content alone"),
         ({"sample__what": "base", "sample__length": 9}, "no length"),
         ({"sample__length": 7}, "at least the 8 frames"),

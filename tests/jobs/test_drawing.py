@@ -5,6 +5,7 @@ import pytest
 
 from vf.jobs import drawing
 from vf.models.sampler import Extension
+from vf.run import media
 
 ROWS = {"index": np.arange(5, dtype=np.uint32)}
 LONG = Extension(
@@ -58,6 +59,23 @@ def test_a_job_that_was_killed_draws_only_what_is_left(tmp_path, monkeypatch, st
     whole = [(number, rows) for rows in ([0, 1], [2, 3], [4]) for number in range(4)]
     assert asked + rest == whole
     np.testing.assert_array_equal(clips[:, :, 0, 0, 0], 30 * np.arange(5)[:, None] + np.arange(19))
+
+
+def test_a_job_with_another_batch_draws_its_own_shards(tmp_path, monkeypatch):
+    """Of other clips than those that a killed one has left."""
+    monkeypatch.setattr(drawing, "SHARD_BYTES", 2 * 19 * 2 * 2 * 3)
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path, counting([], 5))
+    clips, _ = draw(tmp_path, counting([]), batch_size=3)
+    np.testing.assert_array_equal(clips[:, :, 0, 0, 0], 30 * np.arange(5)[:, None] + np.arange(19))
+
+
+def test_a_run_that_begins_anew_forgets_what_was_begun(tmp_path):
+    folder = media.drawing_folder(tmp_path, 4, "clips", 5, {"seed": 0})
+    with pytest.raises(KeyboardInterrupt):
+        draw(folder / "parts", counting([], 2))
+    drawing.forget(tmp_path)
+    assert not (folder / "parts").exists()
 
 
 def test_few_short_clips_leave_nothing_behind(tmp_path):

@@ -144,10 +144,10 @@ def _check_files(config: ConfigDict) -> None:
                 f"the model is conditioned on a class, and that of {named[name]} is not known: say it by "
                 f"--config.{missing}=K"
             )
-    if inverts(config) and (sample.solver != "ddim" or sample.eta):
+    if inverts(config) and (sample.solver != "ddim" or sample.eta or sample.restart):
         raise UserError(
             f"the noise of {sample.motion_of or sample.content_of} is found by inverting deterministic DDIM: set "
-            "--config.sample.solver=ddim --config.sample.eta=0"
+            "--config.sample.solver=ddim --config.sample.eta=0 --config.sample.restart='()'"
         )
 
 

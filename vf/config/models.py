@@ -73,7 +73,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 base_images=config.base.images,
                 context=config.model.context,
                 context_noise=config.model.context_noise,
-                motion=_motion(config),
+                motion=_motion(config, source),
                 known_share=config.train.known_share,
                 **shared,
             ),
@@ -170,9 +170,11 @@ def _common(config: ConfigDict, frames: int, base: int) -> dict[str, Any]:
     }
 
 
-def _motion(config: ConfigDict) -> str:
+def _motion(config: ConfigDict, source: Source) -> str:
     """`noise.motion`. Raises UserError for a field that no clip has, or that a mirrored clip has wrong."""
     field = choose("noise.motion", config.noise.motion, {"": "", "label": "label", "motion": "motion"})
+    if field == "label" and not source.num_classes:
+        raise UserError("noise.motion is label, but the clips have none: set --config.noise.motion=''")
     if field == "motion" and config.data.source != "sprites":
         raise UserError("noise.motion=motion is of the sprites: set --config.noise.motion=label, or ''")
     if field == "motion" and config.data.flip:

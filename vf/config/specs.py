@@ -93,7 +93,7 @@ class SampleSpec:
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
         grid, guidance = self.options.grid.tolist(), self.options.guidance
-        rule = {"rule": type(guidance.rule).__name__} | dataclasses.asdict(guidance.rule)  # type: ignore[call-overload]
+        rule = {"rule": type(guidance.rule).__name__} | vars(guidance.rule)
         more = {
             "guidance": None if guidance.rule == CFG() else rule, "residual_guidance_scale": guidance.residual_scale,
             "guidance_interval": guidance.interval, "guidance_rescale": guidance.rescale or None,

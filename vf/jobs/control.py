@@ -91,7 +91,8 @@ def _noises(
     """
     assert isinstance(spec.model, VideoFusion)
     assert fixed.cut is not None
-    clip, mesh, options = fixed.cut(path), spec.mesh, spec.sample.options
+    # All of the clip is found again, also where the samples will have another's base frame.
+    clip, mesh, options = fixed.cut(path), spec.mesh, spec.sample.options._replace(known=())
     batch = {"video": clip[None], "index": np.zeros(1, np.uint32), "label": np.full(1, max(label, 0), np.int32)}
     invert = phases.compiled(programs.inversion(spec.model, mesh, options), "inversion")
     noise = programs.in_batches(lambda rows: invert(params, rows), batch, mesh.size, mesh)

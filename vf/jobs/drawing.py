@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from vf import files, video
 from vf.files import AnyPath
 from vf.models.sampler import Extension
+from vf.run import media
 
 Program = Callable[[int, dict[str, np.ndarray], Callable[[int], None]], np.ndarray]
 """(number of a window, rows, done) -> the window u8 [m f h w 3]. In all but the first `known` are the rows' known
@@ -54,6 +55,12 @@ class Parts:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def forget(workdir: AnyPath) -> None:
+    """Removes what killed jobs have left of drawings in a run's folder: their weights are no more."""
+    for one in media.drawings(workdir):
+        Parts(one.folder / "parts", is_writer=True).remove()
+
+
 def draw(
     rows: Mapping[str, np.ndarray],
     extension: Extension,
@@ -90,10 +97,11 @@ def draw(
                 known[:, : extension.overlap] = made[:, -extension.overlap :]
                 some["known"] = known
             make = functools.partial(program, number, dict(some), functools.partial(_after, done, drawn))
-            made = make() if only else parts.get(f"clips_{first:06d}_window_{number:05d}", shape, make)
+            # Of a batch of another size other clips are drawn together.
+            name = f"clips_{first:06d}_{first + shape[0]:06d}_window_{number:05d}"
+            made = make() if only else parts.get(name, shape, make)
             long.append(made[:, extension.overlap if number else 0 :])
             drawn += len(made)
-            done(drawn)
         clips.append(np.concatenate(long, axis=1)[:, : extension.length])
     return np.concatenate(clips)
 

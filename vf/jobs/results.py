@@ -34,9 +34,12 @@ class Results:
         validation, made = self.spec.evaluation.validation, self.spec.sample.protocol()
         if self.spec.guide:
             made |= {"guide": to_json(self.spec.guide.origin)}
-        if not self.spec.model.embedding_dim or validation is None:
+        if validation is None:
             return made
-        return made | {"embeddings_of": {"set": self.part, **validation.describe()}}
+        clips = {"set": self.part, **validation.describe()}
+        if self.spec.sample.options.known:
+            made |= {"known_clips": {"read": self.spec.evaluation.clips, **clips}}
+        return made | ({"embeddings_of": clips} if self.spec.model.embedding_dim else {})
 
     @property
     def part(self) -> str:

@@ -22,7 +22,7 @@ from vf.data import pipeline
 from vf.files import AnyPath
 from vf.hosts.errors import Stopped
 from vf.hosts.run import Hosts
-from vf.jobs import memory, meter
+from vf.jobs import drawing, memory, meter
 from vf.jobs.evaluator import Evaluator
 from vf.jobs.results import Results
 from vf.models.model import Model
@@ -134,6 +134,8 @@ def _train(
             if first >= spec.steps and not compile_only:
                 logging.info("it is the last one; its samples and scores by these settings are missing, and made now")
         else:
+            if recorder.is_writer:
+                drawing.forget(workdir)
             with phases.phase(
                 "first state", "drawing the first parameters" if run.start is None else "reading weights"
             ):

@@ -31,6 +31,7 @@ class SampleOptions(NamedTuple):
         solver: walks them.
         guidance: of the networks' predictions.
         clip_x_0, clip_quantile: bound of the clean estimate, as in `solvers.bounded`; None for none.
+        restart: where sampling restarts; None for nowhere.
         known: array indices of frames that `Control.known` gives; () for none.
         reconstruction: weight of reconstruction guidance towards the known frames; 0 for none.
         history: of a residual generator that was trained to see known frames clean: 1 shows them so, and more is
@@ -118,7 +119,7 @@ def sample(
     estimate. Jointly it may also be one of the frames to find: then the known ones reach it through reconstruction
     guidance alone, for the base generator sees nothing of them. Base first that would be too late.
 
-    Raises ValueError for control of content or motion where noise is not decomposed, for given noise with a solver that
+    Raises ValueError for control of content or motion where noise is not decomposed, for given noise where sampling
     injects more, for known frames of a wrong number, and base first for known frames without the base frame.
     """
     _check(model, options, control)
@@ -249,8 +250,9 @@ def _check(model: Model, options: SampleOptions, control: Control) -> None:
     """Raises ValueError as `sample` says."""
     if not isinstance(model, VideoFusion) and any(part is not None for part in control._replace(known=None)):
         raise ValueError("content and motion are controlled by decomposed noise, which this model does not predict")
-    if options.solver.injects and not (control.base_noise is None and control.residual_noise is None):
-        raise ValueError("given noise determines a clip only where a solver injects no other: set eta to 0")
+    injects = options.solver.injects or options.restart is not None
+    if injects and not (control.base_noise is None and control.residual_noise is None):
+        raise ValueError("given noise determines a clip only where no other is injected: set eta to 0, and no restart")
     if bool(options.known) != (control.known is not None):
         raise ValueError("known frames need both the clips and the indices of the frames that are given")
     if not options.known:

@@ -63,7 +63,8 @@ def _drawn(workdir: AnyPath, one: Drawing, meta: dict[str, Any]) -> str:
 def _again(step: int, meta: dict[str, Any]) -> str:
     """The command that draws one of these clips alone, taken out of `meta`; "" where none is known."""
     command = meta.pop("command", None)
-    if not isinstance(command, str) or "control" in meta:  # a grid has no first clip
+    control = meta.get("control")
+    if not isinstance(command, str) or (isinstance(control, dict) and "grid" in control):  # which has no first clip
         return ""
     first = meta.get("first") or 0
     last = first + (meta.get("count") or 1) - 1
