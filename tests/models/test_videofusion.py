@@ -251,9 +251,8 @@ def test_the_context_reaches_the_residual_generator():
     np.testing.assert_allclose(noisy[:, BASE], calm[:, BASE], rtol=1e-5)
 
 
-@pytest.mark.parametrize("context", ["none", "base_frame"])
-def test_some_frames_are_seen_clean_in_training(context):
-    """At time 0, as the clip has them, and without a loss: some of the clips' frames, never the base frame."""
+def watched(context):
+    """A model that may see frames clean, and the (z', times) that its residual generator has seen."""
     seen = []
 
     def residual(z, t, **_):
@@ -261,7 +260,13 @@ def test_some_frames_are_seen_clean_in_training(context):
         return jnp.zeros_like(z[..., :3])
 
     nothing = Stub(lambda z, t, **_: jnp.zeros_like(z))
-    model = fusion(context=context, base=nothing, residual=Stub(residual), known_share=0.8)
+    return fusion(context=context, base=nothing, residual=Stub(residual), known_share=0.8), seen
+
+
+@pytest.mark.parametrize("context", ["none", "base_frame"])
+def test_some_frames_are_seen_clean_in_training(context):
+    """At time 0, as the clip has them, and without a loss: some of the clips' frames, never the base frame."""
+    model, seen = watched(context)
     x, t = clips(200), jnp.full(200, 600)
     errors = model.errors({"base": {}, "residual": {}}, x, {}, keys(200), t, train=True)
     (z, times), clean = seen[0], np.asarray(seen[0][1] == 0)
@@ -278,14 +283,7 @@ def test_some_frames_are_seen_clean_in_training(context):
 
 @pytest.mark.parametrize("context", ["none", "base_frame"])
 def test_known_frames_are_shown_clean_to_a_network_that_knows_such(context):
-    seen = []
-
-    def residual(z, t, **_):
-        seen.append((z[..., :3], t))
-        return jnp.zeros_like(z[..., :3])
-
-    nothing = Stub(lambda z, t, **_: jnp.zeros_like(z))
-    model = fusion(context=context, base=nothing, residual=Stub(residual), known_share=0.8)
+    model, seen = watched(context)
     x, given = clips(2), (0, BASE)
     options = SampleOptions(np.array([500, -1], np.int32), known=given, history=1.0)
     with jax.disable_jit():
