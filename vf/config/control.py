@@ -149,6 +149,11 @@ def _check_files(config: ConfigDict) -> None:
             f"the noise of {sample.motion_of or sample.content_of} is found by inverting deterministic DDIM: set "
             "--config.sample.solver=ddim --config.sample.eta=0 --config.sample.restart='()'"
         )
+    if inverts(config) and sample.apg_momentum:
+        raise UserError(
+            f"the noise of {sample.motion_of or sample.content_of} is found by inverting each step by itself, which "
+            "guidance with momentum does not allow: set --config.sample.apg_momentum=0"
+        )
 
 
 def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
