@@ -12,7 +12,8 @@ import pytest
 from av.filter import Graph
 from PIL import Image
 
-from tests.data.synthetic import parameters, single, write, write_frames
+from tests.data.films import PLAN, film, texture, write_film
+from tests.data.synthetic import parameters, single, write_frames
 from vf.data import inspect
 from vf.data.clips import Windows
 from vf.data.listing import Item
@@ -23,37 +24,8 @@ from vf.data.shots import Meter, Rules, find_shots
 from vf.data.staging import stage
 from vf.types import UserError
 
-LOSSLESS = ("ffv1", {"level": "3"})
 LEAST = 12
-# What a film is made of, in order: (kind, frames).
-PLAN = (
-    ("moving", 24), ("moving", 12), ("black", 6), ("moving", 18), ("moving", 5), ("moving", 31), ("frozen", 30),
-    ("moving", 13), ("still", 20), ("moving", 16), ("black", 1), ("moving", 15), ("moving", 40),
-)  # fmt: skip
 WHY = {"black": "black", "frozen": "frozen", "still": "without motion", "moving": ""}
-
-
-def texture(seed: int) -> np.ndarray:
-    """A smooth random picture u8 [48 64 3], which can be rolled."""
-    blocks = np.random.default_rng(seed).integers(20, 236, (6, 8, 3), np.uint8)
-    return np.asarray(Image.fromarray(np.tile(blocks, (3, 3, 1))).resize((192, 144), Image.Resampling.BICUBIC))[
-        48:96, 64:128
-    ]
-
-
-def film(seed: int, plan=PLAN) -> list[np.ndarray]:
-    """The frames of a film; shots that move show their texture rolled by one pixel more in each."""
-    frames = []
-    for number, (kind, count) in enumerate(plan):
-        picture = np.zeros((48, 64, 3), np.uint8) if kind == "black" else texture(100 * seed + number)
-        frames += [np.roll(picture, k * (kind == "moving"), axis=1) for k in range(count)]
-    return frames
-
-
-def write_film(path: Path, seed: int = 0, plan=PLAN, codec=LOSSLESS) -> list[np.ndarray]:
-    frames = film(seed, plan)
-    write(path, *codec, times=range(len(frames)), paint=lambda k: frames[k])
-    return frames
 
 
 def cut(source: Path, out: Path, **changes) -> dict:
@@ -131,6 +103,11 @@ def test_another_film_leaves_the_splits_of_the_first_as_they_were(films, tmp_pat
     alone, among = splits(manifest), splits(cut(tmp_path / "in", tmp_path / "out"))
     assert len(among) == 3 * len(alone)
     assert alone.items() <= among.items()
+
+
+def test_a_film_by_itself_is_a_source(films, tmp_path):
+    source, manifest, _ = films
+    assert splits(cut(source / "one.mkv", tmp_path)) == splits(manifest)
 
 
 def test_splits_have_about_their_shares_and_a_larger_one_keeps_what_was_in_it():
