@@ -63,9 +63,13 @@ class Listing:
 def clips(source: Path) -> Listing:
     """Lists every video and folder of frames below `source`, or every video in an archive, with its split.
 
+    A video file by itself is a source of one clip.
+
     Clips are in natural order of their names. Raises UserError where there are none.
     """
-    if os.path.isfile(source):
+    if os.path.isfile(source) and source.suffix.lower() in VIDEOS:
+        listing = Listing([Item(source.name, source)])
+    elif os.path.isfile(source):
         listing = _list_archive(source)
     elif os.path.isdir(source):
         listing = _list_folder(source)

@@ -33,6 +33,7 @@ def make_manifest(
     *,
     builder: Path,
     embeddings: Layout,
+    shots: Mapping[str, Any],
     seconds: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest of clips that are packed, ready for JSON.
@@ -44,6 +45,8 @@ def make_manifest(
         splits: the splits that are packed, in order.
         builder: folder of the TFDS data set, relative to that of the manifest.
         embeddings: which embeddings clips have.
+        shots: of each video that is cut, {video: {frames, fps, shots: [{first, frames, start and end in seconds, split
+            or left_out}]}}.
         seconds: time of each stage, and the number of workers.
     """
     classes = listing.classes
@@ -71,13 +74,14 @@ def make_manifest(
     manifest = {
         "format": FORMAT,
         "builder": builder.as_posix(),
-        "parameters": dataclasses.asdict(parameters),
+        "parameters": parameters.to_json(),
         "classes": list(classes),
         "embeddings": dataclasses.asdict(embeddings),
         "splits": by_split,
         "rejected": dict(sorted((lost | rejected).items())),
         "notes": notes,
         "unlisted": [printable(name) for name in listing.unlisted],
+        "shots": dict(shots),
         "seconds": dict(seconds),
         "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
     }
@@ -97,6 +101,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
+    manifest.setdefault("shots", {})  # of data from before videos could be cut
     if manifest.get("format") == 1:
         return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
     if manifest.get("format") != FORMAT:
