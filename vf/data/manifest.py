@@ -33,6 +33,7 @@ def make_manifest(
     *,
     builder: Path,
     embeddings: Layout,
+    embedder: Mapping[str, Any] | None,
     seconds: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest of clips that are packed, ready for JSON.
@@ -44,6 +45,7 @@ def make_manifest(
         splits: the splits that are packed, in order.
         builder: folder of the TFDS data set, relative to that of the manifest.
         embeddings: which embeddings clips have.
+        embedder: everything on which embeddings that were made here depend; None for others.
         seconds: time of each stage, and the number of workers.
     """
     classes = listing.classes
@@ -81,7 +83,11 @@ def make_manifest(
         "seconds": dict(seconds),
         "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
     }
-    decisive = json.dumps([manifest["parameters"], by_split], sort_keys=True)
+    if embedder is not None:
+        manifest["embedder"] = dict(embedder)
+    decisive = json.dumps(
+        [manifest["parameters"], by_split, *([] if embedder is None else [manifest["embedder"]])], sort_keys=True
+    )
     return manifest | {"fingerprint": hashlib.sha256(decisive.encode()).hexdigest()[:12]}
 
 

@@ -35,7 +35,7 @@ from vf.data.encoding import encode
 from vf.data.listing import Item
 from vf.types import UserError, counted
 
-STAGES = ("hash", "decode", "resize", "encode", "write", "pack")
+STAGES = ("hash", "decode", "resize", "encode", "write", "embed", "pack")
 # Errors of the system, which say nothing about the clip that was being read.
 _SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN}
 
@@ -57,6 +57,8 @@ class Parameters:
     min_frames: int
     crop: str = "centre square"
     resize: str = RESAMPLER
+    embed: str = ""  # the network whose embeddings of frames are made, as --embed names it; "" = none
+    embed_mirrored: bool = False
 
 
 def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
