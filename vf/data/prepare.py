@@ -28,6 +28,7 @@ from vf import command
 from vf.data.datasets import DATASETS
 from vf.data.embeddings import Layout
 from vf.data.encoding import ENCODINGS
+from vf.data.manifest import remark_lines
 from vf.data.preparation import prepare
 from vf.data.staging import STAGES, Parameters
 from vf.data.ucf101 import other_numbers
@@ -75,12 +76,10 @@ def report(manifest: dict[str, Any], out: Path) -> str:
         lines.append(
             f"{seconds['all']:.1f} s, {rate:,.0f} frames/s with {counted(seconds['workers'], 'worker')} ({shares})"
         )
-    for name, what in (
-        ("unlisted", "in no split file or table and left out"),
-        ("notes", "unusual"),
-    ):
-        if manifest[name]:
-            lines.append(f"{counted(len(manifest[name]), 'clip')} {what}: see {name!r} in the manifest")
+    if notes := [(name, note) for name, notes in manifest["notes"].items() for note in notes]:
+        lines += remark_lines("unusual, in notes of the manifest", notes)
+    if manifest["unlisted"]:
+        lines += remark_lines("no clips, in unlisted of the manifest", list(manifest["unlisted"].items()), "file")
     if rejected := manifest["rejected"]:
         reasons = Counter(rejected.values()).most_common()
         lines.append(f"{counted(len(rejected), 'clip')} lost:")
@@ -141,7 +140,12 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
         default=os.cpu_count() or 1,
         help="processes that decode (default: one per core, here %(default)s)",
     )
-    parser.add_argument("--strict", action="store_true", help="fail where any clip is lost")
+    parser.add_argument(
+        "--deinterlace", action="store_true", help="make pictures of the first of two fields (default: both are mixed)"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail where any clip is lost, or its pictures lose what their notes say"
+    )
     args = parser.parse_args(argv)
     for name, least, most in (("size", 2, 4096), ("quality", 1, 100), ("workers", 1, 4096), ("min_frames", 1, 10**9)):
         if not least <= getattr(args, name) <= most:
@@ -164,6 +168,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
         embeddings=absolute(args.embeddings),
         fps=args.fps,
         min_frames=args.min_frames,
+        deinterlace=args.deinterlace,
     )
     return parameters, args
 

@@ -16,23 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 
-from vf.data import archives
-from vf.data.decode import (
-    DAMAGE,
-    RESAMPLER,
-    File,
-    FrameFolder,
-    Pixels,
-    Video,
-    check_whole,
-    error_text,
-    printable,
-    read_header,
-)
+from vf.data.decode import DAMAGE, Video, error_text, lost, printable
 from vf.data.encoding import encode
 from vf.data.listing import Item
+from vf.data.pixels import RESAMPLER, Pixels, deinterlaced
+from vf.data.reader import digest, open_clip
 from vf.types import UserError, counted
 
 STAGES = ("hash", "decode", "resize", "encode", "write", "pack")
@@ -57,6 +46,7 @@ class Parameters:
     min_frames: int
     crop: str = "centre square"
     resize: str = RESAMPLER
+    deinterlace: bool = False  # whether pictures of two fields become pictures of the first
 
 
 def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
@@ -67,26 +57,29 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
     """
     laps = _Laps()
     try:
-        file = archives.read_member(item.path, item.member) if item.member else item.path
-        digest = _digest(file)
+        clip = open_clip(item.path, item.member, parameters.fps)
+        sha256 = digest(clip)
         laps.end("hash")
-        pictures, fps, notes = _open(file, parameters)
+        fps, notes = clip.fps, list[str]()
         if printable(item.name) != item.name:
             notes.append("its name is not UTF-8")
+        if isinstance(clip, Video):
+            notes += clip.notes()
         pixels, frames, before = Pixels(parameters.size), list[bytes](), None
-        repeated = 0
-        for picture in pictures:
+        repeated, fields = 0, _Fields()
+        pictures = fields.counted(clip.pictures())
+        for picture in deinterlaced(pictures) if parameters.deinterlace else pictures:
             laps.end("decode")
             if picture is before:
                 frames.append(frames[-1])
                 repeated += 1
                 continue
-            frame = pixels(picture)
+            frame = pixels(picture, clip.aspect)
             laps.end("resize")
             frames.append(encode(frame, parameters.encoding, parameters.quality))
             laps.end("encode")
-            if before is None and picture.rotation:
-                notes.append(f"turned upright by {picture.rotation:g} degrees")
+            if before is None:
+                notes += _first_notes(picture, parameters.size)
             before = picture
         laps.end("decode")
         if len(frames) < parameters.min_frames:
@@ -98,9 +91,19 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
                 "give the same command again: finished clips are kept"
             ) from error
         return {"rejected": error_text(error) if isinstance(error, DAMAGE) else f"{type(error).__name__}: {error}"}
+    if not isinstance(clip, Video):
+        notes += clip.notes()
     if repeated:
         notes.append(f"{counted(repeated, 'repeated frame')}, which the file leaves out")
-    facts = {"frames": len(frames), "fps": fps, "sha256": digest, "notes": notes, "seconds": laps.seconds}
+    if pixels.transparent:
+        notes.append(lost("its transparency, laid on black"))
+    if fields.interlaced and parameters.deinterlace:
+        notes.append(f"{counted(fields.interlaced, 'interlaced frame')}, of which the first field is kept")
+    elif fields.interlaced:
+        notes.append(
+            lost(f"the times of the fields of {counted(fields.interlaced, 'interlaced frame')}: --deinterlace")
+        )
+    facts = {"frames": len(frames), "fps": fps, "sha256": sha256, "notes": notes, "seconds": laps.seconds}
     header = json.dumps({"facts": facts, "bytes": [len(frame) for frame in frames]})
     try:
         temporary = target.with_suffix(".tmp")
@@ -132,35 +135,24 @@ class _Laps:
         self._since = now
 
 
-def _digest(file: File) -> str:
-    """sha256 of the source: of a file's bytes, or of the names and bytes of a folder's frames in order."""
-    if isinstance(file, bytes):
-        return hashlib.sha256(file).hexdigest()
-    if file.is_dir():
-        total = hashlib.sha256()
-        for frame in FrameFolder(file).files:
-            total.update(os.fsencode(frame.name) + frame.read_bytes())
-        return total.hexdigest()
-    with file.open("rb") as video:
-        return hashlib.file_digest(video, "sha256").hexdigest()
+class _Fields:
+    """Counts the interlaced pictures that pass."""
+
+    def __init__(self) -> None:
+        self.interlaced = 0
+
+    def counted(self, pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for picture in pictures:
+            self.interlaced += picture.interlaced_frame
+            yield picture
 
 
-def _open(file: File, parameters: Parameters) -> tuple[Iterator[av.VideoFrame], float, list[str]]:
-    """(pictures, frames per second, notes on what is unusual). Raises DAMAGE."""
-    notes: list[str] = []
-    if isinstance(file, Path) and file.is_dir():
-        return FrameFolder(file).pictures(), parameters.fps, notes
-    header, video = read_header(file), Video(file)
-    notes += check_whole(file, header, len(video))
-    if header.width % 2 or header.height % 2:
-        notes.append(f"odd size {header.width} x {header.height}")
-    if min(header.width, header.height) < parameters.size:
-        notes.append(f"enlarged from {header.width} x {header.height}")
-    if header.format.startswith(("gray", "mono")):
-        notes.append("greyscale")
-    if not video.clock.regular:
-        notes.append("variable frame rate: frames are kept, fps is their mean")
-    return video.pictures(np.arange(len(video))), header.fps, notes
+def _first_notes(picture: av.VideoFrame, size: int) -> list[str]:
+    """Notes on the first picture of a clip that becomes `size` pixels high and wide."""
+    notes = [f"turned upright by {picture.rotation:g} degrees"] * bool(picture.rotation)
+    if min(picture.width, picture.height) < size:
+        notes.append(f"enlarged from {picture.width} x {picture.height}")
+    return notes
 
 
 def staged_name(item: Item) -> str:
