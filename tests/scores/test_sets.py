@@ -11,8 +11,9 @@ from PIL import Image
 
 from tests.data.synthetic import number, write, write_frames
 from vf.data.clips import Windows
-from vf.data.decode import FrameFolder, Pixels
+from vf.data.frames import FrameFolder
 from vf.data.manifest import read_manifest
+from vf.data.pixels import Pixels
 from vf.data.preparation import prepare
 from vf.data.staging import Parameters
 from vf.run import media

@@ -8,6 +8,7 @@ and of the parameters.
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,10 @@ from vf.data.decode import printable
 from vf.data.embeddings import Layout
 from vf.data.listing import Listing, check_finished
 from vf.data.staging import Parameters
-from vf.types import UserError
+from vf.types import UserError, counted
 
 MANIFEST = "manifest.json"
+_TOP = 3  # how many of the most frequent reasons are told
 FORMAT = 2  # of the manifest; format 1, with at most one embedding per video, is read too
 
 
@@ -82,7 +84,7 @@ def make_manifest(
         "splits": by_split,
         "rejected": dict(sorted((lost | rejected).items())),
         "notes": notes,
-        "unlisted": [printable(name) for name in listing.unlisted],
+        "unlisted": {printable(name): why for name, why in sorted(listing.unlisted.items())},
         "shots": dict(shots),
         "seconds": dict(seconds),
         "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
@@ -108,6 +110,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
     manifest.setdefault("shots", {})  # of data from before videos could be cut
+    if isinstance(manifest.get("unlisted"), list):  # of an earlier version
+        manifest["unlisted"] = dict.fromkeys(manifest["unlisted"], "is in no split file or table")
     if manifest.get("format") == 1:
         return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
     if manifest.get("format") != FORMAT:
@@ -115,3 +119,17 @@ def read_manifest(root: Path) -> dict[str, Any]:
             f"{root / MANIFEST} has format {manifest.get('format')}, expected 1 or {FORMAT}: prepare the data again"
         )
     return manifest
+
+
+def remark_lines(what: str, remarks: Sequence[tuple[str, str]], unit: str = "clip") -> list[str]:
+    """The number of clips with remarks of a kind, and the most frequent reasons, each with one clip as an example.
+
+    Reasons that differ only by their numbers count as one.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for name, why in remarks:
+        kinds.setdefault(re.sub(r"\d+", "#", why), []).append((name, why))
+    ranked = sorted(kinds.values(), key=len, reverse=True)
+    lines = [f"{what}: {counted(len({name for name, _ in remarks}), unit)}"]
+    lines += [f"  {len(kind):,} x such as {kind[0][0]}: {kind[0][1]}" for kind in ranked[:_TOP]]
+    return lines + [f"  and {counted(len(ranked) - _TOP, 'more reason')}"] * (len(ranked) > _TOP)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from vf.activity import ACTIVITY
 from vf.data import datasets
-from vf.data.decode import error_text, printable
+from vf.data.decode import error_text, is_loss, printable
 from vf.data.embedder import Embedder
 from vf.data.embeddings import Embeddings, Layout
 from vf.data.listing import STAGING, Item, Listing
@@ -244,7 +244,7 @@ def prepare(
         if manifest.exists():  # another run has finished since
             return _finished(out, parameters, strict)
         result = Preparation(parameters, listing, out, workers, embeddings).run()
-        _check_rejected(strict, result["rejected"])
+        _check_losses(strict, result)
         temporary = folder / MANIFEST
         temporary.write_text(json.dumps(result, indent=1))
         temporary.replace(manifest)
@@ -255,14 +255,20 @@ def prepare(
 def _finished(out: Path, parameters: Parameters, strict: bool) -> dict[str, Any]:
     result = read_manifest(out)
     _check_parameters(result["parameters"], parameters, f"{out} is prepared already")
-    _check_rejected(strict, result["rejected"])
+    _check_losses(strict, result)
     return result | {"already": True}
 
 
-def _check_rejected(strict: bool, rejected: dict[str, str]) -> None:
+def _check_losses(strict: bool, manifest: dict[str, Any]) -> None:
+    rejected = manifest["rejected"]
     if strict and rejected:
         reasons = "; ".join(f"{name}: {why}" for name, why in itertools.islice(rejected.items(), 5))
         raise UserError(f"{counted(len(rejected), 'clip')} rejected, and none may be: {reasons}", "strict")
+    losses = [f"{name}: {note}" for name, notes in manifest["notes"].items() for note in notes if is_loss(note)]
+    if strict and losses:
+        raise UserError(
+            f"{counted(len(losses), 'loss')} of pictures, and none may be: {'; '.join(losses[:5])}", "strict"
+        )
 
 
 def _check_parameters(old: dict[str, Any], parameters: Parameters, where: str) -> None:

@@ -32,6 +32,7 @@ from vf.data.datasets import DATASETS
 from vf.data.embedder import Embedder
 from vf.data.embeddings import Layout
 from vf.data.encoding import ENCODINGS
+from vf.data.manifest import remark_lines
 from vf.data.preparation import prepare
 from vf.data.shots import Rules, describe
 from vf.data.staging import STAGES, Parameters
@@ -88,12 +89,10 @@ def report(manifest: dict[str, Any], out: Path) -> str:
         lines.append(
             f"{seconds['all']:.1f} s, {rate:,.0f} frames/s with {counted(seconds['workers'], 'worker')} ({shares})"
         )
-    for name, what in (
-        ("unlisted", "in no split file or table and left out"),
-        ("notes", "unusual"),
-    ):
-        if manifest[name]:
-            lines.append(f"{counted(len(manifest[name]), 'clip')} {what}: see {name!r} in the manifest")
+    if notes := [(name, note) for name, notes in manifest["notes"].items() for note in notes]:
+        lines += remark_lines("unusual, in notes of the manifest", notes)
+    if manifest["unlisted"]:
+        lines += remark_lines("no clips, in unlisted of the manifest", list(manifest["unlisted"].items()), "file")
     lines += describe(manifest["shots"])
     if rules := manifest["parameters"].get("shots"):
         empty = [name for name in ("val", "test") if rules[f"{name}_share"] and name not in manifest["splits"]]
@@ -204,7 +203,12 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
         default=os.cpu_count() or 1,
         help="processes that decode (default: one per core, here %(default)s)",
     )
-    parser.add_argument("--strict", action="store_true", help="fail where any clip is lost")
+    parser.add_argument(
+        "--deinterlace", action="store_true", help="make pictures of the first of two fields (default: both are mixed)"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail where any clip is lost, or its pictures lose what their notes say"
+    )
     args = parser.parse_args(argv)
     if args.min_frames is None:
         args.min_frames = SHOT_FRAMES if args.shots else 2
@@ -250,6 +254,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
         shots=rules if args.shots else None,
         embed=args.embed,
         embed_mirrored=args.embed_mirrored,
+        deinterlace=args.deinterlace,
     )
     return parameters, args
 

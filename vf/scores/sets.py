@@ -12,26 +12,19 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
+import av
 import numpy as np
 
-from vf.data import archives, datasets, listing
+from vf.data import datasets, listing, reader
 from vf.data.clips import Windows
-from vf.data.decode import (
-    DAMAGE,
-    RESAMPLER,
-    FrameFolder,
-    Pixels,
-    Video,
-    check_whole,
-    error_text,
-    printable,
-    read_header,
-)  # fmt: skip
+from vf.data.decode import DAMAGE, Video, error_text, printable
 from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
+from vf.data.pixels import RESAMPLER, Pixels
 from vf.nets import resize
 from vf.types import UserError, counted
 from vf.video import load_npz
@@ -305,6 +298,8 @@ class _Probed(NamedTuple):
 def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
     all_clips = datasets.folder(path, None, 1, None)
     lost = dict(all_clips.lost)
+    if sentence := all_clips.passed_over():
+        logging.warning("%s: %s", path, sentence)
     splits = set(filter(None, choice.split.split("+")))
     if splits and not listing.has_splits(all_clips.items):
         _warn_of_no_splits(path, choice)
@@ -382,32 +377,23 @@ def _readers(
     return readers, short, total.hexdigest()[:12]
 
 
-def _open(item: listing.Item) -> Video | FrameFolder:
-    if item.member:
-        return Video(archives.read_member(item.path, item.member))
-    return FrameFolder(item.path) if item.path.is_dir() else Video(item.path)
+def _open(item: listing.Item) -> reader.Clip:
+    return reader.open_clip(item.path, item.member)
 
 
 def _probe(item: listing.Item) -> _Probed:
-    """Length, rate and hash of the content of one video. Raises DAMAGE."""
-    digest = hashlib.sha256()
-    video = _open(item)
-    if isinstance(video, FrameFolder):
-        for frame in video.files:
-            digest.update(frame.name.encode("utf-8", "surrogateescape") + frame.read_bytes())
-        return _Probed(len(video), 0.0, digest.hexdigest())
-    content = video.file if isinstance(video.file, bytes) else video.file.read_bytes()
-    digest.update(content)
-    header = read_header(video.file)
-    check_whole(video.file, header, len(video))
-    return _Probed(len(video), header.fps, digest.hexdigest())
+    """Length, rate and hash of the content of one clip. Raises DAMAGE."""
+    clip = _open(item)
+    if isinstance(clip, Video):
+        clip.notes()  # raises an error where it is cut off
+    return _Probed(len(clip), clip.fps, reader.digest(clip))
 
 
 def _damage(item: listing.Item) -> str:
     """Why some frame of the file cannot be decoded, and its preparation would leave it out; "" where all can."""
     try:
         video = _open(item)
-        for _ in video.pictures(np.arange(len(video))):
+        for _ in video.pictures():
             pass
     except DAMAGE as error:
         return error_text(error)
@@ -416,16 +402,28 @@ def _damage(item: listing.Item) -> str:
 
 def _decode(item: listing.Item, indices: np.ndarray, choice: Choice, damage: Callable[[], str]) -> np.ndarray:
     """Decodes one clip of a file of which `damage` gives "". Raises UnreadableFile."""
-    native = choice.resampler == "antialiased" or not choice.size
     if reason := damage():
         raise UnreadableFile(item.name, reason)
     try:
-        clip = _open(item).clip(indices, Pixels(0 if native else choice.size))
+        return _open(item).clip(indices, _Antialiased(choice.size) if _is_antialiased(choice) else Pixels(choice.size))
     except DAMAGE as error:
         raise UnreadableFile(item.name, error_text(error)) from error
-    if not (native and choice.size):
-        return clip
-    rows, columns = resize.matrices("antialiased", "short_side", clip.shape[1], clip.shape[2], choice.size)
-    x = np.einsum("thwc,Ww->thWc", clip.astype(np.float32), columns.astype(np.float32), optimize=True)
-    x = np.einsum("thWc,Hh->tHWc", x, rows.astype(np.float32), optimize=True)
-    return np.clip(x + 1e-3, 0, 255).astype(np.uint8)  # + 1e-3, since rounding leaves whole numbers just too low
+
+
+def _is_antialiased(choice: Choice) -> bool:
+    return choice.resampler == "antialiased" and choice.size > 0
+
+
+class _Antialiased(Pixels):
+    """Pixels by the resampler `antialiased`, picture by picture: whole clips at full size would fill the memory."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(0)
+        self._side = size
+
+    def __call__(self, picture: av.VideoFrame, aspect: Fraction = Fraction(1)) -> np.ndarray:
+        whole = super().__call__(picture, aspect)
+        rows, columns = resize.matrices("antialiased", "short_side", whole.shape[0], whole.shape[1], self._side)
+        x = np.einsum("hwc,Ww->hWc", whole.astype(np.float32), columns.astype(np.float32), optimize=True)
+        x = np.einsum("hWc,Hh->HWc", x, rows.astype(np.float32), optimize=True)
+        return np.clip(x + 1e-3, 0, 255).astype(np.uint8)  # + 1e-3, since rounding leaves whole numbers just too low
