@@ -10,6 +10,7 @@ ROOMS = {
 # Modules that have no door of their own: {module: tests of the door through which they are used}.
 THROUGH = {
     "data/decode": "data/test_folder",
+    "data/text": "data/test_tables",
     "data/ucf101": "data/test_ucf101_splits",
     "jobs/results": "test_main",
     "jobs/sample": "test_main",

@@ -28,6 +28,7 @@ from typing import Any
 from vf import command
 from vf.activity import ACTIVITY
 from vf.data.clips import STARTS, Windows
+from vf.data.text import encoding, is_utf8, readable
 from vf.files import make_room
 from vf.metrics import fvd
 from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, protocol_hash, to_json
@@ -293,11 +294,34 @@ def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Capt
     for name, expected in (("captions", "a text file with one caption a line"), ("vocabulary", "CLIP's")):
         if getattr(args, name) is None:
             raise UserError(f"clipsim needs --{name}=FILE: {expected}")
+    return networks.captions(_lines(args.captions), files, args.vocabulary, args.prefix)
+
+
+def _lines(captions: Path) -> list[str]:
+    """The lines of a file of captions; blank ones at its end are left out, and others are told.
+
+    A line ends at a line feed alone: letters at which Unicode lets a line end are parts of captions.
+    """
     try:
-        texts = args.captions.read_text(encoding="utf-8").splitlines()
+        content = captions.read_bytes()
+        text = content.decode(encoding(content), "surrogateescape")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{args.captions} cannot be read ({error}): expected one caption a line") from error
-    return networks.captions(texts, files, args.vocabulary, args.prefix)
+        raise UserError(f"{captions} cannot be read ({error}): expected one caption a line") from error
+    lines = [line.strip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    if blank := [number for number, line in enumerate(lines, 1) if not line]:
+        logging.warning(
+            "%s of %s blank (the first, line %d): their clips are compared with an empty caption",
+            counted(len(blank), "line"), captions, blank[0],
+        )  # fmt: skip
+    if others := [number for number, line in enumerate(lines, 1) if not is_utf8(line)]:
+        logging.warning(
+            "%s of %s not in UTF-8 (the first, line %d), and read as Windows-1252: save it as UTF-8 where letters are "
+            "wrong",
+            counted(len(others), "line"), captions, others[0],
+        )  # fmt: skip
+    return [readable(line) for line in lines]
 
 
 @command.until_ended()

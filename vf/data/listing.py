@@ -52,12 +52,14 @@ class Listing:
         classes: names of the classes, in the order of labels.
         lost: {name: reason} of the clips that cannot be used.
         unlisted: names of the clips that split files or a table leave out.
+        table_notes: how a table was read, in sentences for the user.
     """
 
     items: list[Item]
     classes: tuple[str, ...] = ()
     lost: dict[str, str] = dataclasses.field(default_factory=dict)
     unlisted: list[str] = dataclasses.field(default_factory=list)
+    table_notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def clips(source: Path) -> Listing:

@@ -78,6 +78,7 @@ def make_manifest(
         "rejected": dict(sorted((lost | rejected).items())),
         "notes": notes,
         "unlisted": [printable(name) for name in listing.unlisted],
+        "table_notes": listing.table_notes,
         "seconds": dict(seconds),
         "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
     }
@@ -97,6 +98,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
+    manifest.setdefault("table_notes", [])  # which earlier versions did not have
     if manifest.get("format") == 1:
         return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
     if manifest.get("format") != FORMAT:

@@ -81,6 +81,7 @@ def report(manifest: dict[str, Any], out: Path) -> str:
     ):
         if manifest[name]:
             lines.append(f"{counted(len(manifest[name]), 'clip')} {what}: see {name!r} in the manifest")
+    lines += manifest["table_notes"]
     if rejected := manifest["rejected"]:
         reasons = Counter(rejected.values()).most_common()
         lines.append(f"{counted(len(rejected), 'clip')} lost:")
