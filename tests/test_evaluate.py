@@ -267,7 +267,10 @@ def test_the_subset_of_a_protocol_is_of_both_sides(workspace):
         ((*GOOD, "--real=nowhere"), r"nowhere does not exist: .* \(--real\)$"),
         ((*GOOD, "--generated=nowhere"), r"nowhere does not exist: .* \(--generated\)$"),
         ((*GOOD, "--generated=nowhere.npz"), r"nowhere.npz does not exist: .* \(--generated\)$"),
-        ((*GOOD, "--generated=i3d.safetensors"), "is neither a folder nor one of .zip, .tar"),
+        (
+            (*GOOD, "--generated=i3d.safetensors"),
+            r"is a file of another kind: name .* unpack other archives first .* \(--generated\)$",
+        ),
         ((*GOOD, "--metrics=fdv"), "--metrics must be of fvd, .* got fdv"),
         ((*GOOD, "--metrics=,"), "--metrics must be of .* got none"),
         ((*GOOD, "--protocol=styleganV"), "--protocol must be one of google, .* got 'styleganV'"),
@@ -453,8 +456,8 @@ def test_the_command_itself(tmp_path):
     wrong = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == (
-        "vf: /nowhere does not exist: name a folder (or .zip, .tar) of videos, an .npz, a prepared data set or a "
-        "drawing of a run (--generated)\n"
+        "vf: /nowhere does not exist: name a folder (or .zip, .tar) of videos, a video, an .npz or .npy, a prepared "
+        "data set or a drawing of a run (--generated)\n"
     )
 
 
