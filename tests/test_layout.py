@@ -13,6 +13,7 @@ THROUGH = {
     "data/bitstream": "data/test_decode",
     "data/pixels": "data/test_decode",
     "data/reader": "data/test_staging",
+    "data/text": "data/test_tables",
     "data/ucf101": "data/test_ucf101_splits",
     "jobs/results": "test_main",
     "jobs/sample": "test_main",

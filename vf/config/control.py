@@ -19,7 +19,7 @@ from vf.data.reader import open_clip
 from vf.diffusion.known import frame_mask
 from vf.models.sampler import Extension
 from vf.types import UserError
-from vf.video import load_npz
+from vf.video import load_clips
 
 CONTROL = {
     "content_seed": -1, "motion_seed": -1, "grid": (), "interpolate": "", "content_of": "", "motion_of": "",
@@ -190,7 +190,7 @@ def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
 
 def _row(path: str, row: int, shape: tuple[int, ...]) -> np.ndarray:
     """One clip of an .npz of clips, such as those of a drawing."""
-    clips = load_npz(path)["clips"]
+    clips = load_clips(path)
     if row >= len(clips):
         raise UserError(f"{path} has {len(clips)} clips, 0 to {len(clips) - 1}, and {row} was asked for")
     if clips.shape[1] < shape[0] or clips.shape[2:] != shape[1:]:

@@ -66,12 +66,14 @@ class Listing:
         lost: {name: reason} of the clips that cannot be used.
         unlisted: {name: reason} of whatever else lies in the source: clips that split files or a table leave out, and
             files that are no clips.
+        table_notes: how a table was read, in sentences for the user.
     """
 
     items: list[Item]
     classes: tuple[str, ...] = ()
     lost: dict[str, str] = dataclasses.field(default_factory=dict)
     unlisted: dict[str, str] = dataclasses.field(default_factory=dict)
+    table_notes: list[str] = dataclasses.field(default_factory=list)
 
     def passed_over(self) -> str:
         """One sentence on the files that are no clips and are not hidden; "" where there are none."""

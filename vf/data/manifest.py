@@ -85,6 +85,7 @@ def make_manifest(
         "rejected": dict(sorted((lost | rejected).items())),
         "notes": notes,
         "unlisted": {printable(name): why for name, why in sorted(listing.unlisted.items())},
+        "table_notes": listing.table_notes,
         "shots": dict(shots),
         "seconds": dict(seconds),
         "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
@@ -112,6 +113,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     manifest.setdefault("shots", {})  # of data from before videos could be cut
     if isinstance(manifest.get("unlisted"), list):  # of an earlier version
         manifest["unlisted"] = dict.fromkeys(manifest["unlisted"], "is in no split file or table")
+    manifest.setdefault("table_notes", [])  # which earlier versions did not have
     if manifest.get("format") == 1:
         return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
     if manifest.get("format") != FORMAT:

@@ -93,6 +93,7 @@ def report(manifest: dict[str, Any], out: Path) -> str:
         lines += remark_lines("unusual, in notes of the manifest", notes)
     if manifest["unlisted"]:
         lines += remark_lines("no clips, in unlisted of the manifest", list(manifest["unlisted"].items()), "file")
+    lines += manifest["table_notes"]
     lines += describe(manifest["shots"])
     if rules := manifest["parameters"].get("shots"):
         empty = [name for name in ("val", "test") if rules[f"{name}_share"] and name not in manifest["splits"]]
