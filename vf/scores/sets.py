@@ -33,6 +33,7 @@ from vf.data.decode import (
 from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
 from vf.nets import resize
+from vf.run import media
 from vf.types import UserError, counted
 from vf.video import load_npz
 
@@ -151,8 +152,9 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
         )
     if (path / "clips.npz").is_file() and (path / "meta.json").is_file():
         path = path / "clips.npz"  # a drawing of a run, whose other files are pictures of these clips
+    sharded = (path / "meta.json").is_file() and any(path.glob(f"{media.SHARDS}/clips_*.npz"))  # one of many clips
     _refuse_drawings(path)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" or sharded:
         candidates = _array(path, choice)
     elif (path / "manifest.json").is_file():
         candidates = _prepared(path, choice)
@@ -171,6 +173,7 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
 def _refuse_drawings(path: Path) -> None:
     """Raises UserError for a run's folder, or its `samples`: their videos are walls of clips, one for each drawing."""
     folders = {file.parent for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips.npz")}
+    folders |= {file.parents[1] for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips/clips_*.npz")}
     found = sorted(folder for folder in folders if (folder / "meta.json").is_file())
     if drawn := [folder for folder in found if not folder.name.startswith("real")]:
         found = drawn
@@ -225,7 +228,8 @@ def _generator(choice: Choice, record: int) -> np.random.Generator | None:
 
 
 def _array(path: Path, choice: Choice) -> _Candidates:
-    clips = load_npz(path)["clips"]
+    shards = None if path.suffix == ".npz" else media.Shards(path)
+    clips = shards or load_npz(path)["clips"]
     if not len(clips):
         raise UserError(f"{path} holds no clips")
     if choice.size and clips.shape[2:4] != (choice.size, choice.size):
@@ -249,7 +253,8 @@ def _array(path: Path, choice: Choice) -> _Candidates:
         return clips[k // per_clip][windows.indices(clips.shape[1], 0.0, k % per_clip, _generator(choice, k))]
 
     digest = hashlib.sha256(str(clips.shape).encode())
-    digest.update(np.ascontiguousarray(clips).data)
+    for piece in shards.pieces() if shards else [clips]:  # in whatever files, the same clips are the same set
+        digest.update(np.ascontiguousarray(piece).data)
     return _Candidates([functools.partial(read, k) for k in range(len(clips) * per_clip)], digest.hexdigest()[:12], 0)
 
 
