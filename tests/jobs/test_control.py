@@ -36,17 +36,20 @@ def tiny(**changes):
     return small(**kinds | changes)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def untrained(workdir, config):
     """A run's folder with a checkpoint of networks as they begin: to train them would take a minute to compile."""
-    workdir = tmp_path_factory.mktemp("run")
-    spec = build.train(tiny(), workdir, None)
+    spec = build.train(config, workdir, None)
     create, _ = programs.first_state(spec.run.model, spec.tx, spec.run.mesh, 0)
     meta = {"config": spec.fingerprint, "seed": 0, "classes": list(spec.run.class_names), "fps": spec.run.sample.fps}
     with Recorder(workdir) as recorder, Checkpoints(str(workdir / "checkpoints"), keep=1) as checkpoints:
         recorder.describe(spec.run.config, data=dict(spec.run.data))
         checkpoints.save(2, create(), meta)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("run"), tiny())
 
 
 def sampled(run, **changes):
@@ -205,6 +208,21 @@ def test_a_long_clip_of_shuffled_noise_moves_as_its_first_window(run):
         if order[i] != BASE:  # which has no residual noise
             assert np.abs(clips[:, i].astype(int) - clips[:, order[i]]).max() <= 1
     assert facts["window_noise"] == "shuffled"
+
+
+def test_windows_are_denoised_together(tmp_path):
+    """Of networks that find no noise, from whose noise a long clip begins as a short one, and goes on."""
+    run = untrained(tmp_path, tiny(model__context="none"))
+    fields = {"model__context": "none", "sample__clip_x_0": 0.0, "sample__times": (200, 100), **DDIM}
+    long_fields = fields | {"sample__length": 19, "sample__windows": "together"}
+    short, _ = sampled(run, sample__count=2, **fields)
+    long, facts = sampled(run, sample__count=2, **long_fields)
+    assert (long.shape[1], facts["windows"], facts["overlap"]) == (19, "together", 4)
+    assert np.abs(long[:, :8].astype(int) - short).max() <= 1
+    differ = [np.abs(long[:, i].astype(int) - long[:, j]).mean() for i in range(19) for j in range(i)]
+    assert min(differ) > 10
+    alone, _ = sampled(run, sample__count=1, sample__first=1, **long_fields)
+    assert np.abs(alone[0].astype(int) - long[1]).max() <= 1
 
 
 @pytest.mark.parametrize(

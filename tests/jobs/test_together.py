@@ -35,7 +35,7 @@ def drawn(model, tmp_path, *, extension=EXTENSION, options=None, rows=ROWS, nois
     )  # fmt: skip
     spec = types.SimpleNamespace(model=model, mesh=mesh, sample=made)
     parts = drawing.Parts(tmp_path / "parts", is_writer=True)
-    clips = together.Together(spec, meter.Phases(), NO_PARAMS).draw(rows, "clips", parts, done)
+    clips = together.Together(spec, meter.Phases(), NO_PARAMS).draw(rows, "clips", done, parts=parts)
     return np.asarray(video.from_uint8(clips))
 
 

@@ -39,14 +39,14 @@ class Together:
     phases: meter.Phases
     params: Params
 
-    def draw(self, rows: Rows, name: str, parts: Parts, done: Callable[[int], None]) -> np.ndarray:
+    def draw(self, rows: Rows, name: str, done: Callable[[int], None], *, parts: Parts) -> np.ndarray:
         """Clips u8 [n length h w 3].
 
         Args:
             rows: their conditions and control, [n ...].
             name: that under which `parts` keeps how far they are, now and then.
-            parts: of the drawing.
             done: is told how many windows' worth of the work is done.
+            parts: of the drawing.
         """
         model, options, extension = self.spec.model, self.spec.sample.options, self.spec.sample.extension
         walk = solvers.walk(options.grid, model.schedule, options.solver, options.restart)
