@@ -148,11 +148,12 @@ def test_a_job_that_was_killed_goes_on_between_two_steps(tmp_path, monkeypatch):
 
     def stop(done):
         told.append(done)
-        if len(told) == 4:
+        if len(told) == 7:  # in the fourth step, each of two batches
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         drawn(model, tmp_path, options=options, done=stop)
     clips = drawn(model, tmp_path, options=options, done=rest.append)
     np.testing.assert_array_equal(clips, expected)
-    assert told[:3] + rest == [8 * k // 6 for k in range(1, 7)]  # the fourth was not kept yet
+    steps = [int(8 * (step + share) / 6) for step in range(6) for share in (5 / 8, 1)]
+    assert told[:6] + rest == steps  # the fourth is taken again

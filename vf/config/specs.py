@@ -100,6 +100,11 @@ class SampleSpec:
     window_noise: WindowNoise = "new"
     dtype: str = "float32"
 
+    @property
+    def together(self) -> bool:
+        """Whether there are several windows, which are denoised together."""
+        return self.windows == "together" and self.extension.further > 0
+
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
         grid, guidance = self.options.grid.tolist(), self.options.guidance
@@ -115,8 +120,8 @@ class SampleSpec:
             "length": self.extension.length if self.extension.further else None,
             "overlap": self.extension.overlap if self.extension.further else None,
             "keep_base_noise": self.keep_base_noise if self.extension.further else None,
-            "windows": self.windows if self.windows != "in_turn" else None,
-            "window_noise": self.window_noise if self.window_noise != "new" else None,
+            "windows": "together" if self.together else None,
+            "window_noise": self.window_noise if self.extension.further and self.window_noise != "new" else None,
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
             "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,

@@ -121,12 +121,12 @@ class Evaluator:
     def sample(self, step: int, params: Any, *, whole: bool = True) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder.
 
-        whole: whether all are returned, or only the first of them, so that there may be more than memory holds.
+        whole: whether all are returned, or only those of the pictures, so that there may be more than memory holds.
         """
         sample, folder = self.spec.sample, self.results.drawing(step)
         params = {**params, **self._guide}
         rows = control.rows(self.spec, self.phases, params, self.conditions)
-        batch = 1 if sample.windows == "together" else sample.batch_size  # which is then of windows
+        batch = 1 if sample.together else sample.batch_size  # which is of windows then
         chosen = drawing.shards(sample.count, self.spec.model.shape[1], sample.extension, batch)
         parts, shards = (
             drawing.Parts(folder / name, is_writer=self.recorder.is_writer) for name in ("parts", media.SHARDS)
@@ -137,7 +137,7 @@ class Evaluator:
             shards.remove()
         some: list[np.ndarray] = []
         for clips in self._draw(params, rows, chosen, parts, shards if many else None):
-            if whole or sum(map(len, some)) < media.PICTURED:
+            if whole or media.pictures_take_more(some):
                 some.append(clips)
         samples = np.concatenate(some)
         self._record_phases(step, "the samples")
@@ -168,7 +168,7 @@ class Evaluator:
         extension = sample.extension
         long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
         what, unit = ("clips" if sample.what == "clips" else "images"), ("windows" if extension.further else "clips")
-        batch = min(sample.count * (extension.further + 1 if sample.windows == "together" else 1), sample.batch_size)
+        batch = min(sample.count * (extension.further + 1 if sample.together else 1), sample.batch_size)
         logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, batch)
         progress = Progress(sample.count * (extension.further + 1), name="drawn", unit=unit, patient=True)
 
@@ -180,7 +180,7 @@ class Evaluator:
         make: drawing.Make = functools.partial(
             drawing.in_turn, extension=extension, size=size, parts=parts if extension.further else None, program=program
         )
-        if sample.windows == "together" and extension.further:
+        if sample.together:
             make = functools.partial(Together(self.spec, self.phases, params).draw, parts=parts)
         seed = sample.control.content_seed if sample.control else sample.seed
         beside = {"index": rows["index"], "seed": np.full(sample.count, seed)}

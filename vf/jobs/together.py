@@ -56,18 +56,18 @@ class Together:
         if kept := parts.kept(name, {**now, "steps": np.zeros((), np.int64)}):
             first = int(kept["steps"])
             now = {field: value for field, value in kept.items() if field != "steps"}
-        at = time.monotonic()
+        at, work = time.monotonic(), count * (extension.further + 1)
         for number, times in enumerate(walk[first:].astype(np.int32), first):
             t, then, up_to, before = times
             z = _whole(now["z"], count, extension)
-            batch = {**now, "x_0": _blocks(self._clean(rows, z, t), extension)}
+            told = functools.partial(lambda number, share: done(int(work * (number + share) / len(walk))), number)
+            batch = {**now, "x_0": _blocks(self._clean(rows, z, t, told), extension)}
             if options.solver.injects:
                 batch["xi"] = _blocks(self._noise(rows, t + before), extension)
             if options.restart:
                 again = self._noise(rows, then + before) if up_to > then else np.zeros_like(z)
                 batch["again"] = _blocks(again, extension)
             now = self._in_batches(functools.partial(self._programs.advance, times=times), batch)
-            done(count * (extension.further + 1) * (number + 1) // len(walk))
             if time.monotonic() - at >= KEEP_SECONDS:
                 parts.keep(name, {**now, "steps": np.asarray(number + 1)})
                 at = time.monotonic()
@@ -120,8 +120,11 @@ class Together:
             return self._in_batches(lambda batch: self._programs.start(batch, seed), rows)
         return self._in_batches(lambda batch: self._programs.injected(batch, seed, np.int32(t)), rows)
 
-    def _clean(self, rows: Rows, z: np.ndarray, t: np.int32) -> np.ndarray:
-        """The clean estimate of clips, f32 [n covered h w c]: the mean over their windows, and of the base frame."""
+    def _clean(self, rows: Rows, z: np.ndarray, t: np.int32, told: Callable[[float], None]) -> np.ndarray:
+        """The clean estimate of clips, f32 [n covered h w c]: the mean over their windows, and of the base frame.
+
+        told: is told which share of the windows is done.
+        """
         extension, size = self.spec.sample.extension, self.spec.sample.batch_size
         condition = {name: rows[name] for name in ("label", "embedding") if name in rows}
         base, c = None, None
@@ -139,6 +142,7 @@ class Together:
             made = self._in_batches(lambda batch: self._programs.window(self.params, batch, t), seen)
             for k, m, x_0 in zip(clip, number, made, strict=True):
                 mean.add(int(k), int(m), x_0)
+            told(min(1.0, (first + size) / pairs.shape[1]))
         found = mean.value()
         if base is not None:
             found[:, c] = base.x_0

@@ -32,6 +32,7 @@ WIDTH = 640  # Walls and film strips are enlarged to about this many pixels, as 
 STRIP_ROWS, STRIP_PAD = 8, 3
 LONG, STRIP_COLUMNS = 64, 16  # longer clips have no GIF, and a strip of so many frames, evenly chosen
 PICTURED = 128  # the most clips of a wall; clips.npz, or the shards, have all
+PICTURED_BYTES = 256 << 20  # of the first clips of many that are held for the pictures, about
 SHARDS = "clips"  # folder of the files in which many clips lie
 DRAWING = re.compile(r"(base_)?step_(\d+)(?:_(clips|base)_seed(-?\d+)_n(\d+)_[0-9a-f]{8})?")
 
@@ -92,6 +93,11 @@ def rows_of(wanted: Sequence[int], labels: np.ndarray) -> np.ndarray:
     return np.array([next(rows[label]) for label in wanted if label in rows], int)
 
 
+def pictures_take_more(some: Sequence[np.ndarray]) -> bool:
+    """Whether pictures of a drawing's clips show more than these first ones, [n t h w 3] of each shard."""
+    return sum(map(len, some)) < PICTURED and sum(clips.nbytes for clips in some) < PICTURED_BYTES
+
+
 @ACTIVITY.doing("writing clips")
 def write_samples(
     folder: str | AnyPath,
@@ -122,12 +128,12 @@ def write_samples(
     else:
         video.save_npz(folder / "clips.npz", clips, **({} if labels is None else {"label": np.asarray(labels)}))
     _, frames, height, width, _ = clips.shape
-    count = total or len(clips)
+    drawn, count = len(clips), total or len(clips)
     wall = video.grid(clips[:PICTURED], columns)
     long = frames > LONG
     large = scale or max(1, WIDTH // wall.shape[2])
-    facts = {"count": count, "frames": frames, "height": height, "width": width, "columns": min(columns, count)}
-    facts["pictured"] = min(count, PICTURED)
+    facts = {"count": count, "frames": frames, "height": height, "width": width}
+    facts |= {"columns": min(columns, drawn), "pictured": min(drawn, PICTURED)}
     facts |= {"shards": list(shards)} if shards else {}
     if frames == 1:
         video.write_png(folder / "wall.png", video.enlarge(wall[0], large))
@@ -140,7 +146,7 @@ def write_samples(
         strip = video.film_strip(clips[:STRIP_ROWS, shown], None if long else base_frame, STRIP_PAD, large)
         video.write_png(folder / "strip.png", strip)
         facts |= {"base_frame": base_frame, "fps": fps}
-        facts |= {"strip_size": list(strip.shape[1::-1]), "strip_rows": min(count, STRIP_ROWS)}
+        facts |= {"strip_size": list(strip.shape[1::-1]), "strip_rows": min(drawn, STRIP_ROWS)}
     facts |= dict(meta or {})
     if labels is not None:
         facts["labels"] = [class_names[label] if class_names else str(label) for label in labels]
