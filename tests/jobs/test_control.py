@@ -290,8 +290,13 @@ def test_windows_that_a_model_cannot_have_are_refused(changes, message):
 
 
 def test_one_window_is_no_long_clip():
-    """Whatever is said of windows, it is drawn as ever."""
-    assert fixed.extension(tiny(sample__windows="together", sample__length=8)).further == 0
+    """Whatever is said of windows, it is drawn as ever, into the same folder."""
+    ever = tiny()
+    said = tiny(sample__windows="together", sample__window_noise="shuffled", sample__overlap=5, sample__length=8)
+    specs = [build.sample_spec(config, data.source(ever)) for config in (said, ever)]
+    assert specs[0].extension == specs[1].extension == (8, 8, 0)
+    assert specs[0].protocol() == specs[1].protocol()
+    assert not specs[0].together
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
