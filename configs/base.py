@@ -184,10 +184,15 @@ def get_config() -> ConfigDict:
     # How a residual generator of train.known_share sees known frames: 1 = clean, more = history guidance, 0 = as noisy
     # as the others.
     sample.history = 0.0
-    # Long clips: windows of data.frames, of which each knows the last frames of the one before.
+    # Long clips: windows of data.frames.
     sample.length = 0  # frames; 0 = data.frames
-    sample.overlap = 0  # known frames of a window; 0 = half
+    sample.overlap = 0  # frames that a window has in common with the one before; 0 = half
+    # in_turn: each window knows its first frames as the last ones of the one before | together: all are denoised at
+    # once, and agree at each step of the solver (MultiDiffusion); not base first.
+    sample.windows = "in_turn"
     sample.keep_base_noise = True  # in all windows of a clip, as in the paper
+    # Residual noise of further windows: new | shuffled (FreeNoise: that of the first one's frames in another order).
+    sample.window_noise = "new"
 
     config.eval = evaluation = ConfigDict()
     # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,

@@ -26,6 +26,7 @@ from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
 from vf.data.pixels import RESAMPLER, Pixels
 from vf.nets import resize
+from vf.run import media
 from vf.types import UserError, counted
 from vf.video import load_clips
 
@@ -145,8 +146,9 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
         )
     if (path / "clips.npz").is_file() and (path / "meta.json").is_file():
         path = path / "clips.npz"  # a drawing of a run, whose other files are pictures of these clips
+    sharded = (path / "meta.json").is_file() and any(path.glob(f"{media.SHARDS}/clips_*.npz"))  # one of many clips
     _refuse_drawings(path)
-    if path.suffix.lower() in _ARRAYS:
+    if path.suffix.lower() in _ARRAYS or sharded:
         candidates = _array(path, choice)
     elif (path / "manifest.json").is_file():
         candidates = _prepared(path, choice)
@@ -165,6 +167,7 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
 def _refuse_drawings(path: Path) -> None:
     """Raises UserError for a run's folder, or its `samples`: their videos are walls of clips, one for each drawing."""
     folders = {file.parent for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips.npz")}
+    folders |= {file.parents[1] for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips/clips_*.npz")}
     found = sorted(folder for folder in folders if (folder / "meta.json").is_file())
     if drawn := [folder for folder in found if not folder.name.startswith("real")]:
         found = drawn
@@ -219,10 +222,12 @@ def _generator(choice: Choice, record: int) -> np.random.Generator | None:
 
 
 def _array(path: Path, choice: Choice) -> _Candidates:
-    clips = load_clips(path)
+    shards = None if path.suffix.lower() in _ARRAYS else media.Shards(path)
+    clips: Any = shards or load_clips(path)
     if not len(clips):
         raise UserError(f"{path} holds no clips")
-    _check_axes(path, clips, choice.windows)
+    if shards is None:
+        _check_axes(path, clips, choice.windows)
     if choice.size and clips.shape[2:4] != (choice.size, choice.size):
         raise UserError(
             f"{path} holds clips of {clips.shape[2]} x {clips.shape[3]} pixels and the protocol asks for "
@@ -246,7 +251,8 @@ def _array(path: Path, choice: Choice) -> _Candidates:
         return clips[k // per_clip][windows.indices(clips.shape[1], 0.0, k % per_clip, _generator(choice, k))]
 
     digest = hashlib.sha256(str(clips.shape).encode())
-    digest.update(np.ascontiguousarray(clips).data)
+    for piece in shards.pieces() if shards else [clips]:  # in whatever files, the same clips are the same set
+        digest.update(np.ascontiguousarray(piece).data)
     return _Candidates([functools.partial(read, k) for k in range(len(clips) * per_clip)], digest.hexdigest()[:12], 0)
 
 
