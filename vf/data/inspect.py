@@ -16,7 +16,6 @@ if __name__ == "__main__" and not __package__:  # `python vf/data/inspect.py` fi
 
 import argparse
 import logging
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,12 +29,13 @@ from PIL import Image, ImageDraw, ImageFont
 from vf import command
 from vf.activity import ACTIVITY
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, Pixels, error_text, printable
+from vf.data.decode import DAMAGE, error_text, printable
 from vf.data.embeddings import Layout
 from vf.data.folder import VideoFolder
 from vf.data.listing import check_finished
-from vf.data.manifest import read_manifest
+from vf.data.manifest import read_manifest, remark_lines
 from vf.data.pipeline import BadRecord
+from vf.data.pixels import Pixels
 from vf.data.shot_sheet import COLUMNS, captions, sheet, table
 from vf.files import make_room
 from vf.types import UserError, counted, naming_flags
@@ -120,7 +120,7 @@ def _prepared(root: Path, split: str) -> Collection:
     remarks = {
         "rejected": list(manifest["rejected"].items()),
         "unusual": [(name, note) for name, notes in manifest["notes"].items() for note in notes],
-        "unlisted": [(name, "is in no split file or table") for name in manifest["unlisted"]],
+        "unlisted": list(manifest["unlisted"].items()),
     }
     about = manifest["parameters"]
     preparation = f"{about['dataset']}, prepared at {source.size} x {source.size}, {about['encoding']}"
@@ -133,8 +133,7 @@ def _prepared(root: Path, split: str) -> Collection:
 def _folder(root: Path) -> Collection:
     source = VideoFolder(root, windows=FRAMES, size=SIZE)
     names, videos = [printable(name) for name in source.names], source.videos
-    labels = [Path(name).parts[0] if source.class_names else "" for name in names]
-    clips = list(map(Clip, names, labels, map(len, videos), source.rates))
+    clips = list(map(Clip, names, source.labels, map(len, videos), source.rates))
 
     def read(k: int, frames: np.ndarray) -> np.ndarray:
         # All frames in one call: a single frame that its encoder left out would be taken for damage.
@@ -144,8 +143,11 @@ def _folder(root: Path) -> Collection:
             raise BadRecord(f"{names[k]}: {error_text(error)}") from error
 
     rejected = [(printable(name), why) for name, why in source.rejected.items()]
+    unlisted = [(printable(name), why) for name, why in source.unlisted.items()]
     title = f"{root}: a folder of videos, not prepared, seen at {SIZE} x {SIZE}"
-    return Collection(title, clips, read, {"all videos": clips}, source.class_names, {"rejected": rejected}, {})
+    return Collection(
+        title, clips, read, {"all videos": clips}, source.class_names, {"rejected": rejected, "unlisted": unlisted}, {}
+    )
 
 
 def spread(length: int, count: int) -> np.ndarray:
@@ -199,7 +201,7 @@ def report(data: Collection, rows: Sequence[Row]) -> str:
         f"  mean {mean}, standard deviation {std}",
     ]
     for what, remarks in data.remarks.items():
-        lines += _remark_lines(what, remarks)
+        lines += remark_lines(what, remarks, "file" if what == "unlisted" else "clip")
     return "\n".join(lines)
 
 
@@ -233,20 +235,6 @@ def _ranking(counts: list[tuple[str, int]]) -> str:
     """Names with their counts, most frequent first; only the first and the last of many."""
     entries = [f"{name} ({count:,})" for name, count in counts]
     return ", ".join(entries if len(entries) <= 2 * TOP else [*entries[:TOP], "...", *entries[-TOP:]])
-
-
-def _remark_lines(what: str, remarks: Sequence[tuple[str, str]]) -> list[str]:
-    """The number of clips with remarks of a kind, and the most frequent reasons, each with one clip as an example.
-
-    Reasons that differ only by their numbers count as one.
-    """
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for name, why in remarks:
-        kinds.setdefault(re.sub(r"\d+", "#", why), []).append((name, why))
-    ranked = sorted(kinds.values(), key=len, reverse=True)
-    lines = [f"{what}: {counted(len({name for name, _ in remarks}), 'clip')}"]
-    lines += [f"  {len(kind):,} x such as {kind[0][0]}: {kind[0][1]}" for kind in ranked[:TOP]]
-    return lines + [f"  and {counted(len(ranked) - TOP, 'more reason')}"] * (len(ranked) > TOP)
 
 
 def contact_sheet(rows: Sequence[Row]) -> np.ndarray:

