@@ -61,10 +61,14 @@ def test_shots_begin_exactly_at_the_joins(films):
     ids=["h264", "mpeg4"],
 )
 def test_codecs_with_losses_are_cut_at_the_same_places(tmp_path, codec):
-    frames = write_film(tmp_path / "one.mp4", codec=codec)
+    plan = [*PLAN, ("black", 1)]  # begins where the decoder gives what it has held back
+    frames = write_film(tmp_path / "one.mp4", plan=plan, codec=codec)
     facts = stage(Item("one.mp4", tmp_path / "one.mp4"), parameters(tmp_path, shots=Rules()), tmp_path / "x.clip")
     assert facts["frames"] == len(frames)
-    assert [shot["frames"] for shot in facts["shots"]] == [count for _, count in PLAN]
+    assert [shot["frames"] for shot in facts["shots"]] == [count for _, count in plan]
+    for shot in facts["shots"]:
+        assert shot["start"] == pytest.approx(shot["first"] / 25, abs=1e-3)
+        assert shot["end"] == pytest.approx((shot["first"] + shot["frames"]) / 25, abs=1e-3)
 
 
 def test_clips_are_the_shots_and_no_frame_is_in_two(films, tmp_path):
