@@ -12,7 +12,7 @@ import pytest
 from av.filter import Graph
 from PIL import Image
 
-from tests.data.films import PLAN, film, texture, write_film
+from tests.data.films import PLAN, film, write_film
 from tests.data.synthetic import parameters, single, write_frames
 from vf.data import inspect
 from vf.data.clips import Windows
@@ -61,10 +61,14 @@ def test_shots_begin_exactly_at_the_joins(films):
     ids=["h264", "mpeg4"],
 )
 def test_codecs_with_losses_are_cut_at_the_same_places(tmp_path, codec):
-    frames = write_film(tmp_path / "one.mp4", codec=codec)
+    plan = [*PLAN, ("black", 1)]  # begins where the decoder gives what it has held back
+    frames = write_film(tmp_path / "one.mp4", plan=plan, codec=codec)
     facts = stage(Item("one.mp4", tmp_path / "one.mp4"), parameters(tmp_path, shots=Rules()), tmp_path / "x.clip")
     assert facts["frames"] == len(frames)
-    assert [shot["frames"] for shot in facts["shots"]] == [count for _, count in PLAN]
+    assert [shot["frames"] for shot in facts["shots"]] == [count for _, count in plan]
+    for shot in facts["shots"]:
+        assert shot["start"] == pytest.approx(shot["first"] / 25, abs=1e-3)
+        assert shot["end"] == pytest.approx((shot["first"] + shot["frames"]) / 25, abs=1e-3)
 
 
 def test_clips_are_the_shots_and_no_frame_is_in_two(films, tmp_path):
@@ -95,13 +99,15 @@ def splits(manifest: dict) -> dict[str, str]:
 
 
 def test_another_film_leaves_the_splits_of_the_first_as_they_were(films, tmp_path):
-    source, manifest, _ = films
+    source, rules = films[0], Rules(val_share=0.4, test_share=0.3)
     (tmp_path / "in" / "more").mkdir(parents=True)
     (tmp_path / "in" / "one.mkv").symlink_to(source / "one.mkv")
     for seed in (1, 2):
         write_film(tmp_path / "in" / "more" / f"{seed}.mkv", seed)
-    alone, among = splits(manifest), splits(cut(tmp_path / "in", tmp_path / "out"))
+    alone = splits(cut(source, tmp_path / "alone", shots=rules))
+    among = splits(cut(tmp_path / "in", tmp_path / "out", shots=rules))
     assert len(among) == 3 * len(alone)
+    assert set(alone.values()) == {"train", "val", "test"}
     assert alone.items() <= among.items()
 
 
@@ -148,8 +154,8 @@ def test_the_score_is_that_of_ffmpeg():
 def test_a_picture_of_another_size_begins_a_shot():
     meter = Meter()
     for k in range(20):
-        picture = texture(0) if k < 9 else texture(0)[:32, :32]
-        meter.add(av.VideoFrame.from_ndarray(np.ascontiguousarray(np.roll(picture, k, 1)), format="rgb24"))
+        picture = np.full((48, 64, 3) if k < 9 else (32, 32, 3), 90, np.uint8)
+        meter.add(av.VideoFrame.from_ndarray(picture, format="rgb24"))
     assert [shot.frames for shot in find_shots(meter, 25.0, Rules(), 2)] == [9, 11]
 
 

@@ -93,6 +93,7 @@ class Meter:
         self._graph: Graph | None = None
         self._key: tuple = ()
         self._before: np.ndarray | None = None
+        self._unit: Fraction | None = None
 
     def add(self, picture: av.VideoFrame) -> None:
         """Measures the next picture. Raises DAMAGE where it cannot be converted."""
@@ -106,7 +107,10 @@ class Meter:
         change = 100.0 if self._before is None else float(np.abs(pixels - self._before).mean()) / 2.56
         dark = pixels.max(0) < BLACK_LEVEL
         self._before = pixels
-        self._append(change, bool(dark.mean() >= BLACK_SHARE), picture.time)
+        # The last pictures that a decoder gives may lack the unit of time that all others have.
+        self._unit = picture.time_base or self._unit
+        time = None if picture.pts is None or not self._unit else float(picture.pts * self._unit)
+        self._append(change, bool(dark.mean() >= BLACK_SHARE), time)
 
     def repeat(self) -> None:
         """The last picture is shown for one more frame."""
