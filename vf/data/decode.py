@@ -25,9 +25,9 @@ from vf.data.pixels import Pixels
 from vf.types import counted
 
 VIDEOS = (
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv",
-    ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
-    ".y4m",
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc",
+    ".ivf", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf",
+    ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
 """Endings of names that stand for a video; other files are looked into (`vf.data.listing`)."""
 TRANSFERS = {16: "PQ", 18: "HLG"}  # transfer functions of high dynamic range (ITU-T H.273, table 3)
@@ -73,6 +73,9 @@ def lost(what: str) -> str:
 def is_loss(note: str) -> bool:
     """Whether a note on a clip is one of `lost`."""
     return note.startswith(_LOST)
+
+
+ON_BLACK = lost("its transparency, laid on black")
 
 
 class Video:

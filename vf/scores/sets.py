@@ -24,8 +24,8 @@ from PIL import Image
 
 from vf.data import datasets, listing, reader
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, Video, error_text, printable
-from vf.data.manifest import read_manifest
+from vf.data.decode import DAMAGE, Video, error_text, is_loss, printable
+from vf.data.manifest import read_manifest, remark_lines
 from vf.data.pipeline import BadRecord
 from vf.data.pixels import RESAMPLER, Pixels
 from vf.nets import resize
@@ -159,7 +159,7 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
     fingerprint = hashlib.sha256(repr(hashed).encode()).hexdigest()[:12]
     facts = {
         "clips_there": len(candidates.readers), "too_short": candidates.too_short, "content": candidates.digest,
-        "bad": dict(candidates.bad),
+        "bad": dict(candidates.bad), "notes": dict(candidates.notes),
     }  # fmt: skip
     return ClipSet(str(path), [candidates.readers[k] for k in rows], fingerprint, facts)
 
@@ -188,6 +188,7 @@ class _Candidates(NamedTuple):
     digest: str  # hash of the content of the files, 12 hex digits
     too_short: int  # number of videos without one clip
     bad: Mapping[str, str] = {}  # {name: reason} of files that cannot be read
+    notes: Mapping[str, list[str]] = {}  # {name: what is unusual about a file}
 
 
 def _decoding(choice: Choice) -> str:
@@ -297,6 +298,7 @@ class _Probed(NamedTuple):
     fps: float
     digest: str
     pixels: int  # of a picture
+    notes: list[str]
 
 
 def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
@@ -341,7 +343,10 @@ def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
     if short:
         logging.warning("%s of %s too short for %s", counted(len(short), "video"), path, _describe(choice.windows))
     bad = {printable(name): why for name, why in lost.items()}
-    return _Candidates(readers, digest, len(short), bad)
+    notes = {printable(item.name): facts.notes for item, facts in whole.items() if facts.notes}
+    if remarks := [(name, note) for name, all_notes in notes.items() for note in all_notes if is_loss(note)]:
+        logging.warning("%s: %s", path, "; ".join(line.strip() for line in remark_lines("notes", remarks)))
+    return _Candidates(readers, digest, len(short), bad, notes)
 
 
 def _undecodable(readers: Sequence[Callable[[], np.ndarray]]) -> dict[str, str]:
@@ -388,11 +393,9 @@ def _open(item: listing.Item) -> reader.Clip:
 def _probe(item: listing.Item) -> _Probed:
     """Length, rate and hash of the content of one clip. Raises DAMAGE."""
     clip = _open(item)
-    pixels = 0  # images are decoded one by one
-    if isinstance(clip, Video):
-        clip.notes()  # raises an error where it is cut off
-        pixels = clip.header.width * clip.header.height
-    return _Probed(len(clip), clip.fps, reader.digest(clip), pixels)
+    notes = clip.notes()  # raises an error where it is cut off
+    pixels = clip.header.width * clip.header.height if isinstance(clip, Video) else 0  # images are decoded one by one
+    return _Probed(len(clip), clip.fps, reader.digest(clip), pixels, notes)
 
 
 def _damage(item: listing.Item) -> str:
