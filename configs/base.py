@@ -158,6 +158,7 @@ def get_config() -> ConfigDict:
     sample.guidance_rescale = 0.0  # share of the standard deviation that is given back, 0 to 1
     sample.apg_parallel = 0.0  # apg: share of the part along the clean estimate that is kept
     sample.apg_norm = 0.0  # apg: bound of the difference's norm over a clip; 0 = none
+    sample.apg_momentum = 0.0  # apg: share of the last evaluation's difference that is added, in (-1, 1); 0 = none
     sample.zero_steps = 0  # cfg_zero: first steps in which the velocity is 0
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
     # Dynamic thresholding: the quantile of each clip's pixels at which it is cut, and then scaled down to the bound, as

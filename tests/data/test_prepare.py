@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.data.synthetic import LENGTH, ROOT, colour, interrupt, number, write, write_frames
 from vf.data.clips import Windows
-from vf.data.prepare import LOST, arguments
+from vf.data.prepare import LOST, arguments, main
 from vf.data.prepared import Prepared
 
 
@@ -141,6 +141,21 @@ def test_bad_files_are_left_out_and_reported(unusual_videos, tmp_path):
     assert corners[2].max() < 60
 
 
+def test_how_a_table_was_read_is_told(tmp_path, capsys, monkeypatch):
+    """In the manifest, and at the end of the command, also where the data are prepared already."""
+    write_frames(tmp_path / "in" / "1")
+    (tmp_path / "table.csv").write_bytes("path;prompt;licence\n1;café;free\n".encode("cp1252"))
+    flags = [f"--source={tmp_path / 'in'}", f"--table={tmp_path / 'table.csv'}", f"--out={tmp_path / 'out'}"]
+    monkeypatch.setattr(sys, "argv", ["prepare", "folder", *flags, "--size=16", "--workers=1"])
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main()
+        printed = capsys.readouterr().out.splitlines()
+        told = json.loads((tmp_path / "out" / "manifest.json").read_text())["table_notes"]
+        assert [line.split()[0] for line in told] == ["captions", "table.csv", "1"]
+        assert set(told) <= set(printed)
+
+
 def test_an_unknown_data_set_is_answered_by_the_nearest(capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         arguments(["foldr", "--source=a", "--out=b"])
@@ -159,6 +174,21 @@ def test_strict_makes_any_loss_a_failure(unusual_videos, tmp_path):
     assert len(Prepared(tmp_path, windows=Windows(2))) == len(
         json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]["index"]["name"]
     )
+
+
+def test_strict_knows_of_what_pictures_lose(tmp_path):
+    for k in range(3):
+        (tmp_path / "videos" / "clip").mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (20, 20), (255, 0, 0, 9)).save(tmp_path / "videos" / "clip" / f"{k}.png")
+    (tmp_path / "videos" / "notes.txt").touch()
+    done = run(tmp_path / "videos", tmp_path / "strict", "--strict")
+    assert done.returncode == 2
+    assert "vf: 1 loss of pictures, and none may be: clip: lost: its transparency, laid on black" in done.stderr
+    assert not (tmp_path / "strict" / "manifest.json").exists()
+    done = run(tmp_path / "videos", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 x such as clip: lost: its transparency, laid on black" in done.stdout
+    assert "1 x such as notes.txt: is neither a video nor a picture that is read" in done.stdout
 
 
 @pytest.mark.parametrize("largest", [30_000, 200_000])  # a clip has 70 x 16 x 16 x 3 bytes, and there are nine

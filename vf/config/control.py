@@ -11,12 +11,15 @@ from ml_collections import ConfigDict
 from vf.config.data import base_frame
 from vf.config.specs import ControlSpec
 from vf.config.values import as_user_error, choose
-from vf.data import decode
+from vf.data import frames
 from vf.data.clips import Windows
+from vf.data.decode import DAMAGE, Video, error_text
+from vf.data.pixels import Pixels
+from vf.data.reader import open_clip
 from vf.diffusion.known import frame_mask
 from vf.diffusion.windows import Extension
 from vf.types import UserError
-from vf.video import load_npz
+from vf.video import load_clips
 
 CONTROL = {
     "content_seed": -1, "motion_seed": -1, "grid": (), "interpolate": "", "content_of": "", "motion_of": "",
@@ -124,6 +127,11 @@ def _check_together(config: ConfigDict, overlap: int) -> None:
             "sample.windows=together keeps the noise that a frame has, and cfg_pp puts another back: set "
             "--config.sample.guidance=cfg"
         )
+    if sample.apg_momentum:
+        raise UserError(
+            "sample.windows=together keeps no memory of a window, and sample.apg_momentum needs it: set "
+            "--config.sample.apg_momentum=0"
+        )
     if config.model.predictor != "decomposed":
         return
     if config.model.context == "base_frame":
@@ -213,6 +221,11 @@ def _check_files(config: ConfigDict) -> None:
             f"the noise of {sample.motion_of or sample.content_of} is found by inverting deterministic DDIM: set "
             "--config.sample.solver=ddim --config.sample.eta=0 --config.sample.restart='()'"
         )
+    if inverts(config) and sample.apg_momentum:
+        raise UserError(
+            f"the noise of {sample.motion_of or sample.content_of} is found by inverting each step by itself, which "
+            "guidance with momentum does not allow: set --config.sample.apg_momentum=0"
+        )
 
 
 def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
@@ -223,32 +236,30 @@ def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
     )
 
     def read(name: str) -> np.ndarray:
-        pixels = decode.Pixels(data.size)
+        pixels = Pixels(data.size)
         if row := re.fullmatch(r"(.*\.npz)(?::(\d+))?", name):
             return _row(row[1], int(row[2] or 0), (data.frames, data.size, data.size, 3))
         path = Path(name).expanduser()
         try:
-            if path.suffix.lower() in decode.IMAGES:
-                picture = decode.read_picture(path)
+            if path.suffix.lower() in frames.IMAGES and not frames.is_animated(path):
+                picture = frames.read_picture(path)
                 size = f"{picture.width} x {picture.height}"
                 logging.info("%s: its centre square of %s, resized to %d x %d", path, size, data.size, data.size)
                 return np.repeat(pixels(picture)[None], data.frames, axis=0)
-            if path.is_dir():
-                frames = decode.FrameFolder(path)
-                return frames.clip(windows.indices(len(frames), data.fps, 0, None), pixels)
-            video, header = decode.Video(path), decode.read_header(path)
-            size = f"{header.width} x {header.height}"
-            logging.info("%s: the centre square of %s, resized to %d x %d", path, size, data.size, data.size)
-            return video.clip(windows.indices(len(video), header.fps, 0, None), pixels)
-        except decode.DAMAGE as error:
-            raise UserError(f"cannot read a clip of {path}: {decode.error_text(error)}") from error
+            clip = open_clip(path, fps=data.fps)
+            if isinstance(clip, Video):
+                size = f"{clip.header.width} x {clip.header.height}"
+                logging.info("%s: the centre square of %s, resized to %d x %d", path, size, data.size, data.size)
+            return clip.clip(windows.indices(len(clip), clip.fps, 0, None), pixels)
+        except DAMAGE as error:
+            raise UserError(f"cannot read a clip of {path}: {error_text(error)}") from error
 
     return read
 
 
 def _row(path: str, row: int, shape: tuple[int, ...]) -> np.ndarray:
     """One clip of an .npz of clips, such as those of a drawing."""
-    clips = load_npz(path)["clips"]
+    clips = load_clips(path)
     if row >= len(clips):
         raise UserError(f"{path} has {len(clips)} clips, 0 to {len(clips) - 1}, and {row} was asked for")
     if clips.shape[1] < shape[0] or clips.shape[2:] != shape[1:]:

@@ -1,33 +1,41 @@
-"""Decodes videos: files by PyAV, folders of frames by Pillow, with one resampler for both.
+"""Decodes video files by PyAV.
 
-Frame k of a video is the k-th that a player shows, whatever the order of packets (`Clock`). Pixels are those of the
-largest centred square, resized by FFmpeg's scaler (`Pixels`). Preparation and decoding on the fly use the same code, so
+Frame k of a video is the k-th that a player shows, whatever the order of packets (`Clock`). A video begins at its first
+whole picture, and one that its decoder finds damaged is an error. Folders of frames and animated pictures are read in
+`frames.py`, and all become pixels in `pixels.py`. Preparation, decoding on the fly and evaluation use the same code, so
 that prepared clips equal decoded ones bit for bit.
 """
 
 import io
 import itertools
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
-from av.filter import Graph
-from PIL import Image, ImageOps, UnidentifiedImageError
+from av.stream import Disposition
+from PIL import Image
 
-from vf.data.clips import centre_crop_box
+from vf.data import bitstream
+from vf.data.pixels import Pixels
+from vf.types import counted
 
-VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-RESAMPLER = "FFmpeg swscale bicubic, antialiased, full chroma"
-# Without full_chroma_int the scaler interpolates colour at half resolution and is 1 to 2 of 255 too dark; accurate_rnd
-# and bitexact make every processor round alike. Output in planes (gbrp) costs half as much as packed rgb24.
-_FLAGS = "bicubic+full_chroma_int+accurate_rnd+bitexact"
+VIDEOS = (
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv",
+    ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
+    ".y4m",
+)  # fmt: skip
+"""Endings of names that stand for a video; other files are looked into (`vf.data.listing`)."""
+TRANSFERS = {16: "PQ", 18: "HLG"}  # transfer functions of high dynamic range (ITU-T H.273, table 3)
+# Codecs whose every packet gives a picture: where one does not, it is damaged. Others may leave a frame out, which then
+# shows the picture before.
+_ALWAYS_CODED = ("h264", "hevc", "mpeg1video", "mpeg2video")
+_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read the alpha channel beside the pictures of WebM
 
+_LOST = "lost: "
 _MISSING = 0.01  # share of the frames that a header may promise in excess before the file counts as cut off
 
 File = Path | bytes
@@ -55,51 +63,14 @@ def error_text(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-class Pixels:
-    """Converts pictures to u8 [size size 3], the resized centre square; with size 0 to [h w 3], the whole picture.
+def lost(what: str) -> str:
+    """A note on a clip that is kept, of which `what` is lost; `--strict` takes no such clip."""
+    return f"{_LOST}{what}"
 
-    It caches the scaler for the last geometry, so that every thread needs one of its own.
-    """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._key: tuple = ()
-        self._graph: Graph | None = None
-
-    def __call__(self, picture: av.VideoFrame) -> np.ndarray:
-        """The picture's pixels, upright. Raises DAMAGE where it cannot be converted."""
-        key = (picture.width, picture.height, picture.format.name, picture.colorspace, picture.color_range)
-        if key != self._key or self._graph is None:
-            self._graph, self._key = self._make(picture), key
-        self._graph.vpush(picture)
-        green, blue, red = self._graph.vpull().planes
-        height, width = (self.size, self.size) if self.size else (picture.height, picture.width)
-        pixels = np.empty((height, width, 3), np.uint8)
-        for channel, plane in enumerate((red, green, blue)):  # four times as fast as to_ndarray
-            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
-            pixels[..., channel] = rows[:height, :width]
-        # The display matrix gives the rotation for display, counter-clockwise; multiples of 90 degrees lose nothing.
-        return np.rot90(pixels, round(picture.rotation / 90)) if picture.rotation else pixels
-
-    def _make(self, picture: av.VideoFrame) -> Graph:
-        whole = (0, 0, picture.width, picture.height)
-        left, top, right, bottom = centre_crop_box(picture.height, picture.width) if self.size else whole
-        size = (self.size, self.size) if self.size else (picture.width, picture.height)
-        graph = Graph()
-        graph.threads = 1  # many threads call this, and starting a scaler's threads costs more than one picture
-        stages = [
-            graph.add_buffer(
-                width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1, 25)
-            ),
-            graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1"),
-            graph.add("scale", f"{size[0]}:{size[1]}:flags={_FLAGS}"),
-            graph.add("format", "gbrp"),
-            graph.add("buffersink"),
-        ]
-        for one, other in itertools.pairwise(stages):
-            one.link_to(other)
-        graph.configure()
-        return graph
+def is_loss(note: str) -> bool:
+    """Whether a note on a clip is one of `lost`."""
+    return note.startswith(_LOST)
 
 
 class Video:
@@ -114,81 +85,69 @@ class Video:
 
     def __init__(self, file: File) -> None:
         self.file = file
-        self._clock: Clock | None = None
+        self._clock: Clock | None = None  # not cached properties: before Python 3.12 all videos would share one lock
+        self._header: Header | None = None
 
     @property
     def clock(self) -> "Clock":
         """When each frame is shown. It is read once."""
-        if self._clock is None:  # not a cached_property: before Python 3.12 all videos would share one lock
+        if self._clock is None:
             self._clock = read_clock(self.file)
         return self._clock
+
+    @property
+    def header(self) -> "Header":
+        """What its header says. It is read once."""
+        if self._header is None:
+            self._header = read_header(self.file)
+        return self._header
+
+    @property
+    def fps(self) -> float:
+        """Mean frames per second; 0 where unknown."""
+        return self.header.fps
+
+    @property
+    def aspect(self) -> Fraction:
+        """Width by height of one pixel."""
+        return self.header.aspect
+
+    def notes(self) -> list[str]:
+        """What is unusual about the file, and what is lost of it, before pictures are read. DAMAGE if it is cut off."""
+        header, clock = self.header, self.clock
+        notes = [*check_whole(self.file, header, clock), *clock.notes]
+        if header.width % 2 or header.height % 2:
+            notes.append(f"odd size {header.width} x {header.height}")
+        if header.aspect != 1:
+            notes.append(f"its pixels of {header.aspect.numerator}:{header.aspect.denominator} are made square")
+        if header.format.startswith(("gray", "mono")):
+            notes.append("greyscale")
+        if header.transfer in TRANSFERS:
+            notes.append(lost(f"its high dynamic range ({TRANSFERS[header.transfer]}), which is not tone-mapped"))
+        if not clock.regular:
+            notes.append("variable frame rate: frames are kept, fps is their mean")
+        return notes
 
     def __len__(self) -> int:
         """Number of frames in the file, which may differ from what the header says."""
         return self.clock.length
 
-    def pictures(self, indices: np.ndarray) -> Iterator[av.VideoFrame]:
-        """The picture shown at each index (ascending): that of the frame, or the last one before it.
+    def pictures(self, indices: np.ndarray | None = None) -> Iterator[av.VideoFrame]:
+        """The picture shown at each index (ascending; None takes all): that of the frame, or the last one before it.
 
-        Encoders leave out pictures that equal the one before. Raises ValueError where more than half of the pictures
-        are missing, which is more likely damage.
+        Encoders of some codecs leave out pictures that equal the one before. Raises ValueError where more than half of
+        the pictures are missing, which is more likely damage.
         """
-        return _pictures(self.file, self.clock, indices)
+        return _pictures(self.file, self.clock, np.arange(len(self)) if indices is None else indices)
 
     def clip(self, indices: np.ndarray, pixels: Pixels) -> np.ndarray:
         """Frames `indices` as u8 [n size size 3]; a picture that is shown for several frames is converted once."""
         frames: list[np.ndarray] = []
         previous = None
         for picture in self.pictures(indices):
-            frames.append(frames[-1] if picture is previous else pixels(picture))
+            frames.append(frames[-1] if picture is previous else pixels(picture, self.aspect))
             previous = picture
         return np.stack(frames)
-
-
-class FrameFolder:
-    """A folder whose images are the frames of one video, in natural order of their names.
-
-    Raises DAMAGE where it holds no images, or where their numbers leave a gap.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
-        self.files = sorted(images, key=lambda p: natural(p.name))
-        if not self.files:
-            raise ValueError(f"has no images ({' '.join(IMAGES)})")
-        numbers = [re.findall(r"\d+", file.stem)[-1:] for file in self.files]
-        if all(numbers) and len(numbers) > 1:
-            values = [int(number[0]) for number in numbers]
-            gaps = [after - before for before, after in itertools.pairwise(values)]
-            step = max(1, Counter(gaps).most_common(1)[0][0])
-            k = next((k for k, gap in enumerate(gaps) if gap != step), None)
-            if k is not None:
-                raise ValueError(f"has no frame between {self.files[k].name} and {self.files[k + 1].name}")
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def clip(self, indices: np.ndarray, pixels: Pixels) -> np.ndarray:
-        """Frames `indices` as u8 [n size size 3]. Raises DAMAGE as `pictures`, or where sizes differ."""
-        return np.stack([pixels(picture) for picture in self.pictures(indices)])
-
-    def pictures(self, indices: np.ndarray | None = None) -> Iterator[av.VideoFrame]:
-        """Frames `indices`, by default all. Raises DAMAGE that names the file which cannot be read."""
-        for file in self.files if indices is None else [self.files[i] for i in indices]:
-            try:
-                yield read_picture(file)
-            except DAMAGE as error:
-                raise ValueError(f"its frame {file.name} cannot be read: {error_text(error)}") from error
-
-
-def read_picture(file: Path) -> av.VideoFrame:
-    """An image, upright, in RGB. Raises DAMAGE."""
-    try:
-        with Image.open(file) as image:
-            rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError("no image") from error
-    return av.VideoFrame.from_ndarray(rgb, format="rgb24")
 
 
 class Header(NamedTuple):
@@ -199,32 +158,52 @@ class Header(NamedTuple):
     width: int
     height: int
     format: str  # FFmpeg's name of the pixel format
+    aspect: Fraction = Fraction(1)  # width by height of one pixel
+    transfer: int = 0  # transfer function, as in ITU-T H.273
 
 
 def read_header(file: File) -> Header:
     """The header of a file that shows at least one picture. Raises DAMAGE."""
-    container, stream = open_video(file)
-    with container:
-        picture = next(container.decode(stream), None)
-        if picture is None:
-            raise ValueError("has no picture")
-        rate = stream.average_rate or stream.guessed_rate
-        return Header(stream.frames, float(rate or 0), picture.width, picture.height, picture.format.name)
+    for is_fed in (_from_key(), lambda *_: True):  # from the first frame on where the container names no key frame
+        container, stream = open_video(file)
+        with container:
+            stream.codec_context.options = {}  # its pixels do not matter
+            picture = next(_decoded(container, stream, is_fed), None)
+            if picture is not None:
+                rate, aspect = stream.average_rate or stream.guessed_rate, stream.sample_aspect_ratio
+                size = (picture.width, picture.height, picture.format.name)
+                return Header(stream.frames, float(rate or 0), *size, aspect or Fraction(1), int(picture.color_trc))
+    raise ValueError("has no picture")
 
 
-def check_whole(file: File, header: Header, length: int) -> list[str]:
-    """Notes on a file that shows `length` frames and not as many as its header promises, though nothing is lost.
+def _from_key() -> Callable[[int, av.Packet], bool]:
+    """Whether a packet is the first key frame or comes after it, packet by packet."""
+    begun = False
+
+    def is_fed(_: int, packet: av.Packet) -> bool:
+        nonlocal begun
+        begun = begun or packet.is_keyframe
+        return begun
+
+    return is_fed
+
+
+def check_whole(file: File, header: Header, clock: "Clock") -> list[str]:
+    """Notes on a file that does not show as many frames as its header promises, though nothing is lost.
 
     Raises DAMAGE where it is cut off.
     """
-    missing, cut = header.frames - length, is_cut_off(file)
-    promise = f"its header promises {header.frames} frames, {length} are there"
+    missing, cut = header.frames - clock.coded, is_cut_off(file)
+    promise = f"its header promises {header.frames} frames, {clock.coded} are there"
+    is_trimmed = clock.hidden > 0
     # The header of an undamaged AVI may count frames that its encoder dropped.
     if missing > 0 and (cut or (cut is None and missing > max(2, _MISSING * header.frames))):
         if _count_coded(file) < header.frames:
             raise ValueError(f"is cut off: {promise}")
-        promise = f"it shows {length} of its {header.frames} frames, as an edit list says"
-    return [promise] * (missing > 0) + ["its end is cut off, but all frames are there"] * bool(cut)
+        is_trimmed = True
+    if is_trimmed:
+        promise = f"it shows {clock.length} of its {header.frames or clock.coded} frames, as an edit list says"
+    return [promise] * (is_trimmed or missing > 0) + ["its end is cut off, but all frames are there"] * bool(cut)
 
 
 def _count_coded(file: File) -> int:
@@ -258,15 +237,37 @@ def open_video(file: File, options: dict[str, str] | None = None) -> tuple[av.co
         if printable(source) != source:  # PyAV hands names to FFmpeg as UTF-8, which this one is not
             source = file.open("rb")
     container = av.open(source, "r", container_options=options)
-    if not container.streams.video:
+    stream = next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+    if stream is None:  # the cover of an album is no video
         container.close()
         raise ValueError("has no video stream")
-    stream = container.streams.video[0]
     if stream.codec_context is None:
         container.close()
         raise ValueError("is coded in a way that is not known")
     stream.codec_context.thread_count = 1
+    stream.codec_context.options = {
+        "err_detect": "explode"
+    }  # else a decoder makes up what is damaged, and says nothing
     return container, stream
+
+
+def _decoded(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    is_fed: Callable[[int, av.Packet], bool],
+) -> Iterator[av.VideoFrame]:
+    """The pictures of the packets for which `is_fed`(number, packet), from the container's position on."""
+    decoder: av.CodecContext = stream.codec_context
+    if decoder.name in _ALPHA and {k.lower(): v for k, v in stream.metadata.items()}.get("alpha_mode") == "1":
+        decoder = av.CodecContext.create(_ALPHA[decoder.name], "r")
+        decoder.thread_count = 1
+    number = -1
+    for packet in container.demux(stream):
+        if packet.size:
+            number += 1
+            if is_fed(number, packet):
+                yield from decoder.decode(packet)  # type: ignore[attr-defined]
+    yield from decoder.decode(None)  # type: ignore[attr-defined]
 
 
 class Clock(NamedTuple):
@@ -276,11 +277,21 @@ class Clock(NamedTuple):
         length: number of frames.
         times: int64 [length], ascending; None where frames can only be counted.
         keys: int64 [k], times of the key frames, where decoding can begin.
+        coded: number of frames in the file, with those that are not shown.
+        hidden: of these, frames that an edit list hides.
+        skipped: packets before the first whole picture, which are not decoded.
+        leading: times of pictures that come before it, and need others that are not there.
+        notes: what is unusual.
     """
 
     length: int
     times: np.ndarray | None
     keys: np.ndarray
+    coded: int
+    hidden: int = 0
+    skipped: int = 0
+    leading: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def regular(self) -> bool:
@@ -289,21 +300,94 @@ class Clock(NamedTuple):
         return not len(gaps) or int(np.ptp(gaps)) <= 1
 
 
+class _Packet(NamedTuple):
+    """The facts of a packet with a part of the video."""
+
+    time: int | None
+    decoding_time: int | None
+    is_whole: bool  # decoding can begin with it
+    is_shown: bool
+    is_hidden: bool  # by an edit list
+    is_reordered: bool
+    is_packed: bool
+
+
 def read_clock(file: File) -> Clock:
     """Reads times from packets without decoding; where these do not order the frames, decodes and counts. DAMAGE."""
     container, stream = open_video(file)
     with container:
-        intact = (p for p in container.demux(stream) if p.size and not p.is_discard and not p.is_corrupt)
-        packets = [(p.pts, p.is_keyframe) for p in intact]
-        times = [time for time, _ in packets if time is not None]
-        keys = [time for time, is_key in packets if time is not None and is_key]
-        # AVI does not record the order of display: its reader then gives the order of decoding as times.
-        in_decoding_order = stream.codec_context.has_b_frames and times == sorted(times)
-    if len(set(times)) == len(packets) and not in_decoding_order:
-        return Clock(len(times), np.array(sorted(times), np.int64), np.array(sorted(keys), np.int64))
+        packets = _packets(container, stream)
+        has_b_frames = bool(stream.codec_context.has_b_frames) or any(p.is_reordered for p in packets)
+    skipped = next((k for k, packet in enumerate(packets) if packet.is_whole), 0)
+    before, rest = packets[:skipped], packets[skipped:]
+    shown = [packet.time for packet in rest if packet.is_shown]
+    times = [time for time in shown if time is not None]
+    decoding = [packet.decoding_time for packet in packets if packet.decoding_time is not None]
+    # AVI does not record the order of display: its reader then gives the order of decoding as times.
+    in_decoding_order = has_b_frames and times == sorted(times)
+    clock = Clock(0, None, np.array([], np.int64), len(packets), sum(p.is_hidden for p in packets), skipped)
+    lost_before = sum(packet.is_shown for packet in before)
+    if in_decoding_order or len(set(times)) < len(shown) or decoding != sorted(decoding) or _are_packed(rest):
+        container, stream = open_video(file)
+        with container:
+            length = sum(1 for _ in _decoded(container, stream, lambda number, _: number >= skipped))
+        notes = ["its times do not order its frames, which are counted as they are decoded"]
+        return clock._replace(length=length, notes=(*_beginning(lost_before), *notes))
+    start = rest[0].time if rest and rest[0].is_whole else None
+    leading = frozenset(time for time in times if start is not None and time < start and skipped)
+    if start is not None and not skipped and min(times, default=start) < start:
+        leading = frozenset(time for time in times if time < start) - _shown_before(file, start)
+    times = sorted(set(times) - leading)
+    keys = sorted(packet.time for packet in rest if packet.is_whole and packet.time is not None)
+    return clock._replace(
+        length=len(times),
+        times=np.array(times, np.int64),
+        keys=np.array(keys, np.int64),
+        leading=leading,
+        notes=_beginning(lost_before + len(leading)),
+    )
+
+
+def _beginning(frames: int) -> tuple[str, ...]:
+    """The note that a video has lost its first frames."""
+    return (lost(f"its first {counted(frames, 'frame')}, before the first whole picture"),) if frames else ()
+
+
+def _are_packed(packets: list[_Packet]) -> bool:
+    return any(packet.is_packed for packet in packets)
+
+
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> list[_Packet]:
+    """The packets of the stream but the damaged ones at its end. Raises ValueError where others are damaged."""
+    codec, packets, damaged = stream.codec_context.name, list[_Packet](), 0
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if packet.is_corrupt:
+            damaged += 1
+            continue
+        data, is_discarded = bytes(packet), packet.is_discard
+        is_whole = bitstream.is_whole(codec, data, packet.is_keyframe)
+        if damaged and any(p.is_whole for p in packets):
+            raise ValueError(f"is damaged after frame {len(packets)}: {counted(damaged, 'packet')} cannot be read")
+        is_shown = not is_discarded and bitstream.is_shown(codec, data)
+        packets.append(
+            _Packet(
+                packet.pts, packet.dts, is_whole, is_shown, is_discarded,
+                bitstream.is_reordered(codec, data), bitstream.is_packed(codec, data),
+            )
+        )  # fmt: skip
+        damaged = 0
+    return packets
+
+
+def _shown_before(file: File, start: int) -> frozenset[int]:
+    """Times of the pictures that a decoder shows before its first key frame, of time `start`."""
     container, stream = open_video(file)
     with container:
-        return Clock(sum(1 for _ in container.decode(stream)), None, np.array([], np.int64))
+        stream.codec_context.options = {}  # pictures that need others which are not there are left out in silence
+        pictures = itertools.takewhile(lambda p: p.pts is None or p.pts < start, container.decode(stream))
+        return frozenset(p.pts for p in pictures if p.pts is not None and not p.is_corrupt)
 
 
 def _pictures(file: File, clock: Clock, indices: np.ndarray) -> Iterator[av.VideoFrame]:
@@ -337,7 +421,7 @@ def _decode(file: File, clock: Clock, first: int) -> Iterator[tuple[int, av.Vide
                     container.seek(key, stream=stream)
                 except av.FFmpegError:
                     continue
-            pictures = _in_order(container, stream, clock)
+            pictures = _in_order(container, stream, clock, key)
             head = next(pictures, None)
             # A seek by decoding time may land after the key frame: then decoding starts at the beginning.
             if head and (key is None or head[0] <= key):
@@ -347,14 +431,22 @@ def _decode(file: File, clock: Clock, first: int) -> Iterator[tuple[int, av.Vide
 
 
 def _in_order(
-    container: av.container.InputContainer, stream: av.VideoStream, clock: Clock
+    container: av.container.InputContainer, stream: av.VideoStream, clock: Clock, key: int | None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(time, picture) from the container's position on. Raises ValueError where times do not ascend."""
-    previous = None
-    for count, picture in enumerate(container.decode(stream)):
+    """(time, picture) from the container's position on, beginning with the key frame of time `key` (None: the first).
+
+    Raises ValueError where times do not ascend, or the decoder finds a picture damaged.
+    """
+
+    if key is not None or clock.leading:  # whose groups begin with pictures that need others, which are not there
+        stream.codec_context.options = {}
+    start, previous = clock.skipped if key is None else 0, None
+    for count, picture in enumerate(_decoded(container, stream, lambda number, _: number >= start)):
         time = count if clock.times is None else picture.pts
         if time is None:
             continue
+        if picture.is_corrupt and time not in clock.leading and (key is None or time >= key):
+            raise ValueError(f"its picture of time {time} is damaged")
         if previous is not None and time <= previous:
             raise ValueError(f"shows a picture of time {time} after one of time {previous}")
         yield time, picture

@@ -1,9 +1,10 @@
 """Solvers that walk a time grid from noise to clips. A reader of the paper may skip this file.
 
 A *denoiser* is any callable (z_t, t) -> eps_hat, with t an int32 scalar: tests hand in closed forms. It may also give
-an `Estimate` of clip and noise, and must where alpha is 0, since eps says nothing of the clip there. A *time grid*
-is a list of decreasing times (`schedule.time_grid`). A *solver* has two parts: `init`, the state that it carries from
-step to step, and `step`, from one level of noise to the next. `solve` joins them.
+an `Estimate` of clip and noise, and must where alpha is 0, since eps says nothing of the clip there. One that remembers
+takes the `memory` of its last estimate as a third argument. A *time grid* is a list of decreasing times
+(`schedule.time_grid`). A *solver* has two parts: `init`, the state that it carries from step to step, and `step`, from
+one level of noise to the next. `solve` joins them.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from vf.diffusion.gaussian import Estimate
 from vf.diffusion.schedule import Schedule
 
-Denoiser = Callable[[jax.Array, jax.Array], jax.Array | Estimate]
+Denoiser = Callable[..., jax.Array | Estimate]
 
 
 class Level(NamedTuple):
@@ -289,6 +290,7 @@ def solve(
     clip_x_0: float | None = None,
     clip_quantile: float | None = None,
     restart: Restart | None = None,
+    remembers: bool = False,
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
     """Walks `grid` with `solver` (default: deterministic DDIM), as one `lax.scan`.
@@ -305,6 +307,7 @@ def solve(
         clip_x_0: bounds the estimate of the clean clip to [-clip_x_0, clip_x_0]; None does not.
         clip_quantile: dynamic thresholding, as in `bounded`; None cuts at the bound.
         restart: where to restart, if anywhere; a solver's memory begins anew, and Heun's step before it is DDIM's.
+        remembers: whether the denoiser takes the memory of its last estimate; before the first it is 0.
         trajectory: return z before the first and after every evaluation, [k *z_T.shape].
 
     Returns the clean estimate, shaped like z_T. Raises ValueError where noise is injected and none is given, for a grid
@@ -318,19 +321,25 @@ def solve(
     if np.any(np.diff(grid) >= 0):
         raise ValueError("the time grid must decrease strictly")
 
-    def step(carry: tuple[Array, Any], times: Array) -> tuple[tuple[Array, Any], Array | None]:
-        (z, state), (t, s, _, before) = carry, times
+    def step(carry: tuple[Array, Any, Any], times: Array) -> tuple[tuple[Array, Any, Any], Array | None]:
+        (z, state, memory), (t, s, _, before) = carry, times
         now = Level(schedule.alpha(t), schedule.sigma(t))
-        found = estimate(denoise(z, t), z, now, scale)
+        found = estimate(denoise(z, t, *memory), z, now, scale)
+        memory = (found.memory,) if remembers else ()
         if clip_x_0 is not None:
             x_0 = bounded(found.x_0, clip_x_0, clip_quantile)
             found = found._replace(x_0=x_0, eps=noise_beside(x_0, z, now, scale))
         xi = noise(t + before) if solver.injects and noise is not None else None
         again = noise(s + before) if restart and noise is not None else None
         z, state = advance(found, z, state, times, schedule, solver, scale, xi, again)
-        return (z, state), (z if trajectory else None)
+        return (z, state, memory), (z if trajectory else None)
 
-    (last, _), path = jax.lax.scan(step, (z_T, solver.init(z_T)), jnp.asarray(walk(grid, schedule, solver, restart)))
+    times = jnp.asarray(walk(grid, schedule, solver, restart))
+    memory: tuple[Any, ...] = ()
+    if remembers:
+        first = jax.eval_shape(denoise, z_T, times[0, 0]).memory
+        memory = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first),)
+    (last, *_), path = jax.lax.scan(step, (z_T, solver.init(z_T), memory), times)
     return last if path is None else jnp.concatenate([z_T[None], path])
 
 

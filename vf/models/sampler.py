@@ -220,7 +220,7 @@ def _solve(
     sampled = solvers.solve(
         denoise, z_T, options.grid, model.schedule, solver=options.solver, scale=scale,
         noise=draw, clip_x_0=options.clip_x_0, clip_quantile=options.clip_quantile,
-        restart=options.restart,
+        restart=options.restart, remembers=options.guidance.remembers,
     )  # fmt: skip
     if options.known and clips is not None:
         return sampled.at[:, list(options.known)].set(clips[:, list(options.known)])

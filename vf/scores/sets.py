@@ -1,8 +1,8 @@
 """Opens fixed sets of clips to be scored, which are decoded as they are sliced.
 
-A source is a folder of videos, GIFs or folders of frames; a drawing of a run, `samples/step_...`; an `.npz` with uint8
-[n t h w 3] under `clips`; or a prepared data set. Which windows, how many and in what order is decided when a set is
-opened; from then on it is used like an array.
+A source is a folder of videos, GIFs or folders of frames, or one video; a drawing of a run, `samples/step_...`; an
+`.npz` with uint8 [n t h w 3] under `clips`, or an `.npy` of that; or a prepared data set. Which windows, how many and
+in what order is decided when a set is opened; from then on it is used like an array.
 """
 
 import dataclasses
@@ -12,32 +12,27 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
+import av
 import numpy as np
 
-from vf.data import archives, datasets, listing
+from vf.data import archives, datasets, listing, reader
 from vf.data.clips import Windows
-from vf.data.decode import (
-    DAMAGE,
-    RESAMPLER,
-    FrameFolder,
-    Pixels,
-    Video,
-    check_whole,
-    error_text,
-    printable,
-    read_header,
-)  # fmt: skip
+from vf.data.decode import DAMAGE, VIDEOS, Video, error_text, printable
 from vf.data.manifest import read_manifest
 from vf.data.pipeline import BadRecord
+from vf.data.pixels import RESAMPLER, Pixels
 from vf.nets import resize
 from vf.run import media
 from vf.types import UserError, counted
-from vf.video import load_npz
+from vf.video import load_clips
 
 _THREADS = 8
+_ARRAYS = (".npz", ".npy")
+_SOURCES = "a folder (or .zip, .tar) of videos, a video, an .npz or .npy, a prepared data set or a drawing of a run"
 Resampler = Literal["swscale", "antialiased"]
 Subset = Literal["random", "first"]
 
@@ -146,15 +141,14 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
     """
     if not path.exists():
         raise UserError(
-            f"{path} does not exist: name a folder (or .zip, .tar) of videos, an .npz, a prepared data set or a "
-            "drawing of a run",
+            f"{path} does not exist: name {_SOURCES}",
             "source",
         )
     if (path / "clips.npz").is_file() and (path / "meta.json").is_file():
         path = path / "clips.npz"  # a drawing of a run, whose other files are pictures of these clips
     sharded = (path / "meta.json").is_file() and any(path.glob(f"{media.SHARDS}/clips_*.npz"))  # one of many clips
     _refuse_drawings(path)
-    if path.suffix == ".npz" or sharded:
+    if path.suffix.lower() in _ARRAYS or sharded:
         candidates = _array(path, choice)
     elif (path / "manifest.json").is_file():
         candidates = _prepared(path, choice)
@@ -228,10 +222,12 @@ def _generator(choice: Choice, record: int) -> np.random.Generator | None:
 
 
 def _array(path: Path, choice: Choice) -> _Candidates:
-    shards = None if path.suffix == ".npz" else media.Shards(path)
-    clips = shards or load_npz(path)["clips"]
+    shards = media.Shards(path) if path.is_dir() else None
+    clips = shards or load_clips(path)
     if not len(clips):
         raise UserError(f"{path} holds no clips")
+    if isinstance(clips, np.ndarray):
+        _check_axes(path, clips, choice.windows)
     if choice.size and clips.shape[2:4] != (choice.size, choice.size):
         raise UserError(
             f"{path} holds clips of {clips.shape[2]} x {clips.shape[3]} pixels and the protocol asks for "
@@ -246,7 +242,9 @@ def _array(path: Path, choice: Choice) -> _Candidates:
         raise UserError(f"{path}: {error}; an .npz has no rate, set fps to 0 to go by stride", "fps") from error
     if not per_clip:
         raise UserError(
-            f"{path} holds clips of {counted(clips.shape[1], 'frame')}, too few for {_describe(windows)}", "frames"
+            f"{path} holds clips of {counted(clips.shape[1], 'frame')}, too few for {_describe(windows)}: its array is "
+            f"{list(clips.shape)}, and should be [clips frames height width 3]",
+            "frames",
         )
 
     def read(k: int) -> np.ndarray:
@@ -256,6 +254,28 @@ def _array(path: Path, choice: Choice) -> _Candidates:
     for piece in shards.pieces() if shards else [clips]:  # in whatever files, the same clips are the same set
         digest.update(np.ascontiguousarray(piece).data)
     return _Candidates([functools.partial(read, k) for k in range(len(clips) * per_clip)], digest.hexdigest()[:12], 0)
+
+
+def _check_axes(path: Path, clips: np.ndarray, windows: Windows) -> None:
+    """Raises UserError where an array has as many clips as the frames that are taken, and more frames: time is first.
+
+    Warns where that is likely, since what should be neighbouring clips are more alike than neighbouring frames.
+    """
+    n, frames = clips.shape[:2]
+    if n == windows.frames < frames:
+        raise UserError(
+            f"{path} holds an array {list(clips.shape)}: {counted(n, 'clip')} of {counted(frames, 'frame')}, or, time "
+            f"first, {counted(frames, 'clip')} of {counted(n, 'frame')}, as the protocol takes: store clips first; if "
+            f"they are, store {windows.frames} frames of each",
+            "frames",
+        )
+    some = clips[:8, :8].astype(np.float32)
+    if min(some.shape[:2]) > 1 and abs(np.diff(some, axis=1)).mean() > 2 * abs(np.diff(some, axis=0)).mean():
+        logging.warning(
+            "%s holds an array %s whose neighbouring clips are more alike than neighbouring frames: is time its first "
+            "axis, where clips should be?",
+            path, list(clips.shape),
+        )  # fmt: skip
 
 
 def _prepared(path: Path, choice: Choice) -> _Candidates:
@@ -308,8 +328,10 @@ class _Probed(NamedTuple):
 
 
 def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
-    all_clips = datasets.folder(path, None, 1, None)
+    all_clips = _listed(path)
     lost = dict(all_clips.lost)
+    if sentence := all_clips.passed_over():
+        logging.warning("%s: %s", path, sentence)
     splits = set(filter(None, choice.split.split("+")))
     if splits and not listing.has_splits(all_clips.items):
         _warn_of_no_splits(path, choice)
@@ -350,6 +372,18 @@ def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
     return _Candidates(readers, digest, len(short), bad)
 
 
+def _listed(path: Path) -> listing.Listing:
+    """The clips of a folder or archive, or the one clip of a video. Raises UserError where there are none."""
+    if not path.is_file() or path.suffix.lower() in archives.ARCHIVES:
+        return datasets.folder(path, None, 1, None)
+    if path.suffix.lower() in VIDEOS:
+        return listing.Listing([listing.Item(path.name, path)])
+    raise UserError(
+        f"{path} is a file of another kind: name {_SOURCES}; unpack other archives first (`tar xf`, `unrar x`)",
+        "source",
+    )
+
+
 def _undecodable(readers: Sequence[Callable[[], np.ndarray]]) -> dict[str, str]:
     """{name: reason} of the files from which one of `readers` cannot decode its clip."""
 
@@ -387,32 +421,23 @@ def _readers(
     return readers, short, total.hexdigest()[:12]
 
 
-def _open(item: listing.Item) -> Video | FrameFolder:
-    if item.member:
-        return Video(archives.read_member(item.path, item.member))
-    return FrameFolder(item.path) if item.path.is_dir() else Video(item.path)
+def _open(item: listing.Item) -> reader.Clip:
+    return reader.open_clip(item.path, item.member)
 
 
 def _probe(item: listing.Item) -> _Probed:
-    """Length, rate and hash of the content of one video. Raises DAMAGE."""
-    digest = hashlib.sha256()
-    video = _open(item)
-    if isinstance(video, FrameFolder):
-        for frame in video.files:
-            digest.update(frame.name.encode("utf-8", "surrogateescape") + frame.read_bytes())
-        return _Probed(len(video), 0.0, digest.hexdigest())
-    content = video.file if isinstance(video.file, bytes) else video.file.read_bytes()
-    digest.update(content)
-    header = read_header(video.file)
-    check_whole(video.file, header, len(video))
-    return _Probed(len(video), header.fps, digest.hexdigest())
+    """Length, rate and hash of the content of one clip. Raises DAMAGE."""
+    clip = _open(item)
+    if isinstance(clip, Video):
+        clip.notes()  # raises an error where it is cut off
+    return _Probed(len(clip), clip.fps, reader.digest(clip))
 
 
 def _damage(item: listing.Item) -> str:
     """Why some frame of the file cannot be decoded, and its preparation would leave it out; "" where all can."""
     try:
         video = _open(item)
-        for _ in video.pictures(np.arange(len(video))):
+        for _ in video.pictures():
             pass
     except DAMAGE as error:
         return error_text(error)
@@ -421,16 +446,28 @@ def _damage(item: listing.Item) -> str:
 
 def _decode(item: listing.Item, indices: np.ndarray, choice: Choice, damage: Callable[[], str]) -> np.ndarray:
     """Decodes one clip of a file of which `damage` gives "". Raises UnreadableFile."""
-    native = choice.resampler == "antialiased" or not choice.size
     if reason := damage():
         raise UnreadableFile(item.name, reason)
     try:
-        clip = _open(item).clip(indices, Pixels(0 if native else choice.size))
+        return _open(item).clip(indices, _Antialiased(choice.size) if _is_antialiased(choice) else Pixels(choice.size))
     except DAMAGE as error:
         raise UnreadableFile(item.name, error_text(error)) from error
-    if not (native and choice.size):
-        return clip
-    rows, columns = resize.matrices("antialiased", "short_side", clip.shape[1], clip.shape[2], choice.size)
-    x = np.einsum("thwc,Ww->thWc", clip.astype(np.float32), columns.astype(np.float32), optimize=True)
-    x = np.einsum("thWc,Hh->tHWc", x, rows.astype(np.float32), optimize=True)
-    return np.clip(x + 1e-3, 0, 255).astype(np.uint8)  # + 1e-3, since rounding leaves whole numbers just too low
+
+
+def _is_antialiased(choice: Choice) -> bool:
+    return choice.resampler == "antialiased" and choice.size > 0
+
+
+class _Antialiased(Pixels):
+    """Pixels by the resampler `antialiased`, picture by picture: whole clips at full size would fill the memory."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(0)
+        self._side = size
+
+    def __call__(self, picture: av.VideoFrame, aspect: Fraction = Fraction(1)) -> np.ndarray:
+        whole = super().__call__(picture, aspect)
+        rows, columns = resize.matrices("antialiased", "short_side", whole.shape[0], whole.shape[1], self._side)
+        x = np.einsum("hwc,Ww->hWc", whole.astype(np.float32), columns.astype(np.float32), optimize=True)
+        x = np.einsum("hWc,Hh->HWc", x, rows.astype(np.float32), optimize=True)
+        return np.clip(x + 1e-3, 0, 255).astype(np.uint8)  # + 1e-3, since rounding leaves whole numbers just too low
