@@ -280,6 +280,7 @@ ONE = {"model__predictor": "one_network", "sample__length": 19}
         ({**JOINT, "sample__overlap": 5}, r"overlap of 5 does not give: set sample\.overlap to 4\.\.4, or"),
         ({**JOINT, "noise__base_frame": 5}, r"overlap of 4 does not give: set sample\.windows=in_turn"),
         ({**JOINT, "sample__guidance": "cfg_pp"}, "cfg_pp puts another back"),
+        ({**JOINT, "sample__guidance": "apg", "sample__apg_momentum": -0.5}, "set --config.sample.apg_momentum=0"),
         ({**ONE, "noise__prior": "progressive", "sample__window_noise": "shuffled"}, "which progressive noise has not"),
         ({**ONE, "noise__prior": "mixed", "sample__windows": "together"}, "noise.prior is mixed, which frames share"),
     ],

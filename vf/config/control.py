@@ -129,7 +129,7 @@ def _check_together(config: ConfigDict, overlap: int) -> None:
         )
     if sample.apg_momentum:
         raise UserError(
-            "sample.windows=together carries no memory from step to step, which momentum needs: set "
+            "sample.windows=together keeps no memory of a window, and sample.apg_momentum needs it: set "
             "--config.sample.apg_momentum=0"
         )
     if config.model.predictor != "decomposed":

@@ -6,6 +6,7 @@ windows, of whatever clips, and gives their clean estimates back. The host holds
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,7 +61,7 @@ class Together:
         for number, times in enumerate(walk[first:].astype(np.int32), first):
             t, then, up_to, before = times
             z = _whole(now["z"], count, extension)
-            told = functools.partial(lambda number, share: done(int(work * (number + share) / len(walk))), number)
+            told = functools.partial(lambda number, share: done(math.ceil(work * (number + share) / len(walk))), number)
             batch = {**now, "x_0": _blocks(self._clean(rows, z, t, told), extension)}
             if options.solver.injects:
                 batch["xi"] = _blocks(self._noise(rows, t + before), extension)

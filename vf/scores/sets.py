@@ -226,11 +226,11 @@ def _generator(choice: Choice, record: int) -> np.random.Generator | None:
 
 
 def _array(path: Path, choice: Choice) -> _Candidates:
-    shards = None if path.suffix.lower() in _ARRAYS else media.Shards(path)
-    clips: Any = shards or load_clips(path)
+    shards = media.Shards(path) if path.is_dir() else None
+    clips = shards or load_clips(path)
     if not len(clips):
         raise UserError(f"{path} holds no clips")
-    if shards is None:
+    if isinstance(clips, np.ndarray):
         _check_axes(path, clips, choice.windows)
     if choice.size and clips.shape[2:4] != (choice.size, choice.size):
         raise UserError(
