@@ -34,7 +34,7 @@ def network(**changes) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe on clips of its size, with networks of public sizes: ADM's base, a residual of a quarter."""
+    """The paper's recipe on clips of its size, with networks of public sizes: ADM's base, a residual of two fifths."""
     config = ConfigDict()
     config.seed = 0
     config.note = ""  # what the run's page says of it in its first line, and that of a model that is exported of it

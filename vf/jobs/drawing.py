@@ -35,10 +35,11 @@ class Parts:
     Args:
         folder: where they lie.
         is_writer: whether this process writes and reads them; the others get them from it.
+        found: is told how many clips were there already, each time.
     """
 
-    def __init__(self, folder: AnyPath, *, is_writer: bool) -> None:
-        self.folder, self._is_writer = folder, is_writer
+    def __init__(self, folder: AnyPath, *, is_writer: bool, found: Done = lambda clips: None) -> None:
+        self.folder, self._is_writer, self.found = folder, is_writer, found
 
     def get(
         self, name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray], **further: np.ndarray
@@ -54,6 +55,7 @@ class Parts:
             if self._is_writer:
                 video.save_npz(path, clips, **further)
             return clips
+        self.found(len(found["clips"]))
         return found["clips"]
 
     def keep(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -116,7 +116,7 @@ class Evaluator:
             params = guide.read(sharding.abstract_params(self.spec.model.shapes(), self.spec.mesh))
         return {GUIDE + name: network for name, network in params.items()}
 
-    @ACTIVITY.doing("writing the samples")
+    @ACTIVITY.doing("drawing the samples, or writing them")
     @memory.explained("sampling")
     def sample(self, step: int, params: Any, *, whole: bool = True) -> np.ndarray:
         """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder.
@@ -128,15 +128,18 @@ class Evaluator:
         rows = control.rows(self.spec, self.phases, params, self.conditions)
         batch = 1 if sample.together else sample.batch_size  # which is of windows then
         chosen = drawing.shards(sample.count, self.spec.model.shape[1], sample.extension, batch)
+        each, unit = (sample.extension.further + 1, "windows") if sample.extension.further else (1, "clips")
+        progress = Progress(sample.count * each, name="drawn", unit=unit, patient=True)
         parts, shards = (
-            drawing.Parts(folder / name, is_writer=self.recorder.is_writer) for name in ("parts", media.SHARDS)
+            drawing.Parts(folder / name, is_writer=self.recorder.is_writer, found=found)
+            for name, found in (("parts", progress.skip), (media.SHARDS, lambda clips: progress.skip(clips * each)))
         )
         many = len(chosen) > 1
         if self.recorder.is_writer and many and self.results.is_drawn(step):  # and is drawn again
             (folder / "meta.json").unlink()
             shards.remove()
         some: list[np.ndarray] = []
-        for clips in self._draw(params, rows, chosen, parts, shards if many else None):
+        for clips in self._draw(params, rows, chosen, progress, parts, shards if many else None):
             if whole or media.pictures_take_more(some):
                 some.append(clips)
         samples = np.concatenate(some)
@@ -160,17 +163,16 @@ class Evaluator:
         return samples
 
     def _draw(
-        self, params: Any, rows: Mapping[str, np.ndarray], chosen: list[slice], parts: drawing.Parts,
-        shards: drawing.Parts | None,
+        self, params: Any, rows: Mapping[str, np.ndarray], chosen: list[slice], progress: Progress,
+        parts: drawing.Parts, shards: drawing.Parts | None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """The samples of these rows, in windows and shards."""
         sample, size = self.spec.sample, self.spec.model.shape[1]
         extension = sample.extension
         long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
-        what, unit = ("clips" if sample.what == "clips" else "images"), ("windows" if extension.further else "clips")
+        what = "clips" if sample.what == "clips" else "images"
         batch = min(sample.count * (extension.further + 1 if sample.together else 1), sample.batch_size)
         logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, batch)
-        progress = Progress(sample.count * (extension.further + 1), name="drawn", unit=unit, patient=True)
 
         def program(number: int, rows: dict[str, np.ndarray], done: drawing.Done) -> np.ndarray:
             draw = self._sampling_programs[number > 0]

@@ -52,12 +52,14 @@ class Together:
         model, options, extension = self.spec.model, self.spec.sample.options, self.spec.sample.extension
         walk = solvers.walk(options.grid, model.schedule, options.solver, options.restart)
         count = len(rows["index"])
+        work = count * (extension.further + 1)
         now = self._begin(rows)
         first = 0
         if kept := parts.kept(name, {**now, "steps": np.zeros((), np.int64)}):
             first = int(kept["steps"])
+            parts.found(work * first // len(walk))
             now = {field: value for field, value in kept.items() if field != "steps"}
-        at, work = time.monotonic(), count * (extension.further + 1)
+        at = time.monotonic()
         for number, times in enumerate(walk[first:].astype(np.int32), first):
             t, then, up_to, before = times
             z = _whole(now["z"], count, extension)

@@ -89,7 +89,7 @@ SCORES = {
     "sprites/colours_seen": ScoreFacts("Number of different colours among the clips.", "higher"),
     "sprites/backgrounds_seen": ScoreFacts("Number of different backgrounds among the clips.", "higher"),
     "sprites/path_error": ScoreFacts("Median distance from the nearest path of the data, in pixels.", "lower"),
-    "sprites/unexplained": ScoreFacts("Median share of a frame that no sprite of the data explains.", "lower"),
+    "sprites/unexplained": ScoreFacts("Median share of a sprite that the nearest ideal one leaves over.", "lower"),
 }
 """By name; `fvd_segment` stands for `fvd_segment_00` and so on, and `sprites/base_frame_gap` is `base_frame_gap`."""
 
