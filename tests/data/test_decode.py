@@ -128,9 +128,10 @@ def test_vp9_says_in_its_first_byte_whether_a_picture_is_shown(bits, is_shown):
     assert bitstream.is_shown("vp9", packet + bytes([0b11000001]))  # the last of several pictures is shown
 
 
-def test_packed_pictures_are_counted_in_the_order_of_the_decoder(tmp_path):
+@pytest.mark.parametrize("b_frames", ["1", "2"])
+def test_packed_pictures_are_counted_in_the_order_of_the_decoder(tmp_path, b_frames):
     """DivX packs a picture and the one that is shown before it into one packet, and an empty picture follows."""
-    write(tmp_path / "whole.avi", "mpeg4", {**MPEG4, "g": "12", "bf": "1"}, times=range(24))
+    write(tmp_path / "whole.avi", "mpeg4", {**MPEG4, "g": "12", "bf": b_frames}, times=range(24))
     with av.open(str(tmp_path / "whole.avi")) as source:
         coded = [(bytes(packet), packet.is_keyframe) for packet in source.demux(video=0) if packet.size]
     types = [content[content.rindex(VOP) + 4] >> 6 for content, _ in coded]
@@ -140,9 +141,11 @@ def test_packed_pictures_are_counted_in_the_order_of_the_decoder(tmp_path):
     empty = VOP + int("0101000011001111", 2).to_bytes(2)  # predicted, time, not coded, stuffing
     packed, k = list[tuple[bytes, bool]](), 0
     while k < len(coded):
-        pair = k + 1 < len(coded) and types[k + 1] == 2
-        packed += [(coded[k][0] + coded[k + 1][0], coded[k][1]), (empty, False)] if pair else [coded[k]]
-        k += 1 + pair
+        content, is_key = coded[k]
+        last = next((j for j in range(k + 1, len(types)) if types[j] != 2), len(types)) - 1  # B-frames follow up to it
+        pair = content + coded[k + 1][0] if last > k else content
+        packed += [(pair, is_key), *coded[k + 2 : last + 1], *[(empty, False)] * (last > k)]
+        k = last + 1
     with av.open(str(tmp_path / "a.avi"), "w") as target:
         stream = target.add_stream("mpeg4", rate=25)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
@@ -158,15 +161,16 @@ def test_packed_pictures_are_counted_in_the_order_of_the_decoder(tmp_path):
     assert [number(picture) for picture in window] == [9, 10, 11, 12]
 
 
-def test_recordings_that_are_joined_follow_each_other(tmp_path):
-    """The times of the second begin anew."""
-    for name, first in (("1.ts", 0), ("2.ts", 20)):
+@pytest.mark.parametrize("time", [0, 30])
+def test_recordings_that_are_joined_follow_each_other(tmp_path, time):
+    """The times of the second begin anew, where those of the first began or before."""
+    for name, first, begin in (("1.ts", 0, time), ("2.ts", 20, 0)):
         write(
             tmp_path / name,
             "mpeg2video",
             {**MPEG4, "g": "10"},
-            times=range(20),
-            paint=lambda k, first=first: painted(k + first),
+            times=range(begin, begin + 20),
+            paint=lambda k, shift=first - begin: painted(max(0, k + shift)),
         )
     (tmp_path / "a.ts").write_bytes((tmp_path / "1.ts").read_bytes() + (tmp_path / "2.ts").read_bytes())
     assert shown(tmp_path / "a.ts") == list(range(40))
@@ -194,21 +198,36 @@ def test_a_video_without_its_first_key_frame_begins_at_the_next(tmp_path, name, 
     assert [number(frame) for frame in source.clip(0, None)["video"]] == [20, 21, 22, 23]
 
 
-def test_open_groups_that_are_cut_begin_at_their_first_whole_picture(tmp_path):
-    """The second group begins with pictures that are shown before its key frame, and need the first."""
-    write(
-        tmp_path / "whole.mkv", "libx264", {"x264-params": H264.format(12) + ":bframes=3:open-gop=1"}, times=range(60)
-    )
+GROUPS = {
+    "libx264": {"x264-params": H264.format(12) + ":bframes=3:open-gop=1"},
+    "mpeg2video": {**MPEG4, "g": "12", "bf": "2"},
+    "mpeg4": {**MPEG4, "g": "12", "bf": "2"},
+}
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("libx264", ".mkv"), ("libx264", ".ts"), ("libx264", ".avi"), ("mpeg2video", ".ts"), ("mpeg4", ".avi")],
+)
+@pytest.mark.parametrize("more", [0, 1])
+def test_open_groups_that_are_cut_begin_at_their_first_whole_picture(tmp_path, codec, suffix, more):
+    """The second group begins with pictures that are shown before its key frame, and need the first.
+
+    The file begins with that key frame, or with a picture before it.
+    """
+    write(tmp_path / "whole.mkv", codec, GROUPS[codec], times=range(60))
     with av.open(str(tmp_path / "whole.mkv")) as source:
         packets = [packet for packet in source.demux(video=0) if packet.size]
     second = [k for k, packet in enumerate(packets) if packet.is_keyframe][1]
     start = round(packets[second].pts * packets[second].time_base * 25)
     assert min(packet.pts for packet in packets[second:]) < packets[second].pts
-    remux(tmp_path / "whole.mkv", tmp_path / "a.mkv", lambda k, packet: packet if k >= second else None)
-    assert shown(tmp_path / "a.mkv") == list(range(start, 60))
-    notes, _ = staged(tmp_path / "a.mkv")
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / f"a{suffix}"
+    write(whole, codec, GROUPS[codec], times=range(60))
+    remux(whole, path, lambda k, packet: packet if k >= second - more else None)
+    assert shown(path) == list(range(start, 60))
+    notes, _ = staged(path)
     assert [note for note in notes if is_loss(note)] == [
-        f"lost: its first {60 - second - (60 - start)} frames, before the first whole picture"
+        f"lost: its first {start - second + more} frames, before the first whole picture"
     ]
 
 

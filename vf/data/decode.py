@@ -141,7 +141,7 @@ class Video:
         """The picture shown at each index (ascending; None takes all): that of the frame, or the last one before it.
 
         Encoders of some codecs leave out pictures that equal the one before. Raises ValueError where more than half of
-        the pictures are missing, which is more likely damage.
+        the pictures are missing, or any of another codec, which is more likely damage.
         """
         return _pictures(self.file, self.clock, np.arange(len(self)) if indices is None else indices)
 
@@ -172,7 +172,6 @@ def read_header(file: File) -> Header:
     for is_fed in (_from_key(), lambda *_: True):  # from the first frame on where the container names no key frame
         container, stream = open_video(file)
         with container:
-            stream.codec_context.options = {}  # its pixels do not matter
             picture = next(_decoded(container, stream, is_fed), None)
             if picture is not None:
                 rate, aspect = stream.average_rate or stream.guessed_rate, stream.sample_aspect_ratio
@@ -250,9 +249,6 @@ def open_video(file: File, options: dict[str, str] | None = None) -> tuple[av.co
         container.close()
         raise ValueError("is coded in a way that is not known")
     stream.codec_context.thread_count = 1
-    stream.codec_context.options = {
-        "err_detect": "explode"
-    }  # else a decoder makes up what is damaged, and says nothing
     return container, stream
 
 
@@ -286,6 +282,8 @@ class Clock(NamedTuple):
         hidden: of these, frames that an edit list hides.
         skipped: packets before the first whole picture, which are not decoded.
         leading: times of pictures that come before it, and need others that are not there.
+        early: number of pictures before it that a decoder shows nevertheless, where frames can only be counted.
+        is_always_coded: whether every packet that is shown gives a picture; else a frame may be left out.
         notes: what is unusual.
     """
 
@@ -296,6 +294,8 @@ class Clock(NamedTuple):
     hidden: int = 0
     skipped: int = 0
     leading: frozenset[int] = frozenset()
+    early: int = 0
+    is_always_coded: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -313,7 +313,6 @@ class _Packet(NamedTuple):
     is_whole: bool  # decoding can begin with it
     is_shown: bool
     is_hidden: bool  # by an edit list
-    is_reordered: bool
     is_packed: bool
 
 
@@ -323,23 +322,31 @@ def read_clock(file: File) -> Clock:
     with container:
         packets = _packets(container, stream)
         is_broadcast = container.format.name in ("mpeg", "mpegts")  # parts of it may begin at time 0 anew
-        has_b_frames = bool(stream.codec_context.has_b_frames) or any(p.is_reordered for p in packets)
+        has_b_frames = bool(stream.codec_context.has_b_frames)
+        is_always_coded = stream.codec_context.name in _ALWAYS_CODED
     skipped = next((k for k, packet in enumerate(packets) if packet.is_whole), 0)
     before, rest = packets[:skipped], packets[skipped:]
     shown = [packet.time for packet in rest if packet.is_shown]
     times = [time for time in shown if time is not None]
     decoding = [packet.decoding_time for packet in packets if packet.decoding_time is not None]
+    is_packed = any(packet.is_packed for packet in rest)
     is_anew = is_broadcast and decoding != sorted(decoding)
     # AVI does not record the order of display: its reader then gives the order of decoding as times.
     in_decoding_order = has_b_frames and times == sorted(times)
-    clock = Clock(0, None, np.array([], np.int64), len(packets), sum(p.is_hidden for p in packets), skipped)
+    hidden, no_keys = sum(p.is_hidden for p in packets), np.array([], np.int64)
+    clock = Clock(0, None, no_keys, len(packets), hidden, skipped, is_always_coded=is_always_coded)
     lost_before = sum(packet.is_shown for packet in before)
-    if in_decoding_order or len(set(times)) < len(shown) or is_anew or _are_packed(rest):
+    if in_decoding_order or len(set(times)) < len(shown) or is_anew or is_packed:
         container, stream = open_video(file)
         with container:
-            length = sum(1 for _ in _decoded(container, stream, lambda number, _: number >= skipped))
+            pictures = _decoded(container, stream, lambda number, _: number >= skipped)
+            is_key = [picture.key_frame for picture in pictures]
+        early = is_key.index(True) if True in is_key else 0
+        left_out = len(shown) - len(is_key) if in_decoding_order and clock.is_always_coded else 0
         notes = ["its times do not order its frames, which are counted as they are decoded"]
-        return clock._replace(length=length, notes=(*_beginning(lost_before), *notes))
+        return clock._replace(
+            length=len(is_key) - early, early=early, notes=(*_beginning(lost_before + left_out + early), *notes)
+        )
     start = rest[0].time if rest and rest[0].is_whole else None
     leading = frozenset(time for time in times if start is not None and time < start and skipped)
     if start is not None and not skipped and min(times, default=start) < start:
@@ -385,10 +392,6 @@ def _beginning(frames: int) -> tuple[str, ...]:
     return (lost(f"its first {counted(frames, 'frame')}, before the first whole picture"),) if frames else ()
 
 
-def _are_packed(packets: list[_Packet]) -> bool:
-    return any(packet.is_packed for packet in packets)
-
-
 def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> list[_Packet]:
     """The packets of the stream but the damaged ones at its end; others are left to the decoder.
 
@@ -407,7 +410,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
             _Packet(
                 packet.pts, packet.dts, bitstream.is_whole(codec, data, packet.is_keyframe),
                 not is_discarded and bitstream.is_shown(codec, data), is_discarded,
-                bitstream.is_reordered(codec, data), bitstream.is_packed(codec, data),
+                bitstream.is_packed(codec, data),
             )
         )  # fmt: skip
         intact = intact if packet.is_corrupt else len(packets)
@@ -418,7 +421,6 @@ def _shown_before(file: File, start: int) -> frozenset[int]:
     """Times of the pictures that a decoder shows before its first key frame, of time `start`."""
     container, stream = open_video(file)
     with container:
-        stream.codec_context.options = {}  # pictures that need others which are not there are left out in silence
         pictures = itertools.takewhile(lambda p: p.pts is None or p.pts < start, container.decode(stream))
         return frozenset(p.pts for p in pictures if p.pts is not None and not p.is_corrupt)
 
@@ -438,7 +440,7 @@ def _pictures(file: File, clock: Clock, indices: np.ndarray) -> Iterator[av.Vide
         if position == len(times):
             break
     repeated += len(times) - position
-    if shown is None or 2 * repeated > max(2, len(times)):
+    if shown is None or 2 * repeated > max(2, len(times)) or (repeated and clock.is_always_coded):
         raise ValueError(f"{repeated} of {len(times)} frames from frame {indices[0]} on have no picture")
     yield from [shown] * (len(times) - position)
 
@@ -471,13 +473,12 @@ def _in_order(
     Raises ValueError where times do not ascend, or the decoder finds a picture damaged.
     """
 
-    if key is not None or clock.leading:  # whose groups begin with pictures that need others, which are not there
-        stream.codec_context.options = {}
     start, previous = clock.skipped if key is None else 0, None
     for count, picture in enumerate(_decoded(container, stream, lambda number, _: number >= start)):
-        time = count if clock.times is None else picture.pts
-        if time is None:
+        time = count - clock.early if clock.times is None else picture.pts
+        if time is None or (clock.times is None and time < 0):
             continue
+        # A group may begin with pictures that need others, which are not there.
         if picture.is_corrupt and time not in clock.leading and (key is None or time >= key):
             raise ValueError(f"its picture of time {time} is damaged")
         if previous is not None and time <= previous:
