@@ -8,10 +8,10 @@ from PIL import Image, PngImagePlugin
 
 from tests.data.synthetic import colour, number, parameters
 from vf.data.clips import Windows
-from vf.data.decode import is_loss
 from vf.data.folder import VideoFolder
 from vf.data.frames import Animation, FrameFolder, series
 from vf.data.listing import Item, clips
+from vf.data.notes import is_loss
 from vf.data.pixels import Pixels
 from vf.data.staging import read_staged, stage
 

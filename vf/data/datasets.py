@@ -105,9 +105,9 @@ def webvid(source: Path, splits: Path | None, fold: int, table: Path | None) -> 
 
 
 def folder(source: Path, splits: Path | None, fold: int, table: Path | None) -> Listing:
-    """Any videos, GIFs or folders of frames. Where every clip lies in exactly one folder (below those of splits), that
-    folder is its class. `table`, a CSV with a column `path` and any of `label`, `caption`, `split`, selects clips and
-    overrides what folders say."""
+    """Any videos, animated pictures or folders of frames. Where every clip lies in exactly one folder (below those of
+    splits), that folder is its class. `table`, a CSV with a column `path` and any of `label`, `caption`, `split`,
+    selects clips and overrides what folders say."""
     _no_splits(splits)
     listing = clips(source)
     paths = folders_and_name(listing.items)

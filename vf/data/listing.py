@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from vf.data import archives
-from vf.data.decode import DAMAGE, VIDEOS, error_text, natural, open_video, printable
+from vf.data.containers import open_video
+from vf.data.decode import DAMAGE, VIDEOS, error_text, natural, printable
 from vf.data.frames import IMAGES, find_strays, is_animated
 from vf.types import UserError, counted
 
