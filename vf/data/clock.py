@@ -71,6 +71,7 @@ def read_clock(file: File) -> Clock:
         packets = _packets(container, stream)
         is_broadcast = container.format.name in ("mpeg", "mpegts")  # parts of it may begin at time 0 anew
         has_b_frames = bool(stream.codec_context.has_b_frames)
+        is_numbered = stream.codec_context.name == "h264"  # whose numbers tell what is lost (`_packets`)
         is_always_coded = stream.codec_context.name in _ALWAYS_CODED
     skipped = next((k for k, packet in enumerate(packets) if packet.is_whole), 0)
     before, rest = packets[:skipped], packets[skipped:]
@@ -81,9 +82,12 @@ def read_clock(file: File) -> Clock:
     is_anew = is_broadcast and decoding != sorted(decoding)
     # AVI does not record the order of display: its reader then gives the order of decoding as times.
     in_decoding_order = has_b_frames and times == sorted(times)
-    hidden, no_keys = sum(p.is_hidden for p in packets), np.array([], np.int64)
-    clock = Clock(0, None, no_keys, len(packets), hidden, skipped, is_always_coded=is_always_coded)
+    hidden, none = sum(p.is_hidden for p in packets), np.array([], np.int64)
+    clock = Clock(0, None, none, len(packets), hidden, skipped, is_always_coded=is_always_coded)
     lost_before = sum(packet.is_shown for packet in before)
+    keys = np.array(sorted(packet.time for packet in rest if packet.is_whole and packet.time is not None), np.int64)
+    if not is_anew and not is_numbered:
+        _check_keys(np.array(sorted(set(times)), np.int64), keys, 3 * has_b_frames)
     if in_decoding_order or len(set(times)) < len(shown) or is_anew or is_packed:
         container, stream = open_video(file)
         with container:
@@ -100,12 +104,10 @@ def read_clock(file: File) -> Clock:
     if start is not None and not skipped and min(times, default=start) < start:
         leading = frozenset(time for time in times if time < start) - _shown_before(file, start)
     times = sorted(set(times) - leading)
-    keys = sorted(packet.time for packet in rest if packet.is_whole and packet.time is not None)
-    _check_keys(np.array(times), np.array(keys), 3 * has_b_frames)
     return clock._replace(
         length=len(times),
         times=np.array(times, np.int64),
-        keys=np.array(keys, np.int64),
+        keys=keys,
         leading=leading,
         notes=_beginning(lost_before + len(leading)),
     )
@@ -131,7 +133,8 @@ def _check_keys(times: np.ndarray, keys: np.ndarray, slack: int) -> None:
         to_next = int(np.rint((after[0] - before[-1]) / step)) if len(after) else 0
         others = between - Counter([to_next])
         usual = others.most_common(1)[0][0] if others else to_next / 2
-        if abs(missing - usual) <= slack or 2 * missing == to_next:
+        has_come = len(after) and to_next < 1.5 * usual
+        if usual and not has_come and (abs(missing - usual) <= slack or 2 * missing == to_next):
             raise ValueError(f"{_HOLE} {k + 1} frames")
 
 
