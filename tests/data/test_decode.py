@@ -44,9 +44,9 @@ def rejected(path: Path) -> str:
     return stage(Item(path.name, path), parameters(path.parent), path.parent / "x.clip")["rejected"]
 
 
-def remux(whole: Path, out: Path, change: Callable[[int, av.Packet], av.Packet | bytes | None]) -> None:
+def remux(whole: Path, out: Path, change: Callable[[int, av.Packet], av.Packet | bytes | None], **kwargs) -> None:
     """Copies packets; `change`(number, packet) gives the packet that takes its place, its content, or None."""
-    with av.open(str(whole)) as source, av.open(str(out), "w") as target:
+    with av.open(str(whole)) as source, av.open(str(out), "w", **kwargs) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         packets = (packet for packet in source.demux(source.streams.video[0]) if packet.size)
         for k, packet in enumerate(packets):
@@ -66,16 +66,21 @@ def test_an_edit_list_hides_frames_and_none_are_cut_off(tmp_path, name, b_frames
     """As trimming without decoding leaves it: 60 frames are coded, and the first 20 come before time 0."""
     options = {"x264-params": H264.format(60) + f":bframes={b_frames}"}
     write(tmp_path / "whole.mp4", "libx264", options, times=range(60))
-    with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / name), "w", format="mp4") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
-            if packet.size:
-                back = 20 * packet.duration
-                packet.pts, packet.dts, packet.stream = packet.pts - back, packet.dts - back, stream
-                target.mux(packet)
+    remux(tmp_path / "whole.mp4", tmp_path / name, lambda k, packet: earlier(packet, 20), format="mp4")
     assert shown(tmp_path / name) == list(range(20, 60))
     notes, _ = staged(tmp_path / name)
     assert notes == ["it shows 40 of its 60 frames, as an edit list says"]
+
+
+def test_a_video_of_which_an_edit_list_shows_nothing_is_rejected(tmp_path):
+    write(tmp_path / "whole.mp4", "libx264", KEYS["h264"], times=range(20))
+    remux(tmp_path / "whole.mp4", tmp_path / "a.mp4", lambda k, packet: earlier(packet, 40))
+    assert rejected(tmp_path / "a.mp4") == "has no picture"
+
+
+def earlier(packet: av.Packet, frames: int) -> av.Packet:
+    packet.pts, packet.dts = packet.pts - frames * packet.duration, packet.dts - frames * packet.duration
+    return packet
 
 
 def test_a_file_that_ends_early_is_cut_off(tmp_path):

@@ -12,10 +12,8 @@ from av.stream import Disposition
 
 _ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read the alpha channel beside the pictures of WebM
 
-
 File = Path | bytes
 """A video: its path, or its content (the member of an archive)."""
-
 
 av.logging.set_level(None)  # FFmpeg's messages about a broken file are in the exceptions too
 

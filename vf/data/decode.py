@@ -148,6 +148,8 @@ def check_whole(file: File, header: Header, clock: Clock) -> list[str]:
 def _pictures(file: File, clock: Clock, indices: np.ndarray) -> Iterator[av.VideoFrame]:
     """Implements `Video.pictures`."""
     times = indices if clock.times is None else clock.times[indices]
+    if not len(times):
+        return
     shown, position, repeated = None, 0, 0
     for time, picture in _decode(file, clock, times[0]):
         while shown and position < len(times) and times[position] < time:
