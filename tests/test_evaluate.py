@@ -25,6 +25,7 @@ from vf.nets.feature_network import Network
 from vf.pretrained import weights
 from vf.scores import features
 from vf.scores.sets import Choice, open_set
+from vf.types import UserError
 from vf.video import save_npz, write_gif
 
 ROOT = Path(__file__).parents[1]
@@ -266,7 +267,10 @@ def test_the_subset_of_a_protocol_is_of_both_sides(workspace):
         ((*GOOD, "--real=nowhere"), r"nowhere does not exist: .* \(--real\)$"),
         ((*GOOD, "--generated=nowhere"), r"nowhere does not exist: .* \(--generated\)$"),
         ((*GOOD, "--generated=nowhere.npz"), r"nowhere.npz does not exist: .* \(--generated\)$"),
-        ((*GOOD, "--generated=i3d.safetensors"), "is neither a folder nor one of .zip, .tar"),
+        (
+            (*GOOD, "--generated=i3d.safetensors"),
+            r"is a file of another kind: name .* unpack other archives first .* \(--generated\)$",
+        ),
         ((*GOOD, "--metrics=fdv"), "--metrics must be of fvd, .* got fdv"),
         ((*GOOD, "--metrics=,"), "--metrics must be of .* got none"),
         ((*GOOD, "--protocol=styleganV"), "--protocol must be one of google, .* got 'styleganV'"),
@@ -410,6 +414,41 @@ def test_captions_must_match_the_clips(workspace, capsys, monkeypatch):
     assert "set --n-generated=0" in error_line(capsys, *flags, "--n-generated=10")
 
 
+@pytest.mark.parametrize(
+    ("content", "lines", "told"),
+    [
+        ("a cat\nun café\n", ["a cat", "un café"], ""),
+        ("\ufeffa cat\r\nun café\r\n \n\n", ["a cat", "un café"], ""),
+        ("a cat\u2028 sits\x0bdown\nun café", ["a cat\u2028 sits\x0bdown", "un café"], ""),
+        ("a cat\n\nun café\n", ["a cat", "", "un café"], "1 line of captions.txt blank (the first, line 2)"),
+        ("a cat\nun café\n".encode("utf-16"), ["a cat", "un café"], ""),
+        (
+            "a cat\nun café\n".encode("cp1252"),
+            ["a cat", "un café"],
+            "1 line of captions.txt not in UTF-8 (the first, line 2)",
+        ),
+    ],
+)
+def test_a_caption_is_a_line(workspace, capsys, monkeypatch, content, lines, told):
+    """However an editor saves it: with a byte order mark, with letters that end lines elsewhere, with blank lines."""
+    Path("captions.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    read: list[list[str]] = []
+
+    def captions(texts, *args):
+        read.append(texts)
+        raise UserError("that is all")
+
+    monkeypatch.setattr(evaluate.networks, "networks", lambda *args, **more: ({}, True))
+    monkeypatch.setattr(evaluate.networks, "captions", captions)
+    flags = ("--generated=generated.npz", "--metrics=clipsim", "--captions=captions.txt", "--vocabulary=words.txt.gz")
+    with pytest.raises(SystemExit):
+        evaluate.main(flags)
+    assert read == [lines]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "that is all" not in line]
+    assert len(warnings) == bool(told)
+    assert all(told in line for line in warnings)
+
+
 def test_the_command_itself(tmp_path):
     """In a process of its own: exit status and streams."""
     command = [sys.executable, "-m", "vf.evaluate", "--generated=/nowhere", "--metrics=flicker"]
@@ -417,8 +456,8 @@ def test_the_command_itself(tmp_path):
     wrong = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == (
-        "vf: /nowhere does not exist: name a folder (or .zip, .tar) of videos, an .npz, a prepared data set or a "
-        "drawing of a run (--generated)\n"
+        "vf: /nowhere does not exist: name a folder (or .zip, .tar) of videos, a video, an .npz or .npy, a prepared "
+        "data set or a drawing of a run (--generated)\n"
     )
 
 

@@ -82,6 +82,18 @@ def test_npz_with_something_else_is_a_user_error(tmp_path, arrays, match):
         video.load_npz(tmp_path / "a.npz")
 
 
+def test_clips_of_other_programs_are_read_whatever_lies_beside_them(tmp_path):
+    clips = random_clips()
+    np.savez(tmp_path / "a.npz", clips=clips, rate=np.float32(8), names=np.array(["a"], object))
+    np.save(tmp_path / "a.npy", clips)
+    for name in ("a.npz", "a.npy"):
+        np.testing.assert_array_equal(video.load_clips(tmp_path / name), clips)
+    for bad, match in (({"x": clips}, "key 'clips' and found \\['x'\\]"), ({"clips": clips[0]}, r"\[4, 6, 8, 3\]")):
+        np.savez(tmp_path / "b.npz", **bad)
+        with pytest.raises(UserError, match=match):
+            video.load_clips(tmp_path / "b.npz")
+
+
 def test_files_that_are_no_npz_are_user_errors(tmp_path):
     video.save_npz(tmp_path / "good.npz", random_clips())
     whole = (tmp_path / "good.npz").read_bytes()

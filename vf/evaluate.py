@@ -3,10 +3,10 @@
     python -m vf.evaluate --real=DIR --generated=DIR --protocol=styleganv --metrics=fvd,kvd --i3d=FILE --out=FILE.json
     python -m vf.evaluate --selfcheck --i3d=FILE
 
-Either side is a folder of videos, animations or folders of frames, an `.npz` with uint8 [n t h w 3] under `clips`, or a
-prepared data set. A protocol specifies which clips are compared and how; its fields are flags too. Features are cached
-under a hash of everything that determines them. Files that cannot be read, are cut off or are damaged are left out and
-named at the end, and the exit status is then 3, or 0 with --skip-bad.
+Either side is a folder of videos, animations or folders of frames, one video, an `.npz` with uint8 [n t h w 3] under
+`clips`, an `.npy` of that, or a prepared data set. A protocol specifies which clips are compared and how; its fields
+are flags too. Features are cached under a hash of everything that determines them. Files that cannot be read, are cut
+off or are damaged are left out and named at the end, and the exit status is then 3, or 0 with --skip-bad.
 """
 
 if __name__ == "__main__" and not __package__:  # `python vf/evaluate.py` finds no package
@@ -28,6 +28,7 @@ from typing import Any
 from vf import command
 from vf.activity import ACTIVITY
 from vf.data.clips import STARTS, Windows
+from vf.data.text import encoding, is_utf8, readable
 from vf.files import make_room
 from vf.metrics import fvd
 from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, protocol_hash, to_json
@@ -137,7 +138,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = (__doc__ or "").split("\n\n")[0]
     parser = command.Parser(prog="python -m vf.evaluate", description=about)
     add = parser.add_argument
-    add("--real", type=Path, help="real clips: a folder, an .npz, a prepared data set")
+    add("--real", type=Path, help="real clips: a folder, a video, an .npz or .npy, a prepared data set")
     add("--generated", type=Path, help="clips to be scored, likewise")
     add("--protocol", default="styleganv", help=f"one of {', '.join(PROTOCOLS)} (default: %(default)s)")
     add("--metrics", default="fvd", help=f"with commas: {', '.join(NAMES)} (default: %(default)s)")
@@ -293,11 +294,34 @@ def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Capt
     for name, expected in (("captions", "a text file with one caption a line"), ("vocabulary", "CLIP's")):
         if getattr(args, name) is None:
             raise UserError(f"clipsim needs --{name}=FILE: {expected}")
+    return networks.captions(_lines(args.captions), files, args.vocabulary, args.prefix)
+
+
+def _lines(captions: Path) -> list[str]:
+    """The lines of a file of captions; blank ones at its end are left out, and others are told.
+
+    A line ends at a line feed alone: letters at which Unicode lets a line end are parts of captions.
+    """
     try:
-        texts = args.captions.read_text(encoding="utf-8").splitlines()
+        content = captions.read_bytes()
+        text = content.decode(encoding(content), "surrogateescape")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{args.captions} cannot be read ({error}): expected one caption a line") from error
-    return networks.captions(texts, files, args.vocabulary, args.prefix)
+        raise UserError(f"{captions} cannot be read ({error}): expected one caption a line") from error
+    lines = [line.strip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    if blank := [number for number, line in enumerate(lines, 1) if not line]:
+        logging.warning(
+            "%s of %s blank (the first, line %d): their clips are compared with an empty caption",
+            counted(len(blank), "line"), captions, blank[0],
+        )  # fmt: skip
+    if others := [number for number, line in enumerate(lines, 1) if not is_utf8(line)]:
+        logging.warning(
+            "%s of %s not in UTF-8 (the first, line %d), and read as Windows-1252: save it as UTF-8 where letters are "
+            "wrong",
+            counted(len(others), "line"), captions, others[0],
+        )  # fmt: skip
+    return [readable(line) for line in lines]
 
 
 @command.until_ended()

@@ -27,6 +27,8 @@ from vf.types import Array, UserError
 
 GAP = 128  # grey value of the gaps between clips, unobtrusive on light and dark pages
 BASE_FRAME_COLOUR = (255, 140, 0)  # orange border of the base frame in a film strip
+# What reading a broken file of arrays may raise. An .npy loads as an array, which is no context manager: TypeError.
+_DAMAGE = (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 def from_uint8(video: Array) -> Float[jax.Array, "..."]:
@@ -72,12 +74,32 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"no clips at {path}: the file does not exist") from None
-    # A lone .npy loads as an array, which is no context manager: TypeError.
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise UserError(f"cannot read {path} as an .npz of clips: {error}") from error
     if problem := _problem(arrays):
         raise UserError(f"{path}: {problem}")
     return arrays
+
+
+def load_clips(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "n t h w 3"]:
+    """Reads clips that any program has written: `clips` of an `.npz`, whatever lies beside it, or an `.npy`.
+
+    Raises UserError where the file is missing, is neither, or holds another array.
+    """
+    try:
+        with files.open_bytes(path) as raw:
+            content = np.load(raw, allow_pickle=False)
+            if not isinstance(content, np.ndarray):
+                if "clips" not in content:
+                    raise UserError(f"{path}: expected the key 'clips' and found {sorted(content)}")
+                content = content["clips"]
+    except FileNotFoundError:
+        raise UserError(f"no clips at {path}: the file does not exist") from None
+    except _DAMAGE as error:
+        raise UserError(f"cannot read {path} as an .npz or .npy of clips: {error}") from error
+    if problem := _problem({"clips": content}):
+        raise UserError(f"{path}: {problem}")
+    return content
 
 
 def _problem(arrays: dict[str, np.ndarray]) -> str:

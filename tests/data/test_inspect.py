@@ -300,7 +300,9 @@ def test_a_frame_that_the_codec_left_out_shows_the_one_before(tmp_path):
 
 def collection(clips: list[inspect.Clip], classes: tuple[str, ...] = (), **remarks) -> inspect.Collection:
     black = np.zeros((1, 8, 8, 3), np.uint8)
-    return inspect.Collection("title", clips, lambda k, at: black.repeat(len(at), 0), {"all": clips}, classes, remarks)
+    return inspect.Collection(
+        "title", clips, lambda k, at: black.repeat(len(at), 0), {"all": clips}, classes, remarks, {}
+    )
 
 
 def report(data: inspect.Collection) -> list[str]:

@@ -124,11 +124,12 @@ def test_files_that_look_like_videos_and_are_none_are_told(tmp_path):
     (tmp_path / "broken.part").write_bytes(b"\0\0\0\x20ftypisom" + bytes(50))
     (tmp_path / "code.py").write_text("print()\n")
     (tmp_path / "nothing").touch()
+    os.mkfifo(tmp_path / "pipe")
     make(tmp_path, "1.mp4")
     found = list_clips("folder", tmp_path)
     assert [item.name for item in found.items] == ["1.mp4"]
     assert found.unlisted["song.m4a"] == found.unlisted["album.m4b"] == "has no video stream"
-    assert {found.unlisted[name] for name in ("code.py", "nothing")} == {NO_CLIP}
+    assert {found.unlisted[name] for name in ("code.py", "nothing", "pipe")} == {NO_CLIP}
     assert found.lost["broken.part"].startswith("cannot be read: ")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.data.synthetic import LENGTH, ROOT, colour, interrupt, number, write, write_frames
 from vf.data.clips import Windows
-from vf.data.prepare import LOST, arguments
+from vf.data.prepare import LOST, arguments, main
 from vf.data.prepared import Prepared
 
 
@@ -139,6 +139,21 @@ def test_bad_files_are_left_out_and_reported(unusual_videos, tmp_path):
     assert corners.argmax(1).tolist()[:2] == [2, 0]
     assert corners[3].argmax() == 1
     assert corners[2].max() < 60
+
+
+def test_how_a_table_was_read_is_told(tmp_path, capsys, monkeypatch):
+    """In the manifest, and at the end of the command, also where the data are prepared already."""
+    write_frames(tmp_path / "in" / "1")
+    (tmp_path / "table.csv").write_bytes("path;prompt;licence\n1;café;free\n".encode("cp1252"))
+    flags = [f"--source={tmp_path / 'in'}", f"--table={tmp_path / 'table.csv'}", f"--out={tmp_path / 'out'}"]
+    monkeypatch.setattr(sys, "argv", ["prepare", "folder", *flags, "--size=16", "--workers=1"])
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main()
+        printed = capsys.readouterr().out.splitlines()
+        told = json.loads((tmp_path / "out" / "manifest.json").read_text())["table_notes"]
+        assert [line.split()[0] for line in told] == ["captions", "table.csv", "1"]
+        assert set(told) <= set(printed)
 
 
 def test_an_unknown_data_set_is_answered_by_the_nearest(capsys):

@@ -76,8 +76,47 @@ def test_a_table_that_is_not_utf8(tmp_path):
     odd = os.fsdecode(b"caf\xe9.mp4")
     table = b'path,label,caption\ncaf\xe9.mp4,"a\nb",caf\xe9\ncaf\\xe8.mp4,a b,\n'
     found = list_with_table(tmp_path, table, odd, os.fsdecode(b"caf\xe8.mp4"), dataset="folder")
-    assert {item.name: item.caption for item in found.items} == {odd: r"caf\xe9", os.fsdecode(b"caf\xe8.mp4"): ""}
+    assert {item.name: item.caption for item in found.items} == {odd: "café", os.fsdecode(b"caf\xe8.mp4"): ""}
     assert (found.classes, found.lost) == (("a b",), {})  # of one line, and as the manifest spells its names
+
+
+SAVED = {  # how programs save one table
+    "UTF-8": ",".join, "Excel, UTF-8": ",".join, "Excel": ";".join, "Excel, Unicode": "\t".join, "no mark": ",".join,
+    "sep": ";".join,
+}  # fmt: skip
+ENCODED = {"Excel, UTF-8": "utf-8-sig", "Excel": "cp1252", "Excel, Unicode": "utf-16", "no mark": "utf-16-le"}
+
+
+@pytest.mark.parametrize("program", SAVED)
+def test_a_table_gives_the_same_captions_however_it_is_saved(tmp_path, program):
+    join = SAVED[program]
+    caption = '"café “au lait”,\r\n5; 6\t€"'
+    lines = ["sep=;"] * (program == "sep") + [join(["Path", "caption"]), join(["1.mp4", caption]), join(["é.mp4", "x"])]
+    content = "\r\n".join([*lines, ""]).replace("“au", '""au').replace("lait”", 'lait""')
+    found = list_with_table(tmp_path, content.encode(ENCODED.get(program, "utf-8")), "1.mp4", "é.mp4")
+    assert [item.caption for item in found.items] == ['café "au lait",\r\n5; 6\t€', "x"]
+    told = ["2 rows of captions.csv not in UTF-8, and read as Windows-1252: save it as UTF-8 where letters are wrong"]
+    assert (found.lost, found.table_notes) == ({}, told if program == "Excel" else [])
+
+
+@pytest.mark.parametrize(
+    ("heading", "caption", "told"),
+    [
+        ("caption", "a cat", []),
+        ("Text", "a cat", ["captions are the column 'text' of captions.csv"]),
+        ("prompt", "a cat", ["captions are the column 'prompt' of captions.csv"]),
+        ("description", "a cat", ["captions are the column 'description' of captions.csv"]),
+        ("Légende", "", ["no column of captions (caption, text, sentence", "columns that are not read: légende"]),
+        ("label", "", []),
+        ("caption,fps", "a cat", ["columns that are not read: fps"]),
+        ("fps,caption", "", ["1 clip without a caption in captions.csv", "columns that are not read: fps"]),
+    ],
+)
+def test_where_captions_come_from_is_told(tmp_path, heading, caption, told):
+    found = list_with_table(tmp_path, f"path,{heading}\n1.mp4,a cat,\n", "1.mp4")
+    assert [item.caption for item in found.items] == [caption]
+    assert len(found.table_notes) == len(told)
+    assert all(part in note for part, note in zip(told, found.table_notes, strict=True)), found.table_notes
 
 
 @pytest.mark.parametrize(
@@ -120,8 +159,10 @@ def test_a_quote_that_is_never_closed_is_refused(tmp_path):
     [
         ("", ("commas", "videoid", "path", "its heading is ''")),
         ("a.mp4,a cat\n", ("commas", "its heading is 'a.mp4,a cat'")),
-        ("path;text\na.mp4;a cat\n", ("commas", "its heading is 'path;text'")),
-        ("path,text\na.mp4,a cat\n".encode("utf-16"), ("UTF-8", "its heading is")),
+        ("path|text\na.mp4|a cat\n", ("commas", "its heading is 'path|text'")),
+        ('[{"path": "a.mp4"}]', ("t.csv is JSON: it should be a CSV", "its heading is")),
+        ('\n{"path": "a.mp4"}\n', ("t.csv is JSON: it should be a CSV", "its heading is")),
+        (b"PK\3\4\24\0\6\0", ("t.csv is an Excel workbook", "should be a CSV")),
         (bytes(range(256)) * 500, ("UTF-8", "its heading is")),
         (b'"' + bytes(300_000), ("cannot be read", "field larger")),
         ("path,text\n", ("it has no rows",)),

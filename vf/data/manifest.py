@@ -35,6 +35,8 @@ def make_manifest(
     *,
     builder: Path,
     embeddings: Layout,
+    shots: Mapping[str, Any],
+    embedder: Mapping[str, Any] | None,
     seconds: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest of clips that are packed, ready for JSON.
@@ -46,6 +48,9 @@ def make_manifest(
         splits: the splits that are packed, in order.
         builder: folder of the TFDS data set, relative to that of the manifest.
         embeddings: which embeddings clips have.
+        shots: of each video that is cut, {video: {frames, fps, shots: [{first, frames, start and end in seconds, split
+            or left_out}]}}.
+        embedder: everything on which embeddings that were made here depend; None for others.
         seconds: time of each stage, and the number of workers.
     """
     classes = listing.classes
@@ -73,17 +78,23 @@ def make_manifest(
     manifest = {
         "format": FORMAT,
         "builder": builder.as_posix(),
-        "parameters": dataclasses.asdict(parameters),
+        "parameters": parameters.to_json(),
         "classes": list(classes),
         "embeddings": dataclasses.asdict(embeddings),
         "splits": by_split,
         "rejected": dict(sorted((lost | rejected).items())),
         "notes": notes,
         "unlisted": {printable(name): why for name, why in sorted(listing.unlisted.items())},
+        "table_notes": listing.table_notes,
+        "shots": dict(shots),
         "seconds": dict(seconds),
         "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
     }
-    decisive = json.dumps([manifest["parameters"], by_split], sort_keys=True)
+    if embedder is not None:
+        manifest["embedder"] = dict(embedder)
+    decisive = json.dumps(
+        [manifest["parameters"], by_split, *([] if embedder is None else [manifest["embedder"]])], sort_keys=True
+    )
     return manifest | {"fingerprint": hashlib.sha256(decisive.encode()).hexdigest()[:12]}
 
 
@@ -99,8 +110,10 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
+    manifest.setdefault("shots", {})  # of data from before videos could be cut
     if isinstance(manifest.get("unlisted"), list):  # of an earlier version
         manifest["unlisted"] = dict.fromkeys(manifest["unlisted"], "is in no split file or table")
+    manifest.setdefault("table_notes", [])  # which earlier versions did not have
     if manifest.get("format") == 1:
         return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
     if manifest.get("format") != FORMAT:

@@ -9,14 +9,28 @@ import csv
 import dataclasses
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from vf.data.decode import error_text, printable
 from vf.data.listing import SPLITS, Item, Listing, class_names, clean_label, without_extension
-from vf.types import UserError
+from vf.data.text import encoding, is_utf8, readable
+from vf.types import UserError, counted
 
-_NAMES = ("path", "video", "file", "filename", "video_path", "video_id", "videoid")  # headings of a table, best first
+# Headings of a table, best first.
+_NAMES = (
+    "path", "video", "file", "filename", "file_name", "video_path", "file_path", "filepath", "video_name", "video_id",
+    "videoid",
+)  # fmt: skip
+_CAPTIONS = ("caption", "text", "sentence", "prompt", "description", "captions", "title", "name")
+_LABELS, _SPLIT, _FOLDER = ("label", "class"), "split", "page_dir"
+# How files begin that are taken for tables, and are none.
+_OTHERS = {
+    b"{": "JSON", b"[": "JSON", b"PK\3\4": "an Excel workbook, or another .zip",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook", b"PAR1": "Parquet", b"\x1f\x8b": "compressed by gzip",
+}  # fmt: skip
 
 
 def finder(items: list[Item], source: Path) -> Callable[[str], list[Item]]:
@@ -72,12 +86,15 @@ def select(listing: Listing, table: Path, source: Path) -> Listing:
     """
     find, lost = finder(listing.items, source), dict(listing.lost)
     facts_of: dict[str, dict[str, str]] = {}
-    for where, row in _rows(table, lost):
+    headings, rows = _read(table, lost)
+    others = 0
+    for where, row in rows:
+        others += not all(map(is_utf8, row.values()))
         name, facts = _row(row)
         if not name:
             lost[where] = "the row names no video"
             continue
-        match = find(name)
+        match = find(printable(name)) or find(name := readable(name))
         if len(match) != 1:
             lost[name] = no_match(match, table.name)
             continue
@@ -97,8 +114,30 @@ def select(listing: Listing, table: Path, source: Path) -> Listing:
         why = "".join(f", for example {printable(name)}: {why}" for name, why in list(lost.items())[:1])
         raise UserError(f"{table} names no clip of {source} that can be used{why or ', for it has no rows'}", "table")
     left_out = {item.name: f"{table.name} does not name it" for item in listing.items if item.name not in facts_of}
-    others = {name: why for name, why in listing.unlisted.items() if (source / name).resolve() != table.resolve()}
-    return Listing(items, classes, lost, others | left_out)
+    passed = {name: why for name, why in listing.unlisted.items() if (source / name).resolve() != table.resolve()}
+    return Listing(items, classes, lost, passed | left_out, _notes(table.name, headings, items, others))
+
+
+def _notes(table: str, headings: list[str], items: list[Item], others: int) -> list[str]:
+    """How a table was read, given the clips that it gives and the number of rows that are not UTF-8."""
+    column = _column(headings)
+    used = {*_NAMES, *_LABELS, _SPLIT, _FOLDER, column}
+    unread = [readable(name) for name in headings if name not in used and name]
+    without = sum(not item.caption for item in items)
+    notes = {
+        f"captions are the column {column!r} of {table}": column not in ("", "caption"),
+        f"{table} has no column of captions ({', '.join(_CAPTIONS)})": not column and not set(_LABELS) & set(headings),
+        f"{counted(without, 'clip')} without a caption in {table}": bool(column and without),
+        f"{table} has columns that are not read: {', '.join(unread)}": bool(unread),
+        f"{counted(others, 'row')} of {table} not in UTF-8, and read as Windows-1252: save it as UTF-8 where letters "
+        "are wrong": bool(others),
+    }
+    return [note for note, holds in notes.items() if holds]
+
+
+def _column(headings: Iterable[str]) -> str:
+    """The heading under which captions stand; "" where there is none."""
+    return next((name for name in _CAPTIONS if name in headings), "")
 
 
 def _row(row: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -108,42 +147,79 @@ def _row(row: dict[str, str]) -> tuple[str, dict[str, str]]:
         return next((row[name] for name in names if row.get(name)), "")
 
     name = first(*_NAMES)
-    if name and not row.get("path") and row.get("page_dir"):
-        name = f"{row['page_dir']}/{name}"
-    facts = {"label": clean_label(first("label", "class")), "caption": first("caption", "text", "sentence", "name")}
-    split = first("split").lower()
-    facts["split"] = SPLITS.get(split, split)
+    if name and not row.get("path") and row.get(_FOLDER):
+        name = f"{row[_FOLDER]}/{name}"
+    split = readable(first(_SPLIT)).lower()
+    facts = {
+        "label": clean_label(readable(first(*_LABELS))), "caption": readable(first(_column(row))),
+        "split": SPLITS.get(split, split),
+    }  # fmt: skip
     return name, {key: value for key, value in facts.items() if value}
 
 
-def _rows(table: Path, lost: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (place in the file, {heading: cell}) of every row that is not blank.
+def _read(table: Path, lost: dict[str, str]) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+    """(headings, rows) of a table, where a row is (its place in the file, {heading: cell}). Blank rows are left out.
 
-    Rows that cannot be read are added to `lost`. Raises UserError where the file cannot be read, or has no column that
-    names clips.
+    Cells are separated by commas, semicolons or tabs, whichever lets the heading name clips. Rows that cannot be read
+    are added to `lost`. Raises UserError where the file cannot be read, or has no column that names clips.
     """
+    with _reading(table):
+        with table.open("rb") as file:
+            head = file.read(1000)
+        for delimiter in ",;\t":
+            settings = _Settings(encoding(head), delimiter)
+            if set(_NAMES) & set(headings := _headings(table, settings)):
+                return headings, _rows(table, settings, lost)
+        first = ",".join(map(printable, _headings(table, _Settings(encoding(head), ","))))
+    kind = next((f"is {kind}: it " for magic, kind in _OTHERS.items() if head.lstrip().startswith(magic)), "")
+    raise UserError(
+        f"the table {table} {kind}should be a CSV in UTF-8 with commas, whose heading has one of {', '.join(_NAMES)}; "
+        f"its heading is {first[:99]!r}",
+        "table",
+    )
+
+
+class _Settings(NamedTuple):
+    encoding: str
+    delimiter: str
+
+
+@contextmanager
+def _reading(table: Path) -> Iterator[None]:
     try:
-        with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.reader(file, strict=True)  # else a quote that is never closed swallows all rows after it
-            headings = [printable(cell).strip().lower() for cell in next(reader, [])]
-            if not set(_NAMES) & set(headings):
-                raise UserError(
-                    f"the table {table} should be a CSV in UTF-8 with commas, whose heading has one of "
-                    f"{', '.join(_NAMES)}; its heading is {','.join(headings)[:99]!r}",
-                    "table",
-                )
-            while True:
-                where = f"{table.name}, line {reader.line_num + 1}"
-                try:
-                    cells = [printable(cell).strip() for cell in next(reader)]
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    lost[where] = f"the row cannot be read: {error}"
-                    continue
-                if any(cells[len(headings) :]):
-                    lost[where] = "has more cells than the heading: put text with commas in quotes"
-                elif any(cells):
-                    yield where, dict(zip(headings, cells, strict=False))
-    except (OSError, csv.Error) as error:
+        yield
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"the table {table} cannot be read: {error_text(error)}", "table") from error
+
+
+def _headings(table: Path, settings: _Settings) -> list[str]:
+    """The first row that is neither blank nor Excel's `sep=;`; [] where there is none."""
+    with table.open(newline="", encoding=settings.encoding, errors="surrogateescape") as file:
+        for row in csv.reader(file, strict=True, delimiter=settings.delimiter):
+            if any(map(str.strip, row)) and not row[0].startswith("sep="):
+                return [cell.strip().lower() for cell in row]
+    return []
+
+
+def _rows(table: Path, settings: _Settings, lost: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    with _reading(table), table.open(newline="", encoding=settings.encoding, errors="surrogateescape") as file:
+        # Strict, or else a quote that is never closed swallows all rows after it.
+        reader = csv.reader(file, strict=True, delimiter=settings.delimiter)
+        headings: list[str] = []
+        while True:
+            where = f"{table.name}, line {reader.line_num + 1}"
+            try:
+                cells = [cell.strip() for cell in next(reader)]
+            except StopIteration:
+                return
+            except csv.Error as error:
+                lost[where] = f"the row cannot be read: {error}"
+                continue
+            if not any(cells):
+                continue
+            if not headings:
+                headings = [] if cells[0].startswith("sep=") else [cell.lower() for cell in cells]
+            elif any(cells[len(headings) :]):
+                lost[where] = "has more cells than the heading: put text with commas in quotes"
+            else:
+                yield where, dict(zip(headings, cells, strict=False))

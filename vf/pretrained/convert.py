@@ -42,6 +42,7 @@ from vf.pretrained import (
     base,
     c3d,
     clip,
+    efficientnet,
     export,
     files,
     i3d,
@@ -62,6 +63,7 @@ FAMILIES: dict[str, Canonical] = {
     "videomae": videomae.canonical,
     "vjepa": vjepa.canonical,
     "clip": clip.canonical,
+    "efficientnet": efficientnet.canonical,
 }
 TARGETS = {"adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo")}
 # Settings of a base generator that may be assumed, since they cannot be inferred from its arrays.

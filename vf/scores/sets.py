@@ -1,8 +1,8 @@
 """Opens fixed sets of clips to be scored, which are decoded as they are sliced.
 
-A source is a folder of videos, animations or folders of frames; a drawing of a run, `samples/step_...`; an `.npz` with
-uint8 [n t h w 3] under `clips`; or a prepared data set. Which windows, how many and in what order is decided when a set
-is opened; from then on it is used like an array.
+A source is a folder of videos, animations or folders of frames, or one video; a drawing of a run, `samples/step_...`;
+an `.npz` with uint8 [n t h w 3] under `clips`, or an `.npy` of that; or a prepared data set. Which windows, how many
+and in what order is decided when a set is opened; from then on it is used like an array.
 """
 
 import contextlib
@@ -22,18 +22,21 @@ import av
 import numpy as np
 from PIL import Image
 
-from vf.data import datasets, listing, reader
+from vf.data import archives, datasets, listing, reader
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, Video, error_text, printable
+from vf.data.decode import DAMAGE, VIDEOS, Video, error_text, printable
 from vf.data.manifest import read_manifest, remark_lines
 from vf.data.notes import is_loss
 from vf.data.pipeline import BadRecord
 from vf.data.pixels import RESAMPLER, Pixels
 from vf.nets import resize
+from vf.run import media
 from vf.types import UserError, counted
-from vf.video import load_npz
+from vf.video import load_clips
 
 _THREADS = 8
+_ARRAYS = (".npz", ".npy")
+_SOURCES = "a folder (or .zip, .tar) of videos, a video, an .npz or .npy, a prepared data set or a drawing of a run"
 Resampler = Literal["swscale", "antialiased"]
 Subset = Literal["random", "first"]
 
@@ -142,14 +145,14 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
     """
     if not path.exists():
         raise UserError(
-            f"{path} does not exist: name a folder (or .zip, .tar) of videos, an .npz, a prepared data set or a "
-            "drawing of a run",
+            f"{path} does not exist: name {_SOURCES}",
             "source",
         )
     if (path / "clips.npz").is_file() and (path / "meta.json").is_file():
         path = path / "clips.npz"  # a drawing of a run, whose other files are pictures of these clips
+    sharded = (path / "meta.json").is_file() and any(path.glob(f"{media.SHARDS}/clips_*.npz"))  # one of many clips
     _refuse_drawings(path)
-    if path.suffix == ".npz":
+    if path.suffix.lower() in _ARRAYS or sharded:
         candidates = _array(path, choice)
     elif (path / "manifest.json").is_file():
         candidates = _prepared(path, choice)
@@ -168,6 +171,7 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
 def _refuse_drawings(path: Path) -> None:
     """Raises UserError for a run's folder, or its `samples`: their videos are walls of clips, one for each drawing."""
     folders = {file.parent for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips.npz")}
+    folders |= {file.parents[1] for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips/clips_*.npz")}
     found = sorted(folder for folder in folders if (folder / "meta.json").is_file())
     if drawn := [folder for folder in found if not folder.name.startswith("real")]:
         found = drawn
@@ -223,9 +227,12 @@ def _generator(choice: Choice, record: int) -> np.random.Generator | None:
 
 
 def _array(path: Path, choice: Choice) -> _Candidates:
-    clips = load_npz(path)["clips"]
+    shards = media.Shards(path) if path.is_dir() else None
+    clips = shards or load_clips(path)
     if not len(clips):
         raise UserError(f"{path} holds no clips")
+    if isinstance(clips, np.ndarray):
+        _check_axes(path, clips, choice.windows)
     if choice.size and clips.shape[2:4] != (choice.size, choice.size):
         raise UserError(
             f"{path} holds clips of {clips.shape[2]} x {clips.shape[3]} pixels and the protocol asks for "
@@ -240,15 +247,40 @@ def _array(path: Path, choice: Choice) -> _Candidates:
         raise UserError(f"{path}: {error}; an .npz has no rate, set fps to 0 to go by stride", "fps") from error
     if not per_clip:
         raise UserError(
-            f"{path} holds clips of {counted(clips.shape[1], 'frame')}, too few for {_describe(windows)}", "frames"
+            f"{path} holds clips of {counted(clips.shape[1], 'frame')}, too few for {_describe(windows)}: its array is "
+            f"{list(clips.shape)}, and should be [clips frames height width 3]",
+            "frames",
         )
 
     def read(k: int) -> np.ndarray:
         return clips[k // per_clip][windows.indices(clips.shape[1], 0.0, k % per_clip, _generator(choice, k))]
 
     digest = hashlib.sha256(str(clips.shape).encode())
-    digest.update(np.ascontiguousarray(clips).data)
+    for piece in shards.pieces() if shards else [clips]:  # in whatever files, the same clips are the same set
+        digest.update(np.ascontiguousarray(piece).data)
     return _Candidates([functools.partial(read, k) for k in range(len(clips) * per_clip)], digest.hexdigest()[:12], 0)
+
+
+def _check_axes(path: Path, clips: np.ndarray, windows: Windows) -> None:
+    """Raises UserError where an array has as many clips as the frames that are taken, and more frames: time is first.
+
+    Warns where that is likely, since what should be neighbouring clips are more alike than neighbouring frames.
+    """
+    n, frames = clips.shape[:2]
+    if n == windows.frames < frames:
+        raise UserError(
+            f"{path} holds an array {list(clips.shape)}: {counted(n, 'clip')} of {counted(frames, 'frame')}, or, time "
+            f"first, {counted(frames, 'clip')} of {counted(n, 'frame')}, as the protocol takes: store clips first; if "
+            f"they are, store {windows.frames} frames of each",
+            "frames",
+        )
+    some = clips[:8, :8].astype(np.float32)
+    if min(some.shape[:2]) > 1 and abs(np.diff(some, axis=1)).mean() > 2 * abs(np.diff(some, axis=0)).mean():
+        logging.warning(
+            "%s holds an array %s whose neighbouring clips are more alike than neighbouring frames: is time its first "
+            "axis, where clips should be?",
+            path, list(clips.shape),
+        )  # fmt: skip
 
 
 def _prepared(path: Path, choice: Choice) -> _Candidates:
@@ -303,7 +335,7 @@ class _Probed(NamedTuple):
 
 
 def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
-    all_clips = datasets.folder(path, None, 1, None)
+    all_clips = _listed(path)
     lost = dict(all_clips.lost)
     if sentence := all_clips.passed_over():
         logging.warning("%s: %s", path, sentence)
@@ -348,6 +380,18 @@ def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
     if remarks := [(name, note) for name, all_notes in notes.items() for note in all_notes if is_loss(note)]:
         logging.warning("%s: %s", path, "; ".join(line.strip() for line in remark_lines("notes", remarks)))
     return _Candidates(readers, digest, len(short), bad, notes)
+
+
+def _listed(path: Path) -> listing.Listing:
+    """The clips of a folder or archive, or the one clip of a video. Raises UserError where there are none."""
+    if not path.is_file() or path.suffix.lower() in archives.ARCHIVES:
+        return datasets.folder(path, None, 1, None)
+    if path.suffix.lower() in VIDEOS:
+        return listing.Listing([listing.Item(path.name, path)])
+    raise UserError(
+        f"{path} is a file of another kind: name {_SOURCES}; unpack other archives first (`tar xf`, `unrar x`)",
+        "source",
+    )
 
 
 def _undecodable(readers: Sequence[Callable[[], np.ndarray]]) -> dict[str, str]:

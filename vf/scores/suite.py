@@ -116,7 +116,8 @@ class Metric:
         distance: (real [n d], generated [m d]) -> value.
         statistic: features [n d] -> (value, its standard deviation or None).
         captions: (features [n d], those of captions [n e]) -> value.
-        rows: whether features are of frames, [n f d], and are pooled to [n f, d].
+        rows: whether features are of frames, [n f d], and are pooled to [n f, d] for the distance.
+        per_frame: whether features [n f*d] hold those of each frame, which the metric takes as [n f d].
         gaussian: whether a distance fits covariances, which are singular and biased for few clips.
         min_clips: fewest clips of each set.
     """
@@ -127,6 +128,7 @@ class Metric:
     statistic: Callable[[np.ndarray], tuple[float, float | None]] | None = None
     captions: Distance | None = None
     rows: bool = False
+    per_frame: bool = False
     gaussian: bool = True
     min_clips: int = 2
 
@@ -143,14 +145,18 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
     def jedi(real: np.ndarray, generated: np.ndarray) -> float:
         return 100 * polynomial_mmd(real, generated, degree=2, coef0=0.0, unbiased=False)
 
+    def frame_kernel(real: np.ndarray, generated: np.ndarray) -> float:
+        frames, dim = real.shape[1:]
+        return polynomial_mmd(real.reshape(-1, dim), generated.reshape(-1, dim), degree=3, coef0=1.0, rows=frames)
+
     def mean(values: np.ndarray) -> tuple[float, None]:
         return float(np.mean(values, dtype=np.float64)), None
 
     def consistency(values: np.ndarray) -> tuple[float, None]:
-        return mean(clip.frame_consistency(_embeddings(values)))
+        return mean(clip.frame_consistency(values))
 
     def similarity(values: np.ndarray, captions: np.ndarray) -> float:
-        return mean(clip.clipsim(_embeddings(values), captions))[0]
+        return mean(clip.clipsim(values, captions))[0]
 
     def inception(variant: str) -> Metric:
         settings = inception_score.VARIANTS[variant]
@@ -162,6 +168,7 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
     facts = {"ddof": lineage.ddof, "dtype": lineage.dtype, "root": lineage.root}
     fit = {**facts, "fit": "a + b / N, 15 sizes from n / 4 to n"}
     kernel = {"kernel": "(x.y / d + 1)^3", "estimator": "unbiased, whole sets"}
+    frame_pairs = {"kernel": "(x.y / d + 1)^3", "estimator": "unbiased, without pairs of frames of one clip"}
     square = {"kernel": "(x.y / d)^2", "estimator": "biased", "factor": 100}
     return {
         "fvd": Metric("i3d", facts, distance=video),
@@ -170,13 +177,15 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
         "fid": Metric("inception:clean", {"ddof": 1}, distance=frechet(1), rows=True),
         "fid_legacy_tensorflow": Metric("inception:legacy_tensorflow", {"ddof": 1}, distance=frechet(1), rows=True),
         "fid_legacy_pytorch": Metric("inception:legacy_pytorch", {"ddof": 1}, distance=frechet(1), rows=True),
+        "fd_efficientnet": Metric("efficientnet", {"ddof": 1}, distance=frechet(1), rows=True),
+        "kd_efficientnet": Metric("efficientnet", frame_pairs, distance=frame_kernel, gaussian=False),
         "is_tgan": inception("tgan"),
         "is_tganv2": inception("tganv2"),
         "is_styleganv": inception("styleganv"),
         "cd_fvd": Metric("videomae", {"ddof": 0}, distance=frechet(0)),
         "jedi": Metric("vjepa", square, distance=jedi, gaussian=False, min_clips=1),
-        "clipsim": Metric("clip", {"scale": 1.0, "floor": None}, captions=similarity, min_clips=1),
-        "frame_consistency": Metric("clip", {}, statistic=consistency, min_clips=1),
+        "clipsim": Metric("clip", {"scale": 1.0, "floor": None}, captions=similarity, per_frame=True, min_clips=1),
+        "frame_consistency": Metric("clip", {}, statistic=consistency, per_frame=True, min_clips=1),
         "flicker": Metric("flicker", {}, statistic=mean, min_clips=1),
     }
 
@@ -190,11 +199,6 @@ _OTHER_NAMES = {  # {network: {metric: its name with other weights than the publ
     "videomae": {"cd_fvd": "fd_videomae"},
     "vjepa": {"jedi": "mmd_vjepa"},
 }
-
-
-def _embeddings(values: np.ndarray) -> np.ndarray:
-    """Reshapes [n f*512] to [n f 512]."""
-    return values.reshape(len(values), -1, clip.TEXT_B32.dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,7 +352,7 @@ class Suite:
     ) -> tuple[float, float | None, dict[str, Any]]:
         """(value, that of the real clips or None, details)."""
         sampled = self._features(metric.network, generated, keep=self.keep_generated)
-        values, messages = sampled.values, features.pixel_warnings("generated", sampled)
+        values, messages = _apart(sampled.values, generated, metric), features.pixel_warnings("generated", sampled)
         messages += features.count_warnings(len(generated if real is None else real), len(generated))
         messages += [] if real is None else _size_warnings(real, generated)
         details: dict[str, Any] = {"n_generated": len(values), "warnings": messages or None}
@@ -361,7 +365,7 @@ class Suite:
         value, details["std"] = metric.statistic(values)
         if real is None:
             return value, None, details
-        real_values = self._features(metric.network, real).values
+        real_values = _apart(self._features(metric.network, real).values, real, metric)
         return value, metric.statistic(real_values)[0], details | {"n_real": len(real_values)}
 
     def _sizes(self, real: int, generated: int) -> tuple[int, int]:
@@ -386,6 +390,11 @@ class Suite:
 
 def _pooled(values: np.ndarray, rows: bool) -> np.ndarray:
     return values.reshape(-1, values.shape[-1]) if rows else values
+
+
+def _apart(values: np.ndarray, clips: Clips, metric: Metric) -> np.ndarray:
+    """The features of `clips` as a metric's statistic or similarity takes them."""
+    return values.reshape(len(values), clips.shape[1], -1) if metric.per_frame else values
 
 
 def _size_warnings(real: Clips, generated: Clips) -> list[str]:
