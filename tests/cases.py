@@ -22,8 +22,8 @@ import numpy as np
 
 from tests.data.synthetic import parameters, write
 from vf.data.clips import Windows
-from vf.data.decode import is_loss
 from vf.data.folder import VideoFolder
+from vf.data.notes import is_loss
 from vf.data.pixels import Pixels
 from vf.data.preparation import prepare
 from vf.data.prepared import Prepared

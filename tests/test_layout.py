@@ -11,6 +11,9 @@ ROOMS = {
 THROUGH = {
     "data/shot_sheet": "data/test_shots",
     "data/bitstream": "data/test_decode",
+    "data/clock": "data/test_decode",
+    "data/containers": "data/test_decode",
+    "data/notes": "data/test_decode",
     "data/pixels": "data/test_decode",
     "data/reader": "data/test_staging",
     "data/text": "data/test_tables",

@@ -60,6 +60,7 @@ def test_layouts_in_natural_order(tmp_path, dataset, expected):
             ("bus/1.mp4", "test/a/1.mp4", "train/a/1.mp4"),
             "folders beside bus name splits, so that it is taken for train",
         ),
+        (("a/train/1.mp4", "a/test/2.mp4", "b/train/1.mp4"), "test lies in another folder, and names no split"),
         (("a/1.mp4", "b/2.mp4", "3.mp4"), "folders are no classes, since 3.mp4 does not lie in one folder alone"),
     ],
 )

@@ -8,10 +8,10 @@ from PIL import Image, PngImagePlugin
 
 from tests.data.synthetic import colour, number, parameters
 from vf.data.clips import Windows
-from vf.data.decode import is_loss
 from vf.data.folder import VideoFolder
 from vf.data.frames import Animation, FrameFolder, series
 from vf.data.listing import Item, clips
+from vf.data.notes import is_loss
 from vf.data.pixels import Pixels
 from vf.data.staging import read_staged, stage
 
@@ -26,6 +26,8 @@ SERIES = {
     "a number after times": ([f"{1e9 + 0.04 * k * k:.4f}_{k}.png" for k in range(12)], []),
     "a number before times": ([f"{k}_{1e9 + 0.04 * k * k:.4f}.png" for k in range(12)], []),
     "dates": ([f"2024-01-01_12-{t}.png" for t in ("00-57", "00-59", "01-02", "01-03", "01-07")], []),
+    "a number before others": ([f"{k}_{37 * k * k % 101}.png" for k in range(12)], []),
+    "a number after others": ([f"{37 * k * k % 101}_{k}.png" for k in range(12)], []),
     "steps of ten": ([f"f{10 * k}.png" for k in range(12)], []),
     "strays": ([f"{k:04d}.png" for k in range(4)], ["cover.jpg", "Thumbs.png", "0000_mask.png"]),
     "two of four strays": (["0.png", "1.png"], ["cover.png", "back.png"]),

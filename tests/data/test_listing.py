@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from tests.data.sources import error_message, list_clips, make, pack, splits_and_labels
 from vf.data.decode import Video
@@ -112,14 +113,23 @@ def test_files_that_look_like_videos_and_are_none_are_told(tmp_path):
         sound.sample_rate = 44100
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "album.m4b"), "w", format="mp4") as container:  # a song with its cover
+        stream, cover = container.add_stream("aac", rate=44100), container.add_stream("png")
+        cover.height, cover.width, cover.pix_fmt = 16, 16, "rgb24"
+        cover.disposition = Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+        container.mux(cover.encode(None))
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
     (tmp_path / "broken.part").write_bytes(b"\0\0\0\x20ftypisom" + bytes(50))
     (tmp_path / "code.py").write_text("print()\n")
     (tmp_path / "nothing").touch()
+    os.mkfifo(tmp_path / "pipe")
     make(tmp_path, "1.mp4")
     found = list_clips("folder", tmp_path)
     assert [item.name for item in found.items] == ["1.mp4"]
-    assert found.unlisted["song.m4a"] == "has no video stream"
-    assert {found.unlisted[name] for name in ("code.py", "nothing")} == {NO_CLIP}
+    assert found.unlisted["song.m4a"] == found.unlisted["album.m4b"] == "has no video stream"
+    assert {found.unlisted[name] for name in ("code.py", "nothing", "pipe")} == {NO_CLIP}
     assert found.lost["broken.part"].startswith("cannot be read: ")
 
 

@@ -574,3 +574,20 @@ def test_as_many_large_pictures_are_decoded_at_once_as_there_is_room():
     assert max(most[:8]) == 80
     assert max(most) <= 1000  # a picture that is too large for the room has it alone
     assert [total for total in most if total > 100] == [1000] * sum(total > 100 for total in most)
+
+
+def test_what_clips_have_lost_and_files_that_are_none_are_told(tmp_path, caplog):
+    write(tmp_path / "whole.mp4", "libx264", {"x264-params": "keyint=5:min-keyint=5"}, times=range(20))
+    with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "a.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][1:]:
+            packet.stream = stream
+            target.mux(packet)
+    (tmp_path / "whole.mp4").unlink()
+    (tmp_path / "notes.txt").touch()
+    found = open_set(tmp_path, Choice(Windows(4, start="first"), size=8))
+    lost = "lost: its first 4 frames, before the first whole picture"
+    assert found.facts["notes"]["a.mp4"] == [lost]
+    assert f"notes: 1 clip; 1 x such as a.mp4: {lost}" in caplog.text
+    assert "1 file passed over, the first notes.txt: is neither a video nor a picture that is read" in caplog.text
+    assert [number(frame) for frame in found[:][0]] == [5, 6, 7, 8]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _VOP = re.compile(b"\0\0\1\xb6(.)", re.DOTALL)  # MPEG-4 (ISO 14496-2, 6.2.5): a picture begins, with its type
-_INTRA, _BIDIRECTIONAL = 0, 2  # vop_coding_type
+_INTRA = 0  # vop_coding_type
 
 
 def is_shown(codec: str, packet: bytes) -> bool:
@@ -24,11 +24,6 @@ def is_whole(codec: str, packet: bytes, is_key: bool) -> bool:
     """Whether decoding can begin with a packet, which a container's index says (`is_key`) and AVI's may get wrong."""
     types = picture_types(codec, packet)
     return types[0] == _INTRA if types else is_key
-
-
-def is_reordered(codec: str, packet: bytes) -> bool:
-    """Whether a packet holds a picture that is shown before one that is decoded earlier, as far as is known."""
-    return _BIDIRECTIONAL in picture_types(codec, packet)
 
 
 def is_packed(codec: str, packet: bytes) -> bool:

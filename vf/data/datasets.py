@@ -105,9 +105,9 @@ def webvid(source: Path, splits: Path | None, fold: int, table: Path | None) -> 
 
 
 def folder(source: Path, splits: Path | None, fold: int, table: Path | None) -> Listing:
-    """Any videos, GIFs or folders of frames. Where every clip lies in exactly one folder (below those of splits), that
-    folder is its class. `table`, a CSV with a column `path` and any of `label`, `caption`, `split`, selects clips and
-    overrides what folders say."""
+    """Any videos, animated pictures or folders of frames. Where every clip lies in exactly one folder (below those of
+    splits), that folder is its class. `table`, a CSV with a column `path` and any of `label`, `caption`, `split`,
+    selects clips and overrides what folders say."""
     _no_splits(splits)
     listing = clips(source)
     paths = folders_and_name(listing.items)
@@ -116,6 +116,8 @@ def folder(source: Path, splits: Path | None, fold: int, table: Path | None) -> 
             logging.warning("%s: folders beside %s name splits, so that it is taken for train", source, others[0])
         paths = [path[1:] if split_of(path) else path for path in paths]
     else:
+        if inner := [path for path in paths if len(path) > 2 and split_of(path[1:])]:
+            logging.warning("%s: %s lies in another folder, and names no split: all are train", source, inner[0][1])
         listing.items = [dataclasses.replace(item, split="train") for item in listing.items]
     depths = {len(path): item.name for item, path in zip(listing.items, paths, strict=True)}
     if set(depths) == {2}:

@@ -16,8 +16,9 @@ import numpy as np
 
 from vf.data import datasets
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, ON_BLACK, Video, error_text, is_loss, printable
+from vf.data.decode import DAMAGE, Video, error_text, printable
 from vf.data.listing import Item, Listing
+from vf.data.notes import ON_BLACK, is_loss
 from vf.data.pipeline import BadRecord
 from vf.data.pixels import RESAMPLER, Pixels
 from vf.data.reader import Clip, open_clip

@@ -16,7 +16,8 @@ import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vf.data.decode import DAMAGE, error_text, lost, natural
+from vf.data.decode import DAMAGE, error_text, natural
+from vf.data.notes import too_deep
 from vf.data.pixels import Pixels
 from vf.types import counted
 
@@ -284,4 +285,4 @@ def _picture(image: Image.Image) -> tuple[av.VideoFrame, list[str]]:
         pixels, form = np.asarray(image.convert("RGBA")), "rgba"
     else:
         pixels, form = np.asarray(image.convert("RGB")), "rgb24"
-    return av.VideoFrame.from_ndarray(pixels, format=form), [lost("its 16 bits, scaled to 8")] * is_deep
+    return av.VideoFrame.from_ndarray(pixels, format=form), [too_deep(16)] * is_deep

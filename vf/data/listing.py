@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from vf.data import archives
-from vf.data.decode import DAMAGE, VIDEOS, error_text, natural, open_video, printable
+from vf.data.containers import open_video
+from vf.data.decode import DAMAGE, VIDEOS, error_text, natural, printable
 from vf.data.frames import IMAGES, find_strays, is_animated
 from vf.types import UserError, counted
 
@@ -156,6 +157,8 @@ _BROKEN = "cannot be read: "
 
 def _why_no_video(file: Path) -> str:
     """Why a file whose name does not end as a video's is none; "" for a video."""
+    if file.exists() and not file.is_file():  # a pipe, which would be waited for
+        return NO_CLIP
     try:
         with file.open("rb") as content:
             if not _VIDEO.match(content.read(400)):

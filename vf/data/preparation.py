@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from vf.activity import ACTIVITY
 from vf.data import datasets
-from vf.data.decode import error_text, is_loss, printable
+from vf.data.decode import error_text, printable
 from vf.data.embedder import Embedder
 from vf.data.embeddings import Embeddings, Layout
 from vf.data.listing import STAGING, Item, Listing
 from vf.data.manifest import MANIFEST, make_manifest, read_manifest
+from vf.data.notes import is_loss
 from vf.data.processes import Workers
 from vf.data.shots import Rules, Shot, shot_name
 from vf.data.staging import STAGES, Parameters, read_staged, stage, staged_facts, staged_name

@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 
 import av
 
-from vf.data.decode import DAMAGE, ON_BLACK, Video, error_text, lost, printable
+from vf.data.decode import DAMAGE, Video, error_text, printable
 from vf.data.encoding import encode
 from vf.data.listing import Item
+from vf.data.notes import ON_BLACK, lost
 from vf.data.pixels import RESAMPLER, Pixels, deinterlaced
 from vf.data.reader import digest, open_clip
 from vf.data.shots import Meter, Rules, find_shots

@@ -1,8 +1,8 @@
 """Opens fixed sets of clips to be scored, which are decoded as they are sliced.
 
-A source is a folder of videos, GIFs or folders of frames, or one video; a drawing of a run, `samples/step_...`; an
-`.npz` with uint8 [n t h w 3] under `clips`, or an `.npy` of that; or a prepared data set. Which windows, how many and
-in what order is decided when a set is opened; from then on it is used like an array.
+A source is a folder of videos, animations or folders of frames, or one video; a drawing of a run, `samples/step_...`;
+an `.npz` with uint8 [n t h w 3] under `clips`, or an `.npy` of that; or a prepared data set. Which windows, how many
+and in what order is decided when a set is opened; from then on it is used like an array.
 """
 
 import contextlib
@@ -24,8 +24,9 @@ from PIL import Image
 
 from vf.data import archives, datasets, listing, reader
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, VIDEOS, Video, error_text, is_loss, printable
+from vf.data.decode import DAMAGE, VIDEOS, Video, error_text, printable
 from vf.data.manifest import read_manifest, remark_lines
+from vf.data.notes import is_loss
 from vf.data.pipeline import BadRecord
 from vf.data.pixels import RESAMPLER, Pixels
 from vf.nets import resize
