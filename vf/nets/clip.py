@@ -178,8 +178,9 @@ def clip_image(
         u = unit(module.apply({"params": params}, x, method="encode_image"))
         return rearrange(u, "(b f) d -> b (f d)", f=frames)
 
+    other_act = "".join({f", {act}": 0 for act in (vision.act, language.act) if act != CLIP_B32.act})
     protocol = {
-        "network": f"CLIP, unit embeddings of every frame; {describe(vision)}, {language.dim} numbers each",
+        "network": f"CLIP, unit embeddings of every frame; {describe(vision)}, {language.dim} numbers each{other_act}",
         "weights": fingerprint, "frames": frames,
         "resize": f"antialiased_bicubic, rounded to 8 bits after each pass (Pillow), short side to {vision.size}, "
         "centre, then (x / 255 - CLIP's mean) / deviation",
