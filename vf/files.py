@@ -29,6 +29,7 @@ from typing import BinaryIO, TypeAlias, TypeVar
 from absl import logging
 from etils import epath
 
+from vf.command import is_full
 from vf.types import UserError
 
 AnyPath: TypeAlias = Path | epath.Path
@@ -95,7 +96,7 @@ def check_writable(folder: AnyPath) -> None:
 
 def make_room(error: Exception) -> str:
     """ "make room, or " where `error` says that a disk is full, else "": the beginning of what to do about it."""
-    return "make room, or " if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else ""
+    return "make room, or " if is_full(error) else ""
 
 
 @functools.cache

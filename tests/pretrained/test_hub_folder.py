@@ -64,17 +64,17 @@ def test_shards_need_no_list(tmp_path, name, kind):
 
 def test_which_variant_is_read(tmp_path):
     """The whole average before halves, these before the last step's weights; another by its word."""
-    values = {"non_ema": 1, "fp16": 2, "bf16": 3, "": 4}
+    values = {"non_ema": 1, "q8": 2, "bf16": 3, "": 4}
     order: tuple[str, ...] = ()
     for word, value in values.items():
         store(tmp_path / f"diffusion_pytorch_model{'.' * bool(word)}{word}.safetensors", value)
-        order = tuple(sorted((word, *order), key=("", "bf16", "fp16", "non_ema").index))
+        order = tuple(sorted((word, *order), key=("", "bf16", "q8", "non_ema").index))
         check(tmp_path, values[order[0]], variant=order[0], variants=order)
         for ask in order:
             check(tmp_path, values[ask or order[0]], variant=ask or order[0], variants=order, ask=ask)
-    with pytest.raises(UserError, match="are those without a word, bf16, fp16, non_ema, and ema is none of them"):
+    with pytest.raises(UserError, match="are those without a word, bf16, q8, non_ema, and ema is none of them"):
         files.read(tmp_path, "ema")
-    check(tmp_path, 2, variant="fp16", variants=order, ask="fp16")
+    check(tmp_path, 2, variant="q8", variants=order, ask="q8")
 
 
 def test_safetensors_before_bin_and_models_before_what_lies_beside(tmp_path):
