@@ -117,6 +117,12 @@ def _check_client(scheme: str) -> None:
         ) from error
 
 
+def check_proxy() -> str:
+    """What else to do where a store does not answer and the environment names a proxy; "" where it names none."""
+    names = [name for name in os.environ if name.lower() in ("https_proxy", "http_proxy", "all_proxy")]
+    return f"; and make sure that the proxy that {names[0]} names answers" if names else ""
+
+
 def _access_error(folder: AnyPath, action: str, error: Exception) -> str:
     """One sentence on why a folder in a store cannot be read or written, and what to do."""
     bucket = "/".join(os.fspath(folder).split("/")[:3])
@@ -124,6 +130,7 @@ def _access_error(folder: AnyPath, action: str, error: Exception) -> str:
     advice = f"make sure that the bucket {bucket} exists and that these credentials may write there"
     if not isinstance(error, FileNotFoundError) and bucket.startswith("gs://"):
         advice += " (gcloud auth application-default login)"
+    advice += check_proxy()
     return f"expected a run folder that can be {action} and got {folder} ({reason:.200}): {advice}"
 
 
