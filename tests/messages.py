@@ -13,7 +13,7 @@ from vf.types import counted
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "troubleshooting.md"
-ERRORS = ("UserError", "HostsError", "Stopped")
+ERRORS = ("UserError", "HostsError", "Stopped", "DiskFull")
 BEGIN = "<!-- From here on written by `python -m tests.messages`. -->\n"
 
 

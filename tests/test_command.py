@@ -1,6 +1,7 @@
 """Commands show their own messages, start no TPU where there is none, and end quietly when nobody reads them."""
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -33,6 +34,15 @@ def test_messages_of_libraries_are_hidden_up_to_warnings(path, level, shown):
     assert command.is_shown(logging.LogRecord("any", level, str(path), 1, "text", (), None)) is shown
 
 
+def test_what_libraries_log_of_a_full_disk_is_hidden_as_the_error_is_raised_too():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for path, shown in (("site-packages/orbax/future.py", False), (str(ROOT / "vf" / "files.py"), True)):
+        for text, error in ((f"raised an exception: {full}", None), ("the save failed", full)):
+            record = logging.LogRecord("any", logging.ERROR, path, 1, text, (), error and (type(error), error, None))
+            assert command.is_shown(record) is shown
+    assert command.is_shown(logging.LogRecord("any", logging.ERROR, "site-packages/orbax/a.py", 1, "text", (), None))
+
+
 def test_the_filter_is_where_all_messages_pass():
     """Those of jax's loggers, which are Python's, and of libraries that use absl's, as vf.main does."""
     code = (
@@ -40,11 +50,17 @@ def test_the_filter_is_where_all_messages_pass():
         "def main(_):\n"
         "    logging.set_verbosity(logging.INFO); command.hide_messages_of_libraries()\n"
         "    std.getLogger('jax._src.xla_bridge').info('theirs'); logging.info('theirs')\n"
+        "    class Late:\n"
+        "        def __init__(self, error): self.error = error\n"
+        "        def __del__(self): raise self.error\n"
+        "    Late(RuntimeError('Event loop is closed')); Late(RuntimeError('of another kind'))\n"
         "    logging.warning('serious'); exec(compile('logging.info(\"ours\")', command.__file__, 'exec'))\n"
         "app.run(main)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "theirs" not in done.stderr
+    assert "Event loop" not in done.stderr
+    assert "of another kind" in done.stderr
     assert "serious" in done.stderr
     assert "ours" in done.stderr
 

@@ -30,6 +30,7 @@ THROUGH = {
     "plan/subject": "jobs/test_plan",
     "pretrained/convert": "test_pretrained",
     "pretrained/names": "pretrained/test_weights",
+    "pretrained/pickles": "pretrained/test_torch_file",
     "pretrained/safetensors_file": "pretrained/test_files",
     "pretrained/unet": "pretrained/test_adm",
     "pretrained/vit": "pretrained/test_videomae",

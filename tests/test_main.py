@@ -1,10 +1,12 @@
 """The entry: whole jobs at toy size on the built-in sprites, resumed and repeated; and the errors for bad input."""
 
 import dataclasses
+import errno
 import importlib.util
 import io
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -24,6 +26,7 @@ from vf import files, main, video
 from vf.activity import ACTIVITY
 from vf.config import build, data, models, start, values
 from vf.config.flags import parse
+from vf.hosts.errors import DiskFull
 from vf.jobs import evaluate, evaluator, train
 from vf.jobs.results import Results
 from vf.pretrained import export
@@ -1020,3 +1023,41 @@ def test_programs_are_kept_and_on_gpus_the_kernels_chosen(monkeypatch):
     finally:
         for name, value in before.items():
             jax.config.update(f"jax_{name}", value)
+
+
+@pytest.mark.parametrize("kind", ["line", "checkpoint", "quota", "behind another"])
+def test_a_full_disk_is_told_with_the_checkpoint_from_which_it_goes_on(tmp_path, kind):
+    """Whether the system says so or, in words alone, a library."""
+
+    def write() -> None:
+        if kind == "line":
+            files.append_line(Path("/dev/full"), "no room")
+        if kind == "quota":
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        try:
+            raise ValueError(f"RESOURCE_EXHAUSTED: Error writing: {os.strerror(errno.ENOSPC)} [os_error_code='28']")
+        except ValueError as error:
+            if kind == "checkpoint":
+                raise
+            raise RuntimeError("cleaning up") from error
+
+    for step in (None, 50):
+        then = f"goes on from checkpoint {step}$" if step else "begins again, as there is no checkpoint yet$"
+        with pytest.raises(DiskFull, match=then), main.telling_of_a_full_disk(tmp_path):
+            write()
+        for item in ("", "params", "ema", "optimizer", "meta"):
+            (done := tmp_path / "checkpoints" / "50" / item / "commit_success.txt").parent.mkdir(
+                parents=True, exist_ok=True
+            )
+            done.touch()
+
+
+def test_other_errors_are_not_of_a_full_disk(tmp_path):
+    for error in (
+        OSError(errno.EACCES, "no access"),
+        ZeroDivisionError("by three"),
+        UserError("No space left on device"),
+    ):
+        with pytest.raises(type(error)) as raised, main.telling_of_a_full_disk(tmp_path):
+            raise error
+        assert raised.value is error

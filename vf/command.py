@@ -1,6 +1,7 @@
 """What the commands of this package have in common: which messages they show, and how they end."""
 
 import argparse
+import errno
 import importlib.metadata
 import importlib.util
 import logging
@@ -11,21 +12,46 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 HERE = Path(__file__).parent
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def hide_messages_of_libraries() -> None:
-    """Hides the libraries' messages below the level of warnings, which say how they work, not what they do for us."""
+    """Hides the libraries' messages below the level of warnings, which say how they work, not what they do for us.
+
+    So it does those on a checkpoint that could not be written, whose error is raised too: Orbax's, and those of the
+    threads that still wrote, a traceback each.
+    """
     from absl import logging as absl_logging
 
     absl_logging.get_absl_handler().addFilter(is_shown)
+    shown = sys.unraisablehook
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    sys.unraisablehook = show
 
 
 def is_shown(record: logging.LogRecord) -> bool:
-    """Whether a message comes from this package, or is a warning or worse."""
-    return record.levelno >= logging.WARNING or Path(record.pathname).is_relative_to(HERE)
+    """Whether a message comes from this package, or is a warning or worse that is not of a full disk."""
+    if Path(record.pathname).is_relative_to(HERE):
+        return True
+    said = Exception(record.getMessage())
+    said.__cause__ = record.exc_info[1] if record.exc_info else None
+    return record.levelno >= logging.WARNING and not is_full(said)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that a disk is full; libraries say so in words alone."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def leave_out_absent_tpu() -> None:

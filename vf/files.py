@@ -29,6 +29,7 @@ from typing import BinaryIO, TypeAlias, TypeVar
 from absl import logging
 from etils import epath
 
+from vf.command import is_full
 from vf.types import UserError
 
 AnyPath: TypeAlias = Path | epath.Path
@@ -95,7 +96,7 @@ def check_writable(folder: AnyPath) -> None:
 
 def make_room(error: Exception) -> str:
     """ "make room, or " where `error` says that a disk is full, else "": the beginning of what to do about it."""
-    return "make room, or " if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else ""
+    return "make room, or " if is_full(error) else ""
 
 
 @functools.cache
@@ -116,6 +117,12 @@ def _check_client(scheme: str) -> None:
         ) from error
 
 
+def check_proxy() -> str:
+    """What else to do where a store does not answer and the environment names a proxy; "" where it names none."""
+    names = [name for name in os.environ if name.lower() in ("https_proxy", "http_proxy", "all_proxy")]
+    return f"; and make sure that the proxy that {names[0]} names answers" if names else ""
+
+
 def _access_error(folder: AnyPath, action: str, error: Exception) -> str:
     """One sentence on why a folder in a store cannot be read or written, and what to do."""
     bucket = "/".join(os.fspath(folder).split("/")[:3])
@@ -123,6 +130,7 @@ def _access_error(folder: AnyPath, action: str, error: Exception) -> str:
     advice = f"make sure that the bucket {bucket} exists and that these credentials may write there"
     if not isinstance(error, FileNotFoundError) and bucket.startswith("gs://"):
         advice += " (gcloud auth application-default login)"
+    advice += check_proxy()
     return f"expected a run folder that can be {action} and got {folder} ({reason:.200}): {advice}"
 
 

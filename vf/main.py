@@ -8,8 +8,8 @@ Fields of the config, which `configs/base.py` lists with their meaning and defau
     --mode=evaluate   scores checkpoints, also beside a run that trains (`eval.*`)
     --mode=plan       computes memory and time of a run on another machine (`plan.*`)
 
-Bad input ends the program with one sentence and exit status 2, a plan that does not fit with 4; SIGTERM and Ctrl-C save
-the current training step, status 143 and 130.
+Bad input ends the program with one sentence and exit status 2, a full disk with 1, a plan that does not fit with 4;
+SIGTERM and Ctrl-C save the current training step, status 143 and 130.
 
 On several hosts, or in several processes, every one gets the same command. Clusters that jax supports are detected;
 elsewhere each process needs `--coordinator=HOST:PORT --processes=N --process=I` (`docs/hosts.md`).
@@ -30,6 +30,8 @@ if __name__ == "__main__":
 import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -43,12 +45,13 @@ from vf.config.check import check
 from vf.config.flags import parse
 from vf.config.values import to_json
 from vf.data.manifest import MANIFEST
-from vf.hosts.errors import HostsError, Stopped, exit_status
+from vf.hosts.errors import DiskFull, HostsError, Stopped, exit_status
 from vf.hosts.process import this_process
 from vf.hosts.run import Hosts
 from vf.jobs import evaluate, plan, sample, train
 from vf.pretrained import export
 from vf.run.provenance import fingerprint
+from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
 
 MODES = ("train", "sample", "evaluate", "plan")
@@ -124,10 +127,29 @@ def main(argv: list[str]) -> None:
         signals=SIGNALS,
     )  # fmt: skip
     ACTIVITY.speaks = process is None or process.index == 0
-    with hosts:
+    with hosts, telling_of_a_full_disk(workdir):
         done = run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
     if planning and not done["fits"]:
         sys.exit(UNFIT)
+
+
+@contextmanager
+def telling_of_a_full_disk(workdir: files.AnyPath) -> Iterator[None]:
+    """Raises DiskFull for any error of a full disk, which names the checkpoint that the run goes on from."""
+    try:
+        yield
+    except (UserError, HostsError, Stopped):
+        raise
+    except Exception as error:
+        if not command.is_full(error):
+            raise
+        with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
+            step = checkpoints.latest()
+        then = f"goes on from checkpoint {step}" if step is not None else "begins again, as there is no checkpoint yet"
+        raise DiskFull(
+            f"the disk is full, and there was no room for what the run in {workdir} writes: make room, then give the "
+            f"same command again, which {then}"
+        ) from error
 
 
 def cache_programs(folder: str) -> None:
@@ -152,7 +174,7 @@ def cli() -> None:
     try:
         with command.until_ended():
             app.run(main, flags_parser=functools.partial(parse, names=NAMES))
-    except (UserError, HostsError, Stopped) as error:
+    except (UserError, HostsError, Stopped, DiskFull) as error:
         status, text = exit_status(error)
         print(text, file=sys.stderr, flush=True)
         if isinstance(error, Stopped):

@@ -72,6 +72,29 @@ def test_an_interrupted_fetch_resumes(store, monkeypatch):
     assert content(remote.local_copy(ADDRESS)) == stored_files(store)
 
 
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "http_proxy", "all_proxy"])
+def test_a_store_that_does_not_answer_behind_a_proxy(store, monkeypatch, name):
+    """The proxy is named by its variable; its address may hold a password."""
+    from fsspec.spec import AbstractFileSystem
+
+    def closed(*args, **kwargs):
+        raise OSError("Cannot connect to host")
+
+    for other in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+    for function, parts in (("get_file", "stopped"), ("find", "which cannot be read")):
+        monkeypatch.setattr(AbstractFileSystem, function, closed)
+        for proxy in ("", "http://me:secret@127.0.0.1:9"):
+            with monkeypatch.context() as environment:
+                environment.setenv(name if proxy else "NO_PROXY", proxy)
+                with pytest.raises(UserError) as raised:
+                    remote.local_copy(ADDRESS)
+            sentence = str(raised.value)
+            assert parts in sentence
+            assert sentence.endswith(f"make sure that the proxy that {name} names answers") is bool(proxy)
+            assert "secret" not in sentence
+
+
 def test_an_empty_address_is_reported(store):
     with pytest.raises(UserError, match=r"found nothing there|cannot be read"):
         remote.local_copy("gs://bucket/data/other")

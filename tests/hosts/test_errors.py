@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from vf.hosts.errors import HostsError, Stopped, exit_status
+from vf.hosts.errors import DiskFull, HostsError, Stopped, exit_status
 from vf.types import UserError
 
 
@@ -12,6 +12,7 @@ from vf.types import UserError
     ("error", "expected"),
     [
         (UserError("no such file"), (2, "vf: no such file")),
+        (DiskFull("the disk is full"), (1, "vf: the disk is full")),
         (HostsError("process 1 is missing"), (3, "vf: process 1 is missing")),
         (Stopped("step 3 is saved"), (143, "vf: step 3 is saved")),
         (Stopped("step 3 is saved", signal.SIGINT), (130, "vf: step 3 is saved")),

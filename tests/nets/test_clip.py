@@ -21,16 +21,17 @@ SIZE, VOCABULARY, CONTEXT, DIM = 64, 300, 20, 32
 
 
 @functools.cache
-def pair():
+def pair(act: str = "quick_gelu", heads: int = 2):
     """A small CLIP of Hugging Face's and its arrays in our layout, with the two configurations."""
     torch.manual_seed(0)
     text = transformers.CLIPTextConfig(
-        hidden_size=128, intermediate_size=160, num_hidden_layers=2, num_attention_heads=2, vocab_size=VOCABULARY,
+        hidden_size=128, intermediate_size=160, num_hidden_layers=2, num_attention_heads=heads, vocab_size=VOCABULARY,
         max_position_embeddings=CONTEXT, bos_token_id=VOCABULARY - 2, eos_token_id=VOCABULARY - 1, projection_dim=DIM,
+        hidden_act=act,
     )  # fmt: skip
     vision = transformers.CLIPVisionConfig(
         hidden_size=192, intermediate_size=250, num_hidden_layers=3, num_attention_heads=3, image_size=SIZE,
-        patch_size=16, projection_dim=DIM,
+        patch_size=16, projection_dim=DIM, hidden_act=act,
     )  # fmt: skip
     net = transformers.CLIPModel(
         transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=DIM)
@@ -41,7 +42,7 @@ def pair():
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0, 0.1)
-    arrays, about = canonical({name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    arrays, about = canonical({name: tensor.numpy() for name, tensor in net.state_dict().items()}, net.config.to_dict())
     return net, Weights("clip", arrays, "", {}).tree(), Config(**about["vision"]), clip.TextConfig(**about["language"])
 
 
@@ -81,8 +82,9 @@ def test_frames_are_prepared_as_pillow_does(height, width):
     np.testing.assert_allclose(found, true, atol=1e-3)  # not a bit of a pixel differs
 
 
-def test_images():
-    net, params, vision, language = pair()
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_images(act):
+    net, params, vision, language = pair(act)
     network = clip_image(params, "0123456789ab", frames=3, vision=vision, language=language)
     x = clips(2, 3, 96, 70)
     frames = np.stack([prepared(frame, SIZE) for frame in x.reshape(-1, *x.shape[2:])])
@@ -93,6 +95,7 @@ def test_images():
     assert found.shape == (2, network.dim)
     assert relative(found.reshape(6, DIM), unit(true)) < 1e-5
     assert network.protocol["frames"] == 3
+    assert network.protocol["network"].endswith({"quick_gelu": "numbers each", "gelu": "numbers each, gelu"}[act])
     with pytest.raises(ValueError, match="clips of 3 frames"):
         network.apply(params, x[:, :2])
 
@@ -114,6 +117,15 @@ def test_captions(padding):
     np.testing.assert_allclose(short, found[:2], atol=1e-6)
     with pytest.raises(ValueError, match="at most 20 tokens"):
         clip_text(params, np.zeros((1, 21), np.int32), vision=vision, language=language)
+
+
+def test_captions_of_another_gelu_in_other_heads():
+    """As those of LAION's CLIPs, whose config says it."""
+    net, params, vision, language = pair("gelu", 4)
+    tokens = np.tile(np.arange(VOCABULARY - CONTEXT, VOCABULARY, dtype=np.int32), (2, 1))
+    with torch.no_grad():
+        true = net.get_text_features(torch.as_tensor(tokens).long()).pooler_output.numpy()
+    assert relative(clip_text(params, tokens, vision=vision, language=language), unit(true)) < 1e-5
 
 
 def test_full_size_is_vit_b32():

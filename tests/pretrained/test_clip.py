@@ -1,6 +1,7 @@
 """CLIP from OpenAI's archive and from Hugging Face's folder: one set of arrays; other networks are refused."""
 
 import dataclasses
+import json
 import warnings
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from vf.nets.clip import TextConfig
 from vf.nets.vit import CLIP_B32, Config
-from vf.pretrained import clip, files
+from vf.pretrained import clip, convert, files, weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -117,7 +118,7 @@ def test_openai_archive(state, true, tmp_path):
     assert source.format == "torchscript"
     found, about = clip.canonical(source.arrays)
     equal(found, true)
-    assert about["layout"] == "openai"
+    assert (about["layout"], about["act_from"]) == ("openai", "archive")
     assert (Config(**about["vision"]), TextConfig(**about["language"])) == (VISION, LANGUAGE)
 
 
@@ -131,6 +132,51 @@ def test_hugging_face_folder(net, true, tmp_path):
     source = files.read(tmp_path)
     assert source.format == "safetensors folder"
     equal(clip.canonical(source.arrays)[0], true)
+
+
+def test_what_no_array_says_is_read_from_the_folder_or_assumed_and_told(net, tmp_path, capsys):
+    """The GELU and the number of heads: by config.json, by OpenCLIP's, by a flag; an archive of OpenAI's needs none."""
+    net.save_pretrained(tmp_path / "hf")
+    file = tmp_path / "hf" / "config.json"
+    plain = json.loads(file.read_text())
+    (tmp_path / "bare.safetensors").write_bytes((tmp_path / "hf" / "model.safetensors").read_bytes())
+
+    def converted(source, *flags) -> tuple[dict, str]:
+        (tmp_path / "c.safetensors").unlink(missing_ok=True)
+        convert.main(["clip", f"--source={tmp_path / source}", f"--out={tmp_path / 'c.safetensors'}", *flags])
+        return dict(weights.load(tmp_path / "c.safetensors", "clip").about), capsys.readouterr().out
+
+    def edited(vision: dict, text: dict) -> None:
+        made = {"vision_config": plain["vision_config"] | vision, "text_config": plain["text_config"] | text}
+        file.write_text(json.dumps(plain | made))
+
+    edited({"hidden_act": "gelu", "num_attention_heads": 4}, {"hidden_act": "gelu", "layer_norm_eps": 1e-6})
+    for source in ("hf", "hf/model.safetensors"):
+        about, told = converted(source)
+        assert (about["vision"]["act"], about["vision"]["heads"], about["vision"]["eps"]) == ("gelu", 4, 1e-5)
+        assert (about["language"]["act"], about["language"]["heads"], about["language"]["eps"]) == ("gelu", 1, 1e-6)
+        assert (about["act_from"], about["official"], "assumed" in told) == ("config", False, False)
+        assert "OpenAI" not in about["licence"]
+    about, told = converted("bare.safetensors")
+    assert (about["vision"]["act"], about["act_from"]) == ("quick_gelu", "")
+    assert "assumed the GELU of OpenAI's CLIPs, quick_gelu, as no file says it" in told
+    about, told = converted("bare.safetensors", "--assume=act=gelu")
+    assert (about["vision"]["act"], about["act_from"], "assumed" in told) == ("gelu", "flag", False)
+    edited({"hidden_act": "relu"}, {})
+    with pytest.raises(SystemExit, match="2"):
+        converted("hf")
+    assert "its activation is relu, where quick_gelu and gelu are known here" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        converted("hf", "--assume=head_dim=3")
+    assert "--assume=head_dim has no use for clip" in capsys.readouterr().err
+
+
+def test_open_clip_s_config(state):
+    about = clip.canonical(state, {"model_cfg": {"vision_cfg": {"width": 128}, "text_cfg": {"heads": 4}}})[1]
+    assert (about["vision"]["act"], about["language"]["act"], about["language"]["heads"]) == ("gelu", "gelu", 4)
+    quick = {"quick_gelu": True, "vision_cfg": {"width": 128, "head_width": 32}, "text_cfg": {}}
+    about = clip.canonical(state, {"model_cfg": quick})[1]
+    assert (about["vision"]["act"], about["vision"]["heads"], about["act_from"]) == ("quick_gelu", 4, "config")
 
 
 def test_hugging_face_of_older_times(state, true):

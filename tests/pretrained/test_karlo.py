@@ -12,7 +12,7 @@ from tests.pretrained.torch_unets import FULL, SMALL, arrays, compare, made, ran
 from tests.pretrained.torch_unets import karlo as torch_karlo
 from vf.data.ucf101 import CLASSES
 from vf.nets.tokenizer import END, START
-from vf.pretrained import convert, karlo, safetensors_file, weights
+from vf.pretrained import convert, karlo, safetensors_file, unet, weights, wrapped
 from vf.types import UserError
 
 torch = pytest.importorskip("torch")
@@ -119,7 +119,8 @@ def test_the_full_size_has_exactly_the_published_names_and_shapes():
     assert shapes["model.text_seq_proj.1.weight"] == (1536,)
     assert shapes["model.clip_tok_proj.weight"] == (6144, 768)
     assert shapes["model.cf_param"] == (768,)
-    again, facts = karlo.canonical({f"state_dict.{name}": _Shape(shape) for name, shape in shapes.items()}, {}, {})
+    stored = wrapped.find({f"state_dict.{name}": _Shape(shape) for name, shape in shapes.items()}, unet.ROOTS)
+    again, facts = karlo.canonical(stored.arrays, {}, {})
     assert facts["network"] == about["network"]
     assert again.keys() == found.keys()
 

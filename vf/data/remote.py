@@ -38,8 +38,8 @@ def local_copy(address: str) -> Path:
         listed = {name.removeprefix(root).lstrip("/"): info["size"] for name, info in _find(store, root)}
     except Exception as error:  # clients of stores raise errors of many kinds
         raise UserError(
-            f"expected a data set at {address}, which cannot be read ({type(error).__name__}: {error}): check the "
-            "address and these credentials"
+            f"expected a data set at {address}, which cannot be read ({type(error).__name__}: {error}): make sure that "
+            f"it exists, and that these credentials may read it{files.check_proxy()}"
         ) from error
     if not listed:
         raise UserError(f"expected a data set at {address} and found nothing there: check the address")
@@ -69,7 +69,7 @@ def local_copy(address: str) -> Path:
         except Exception as error:  # as above, and a full disk
             raise UserError(
                 f"fetching {address} to {target} stopped ({type(error).__name__}: {error}): the same command goes on "
-                "from there; VF_DATA_CACHE names another folder"
+                f"from there; VF_DATA_CACHE names another folder{files.check_proxy()}"
             ) from error
     return target
 

@@ -20,9 +20,13 @@ class Stopped(Exception):
         self.number = number
 
 
+class DiskFull(Exception):
+    """There is no room for what a job writes, in one sentence. `vf.main` prints it and exits with 1."""
+
+
 def exit_status(error: BaseException) -> tuple[int, str]:
     """(exit status, text to print): a sentence for expected errors, a traceback for others, "" for SystemExit."""
-    statuses = {UserError: 2, HostsError: 3, KeyboardInterrupt: 128 + signal.SIGINT}
+    statuses = {DiskFull: 1, UserError: 2, HostsError: 3, KeyboardInterrupt: 128 + signal.SIGINT}
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code, ""
     if isinstance(error, Stopped):

@@ -181,9 +181,10 @@ def clip_image(
         u = unit(u) if normalised else u
         return rearrange(u, "(b f) d -> b (f d)", f=frames)
 
+    other_act = "".join({f", {act}": 0 for act in (vision.act, language.act) if act != CLIP_B32.act})
     protocol = {
         "network": f"CLIP, {'unit ' * normalised}embeddings of every frame; {describe(vision)}, {language.dim} numbers "
-        "each",
+        f"each{other_act}",
         "weights": fingerprint, "frames": frames,
         "resize": f"antialiased_bicubic, rounded to 8 bits after each pass (Pillow), short side to {vision.size}, "
         "centre, then (x / 255 - CLIP's mean) / deviation",

@@ -60,7 +60,6 @@ def canonical(
     Raises:
         ValueError: it is another network.
     """
-    arrays = unet.unwrap(arrays)
     layout = unet.layout_of(arrays)
     if not layout:
         raise ValueError(

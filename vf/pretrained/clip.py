@@ -1,13 +1,14 @@
-"""Converts CLIP's ViTs from OpenAI's TorchScript archives and from Hugging Face folders.
+"""Converts CLIP's ViTs from OpenAI's TorchScript archives, from Hugging Face folders, and from OpenCLIP's.
 
-No array says with which GELU a network was trained. OpenAI's CLIPs, in either layout, use x sigmoid(1.702 x), and so do
-the networks here; other networks of the same shapes (LAION's) would give wrong embeddings.
+No array says with which GELU a network was trained, nor into how many heads its width is divided: OpenAI's CLIPs use
+x sigmoid(1.702 x) and heads of 64 channels, LAION's of the same shapes the other GELU, and their larger ones other
+heads. A folder's config.json (open_clip_config.json) is obeyed; OpenAI's archives need none.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ _HUGGING_FACE = {
     "norm1": "layer_norm1", "qkv": "self_attn.qkv", "proj": "self_attn.out_proj", "norm2": "layer_norm2",
     "fc1": "mlp.fc1", "fc2": "mlp.fc2",
 }  # fmt: skip
+ACTS: tuple[Any, ...] = ("quick_gelu", "gelu")
 _SETTINGS = ("input_resolution", "context_length", "vocab_size")  # tensors in OpenAI's archives that are no weights
 
 
@@ -115,12 +117,53 @@ def _join(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return converted
 
 
-def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(our arrays, facts: `layout`, `vision` and `language` (the configurations), `official`).
+class _Settings(NamedTuple):
+    """What no array says, of one of the two encoders."""
+
+    act: Any = ""  # one of ACTS; "" for unknown
+    heads: int = 0  # 0 for unknown
+    eps: float = 1e-5
+
+
+def _settings(config: Mapping[str, Any]) -> tuple[_Settings, _Settings]:
+    """The settings of the image and the text encoder that config.json or open_clip_config.json says.
+
+    Raises ValueError for a GELU that is not known here.
+    """
+    if model := config.get("model_cfg"):  # OpenCLIP's
+        act = "quick_gelu" if model.get("quick_gelu") else "gelu"
+        vision, text = model["vision_cfg"], model["text_cfg"]
+        heads = vision["width"] // vision["head_width"] if "head_width" in vision else 0
+        return _Settings(act, heads), _Settings(act, text.get("heads", 0))
+    found = []
+    for part in ("vision_config", "text_config"):
+        # A folder of one encoder has the fields of that; what is missing has transformers' default.
+        fields = {**config, **(config.get(f"{part}_dict") or {}), **(config.get(part) or {})}
+        act = fields.get("hidden_act", "quick_gelu") if config else ""
+        if act not in (*ACTS, ""):
+            raise ValueError(f"its activation is {act}, where {' and '.join(ACTS)} are known here")
+        found.append(_Settings(act, fields.get("num_attention_heads", 0), fields.get("layer_norm_eps", 1e-5)))
+    return found[0], found[1]
+
+
+def canonical(
+    arrays: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None, assume: Mapping[str, Any] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(our arrays, facts: `layout`, `vision` and `language` (the configurations), `official`, `act_from`).
+
+    `act_from` is what says which GELU it has: `config`, `archive` (it is one of OpenAI's), `flag`, or "" for nothing,
+    where OpenAI's is assumed.
+
+    Args:
+        arrays: by the names of the file.
+        config: fields of the folder's config.json or open_clip_config.json; {} for none.
+        assume: `act`, one of `ACTS`, which takes precedence.
 
     Raises:
         ValueError: it is another network, a CLIP with a ResNet, or incomplete.
     """
+    image, text_settings = _settings(config or {})
+    sources = {"flag": "act" in (assume or {}), "config": bool(image.act), "archive": _SETTINGS[0] in arrays}
     if "visual.conv1.weight" in arrays:
         layout, make, vision_blocks, text_blocks = (
             "openai",
@@ -142,11 +185,19 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     names = {ours: source.name for ours, source in make(CLIP_B32, TEXT_B32).items()}  # for layers outside blocks
     width, _, patch, _ = vit.shape(arrays, names["image/embed/kernel"], 4)
     side = math.isqrt(vit.shape(arrays, names["image/embed/positions"], 2)[0] - 1)
+    act: Any = (assume or {}).get("act")
     vision = dataclasses.replace(
-        CLIP_B32, width=width, depth=vit.depth(arrays, vision_blocks), heads=max(width // 64, 1), patch=patch,
-        size=side * patch, mlp=vit.shape(arrays, names["image/blocks/0/fc1/kernel"], 2)[0],
+        CLIP_B32, width=width, depth=vit.depth(arrays, vision_blocks), heads=image.heads or max(width // 64, 1),
+        patch=patch, size=side * patch, mlp=vit.shape(arrays, names["image/blocks/0/fc1/kernel"], 2)[0], eps=image.eps,
+        act=act or image.act or ACTS[0],
     )  # fmt: skip
     language = _language(arrays, names, text_blocks, layout)
+    language = dataclasses.replace(
+        language, heads=text_settings.heads or language.heads, eps=text_settings.eps,
+        act=act or text_settings.act or ACTS[0],
+    )  # fmt: skip
+    if language.width % language.heads:
+        raise ValueError(f"its text encoder is {language.width} wide, which {language.heads} heads do not divide")
     params = jax.eval_shape(
         CLIP(vision, language).init, jax.random.key(0),
         jax.ShapeDtypeStruct((1, vision.size, vision.size, 3), np.float32),
@@ -157,6 +208,8 @@ def canonical(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     converted = vit.convert(arrays, make(vision, language), shapes, stacks)
     about = {
         "layout": layout, "vision": dataclasses.asdict(vision), "language": dataclasses.asdict(language),
-        "official": (vision, language) == (CLIP_B32, TEXT_B32), "licence": "MIT (OpenAI)",
+        "official": (vision, language) == (CLIP_B32, TEXT_B32),
+        "act_from": next((source for source, holds in sources.items() if holds), ""),
+        "licence": "of those who trained it" if "gelu" in (vision.act, language.act) else "MIT, where it is OpenAI's",
     }  # fmt: skip
     return converted, about

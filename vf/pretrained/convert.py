@@ -45,13 +45,16 @@ from vf.pretrained import (
     efficientnet,
     export,
     files,
+    hub_folder,
     i3d,
     inception,
     karlo,
     safetensors_file,
+    unet,
     videomae,
     vjepa,
     weights,
+    wrapped,
 )
 from vf.types import UserError, naming_flags
 
@@ -65,30 +68,57 @@ FAMILIES: dict[str, Canonical] = {
     "clip": clip.canonical,
     "efficientnet": efficientnet.canonical,
 }
+# An array that all networks of a family have, by the names of each layout. C3D and V-JEPA find theirs in other ways.
+ROOTS = {
+    "i3d": ("Conv3d_1a_7x7.conv3d.weight", "conv3d_1a_7x7.conv3d.weight"),
+    "inception": ("Conv2d_1a_3x3.conv.weight", "layers.conv.weight"),
+    "videomae": ("patch_embed.proj.weight",),
+    "clip": ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+    **dict.fromkeys(base.FAMILIES, unet.ROOTS),
+}
 TARGETS = {"adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo")}
-# Settings of a base generator that may be assumed, since they cannot be inferred from its arrays.
+# Settings that may be assumed, since they cannot be inferred from arrays: of a base generator, and `act` of CLIP.
 ASSUMED: dict[str, tuple[str, ...]] = {  # {setting: its values; () for a positive number}
     "attention_order": tuple(HEADS), "head_dim": (), "norm_groups": (), "schedule": tuple(SCHEDULES), "steps": (),
-    "prediction": PREDICTIONS, "image_size": (),
+    "prediction": PREDICTIONS, "image_size": (), "act": clip.ACTS,
 }  # fmt: skip
 
 
-def convert(family: str, source: Path, out: Path, also: Sequence[Path] = ()) -> weights.Weights:
+def convert(
+    family: str,
+    source: Path,
+    out: Path,
+    also: Sequence[Path] = (),
+    *,
+    assume: Mapping[str, Any] | None = None,
+    copy: str = "",
+) -> weights.Weights:
     """Converts `source`, to which the arrays of the files `also` are added, and reads the written file.
+
+    Args:
+        family: one of `FAMILIES`.
+        source: a file, or its folder.
+        out: the safetensors file to write.
+        also: files that complete it.
+        assume: `act` of a CLIP whose source does not say it.
+        copy: which of several variants or copies of the network, see `hub_folder` and `wrapped`; "" takes the average.
 
     Raises UserError where the sources are not of the family, or `out` exists or cannot be written.
     """
     _refuse_existing(out)
-    sources = {path: files.read(path) for path in (source, *also)}
-    merged: dict[str, np.ndarray] = {}
-    for source_file in sources.values():
+    first, taken = _network(family, source, copy)
+    sources = {source: first, **{path: files.read(path) for path in also}}
+    merged = dict(first.arrays)
+    for source_file in list(sources.values())[1:]:
         merged |= source_file.arrays
     try:
-        arrays, about = FAMILIES[family](merged)
+        if family == "clip":
+            arrays, about = clip.canonical(merged, first.config, assume or {})
+        else:
+            arrays, about = FAMILIES[family](merged)
     except ValueError as error:
-        kind = sources[source].format
-        raise UserError(f"{source} ({kind}) does not hold {family} weights: {error}") from error
-    about |= _origin(sources)
+        raise UserError(f"{source} ({first.format}) does not hold {family} weights: {error}") from error
+    about |= taken | _origin(sources)
     if family == "i3d":
         about |= i3d.identify(
             arrays, [files.git_blob(path) for source_file in sources.values() for path in source_file.files]
@@ -105,6 +135,7 @@ def convert_base(
     also: Sequence[Path] = (),
     assume: Mapping[str, Any] | None = None,
     text_encoder: Path | None = None,
+    copy: str = "",
 ) -> weights.Weights:
     """Converts a base generator, one array at a time, and reads the written file.
 
@@ -115,14 +146,17 @@ def convert_base(
         also: for karlo-decoder, the folder text_proj where it is not next to the decoder's.
         assume: values of settings, see `ASSUMED`.
         text_encoder: folder of CLIP, by which karlo-decoder is conditioned on texts of classes.
+        copy: as in `convert`.
 
     Raises UserError as `convert`.
     """
     _refuse_existing(out)
     if text_encoder is not None and family != "karlo-decoder":
         raise UserError(f"a text encoder is for karlo-decoder; a network of the family {family} reads no texts")
-    sources = {path: files.read(path) for path in _parts(family, source, also)}
-    first, *rest = sources.values()
+    unet_source, *beside = _parts(family, source, also)
+    first, taken = _network(family, unet_source, copy)
+    rest = [files.read(path) for path in beside]
+    sources = dict(zip((unet_source, *beside), (first, *rest), strict=True))
     arrays = dict(first.arrays)
     for source_file in rest:
         arrays |= {f"text_proj/{name}": array for name, array in source_file.arrays.items()}
@@ -130,7 +164,7 @@ def convert_base(
         read = {"adm": adm.canonical, "karlo-decoder": karlo.canonical}[family]
         converted, about = read(arrays, {**first.config, **_scheduler(source)}, assume or {})
         texts, facts = karlo.texts(text_encoder, CLASSES, about["clip_dim"]) if text_encoder else ({}, {})
-        weights.save(out, family, {**converted, **texts}, {**about, **_origin(sources), **facts})
+        weights.save(out, family, {**converted, **texts}, {**about, **taken, **_origin(sources), **facts})
     except ValueError as error:
         raise UserError(f"{source} ({first.format}) does not hold {family} weights: {error}") from error
     return weights.load(out, family)
@@ -186,6 +220,21 @@ def _write_folder(out: Path, parts: Mapping[str, tuple[Mapping[str, Any], Mappin
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _network(family: str, path: Path, copy: str) -> tuple[files.Source, dict[str, Any]]:
+    """The network of a family in a file or folder, and facts of which of several copies it is: `copy`, `copies`.
+
+    Raises UserError as `files.read` and `wrapped.find`.
+    """
+    source = files.read(path, copy)
+    named = copy if copy not in source.variants else ""
+    found = wrapped.find(source.arrays, ROOTS[family], named) if family in ROOTS else wrapped.Network(source.arrays)
+    names = [*filter(None, (source.variant, found.name.strip(wrapped.TOP)))]
+    others = [*(word or "without a word" for word in source.variants if word != source.variant), *found.others]
+    facts: dict[str, Any] = {"copy": " ".join(names), "other_copies": others} if names or others else {}
+    facts |= {"unread_copy": found.unread} if found.unread else {}
+    return source._replace(arrays=found.arrays), facts
+
+
 def _refuse_existing(out: Path) -> None:
     if out.exists():
         raise UserError(f"{out} exists: remove it, or choose another place", "out")
@@ -215,12 +264,11 @@ def _parts(family: str, source: Path, also: Sequence[Path]) -> tuple[Path, ...]:
 
 def _scheduler(source: Path) -> dict[str, Any]:
     """Fields of the scheduler_config.json next to a diffusers network; {} where there is none."""
-    if not source.is_dir():
-        return {}
-    for folder in (source, source.parent):
+    home = hub_folder.described_in(source)
+    for folder in (home, home.parent) if home else ():
         for name in ("scheduler", "decoder_scheduler"):
             if (file := folder / name / "scheduler_config.json").is_file():
-                fields = files.read_json(file)
+                fields = hub_folder.read_json(file)
                 return {name: value for name, value in fields.items() if not name.startswith("_")}
     return {}
 
@@ -258,12 +306,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--text-encoder", type=Path, help="folder of CLIP by transformers, for karlo-decoder's texts")
     parser.add_argument(
         "--assume", type=_assumed, action="append", default=[], metavar="NAME=VALUE",
-        help=f"settings that the arrays of a base generator do not determine: {', '.join(ASSUMED)}",
+        help=f"settings that arrays do not determine: {', '.join(ASSUMED)} (act of clip, others of a base generator)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", metavar="NAME",
+        help="which of several copies in a checkpoint, as model or ema, or of a folder's variants, as fp16 or non_ema "
+        "(default: the average, in full precision)",
     )  # fmt: skip
     parser.add_argument("--step", type=int, help="for vf: which checkpoint, instead of the latest")
     args = parser.parse_args(argv)
     try:
-        with naming_flags({name: f"--{name}" for name in ("source", "out")}):
+        with naming_flags({"source": "--source", "out": "--out", "copy": "--weights"}):
             lines = _run(args)
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
@@ -275,8 +328,8 @@ def main(argv: list[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> list[str]:
     """Does what the flags say; returns lines for the terminal. Raises UserError."""
     unused = {"text_encoder": args.family != "karlo-decoder" or args.to, "step": args.family != "vf"}
-    unused |= {"to": args.family not in TARGETS, "assume": args.family not in TARGETS or args.to}
-    unused |= {"also": args.family == "vf" or args.to}
+    unused |= {"to": args.family not in TARGETS, "assume": args.family not in (*TARGETS, "clip") or args.to}
+    unused |= {"also": args.family == "vf" or args.to, "weights": args.family not in ROOTS or args.to}
     if wrong := [name for name, is_unused in unused.items() if is_unused and getattr(args, name) not in (None, [])]:
         target = f"{args.family} --to={args.to}" if args.to and args.family in TARGETS else args.family
         raise UserError(f"--{wrong[0].replace('_', '-')} has no use for {target}: leave it out")
@@ -286,18 +339,31 @@ def _run(args: argparse.Namespace) -> list[str]:
     if args.to:
         convert_back(args.family, args.to, args.source, args.out)
         return [f"{args.out}: {args.source} as {args.to}"]
+    assume, copy = dict(args.assume), args.weights or ""
+    if odd := [name for name in assume if (name == "act") != (args.family == "clip")]:
+        raise UserError(f"--assume={odd[0]} has no use for {args.family}: leave it out")
     if args.family in base.FAMILIES:
         result = convert_base(
-            args.family, args.source, args.out, also=args.also, assume=dict(args.assume), text_encoder=args.text_encoder
+            args.family, args.source, args.out, also=args.also, assume=assume, text_encoder=args.text_encoder, copy=copy
         )
     else:
-        result = convert(args.family, args.source, args.out, args.also)
+        result = convert(args.family, args.source, args.out, args.also, assume=assume, copy=copy)
     count = sum(array.size for name, array in result.arrays.items() if not name.startswith("texts/"))
     lines = [
         f"{args.out}: {result.family}, {len(result.arrays)} arrays, {count:,} parameters, "
         f"fingerprint {result.fingerprint}",
         *(f"  {name}: {_short(value)}" for name, value in result.about.items()),
     ]
+    if others := result.about.get("other_copies"):
+        copy = result.about["copy"] or "that without a name"
+        lines.append(f"  took {copy} and left {', '.join(others)}: --weights=NAME takes another")
+    if unread := result.about.get("unread_copy"):
+        lines.append(f"  the arrays of {unread} have no names, so that the weights of {result.about['copy']} are taken")
+    if result.family == "clip" and not result.about["act_from"]:
+        lines.append(
+            f"  assumed the GELU of OpenAI's CLIPs, {clip.ACTS[0]}, as no file says it: LAION's have another "
+            f"(--assume act={clip.ACTS[1]})"
+        )
     if result.family == "i3d" and (problem := i3d.problem(result.about)):
         lines.append(f"  not FVD's: {problem}")
     if result.family == "karlo-decoder" and not result.about["texts"]:

@@ -2,40 +2,51 @@
 
 import hashlib
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from vf.pretrained import safetensors_file, tensorflow_file, torch_file
+from vf.pretrained import hub_folder, pickles, safetensors_file, tensorflow_file, torch_file
 from vf.types import UserError
 
 
 class Source(NamedTuple):
-    """The content of a file or folder of weights."""
+    """The content of a file or folder of weights.
 
-    arrays: dict[str, np.ndarray]  # by the names of the file, in its dtypes
+    Attributes:
+        arrays: by the names of the file, in its dtypes.
+        format: of the file or folder.
+        files: those that were read, whose bytes are hashed.
+        config: config.json of a folder, also where one of its files was named.
+        variant: that of a folder which was read, such as `fp16`; "" for the weights that have no such word.
+        variants: all that the folder has.
+    """
+
+    arrays: dict[str, np.ndarray]
     format: str
-    files: tuple[Path, ...]  # the files that were read, whose bytes are hashed
-    config: Mapping[str, Any] = {}  # config.json of a folder
+    files: tuple[Path, ...]
+    config: Mapping[str, Any] = {}
+    variant: str = ""
+    variants: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Source:
+def read(path: Path, variant: str = "") -> Source:
     """Reads every array of a file or folder of weights.
 
     A TensorFlow checkpoint is named by its prefix, by any of its files, or by its folder; a TF-Hub module or a Hugging
-    Face model by its folder.
+    Face model by its folder. Of a folder with several variants, one without a word in its name (which is the average
+    over training, where there is one) is read before `fp16` and the like, and `non_ema` last, unless it has `variant`.
 
     Raises UserError where there is no such file, its format is unknown, or it is damaged.
     """
     try:
-        return _read(path)
+        source = _folder(path, variant) if path.is_dir() else _file(path)
+        return source._replace(config=hub_folder.config(path))
     except FileNotFoundError as error:
         raise UserError(f"no weights at {error.filename or path}: name the file or folder", "source") from error
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
@@ -52,17 +63,6 @@ def sha256(source: Source) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The fields of a JSON file. Raises ValueError that names the file where it has none, and OSError."""
-    try:
-        fields = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} is no whole JSON file: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path.name} holds no fields")
-    return fields
-
-
 def git_blob(path: Path) -> str:
     """The id that git gives to the content of a file, by which files of public repositories can be recognised."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
@@ -72,9 +72,7 @@ def git_blob(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> Source:
-    if path.is_dir():
-        return _folder(path)
+def _file(path: Path) -> Source:
     prefix = next((str(path).partition(suffix)[0] for suffix in (".index", ".data-") if suffix in path.name), str(path))
     if Path(f"{prefix}.index").is_file():
         return _checkpoint(Path(prefix))
@@ -96,29 +94,23 @@ def _read(path: Path) -> Source:
     raise ValueError("its format is none of safetensors, PyTorch, TorchScript, TensorFlow, npz and pickle")
 
 
-def _folder(path: Path) -> Source:
+def _folder(path: Path, variant: str) -> Source:
     variables = path / "variables" if (path / "variables").is_dir() else path
     if indices := sorted(variables.glob("*.index")):
         if len(indices) > 1:
             raise ValueError(f"it holds several checkpoints ({', '.join(file.name for file in indices)}): name one")
         return _checkpoint(indices[0].with_suffix(""))
-    config = read_json(file) if (file := path / "config.json").is_file() else {}
-    for name in ("model", "diffusion_pytorch_model"):
-        parts = [file] if (file := path / f"{name}.safetensors").is_file() else []
-        if (index := path / f"{name}.safetensors.index.json").is_file():
-            by_name = read_json(index).get("weight_map")
-            if not isinstance(by_name, dict):
-                raise ValueError(f"{index.name} has no weight_map")
-            parts = sorted({path / part for part in by_name.values()})
-            if missing := [part.name for part in parts if not part.is_file()]:
-                raise ValueError(f"{index.name} names {missing[0]}, which is not there")
-        if parts:
-            arrays = {name: array for part in parts for name, array in safetensors_file.read(part)[0].items()}
-            return Source(arrays, "safetensors folder", tuple(parts), config)
-    for name in ("pytorch_model.bin", "diffusion_pytorch_model.bin"):
-        if (file := path / name).is_file():
-            return Source(torch_file.read(file), "torch folder", (file,), config)
-    raise ValueError("the folder holds no *.index, *.safetensors or pytorch_model.bin")
+    weights = hub_folder.find(path, variant)
+    if weights is None:
+        raise ValueError("the folder holds no *.index, *.safetensors or *.bin")
+    arrays: dict[str, np.ndarray] = {}
+    for file in weights.files:
+        try:
+            arrays |= _file(file).arrays
+        except ValueError as error:
+            raise ValueError(f"{file.name}: {error}") from error
+    kind = {"safetensors": "safetensors folder", "bin": "torch folder"}[weights.kind]
+    return Source(arrays, kind, weights.files, {}, weights.variant, weights.variants)
 
 
 def _checkpoint(prefix: Path) -> Source:
@@ -135,21 +127,15 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(str(error)) from error
 
 
-class _Numpy(pickle.Unpickler):
-    """Reads pickled trees of NumPy or JAX arrays, and refuses everything else."""
+class _Arrays(pickles.Unpickler):
+    """Reads pickled trees of NumPy or JAX arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith(("numpy.core", "numpy._core")) and name in ("_reconstruct", "scalar", "_frombuffer"):
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        if module == "ml_dtypes":
-            return getattr(ml_dtypes, name)
         if name == "FrozenDict" and module.startswith("flax"):
             return dict
         if (module, name) == ("jax._src.array", "_reconstruct_array"):
             return _jax_array
-        raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which weights have no need of")
+        return super().find_class(module, name)
 
 
 def _jax_array(make: Any, arguments: Any, state: Any, *_: Any) -> np.ndarray:
@@ -160,7 +146,7 @@ def _jax_array(make: Any, arguments: Any, state: Any, *_: Any) -> np.ndarray:
 
 def _pickle(path: Path) -> dict[str, np.ndarray]:
     try:
-        tree = _Numpy(io.BytesIO(path.read_bytes())).load()
+        tree = _Arrays(io.BytesIO(path.read_bytes())).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, KeyError) as error:
         raise ValueError(f"no whole pickle of arrays: {error}") from error
     if not isinstance(tree, dict):

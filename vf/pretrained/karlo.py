@@ -79,31 +79,28 @@ def canonical(
     Raises:
         ValueError: it is another network, or incomplete.
     """
-    stripped = unet.unwrap(arrays)
-    layout = unet.layout_of(stripped)
+    layout = unet.layout_of(arrays)
     if not layout:
-        raise ValueError(
-            "its names are neither Karlo's (model.input_blocks.0.0.weight) nor diffusers' (down_blocks...)"
-        )
-    if not any(".encoder_kv." in name or ".add_k_proj." in name for name in stripped):
+        raise ValueError("its names are neither Karlo's (input_blocks.0.0.weight) nor diffusers' (down_blocks...)")
+    if not any(".encoder_kv." in name or ".add_k_proj." in name for name in arrays):
         raise ValueError(
             "its attention reads no context, so it is no unCLIP decoder: convert it as adm, or name the decoder"
         )
-    if layout == "diffusers" and not any(name.startswith("text_proj/") for name in stripped):
+    if layout == "diffusers" and not any(name.startswith("text_proj/") for name in arrays):
         raise ValueError("the folder text_proj is missing: name the folder that holds decoder and text_proj")
     required = {name: value for name, value in adm.REQUIRED.items() if name != "add_attention"}
     unet.check_config(config, "UNet2DConditionModel", required | {"class_embed_type": "identity"})
-    fields = unet.infer_fields(stripped, layout) | {"num_classes": 0}
+    fields = unet.infer_fields(arrays, layout) | {"num_classes": 0}
     about = adm.facts(fields, config, {"attention_order": "legacy", **assume})
     norm, null = ((_PROJECTIONS["text_norm"][0] + ".bias", _NULL[0]) if layout == "openai" else
                   (f"text_proj/{_PROJECTIONS['text_norm'][1]}.bias", f"text_proj/{_NULL[1]}"))  # fmt: skip
-    size = unet.Sizes(stripped)
+    size = unet.Sizes(arrays)
     about |= {
         "layout": layout, "licence": LICENCE, "context_dim": size(norm), "clip_dim": size(null), "texts": [],
         "classes": [],
     }  # fmt: skip
     table = links(about, layout)
-    return unet.convert(stripped, table), about | unet.dtypes(stripped, table)
+    return unet.convert(arrays, table), about | unet.dtypes(arrays, table)
 
 
 def original(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Lazy]:

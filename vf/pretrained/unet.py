@@ -25,6 +25,7 @@ from vf.pretrained.names import list_first
 from vf.pretrained.safetensors_file import Lazy, release
 
 LAYOUTS = ("openai", "diffusers")
+ROOTS = ("time_embed.0.weight", "time_embedding.linear_1.weight")  # an array that every network has, by layout
 DTYPES = ("float32", "float16", "bfloat16")
 SCHEDULES = {"squaredcos_cap_v2": "cosine", "linear": "linear"}  # diffusers' names -> vf.diffusion.schedule's
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
@@ -151,15 +152,6 @@ def _block(net: UNet, block: str, attention: bool) -> tuple[str, str]:
     second = 1 + (2**level in net.attention) if resamples else int(attention)
     inner = f"up_blocks.{last - level}.{'upsamplers.0' if resamples else f'{part}.{index}'}"
     return f"output_blocks.{(last - level) * per + index}.{second}", inner
-
-
-def unwrap(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays without the prefixes that training code adds to names; arrays without these are left out."""
-    without = dict(arrays)
-    for wrapper in ("state_dict.", "module.", "model."):
-        if any(name.startswith(wrapper) for name in without):
-            without = {name.removeprefix(wrapper): array for name, array in without.items() if name.startswith(wrapper)}
-    return without
 
 
 def layout_of(arrays: Collection[str]) -> str:
