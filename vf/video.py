@@ -213,16 +213,17 @@ def write_mp4(path: str | os.PathLike[str], frames: UInt8[Array, "t h w 3"], fps
     """
     import av
 
-    enlarged = enlarge(np.asarray(frames), scale)
-    odd_h, odd_w = enlarged.shape[1] % 2, enlarged.shape[2] % 2
-    enlarged = np.pad(enlarged, ((0, 0), (0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+    frames = np.asarray(frames)
+    height, width = (side * scale for side in frames.shape[1:3])
+    odd_h, odd_w = height % 2, width % 2
     with (
         replacing(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.height, stream.width, stream.pix_fmt = enlarged.shape[1], enlarged.shape[2], "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = height + odd_h, width + odd_w, "yuv420p"
         stream.options = {"crf": "16", "preset": "fast"}
-        for frame in enlarged:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        for frame in frames:  # one at a time: all of a long clip, enlarged, take gigabytes
+            even = np.pad(enlarge(frame, scale), ((0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
         container.mux(stream.encode(None))
