@@ -14,8 +14,8 @@ film, with blurred figures. Variants, as `configs/film.py:NAME`:
     adm     likewise, and the base generator starts from OpenAI's ADM for ImageNet at 64 x 64 (weights/adm.safetensors,
             which `python -m vf.pretrained.convert adm` makes): hours
 
-`--config.model.context` is `base_frame` here; `none` are the bare equations, and `embedding` is the paper's tie, for data
-that is prepared with `--embed=efficientnet`.
+`--config.model.context` is `base_frame` here; `none` are the bare equations, and `embedding` is the paper's tie, for
+data that is prepared with `--embed=efficientnet`.
 """
 
 from ml_collections import ConfigDict
