@@ -1,21 +1,22 @@
-"""Any folder of long videos, cut into shots: 8 frames of 32 x 32 at 12 frames a second, an hour on two CPU cores.
+"""Any folder of long videos, cut into shots: 8 frames of 32 x 32 at 12 frames a second, for two CPU cores.
 
     python -m vf.data.prepare folder --source=FILMS --out=data/film32 --size=32 --shots
     python -m vf.main --config=configs/film.py --workdir=runs/film
 
 FILMS is a video file or a folder of them; ten minutes are enough to begin with. `--config.data.source` names another
-folder of prepared data. The validation set is the split `val` of the shots, which no step sees, though shots of one
-scene look alike (docs/film.md). Expect clips that hold together from frame to frame, in the colours and settings of the
-film, with blurred figures. Variants, as `configs/film.py:NAME`:
+folder of prepared data. Training takes about an hour by its count: eight times the FLOPs of the demo. The validation set
+is the split `val` of the shots, which no step sees, though shots of one scene look alike (docs/film.md). Expect clips
+that hold together from frame to frame, in the colours and settings of the film, with blurred figures. Variants, as
+`configs/film.py:NAME`:
 
     smoke   the whole road at toy size, minutes on two CPU cores; its samples show nothing yet
-    large   16 frames of 64 x 64 on one GPU, from data/film64 (prepared with --size=64): 20,000 steps are about an hour
-            on an H100, of which `--config.train.steps=3000` takes some minutes
+    large   16 frames of 64 x 64 on one GPU, from data/film64 (prepared with --size=64). The planner counts 70 to 90 ms a
+            step on an H100: half an hour for its 20,000 steps; `--config.train.steps=3000` takes some minutes
     adm     likewise, and the base generator starts from OpenAI's ADM for ImageNet at 64 x 64 (weights/adm.safetensors,
             which `python -m vf.pretrained.convert adm` makes): hours
 
-`--config.model.context` is `base_frame` here; `none` are the bare equations, and `embedding` is the paper's tie, for data
-that is prepared with `--embed=efficientnet`.
+`--config.model.context` is `base_frame` here; `none` are the bare equations, and `embedding` is the paper's tie, for
+data that is prepared with `--embed=efficientnet`.
 """
 
 from ml_collections import ConfigDict
