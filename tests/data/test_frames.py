@@ -77,7 +77,7 @@ def staged(path: Path) -> tuple[list[str], np.ndarray]:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "palette of alphas", "RGB"])
 @pytest.mark.parametrize("is_opaque", [False, True])
-def test_what_is_transparent_is_laid_on_black(tmp_path, mode, is_opaque):
+def test_what_is_transparent_is_laid_on_black(tmp_path, caplog, mode, is_opaque):
     """A green (or white) square, and around it another colour under transparency."""
     pixels = np.zeros((32, 32, 4), np.uint8)
     pixels[..., 0], pixels[..., 3] = 255, 255 * is_opaque
@@ -102,6 +102,10 @@ def test_what_is_transparent_is_laid_on_black(tmp_path, mode, is_opaque):
         save(tmp_path / "clip" / f"{k}.png", image, **options)
     notes, frames = staged(tmp_path / "clip")
     assert notes == ([] if is_opaque else ["lost: its transparency, laid on black"])
+    source = VideoFolder(tmp_path, windows=Windows(3), size=16)
+    np.testing.assert_array_equal(source.clip(0, None)["video"], frames)
+    source.clip(0, None)
+    assert caplog.text.count("clip, the first of this kind: lost: its transparency, laid on black") == (not is_opaque)
     if not is_opaque:
         assert frames[:, 0].max() == 0
     assert np.abs(frames[:, 8, 8].astype(int) - inner[:3]).max() < 3

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vf.nets import efficientnet
-from vf.pretrained.efficientnet import installed, load_installed
+from vf.pretrained.efficientnet import installed, load
 
 torch = pytest.importorskip("torch")
 package = pytest.importorskip("efficientnet_lite_pytorch")
@@ -65,7 +65,7 @@ def test_preprocessing_is_pillows(shape):
 
 def test_every_block_is_that_of_the_package(frames, maps):
     """Including the errors of the blocks before it."""
-    module, params = efficientnet.EfficientNet(), load_installed().tree()
+    module, params = efficientnet.EfficientNet(), load().tree()
     keep = lambda module, _: isinstance(module, efficientnet.Block)  # noqa: E731
     run = jax.jit(lambda x: module.apply({"params": params}, x, capture_intermediates=keep, mutable="intermediates"))
     _, kept = run(by_pillow(frames))
@@ -77,7 +77,7 @@ def test_every_block_is_that_of_the_package(frames, maps):
 
 def test_features_are_those_of_the_package(frames, maps, monkeypatch):
     monkeypatch.setattr(efficientnet, "FRAMES_PER_PASS", 2)  # one of each clip
-    weights = load_installed()
+    weights = load()
     network = efficientnet.network(weights.tree(), weights.fingerprint)
     clips = np.stack([frames, frames[[0, 0]]])  # two clips of two frames
     made = np.asarray(jax.jit(network.apply)(network.params, clips))

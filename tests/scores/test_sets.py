@@ -2,6 +2,9 @@
 
 import logging
 import shutil
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -17,6 +20,7 @@ from vf.data.pixels import Pixels
 from vf.data.preparation import prepare
 from vf.data.staging import Parameters
 from vf.run import media
+from vf.scores import sets
 from vf.scores.sets import Choice, UnreadableFile, open_set
 from vf.types import UserError
 from vf.video import save_npz, write_gif
@@ -541,3 +545,32 @@ def test_readers_of_a_set_close_what_they_open(forms):
         found[:]
     after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     assert after <= before + 1
+
+
+def test_a_long_clip_of_large_pictures_is_resized_picture_by_picture(tmp_path):
+    """48 pictures of 480 x 640 in float32 have 177 MB, and one has 3.7."""
+    write(tmp_path / "a.mp4", "libx264", {}, times=range(48), paint=lambda k: np.full((480, 640, 3), 5 * k))
+    found = open_set(tmp_path, Choice(Windows(48, start="first"), size=32, resampler="antialiased"))
+    tracemalloc.start()
+    clip = found[:]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert clip.shape == (1, 48, 32, 32, 3)
+    assert peak < 5 * 480 * 640 * 3 * 4
+
+
+def test_as_many_large_pictures_are_decoded_at_once_as_there_is_room():
+    room, inside, most = sets._Room(100), [], []
+
+    def decode(pixels: int) -> None:
+        with room.of(pixels):
+            inside.append(pixels)
+            most.append(sum(inside))
+            time.sleep(0.01)
+            inside.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [40] * 8 + [1000] + [0] * 3))
+    assert max(most[:8]) == 80
+    assert max(most) <= 1000  # a picture that is too large for the room has it alone
+    assert [total for total in most if total > 100] == [1000] * sum(total > 100 for total in most)

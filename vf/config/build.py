@@ -290,7 +290,7 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     return SampleSpec(
         sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
         control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,
-        dtype=config.model.dtype,
+        windows=s.windows, window_noise=s.window_noise, dtype=config.model.dtype,
     )  # fmt: skip
 
 

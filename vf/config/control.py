@@ -17,7 +17,7 @@ from vf.data.decode import DAMAGE, Video, error_text
 from vf.data.pixels import Pixels
 from vf.data.reader import open_clip
 from vf.diffusion.known import frame_mask
-from vf.models.sampler import Extension
+from vf.diffusion.windows import Extension
 from vf.types import UserError
 from vf.video import load_clips
 
@@ -26,7 +26,10 @@ CONTROL = {
     "motion_label": -1, "known": (), "known_of": "", "reconstruction": 0.0,
 }  # fmt: skip
 """The fields of `sample` that say what is fixed, with the values by which nothing is."""
-FIELDS = CONTROL | {"first": 0, "length": 0, "overlap": 0, "keep_base_noise": True, "history": 0.0}
+FIELDS = CONTROL | {
+    "first": 0, "length": 0, "overlap": 0, "windows": "in_turn", "keep_base_noise": True, "window_noise": "new",
+    "history": 0.0,
+}  # fmt: skip
 """All fields of `sample` that are for the sampling job alone, with the values by which they change nothing."""
 
 
@@ -81,12 +84,78 @@ def extension(config: ConfigDict) -> Extension:
         raise UserError(
             f"--config.sample.overlap is 1 to {frames - 1}, less than a window's {frames} frames; got {overlap}"
         )
-    if config.model.context == "base_frame" and overlap <= base_frame(config):
+    choose("sample.windows", sample.windows, {"in_turn": 0, "together": 0})
+    choose("sample.window_noise", sample.window_noise, {"new": 0, "shuffled": 0})
+    _check_window_noise(config)
+    if sample.windows == "together":
+        _check_together(config, overlap)
+    elif config.model.context == "base_frame" and overlap <= base_frame(config):
         raise UserError(
             f"base first, a window is drawn from its base frame, {base_frame(config)}, so that it must be known: set "
             f"--config.sample.overlap={base_frame(config) + 1} or more, got {overlap}"
         )
     return Extension(length, frames, overlap)
+
+
+def _check_window_noise(config: ConfigDict) -> None:
+    """Raises UserError where noise that has no parts is neither new in each window nor the same in another order."""
+    sample, prior = config.sample, config.noise.prior
+    if config.model.predictor == "decomposed":
+        return
+    if sample.window_noise == "shuffled" and prior not in ("independent", "mixed"):
+        raise UserError(
+            f"sample.window_noise=shuffled puts frames' noises in another order, which {prior} noise has not: set "
+            "--config.sample.window_noise=new"
+        )
+    if sample.windows == "together" and sample.window_noise == "new" and prior != "independent":
+        raise UserError(
+            f"sample.windows=together gives each frame a noise of its own, and noise.prior is {prior}, which frames "
+            "share: set --config.sample.windows=in_turn"
+        )
+
+
+def _check_together(config: ConfigDict, overlap: int) -> None:
+    """Raises UserError for what windows that are denoised together cannot have."""
+    sample, frames, base = config.sample, config.data.frames, base_frame(config)
+    instead = "set --config.sample.windows=in_turn"
+    if sample.known or sample.known_of or sample.reconstruction or sample.history:
+        raise UserError(
+            f"sample.windows=together knows no frames: leave sample.known and what belongs to it, or {instead}"
+        )
+    if sample.guidance == "cfg_pp":
+        raise UserError(
+            "sample.windows=together keeps the noise that a frame has, and cfg_pp puts another back: set "
+            "--config.sample.guidance=cfg"
+        )
+    if sample.apg_momentum:
+        raise UserError(
+            "sample.windows=together keeps no memory of a window, and sample.apg_momentum needs it: set "
+            "--config.sample.apg_momentum=0"
+        )
+    if config.model.predictor != "decomposed":
+        return
+    if config.model.context == "base_frame":
+        raise UserError(
+            "base first, each window is drawn from a clean base frame, which is there only after the window before: "
+            f"{instead}, or sample a model of another context"
+        )
+    if not sample.keep_base_noise:
+        raise UserError(
+            "windows that are denoised together share frames, and so their base noise: leave sample.keep_base_noise at "
+            f"True, or {instead}"
+        )
+    lam = list(config.noise.lam)
+    if len(lam) > 1 and len({value for i, value in enumerate(lam) if i != base}) > 1:
+        raise UserError(
+            f"sample.windows=together needs one lambda for all frames but the base frame, since a frame has another "
+            f"place in each window, and noise.lam has several: {instead}"
+        )
+    if not base < overlap < frames - base:
+        choices = f"sample.overlap to {base + 1}..{frames - base - 1}, or " if 2 * base + 1 < frames else ""
+        raise UserError(
+            f"the base frame, {base}, must be in the first window alone, and what is in its place in others in another "
+            f"one, which an overlap of {overlap} does not give: set {choices}sample.windows=in_turn"
+        )
 
 
 def inverts(config: ConfigDict) -> bool:

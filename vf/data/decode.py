@@ -9,6 +9,7 @@ that prepared clips equal decoded ones bit for bit.
 import io
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -24,9 +25,9 @@ from vf.data.pixels import Pixels
 from vf.types import counted
 
 VIDEOS = (
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv",
-    ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
-    ".y4m",
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc",
+    ".ivf", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf",
+    ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
 """Endings of names that stand for a video; other files are looked into (`vf.data.listing`)."""
 TRANSFERS = {16: "PQ", 18: "HLG"}  # transfer functions of high dynamic range (ITU-T H.273, table 3)
@@ -36,6 +37,7 @@ _ALWAYS_CODED = ("h264", "hevc", "mpeg1video", "mpeg2video")
 _ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read the alpha channel beside the pictures of WebM
 
 _LOST = "lost: "
+_HOLE = "has lost a picture that others need, after"
 _MISSING = 0.01  # share of the frames that a header may promise in excess before the file counts as cut off
 
 File = Path | bytes
@@ -71,6 +73,9 @@ def lost(what: str) -> str:
 def is_loss(note: str) -> bool:
     """Whether a note on a clip is one of `lost`."""
     return note.startswith(_LOST)
+
+
+ON_BLACK = lost("its transparency, laid on black")
 
 
 class Video:
@@ -317,17 +322,19 @@ def read_clock(file: File) -> Clock:
     container, stream = open_video(file)
     with container:
         packets = _packets(container, stream)
+        is_broadcast = container.format.name in ("mpeg", "mpegts")  # parts of it may begin at time 0 anew
         has_b_frames = bool(stream.codec_context.has_b_frames) or any(p.is_reordered for p in packets)
     skipped = next((k for k, packet in enumerate(packets) if packet.is_whole), 0)
     before, rest = packets[:skipped], packets[skipped:]
     shown = [packet.time for packet in rest if packet.is_shown]
     times = [time for time in shown if time is not None]
     decoding = [packet.decoding_time for packet in packets if packet.decoding_time is not None]
+    is_anew = is_broadcast and decoding != sorted(decoding)
     # AVI does not record the order of display: its reader then gives the order of decoding as times.
     in_decoding_order = has_b_frames and times == sorted(times)
     clock = Clock(0, None, np.array([], np.int64), len(packets), sum(p.is_hidden for p in packets), skipped)
     lost_before = sum(packet.is_shown for packet in before)
-    if in_decoding_order or len(set(times)) < len(shown) or decoding != sorted(decoding) or _are_packed(rest):
+    if in_decoding_order or len(set(times)) < len(shown) or is_anew or _are_packed(rest):
         container, stream = open_video(file)
         with container:
             length = sum(1 for _ in _decoded(container, stream, lambda number, _: number >= skipped))
@@ -339,6 +346,7 @@ def read_clock(file: File) -> Clock:
         leading = frozenset(time for time in times if time < start) - _shown_before(file, start)
     times = sorted(set(times) - leading)
     keys = sorted(packet.time for packet in rest if packet.is_whole and packet.time is not None)
+    _check_keys(np.array(times), np.array(keys), 3 * has_b_frames)
     return clock._replace(
         length=len(times),
         times=np.array(times, np.int64),
@@ -346,6 +354,30 @@ def read_clock(file: File) -> Clock:
         leading=leading,
         notes=_beginning(lost_before + len(leading)),
     )
+
+
+def _check_keys(times: np.ndarray, keys: np.ndarray, slack: int) -> None:
+    """Raises ValueError where one frame is missing when a key frame is due, and the next is none: it was the key frame.
+
+    Decoders do not notice. times, keys: int64 [n], [k], of all frames and of key frames, ascending. slack: frames by
+    which distances of key frames may differ, since B-frames come before them.
+    """
+    gaps = np.diff(times)
+    step = int(np.median(gaps)) if len(gaps) else 0
+    holes = np.flatnonzero(gaps > 1.5 * step)
+    if not step or len(holes) > max(2, _MISSING * len(times)):  # a variable rate
+        return
+    between = Counter(np.rint(np.diff(keys) / step).astype(int).tolist())
+    for k in holes.tolist():
+        before, after = keys[keys <= times[k]], keys[keys > times[k]]
+        if gaps[k] > 2.5 * step or not len(before) or times[k + 1] in after[:1]:
+            continue
+        missing = int(np.rint((times[k] - before[-1]) / step)) + 1  # frames from the last key frame to the missing one
+        to_next = int(np.rint((after[0] - before[-1]) / step)) if len(after) else 0
+        others = between - Counter([to_next])
+        usual = others.most_common(1)[0][0] if others else to_next / 2
+        if abs(missing - usual) <= slack or 2 * missing == to_next:
+            raise ValueError(f"{_HOLE} {k + 1} frames")
 
 
 def _beginning(frames: int) -> tuple[str, ...]:
@@ -358,27 +390,28 @@ def _are_packed(packets: list[_Packet]) -> bool:
 
 
 def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> list[_Packet]:
-    """The packets of the stream but the damaged ones at its end. Raises ValueError where others are damaged."""
-    codec, packets, damaged = stream.codec_context.name, list[_Packet](), 0
+    """The packets of the stream but the damaged ones at its end; others are left to the decoder.
+
+    Raises ValueError where a picture is lost that others need.
+    """
+    codec, packets, intact = stream.codec_context.name, list[_Packet](), 0
+    numbers = bitstream.FrameNumbers(stream.codec_context.extradata or b"") if codec == "h264" else None
     for packet in container.demux(stream):
         if not packet.size:
             continue
-        if packet.is_corrupt:
-            damaged += 1
-            continue
         data, is_discarded = bytes(packet), packet.is_discard
-        is_whole = bitstream.is_whole(codec, data, packet.is_keyframe)
-        if damaged and any(p.is_whole for p in packets):
-            raise ValueError(f"is damaged after frame {len(packets)}: {counted(damaged, 'packet')} cannot be read")
-        is_shown = not is_discarded and bitstream.is_shown(codec, data)
+        is_lost = numbers is not None and numbers.is_lost_before(data)
+        if is_lost and any(p.is_whole for p in packets):
+            raise ValueError(f"{_HOLE} {len(packets)} frames")
         packets.append(
             _Packet(
-                packet.pts, packet.dts, is_whole, is_shown, is_discarded,
+                packet.pts, packet.dts, bitstream.is_whole(codec, data, packet.is_keyframe),
+                not is_discarded and bitstream.is_shown(codec, data), is_discarded,
                 bitstream.is_reordered(codec, data), bitstream.is_packed(codec, data),
             )
         )  # fmt: skip
-        damaged = 0
-    return packets
+        intact = intact if packet.is_corrupt else len(packets)
+    return packets[:intact]
 
 
 def _shown_before(file: File, start: int) -> frozenset[int]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from vf.data import datasets
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, Video, error_text, printable
+from vf.data.decode import DAMAGE, ON_BLACK, Video, error_text, is_loss, printable
 from vf.data.listing import Item, Listing
 from vf.data.pipeline import BadRecord
 from vf.data.pixels import RESAMPLER, Pixels
@@ -114,6 +114,7 @@ class VideoFolder:
         self.names, self.videos, self.rates, records = zip(*usable, strict=True)
         self.labels = [items[name].label for name in self.names]
         self._whole: set[int] = set()  # videos that are known to be
+        self._told: set[str] = set()  # kinds of losses
         self._ends = np.cumsum(records)  # of each video's records
 
     def __len__(self) -> int:
@@ -151,15 +152,24 @@ class VideoFolder:
         name, video = self.names[k], self.videos[k]
         try:
             first = int(self._ends[k - 1]) if k else 0
-            if k not in self._whole and isinstance(video, Video):
-                video.notes()  # raises an error where it is cut off
-            self._whole.add(k)
+            if k not in self._whole:
+                self._tell(name, video.notes())  # raises an error where it is cut off
+                self._whole.add(k)
             indices = self.windows.indices(len(video), self.rates[k], record - first, rng)
-            pixels = video.clip(indices, Pixels(self.size))
+            pixels = video.clip(indices, scaler := Pixels(self.size))
+            seen = [] if isinstance(video, Video) else video.notes()  # of images, as they are read
+            self._tell(name, seen + [ON_BLACK] * scaler.transparent)
         except DAMAGE as error:
             raise BadRecord(f"{name}: {error_text(error)}") from error
         label = self.class_names.index(self.labels[k]) if self.num_classes else 0
         return {"video": pixels, "label": np.array(label, np.int32)}
+
+    def _tell(self, name: str, notes: list[str]) -> None:
+        """Warns of what a clip has lost, once of each kind: those that differ only by their numbers are one."""
+        for note in filter(is_loss, notes):
+            if (kind := re.sub(r"\d+", "#", note)) not in self._told:
+                self._told.add(kind)
+                logging.warning("%s, the first of this kind: %s", printable(name), note)
 
 
 def _listing(root: Path) -> Listing:

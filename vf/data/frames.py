@@ -20,9 +20,11 @@ from vf.data.decode import DAMAGE, error_text, lost, natural
 from vf.data.pixels import Pixels
 from vf.types import counted
 
-IMAGES = (".apng", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_ANIMATED = ("PNG", "TIFF", "WEBP")  # Pillow's names of formats that hold several pictures; FFmpeg reads GIF
-_LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".apng", ".webp", ".jpg", ".jpeg")  # best first, of the same frames twice
+# Best first, where the same frames are there twice.
+IMAGES = (
+    ".png", ".apng", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".tga", ".webp", ".avif", ".jpg", ".jpeg", ".jfif",
+)  # fmt: skip
+_ANIMATED = ("AVIF", "PNG", "TIFF", "WEBP")  # Pillow's names of formats that hold several pictures; FFmpeg reads GIF
 
 
 class Series(NamedTuple):
@@ -60,7 +62,7 @@ def series(names: Sequence[str]) -> Series:
     kinds = Counter(Path(name).suffix.lower() for name in frames)
     twice = Counter(Path(name).stem.casefold() for name in frames)
     if len(kinds) > 1 and max(twice.values()) > 1:  # the same frames in two formats
-        best = min(kinds, key=lambda kind: (-kinds[kind], _LOSSLESS.index(kind)))
+        best = min(kinds, key=lambda kind: (-kinds[kind], IMAGES.index(kind)))
         same = [name for name in frames if Path(name).suffix.lower() != best]
         frames = [name for name in frames if Path(name).suffix.lower() == best]
         strays |= dict.fromkeys(same, f"is no frame: {frames[0]} and others are the same frames as {best}")
@@ -206,7 +208,7 @@ class Animation:
             durations = []
             for k in range(self._length):
                 image.seek(self._first + k)
-                if image.format == "WEBP":
+                if image.format in ("AVIF", "WEBP"):
                     image.load()  # only then is its duration known
                 durations.append(float(image.info.get("duration") or 0))
         self.fps = 1000 * len(durations) / sum(durations) if all(durations) else 0.0

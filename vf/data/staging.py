@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import av
 
-from vf.data.decode import DAMAGE, Video, error_text, lost, printable
+from vf.data.decode import DAMAGE, ON_BLACK, Video, error_text, lost, printable
 from vf.data.encoding import encode
 from vf.data.listing import Item
 from vf.data.pixels import RESAMPLER, Pixels, deinterlaced
@@ -115,7 +115,7 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
         if repeated:
             notes.append(f"{counted(repeated, 'repeated frame')}, which the file leaves out")
         if pixels.transparent:
-            notes.append(lost("its transparency, laid on black"))
+            notes.append(ON_BLACK)
         if fields.interlaced and parameters.deinterlace:
             notes.append(f"{counted(fields.interlaced, 'interlaced frame')}, of which the first field is kept")
         elif fields.interlaced:

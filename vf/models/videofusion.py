@@ -259,19 +259,19 @@ class VideoFusion(Model):
         self,
         params: Mapping[str, Params],
         condition: Condition,
-        frame: Float[Array, "b h w c"],
+        frame: Float[Array, "b h w c"] | None,
         guidance: Guidance = UNGUIDED,
         clean: Clean | None = None,
     ) -> solvers.Denoiser:
         """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> estimate of x and r.
 
-        At the base frame they are `frame` and 0. clean: further frames that it sees clean.
+        At the base frame they are `frame`, or 0 where it sees none, and 0. clean: further frames that it sees clean.
         """
         residual = self._residual(params, condition, guidance, clean)
 
         def estimate(z_prime: Array, t: Array, memory: Any = None) -> gaussian.Estimate:
             found = residual(z_prime, t, memory, frame)
-            return found._replace(x_0=found.x_0.at[:, self.base_frame].set(frame))
+            return found._replace(x_0=found.x_0.at[:, self.base_frame].set(0 if frame is None else frame))
 
         return estimate
 

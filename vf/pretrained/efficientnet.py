@@ -82,13 +82,15 @@ def installed() -> Path:
     return found[0]
 
 
-def load_installed() -> Weights:
-    """The weights of the installed package, as the converter would write them.
+def load(path: Path | None = None) -> Weights:
+    """The weights in a file, the converter's or one like the package's; None stands for that of the installed package.
 
-    Raises UserError where it is not installed, or holds another network.
+    Raises UserError where it is not installed, there is no such file, or it holds another network.
     """
-    path = installed()
+    path = path or installed()
     source = files.read(path)
+    if source.format == "safetensors":
+        return weights.load(path, "efficientnet")
     try:
         arrays, about = canonical(source.arrays)
     except ValueError as error:

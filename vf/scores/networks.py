@@ -12,7 +12,7 @@ from vf.nets import c3d, clip, efficientnet, inception, vit
 from vf.nets.feature_network import Network
 from vf.nets.tokenizer import Tokenizer
 from vf.pretrained import i3d, weights
-from vf.pretrained.efficientnet import load_installed
+from vf.pretrained.efficientnet import load as load_efficientnet
 from vf.pretrained.weights import Weights
 from vf.scores import suite
 from vf.scores.suite import Captions
@@ -90,8 +90,8 @@ def networks(
 def frame_network(name: str) -> Network:
     """The network of embeddings of single frames, u8 [b 1 h w 3] -> f32 [b dim], as generators are conditioned on.
 
-    `name` is `efficientnet`, for the installed package, or `efficientnet:FILE` or `clip:FILE`, where the file is the
-    converter's. CLIP's embeddings are not divided by their length, as Karlo takes them.
+    `name` is `efficientnet`, for the installed package, `efficientnet:FILE`, or `clip:FILE` of the converter. CLIP's
+    embeddings are not divided by their length, as Karlo takes them.
 
     Raises UserError where the package is not installed, or a file cannot be read as that network.
     """
@@ -117,10 +117,10 @@ def _problem(family: str, converted: Weights) -> str:
 def open_weights(family: str, files: Mapping[str, Path]) -> Weights:
     """Reads the converted weights of `family`. Raises UserError where no file is named, and as `weights.load`.
 
-    Those of `efficientnet` are read from the installed package where no file is named.
+    Those of `efficientnet` are read from the installed package where no file is named, and from a file like its own.
     """
-    if family == "efficientnet" and family not in files:
-        return load_installed()
+    if family == "efficientnet":
+        return load_efficientnet(files.get(family))
     if family not in files:
         raise UserError(
             f"no weights of {family} were named: make a file of {weights.OFFICIAL[family]} with python -m "
