@@ -66,7 +66,7 @@ def sampled(sizes: Sizes) -> str:
             figures = sampling.counted(config, *sampling.traced(config)[:2])
             rows.append([
                 f"{frames}{', guided' if guided else ''}", name, f"{figures['parameters'] / 1e6:,.1f}",
-                f"{figures['gflop']:,.1f}", f"{figures['compiler_gflop']:,.1f}",
+                f"{figures['gflop']:,.1f}", tables.number(figures["compiler_gflop"], ",.1f"),
                 f"{1 - figures['gflop'] / whole:.1%}" if whole else "",
             ])  # fmt: skip
             whole = whole or figures["gflop"]

@@ -106,6 +106,16 @@ def program_gib(compiled: Any) -> float | None:
     return float(held - plan.alias_size_in_bytes) / 2**30
 
 
+def costs(program: Any) -> dict[str, float]:
+    """What XLA counts in a lowered or a compiled program; {} where it says nothing, as of lowered ones for CUDA."""
+    return dict(program.cost_analysis() or {})
+
+
+def scaled(value: float | None, scale: float) -> float | None:
+    """`value` times `scale`; None where there is none."""
+    return None if value is None else scale * value
+
+
 def peak_gib() -> float | None:
     """The most memory that this process had on its first device; None where the platform does not say."""
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

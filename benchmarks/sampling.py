@@ -65,7 +65,7 @@ def counted(config: ConfigDict, tracing: Any, params: Any) -> dict[str, float]:
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "gflop": count.flops(tracing.jaxpr.jaxpr) / clips / steps / 1e9,
-        "compiler_gflop": tracing.lower().cost_analysis()["flops"] / clips / 1e9,
+        "compiler_gflop": measure.scaled(measure.costs(tracing.lower()).get("flops"), 1e-9 / clips),
     }
 
 

@@ -5,8 +5,6 @@ equations, with dropout, clipping, AdamW and an average of the parameters. PyTor
 many parameters; it has none that mixes frames as ours does, so that ours leaves that out where the two are compared.
 """
 
-from typing import Any
-
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -82,16 +80,10 @@ def row(
     counts = lower.counts(subject, subject.model.shapes())
     report(
         useful_gflop=3 * counts.forward_flops * sizes.batch / 1e9,
-        compiler_gflop=lowered.cost_analysis()["flops"] / 1e9,
-        compiler_gb=_costs(compiled).get("bytes accessed", 0.0) / 1e9,
+        compiler_gflop=measure.scaled(measure.costs(lowered).get("flops"), 1e-9),
+        compiler_gb=measure.scaled(measure.costs(compiled).get("bytes accessed"), 1e-9),
     )
     report(**kernels.profiled(step, compiled.as_text()))
-
-
-def _costs(compiled: Any) -> dict[str, float]:
-    """What the compiler says of the optimised program; {} where it says nothing."""
-    costs = compiled.cost_analysis()
-    return dict(costs or {})
 
 
 def in_pytorch(sizes: Sizes, report: Report) -> None:

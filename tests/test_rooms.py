@@ -20,7 +20,7 @@ FLOORS = [  # lowest first; rooms of one floor do not import each other
     {"config.specs"},
     {"config"},
     {"jobs"},
-    {"main", "evaluate"},
+    {"main", "evaluate", "data.prepare"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for path in (ROOT / "vf").rglob("*.py") if path.name != "__init__.py")
@@ -37,9 +37,10 @@ def imports(path):
 
 
 def room(module):
-    """The room of a module such as `vf.nets.unet`. Specs are a separate room, below those that use them."""
+    """The room of a module such as `vf.nets.unet`. Specs are a separate room, below those that use them. So is the
+    command that prepares data, above them all, since it may run a network on the frames."""
     parts = module.split(".")[1:]
-    return "config.specs" if parts[:2] == ["config", "specs"] else parts[0]
+    return ".".join(parts[:2]) if parts[:2] in (["config", "specs"], ["data", "prepare"]) else parts[0]
 
 
 def module_of(path):

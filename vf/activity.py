@@ -26,6 +26,10 @@ class Task:
         """The next part of the task begins, which is doing `what`."""
         self._now = what, time.monotonic()
 
+    def describe(self, what: str) -> None:
+        """The same part goes on, and is from now on `what`: how far it is, for example."""
+        self._now = what, self._now[1]
+
     def go_on(self) -> None:
         """A task within this one has ended: what is said of it counts from here."""
         self.begin(self._now[0])

@@ -3,10 +3,10 @@
     python -m vf.evaluate --real=DIR --generated=DIR --protocol=styleganv --metrics=fvd,kvd --i3d=FILE --out=FILE.json
     python -m vf.evaluate --selfcheck --i3d=FILE
 
-Either side is a folder of videos, GIFs or folders of frames, one video, an `.npz` with uint8 [n t h w 3] under `clips`,
-an `.npy` of that, or a prepared data set. A protocol specifies which clips are compared and how; its fields are flags
-too. Features are cached under a hash of everything that determines them. Files that cannot be read, are cut off or are
-damaged are left out and named at the end, and the exit status is then 3, or 0 with --skip-bad.
+Either side is a folder of videos, animations or folders of frames, one video, an `.npz` with uint8 [n t h w 3] under
+`clips`, an `.npy` of that, or a prepared data set. A protocol specifies which clips are compared and how; its fields
+are flags too. Features are cached under a hash of everything that determines them. Files that cannot be read, are cut
+off or are damaged are left out and named at the end, and the exit status is then 3, or 0 with --skip-bad.
 """
 
 if __name__ == "__main__" and not __package__:  # `python vf/evaluate.py` finds no package

@@ -6,6 +6,7 @@ import pytest
 
 from tests.data.sources import UCF, error_message, list_clips, make, pack, splits_and_labels, write
 from vf.data.datasets import DATASETS, WEIZMANN
+from vf.data.decode import natural
 
 # Files in the order of their clips, a folder of frames by its only frame; and each clip's split and class.
 LAYOUTS = [
@@ -32,6 +33,13 @@ LAYOUTS = [
     ("folder", {"only/1.mp4": "train only"}),
     ("folder", {"test/a/1.mp4": "test a"}),
     ("folder", {"a/1.mp4": "train", "b/deep/1.mp4": "train"}),
+    ("folder", {"bus/1.mp4": "train bus", "train/1.mp4": "train train"}),  # one class is called as a split
+    ("folder", {"bus/1.mp4": "train bus", "Test/1.mp4": "train Test"}),
+    ("folder", {"bus/1.mp4": "train bus", "VAL/f/1.png": "train VAL"}),
+    ("folder", {"top/bus/1.mp4": "train bus", "top/train/1.mp4": "train train"}),
+    ("folder", {"test/bus/1.mp4": "test bus", "test/train/1.mp4": "test train", "train/train/1.mp4": "train train"}),
+    ("folder", {"bus/a/1.mp4": "train", "test/a/1.mp4": "test", "train/a/1.mp4": "train"}),
+    ("ucf101", {"bus/1.avi": "train bus", "test/1.avi": "train test"}),
 ]
 
 
@@ -41,8 +49,24 @@ def test_layouts_in_natural_order(tmp_path, dataset, expected):
     names = [str(Path(name).parent) if name.lower().endswith((".jpg", ".png")) else name for name in expected]
     assert list(splits_and_labels(found).items()) == list(zip(names, expected.values(), strict=True))
     labels = {item.label for item in found.items} - {""}
-    assert found.classes == (WEIZMANN if dataset == "weizmann" else tuple(sorted(labels)))
-    assert (found.lost, found.unlisted) == ({}, [])
+    assert found.classes == (WEIZMANN if dataset == "weizmann" else tuple(sorted(labels, key=natural)))
+    assert (found.lost, list(found.unlisted)) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (
+            ("bus/1.mp4", "test/a/1.mp4", "train/a/1.mp4"),
+            "folders beside bus name splits, so that it is taken for train",
+        ),
+        (("a/train/1.mp4", "a/test/2.mp4", "b/train/1.mp4"), "test lies in another folder, and names no split"),
+        (("a/1.mp4", "b/2.mp4", "3.mp4"), "folders are no classes, since 3.mp4 does not lie in one folder alone"),
+    ],
+)
+def test_folders_that_may_mean_something_else_are_told(tmp_path, caplog, names, sentence):
+    list_clips("folder", make(tmp_path, *names))
+    assert sentence in caplog.text
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -211,8 +211,8 @@ def test_statistics_of_a_prepared_set(prepared, tmp_path, capsys):
         f"  1 x such as A/text.mkv: {manifest['rejected']['A/text.mkv']}",
         "unusual: 1 clip",
         f"  1 x such as {SMALL}: {manifest['notes'][SMALL][0]}",
-        "unlisted: 1 clip",
-        "  1 x such as C/unlisted.mkv: is in no split file or table",
+        "unlisted: 1 file",
+        "  1 x such as C/unlisted.mkv: table.csv does not name it",
         f"{tmp_path / 'x.png'}: 4 clips, one a row",
     ]
 
@@ -227,9 +227,11 @@ def test_a_folder_of_videos_needs_no_preparation(source, tmp_path, capsys, writt
         "  rate: 25 fps (5), 10 fps (3), 12 fps (1)",
         "  classes: 3, clips of each: A (4), C (3), B (2)",
     ]
-    assert lines[-3:] == [
+    assert lines[-5:] == [
         "rejected: 1 clip",
         "  1 x such as A/text.mkv: Invalid data found when processing input",
+        "unlisted: 1 file",
+        "  1 x such as table.csv: is neither a video nor a picture that is read",
         f"{out}: 9 clips, one a row",
     ]
     names = [text for _, text in written[::2]]
@@ -298,7 +300,9 @@ def test_a_frame_that_the_codec_left_out_shows_the_one_before(tmp_path):
 
 def collection(clips: list[inspect.Clip], classes: tuple[str, ...] = (), **remarks) -> inspect.Collection:
     black = np.zeros((1, 8, 8, 3), np.uint8)
-    return inspect.Collection("title", clips, lambda k, at: black.repeat(len(at), 0), {"all": clips}, classes, remarks)
+    return inspect.Collection(
+        "title", clips, lambda k, at: black.repeat(len(at), 0), {"all": clips}, classes, remarks, {}
+    )
 
 
 def report(data: inspect.Collection) -> list[str]:

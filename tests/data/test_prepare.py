@@ -176,6 +176,21 @@ def test_strict_makes_any_loss_a_failure(unusual_videos, tmp_path):
     )
 
 
+def test_strict_knows_of_what_pictures_lose(tmp_path):
+    for k in range(3):
+        (tmp_path / "videos" / "clip").mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (20, 20), (255, 0, 0, 9)).save(tmp_path / "videos" / "clip" / f"{k}.png")
+    (tmp_path / "videos" / "notes.txt").touch()
+    done = run(tmp_path / "videos", tmp_path / "strict", "--strict")
+    assert done.returncode == 2
+    assert "vf: 1 loss of pictures, and none may be: clip: lost: its transparency, laid on black" in done.stderr
+    assert not (tmp_path / "strict" / "manifest.json").exists()
+    done = run(tmp_path / "videos", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 x such as clip: lost: its transparency, laid on black" in done.stdout
+    assert "1 x such as notes.txt: is neither a video nor a picture that is read" in done.stdout
+
+
 @pytest.mark.parametrize("largest", [30_000, 200_000])  # a clip has 70 x 16 x 16 x 3 bytes, and there are nine
 def test_a_full_disk_is_reported_and_finished_clips_remain(ucf, tmp_path, largest):
     done = run(ucf, tmp_path / "out", largest=largest)  # refused as on a full disk

@@ -16,7 +16,7 @@ def test_a_table_names_a_clip_in_many_ways(tmp_path, name):
         tmp_path, f"path,caption\n{name.format(source=tmp_path / 'videos')},a cat\n", "p/1.mp4", "p/11.mp4"
     )
     assert [(item.name, item.caption) for item in found.items] == [("p/1.mp4", "a cat")]
-    assert (found.lost, found.unlisted) == ({}, ["p/11.mp4"])
+    assert (found.lost, list(found.unlisted)) == ({}, ["p/11.mp4"])
 
 
 def test_an_exact_name_in_a_table_takes_precedence(tmp_path):
@@ -43,9 +43,10 @@ WEBVID = "videoid,contentUrl,duration,page_dir,name\n1,http://x/1.mp4,PT1S,0_5,a
 def test_public_headings_give_captions(tmp_path, table, files):
     found = list_with_table(tmp_path, table, *files)
     assert [item.caption for item in found.items] == ["a cat", "a dog"]
-    assert (found.lost, found.unlisted, found.classes) == ({}, [], ())
+    assert (found.lost, list(found.unlisted), found.classes) == ({}, [], ())
     (tmp_path / "captions.csv").rename(tmp_path / "videos" / "captions.csv")
     make(tmp_path / "videos", "._captions.csv")
+    found.unlisted["._captions.csv"] = "is hidden"
     assert list_clips("webvid", tmp_path / "videos") == found
 
 
@@ -62,7 +63,7 @@ def test_a_table_overrides_and_selects(tmp_path):
     found = list_with_table(tmp_path, table, *files, dataset="folder")
     assert splits_and_labels(found) == {"test/a/1.mp4": "test a", "test/a/2.mp4": "val b", "train/c/3.mp4": "test 10"}
     assert [item.caption for item in found.items] == ["first", "", ""]
-    assert (found.classes, found.lost, found.unlisted) == (("10", "a", "b"), {}, ["train/c/4.mp4"])
+    assert (found.classes, found.lost, list(found.unlisted)) == (("10", "a", "b"), {}, ["train/c/4.mp4"])
 
 
 def test_labels_that_are_numbers_are_classes_in_their_order(tmp_path):

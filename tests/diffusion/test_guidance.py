@@ -104,17 +104,20 @@ def assert_of_z(found, at):
 
 @pytest.mark.parametrize("parallel", [0.0, 0.3])
 @pytest.mark.parametrize("norm", [None, 3.0])
-def test_apg_is_the_authors(parallel, norm):
-    """By their code as diffusers has it, without momentum."""
-    theirs = pytest.importorskip("diffusers.guiders.adaptive_projected_guidance").normalized_guidance
+@pytest.mark.parametrize("momentum", [0.0, -0.5])
+def test_apg_is_the_authors(parallel, norm, momentum):
+    """By their code as diffusers has it, in three evaluations of a walk."""
+    theirs = pytest.importorskip("diffusers.guiders.adaptive_projected_guidance")
     torch = pytest.importorskip("torch")
-    at, given, without, _, _ = two()
-    found = APG(parallel, norm)(given, without, 2.5, at)
-    expected = theirs(
-        *(torch.from_numpy(np.array(one.x_0)) for one in (given, without)), 1.5, None, parallel, norm or 0.0, True
-    )
-    np.testing.assert_allclose(found.x_0, expected, atol=1e-4)
-    assert_of_z(found, at)
+    buffer, memory = theirs.MomentumBuffer(momentum) if momentum else None, None
+    for seed in range(3):
+        at, given, without, _, _ = two(seed)
+        found = APG(parallel, norm, momentum)(given, without, 2.5, at._replace(memory=memory))
+        x_0 = (torch.from_numpy(np.array(one.x_0)) for one in (given, without))
+        expected = theirs.normalized_guidance(*x_0, 1.5, buffer, parallel, norm or 0.0, True)
+        np.testing.assert_allclose(found.x_0, expected, atol=1e-4)
+        assert_of_z(found, at)
+        memory = found.memory
 
 
 def test_apg_by_hand():

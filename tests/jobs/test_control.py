@@ -15,10 +15,13 @@ from vf.config import build, data
 from vf.config import control as fixed
 from vf.config.specs import ControlSpec, SampleSpec
 from vf.data import pipeline
-from vf.jobs import control
+from vf.data.clips import Windows
+from vf.diffusion import windows
+from vf.jobs import control, drawing
 from vf.models.sampler import SampleOptions
 from vf.run import media
 from vf.run.recorder import Recorder
+from vf.scores import sets
 from vf.training import programs, sharding
 from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
@@ -33,17 +36,20 @@ def tiny(**changes):
     return small(**kinds | changes)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def untrained(workdir, config):
     """A run's folder with a checkpoint of networks as they begin: to train them would take a minute to compile."""
-    workdir = tmp_path_factory.mktemp("run")
-    spec = build.train(tiny(), workdir, None)
+    spec = build.train(config, workdir, None)
     create, _ = programs.first_state(spec.run.model, spec.tx, spec.run.mesh, 0)
     meta = {"config": spec.fingerprint, "seed": 0, "classes": list(spec.run.class_names), "fps": spec.run.sample.fps}
     with Recorder(workdir) as recorder, Checkpoints(str(workdir / "checkpoints"), keep=1) as checkpoints:
         recorder.describe(spec.run.config, data=dict(spec.run.data))
         checkpoints.save(2, create(), meta)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("run"), tiny())
 
 
 def sampled(run, **changes):
@@ -163,6 +169,62 @@ def test_a_long_clip_begins_as_a_short_one_and_goes_on(run):
     np.testing.assert_array_equal(alone[0], long[1])
 
 
+def test_many_samples_stay_in_shards(run, monkeypatch):
+    """They are those of one file, and are scored as these are; drawn again, they replace themselves."""
+    few, _ = sampled(run, sample__count=20, sample__batch_size=8)
+    monkeypatch.setattr(drawing, "SHARD_BYTES", 1)
+    before = {one.folder for one in media.drawings(run)}
+    config = tiny(sample__count=20, sample__batch_size=8, sample__first=1)  # another drawing
+    for _ in range(2):
+        main.run(config, run, "sample")
+        (folder,) = {one.folder for one in media.drawings(run)} - before
+        assert {path.name for path in folder.iterdir()} == {"clips", "meta.json", "strip.png", "wall.gif", "wall.mp4"}
+        names = [f"clips_{first:06d}_{last:06d}" for first, last in ((0, 8), (8, 16), (16, 20))]
+        assert sorted(path.stem for path in (folder / "clips").iterdir()) == names
+        (folder / "clips" / f"{names[1]}.npz").write_bytes(b"damaged")  # only for the first time
+    main.run(config, run, "sample")
+    shards = [video.load_npz(folder / "clips" / f"{name}.npz") for name in names]
+    clips, index, seed, label = (np.concatenate([shard[name] for shard in shards]) for name in
+                                 ("clips", "index", "seed", "label"))  # fmt: skip
+    np.testing.assert_array_equal(clips[:19], few[1:])
+    np.testing.assert_array_equal(index, np.arange(1, 21))
+    assert set(seed) == {0}
+    video.save_npz(folder.parent / "joined.npz", clips)
+    choice = sets.Choice(Windows(8, start="first"))
+    sharded, joined = (sets.open_set(path, choice) for path in (folder, folder.parent / "joined.npz"))
+    np.testing.assert_array_equal(sharded[:], clips)
+    assert (sharded.fingerprint, sharded.facts["content"]) == (joined.fingerprint, joined.facts["content"])
+    assert "3 files of clips" in (run / "index.html").read_text()
+    names = json.loads((folder / "meta.json").read_text())["labels"]
+    assert len(names) == len(label) == 20
+
+
+def test_a_long_clip_of_shuffled_noise_moves_as_its_first_window(run):
+    """Base first, networks that find no noise show it: the new frames have that of the frames left behind."""
+    fields = {"sample__count": 2, "sample__length": 19, "sample__window_noise": "shuffled", "sample__clip_x_0": 0.0}
+    clips, facts = sampled(run, **fields, **DDIM, sample__times=(200, 100))
+    order = windows.shuffled(fixed.extension(tiny(**fields)))[:19]
+    for i in range(8, 19):
+        if order[i] != BASE:  # which has no residual noise
+            assert np.abs(clips[:, i].astype(int) - clips[:, order[i]]).max() <= 1
+    assert facts["window_noise"] == "shuffled"
+
+
+def test_windows_are_denoised_together(tmp_path):
+    """Of networks that find no noise, from whose noise a long clip begins as a short one, and goes on."""
+    run = untrained(tmp_path, tiny(model__context="none"))
+    fields = {"model__context": "none", "sample__clip_x_0": 0.0, "sample__times": (200, 100), **DDIM}
+    long_fields = fields | {"sample__length": 19, "sample__windows": "together"}
+    short, _ = sampled(run, sample__count=2, **fields)
+    long, facts = sampled(run, sample__count=2, **long_fields)
+    assert (long.shape[1], facts["windows"], facts["overlap"]) == (19, "together", 4)
+    assert np.abs(long[:, :8].astype(int) - short).max() <= 1
+    differ = [np.abs(long[:, i].astype(int) - long[:, j]).mean() for i in range(19) for j in range(i)]
+    assert min(differ) > 10
+    alone, _ = sampled(run, sample__count=1, sample__first=1, **long_fields)
+    assert np.abs(alone[0].astype(int) - long[1]).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -186,6 +248,10 @@ def test_a_long_clip_begins_as_a_short_one_and_goes_on(run):
         ({"sample__length": 7}, "at least the 8 frames"),
         ({"sample__length": 9, "sample__overlap": 8}, "1 to 7, less than a window's 8"),
         ({"sample__length": 9, "sample__overlap": 3}, "overlap=4 or more, got 3"),
+        ({"sample__length": 9, "sample__windows": "both"}, "one of in_turn, together"),
+        ({"sample__length": 9, "sample__window_noise": "old"}, "one of new, shuffled"),
+        ({"sample__length": 9, "sample__windows": "together"}, "base first, each window is drawn from a clean base"),
+        ({"sample__length": 9, "sample__windows": "together", "sample__known": (3,)}, "together knows no frames"),
         ({"sample__grid": (2, 2), "sample__first": 1}, "leave sample.first at 0"),
         ({"sample__first": -1}, "sample.first must be at least 0"),
     ],
@@ -200,6 +266,38 @@ def test_control_that_does_not_fit_is_answered_in_one_sentence(run, changes, mes
 def test_only_decomposed_noise_has_content_and_motion():
     with pytest.raises(UserError, match="decomposed noise"):
         fixed.control(tiny(model__predictor="one_network", sample__motion_seed=1))
+
+
+JOINT = {"model__context": "none", "sample__windows": "together", "sample__length": 19}
+ONE = {"model__predictor": "one_network", "sample__length": 19}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({**JOINT, "sample__keep_base_noise": False}, r"leave sample\.keep_base_noise at True"),
+        ({**JOINT, "noise__lam": (0.5, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.2)}, "one lambda for all frames"),
+        ({**JOINT, "sample__overlap": 5}, r"overlap of 5 does not give: set sample\.overlap to 4\.\.4, or"),
+        ({**JOINT, "noise__base_frame": 5}, r"overlap of 4 does not give: set sample\.windows=in_turn"),
+        ({**JOINT, "sample__guidance": "cfg_pp"}, "cfg_pp puts another back"),
+        ({**JOINT, "sample__guidance": "apg", "sample__apg_momentum": -0.5}, "set --config.sample.apg_momentum=0"),
+        ({**ONE, "noise__prior": "progressive", "sample__window_noise": "shuffled"}, "which progressive noise has not"),
+        ({**ONE, "noise__prior": "mixed", "sample__windows": "together"}, "noise.prior is mixed, which frames share"),
+    ],
+)
+def test_windows_that_a_model_cannot_have_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        fixed.extension(tiny(**changes))
+
+
+def test_one_window_is_no_long_clip():
+    """Whatever is said of windows, it is drawn as ever, into the same folder."""
+    ever = tiny()
+    said = tiny(sample__windows="together", sample__window_noise="shuffled", sample__overlap=5, sample__length=8)
+    specs = [build.sample_spec(config, data.source(ever)) for config in (said, ever)]
+    assert specs[0].extension == specs[1].extension == (8, 8, 0)
+    assert specs[0].protocol() == specs[1].protocol()
+    assert not specs[0].together
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])

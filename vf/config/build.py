@@ -251,7 +251,7 @@ def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
         raise UserError(f"--config.sample.guidance_interval must be () or two times, first and last, got {interval}")
     rules: dict[str, Callable[[], guidances.Rule]] = {
         "cfg": guidances.CFG,
-        "apg": lambda: guidances.APG(sample.apg_parallel, sample.apg_norm or None),
+        "apg": lambda: guidances.APG(sample.apg_parallel, sample.apg_norm or None, sample.apg_momentum),
         "cfg_zero": lambda: guidances.CFGZero(int(grid[sample.zero_steps - 1]) if sample.zero_steps else None),
         "cfg_pp": guidances.CFGPlusPlus,
     }
@@ -261,19 +261,25 @@ def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
             f"sample.guidance=cfg_pp puts other noise back than there was, which {sample.solver} cannot: set "
             "sample.solver to ddim or dpm"
         )
-    for name, owner in (("apg_parallel", "apg"), ("apg_norm", "apg"), ("zero_steps", "cfg_zero")):
-        if sample[name] < 0 or (sample[name] and sample.guidance != owner):
+    owners = {"apg_parallel": "apg", "apg_norm": "apg", "apg_momentum": "apg", "zero_steps": "cfg_zero"}
+    for name, owner in owners.items():
+        if sample[name] and sample.guidance != owner:
             raise UserError(
-                f"sample.{name} must be 0 or more, and 0 unless sample.guidance is {owner}; got {sample[name]} with "
-                f"{sample.guidance}"
+                f"sample.{name} is {sample[name]}, which is of sample.guidance={owner}, not {sample.guidance}"
             )
+        if sample[name] < 0 and name != "apg_momentum":
+            raise UserError(f"sample.{name} must be 0 or more, got {sample[name]}")
     if sample.zero_steps >= len(grid):
         raise UserError(
             f"sample.zero_steps must be at most the number of steps, {len(grid) - 1}, got {sample.zero_steps}"
         )
     return as_user_error(
         lambda: Guidance(sample.guidance_scale, own, interval, sample.guidance_rescale, rule()),
-        {"interval": "sample.guidance_interval", "rescaling": "sample.guidance_rescale"},
+        {
+            "interval": "sample.guidance_interval",
+            "rescaling": "sample.guidance_rescale",
+            "momentum": "sample.apg_momentum",
+        },
     )
 
 
@@ -284,7 +290,7 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     return SampleSpec(
         sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
         control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,
-        dtype=config.model.dtype,
+        windows=s.windows, window_noise=s.window_noise, dtype=config.model.dtype,
     )  # fmt: skip
 
 

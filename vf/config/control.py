@@ -11,10 +11,13 @@ from ml_collections import ConfigDict
 from vf.config.data import base_frame
 from vf.config.specs import ControlSpec
 from vf.config.values import as_user_error, choose
-from vf.data import decode
+from vf.data import frames
 from vf.data.clips import Windows
+from vf.data.decode import DAMAGE, Video, error_text
+from vf.data.pixels import Pixels
+from vf.data.reader import open_clip
 from vf.diffusion.known import frame_mask
-from vf.models.sampler import Extension
+from vf.diffusion.windows import Extension
 from vf.types import UserError
 from vf.video import load_clips
 
@@ -23,7 +26,10 @@ CONTROL = {
     "motion_label": -1, "known": (), "known_of": "", "reconstruction": 0.0,
 }  # fmt: skip
 """The fields of `sample` that say what is fixed, with the values by which nothing is."""
-FIELDS = CONTROL | {"first": 0, "length": 0, "overlap": 0, "keep_base_noise": True, "history": 0.0}
+FIELDS = CONTROL | {
+    "first": 0, "length": 0, "overlap": 0, "windows": "in_turn", "keep_base_noise": True, "window_noise": "new",
+    "history": 0.0,
+}  # fmt: skip
 """All fields of `sample` that are for the sampling job alone, with the values by which they change nothing."""
 
 
@@ -78,12 +84,78 @@ def extension(config: ConfigDict) -> Extension:
         raise UserError(
             f"--config.sample.overlap is 1 to {frames - 1}, less than a window's {frames} frames; got {overlap}"
         )
-    if config.model.context == "base_frame" and overlap <= base_frame(config):
+    choose("sample.windows", sample.windows, {"in_turn": 0, "together": 0})
+    choose("sample.window_noise", sample.window_noise, {"new": 0, "shuffled": 0})
+    _check_window_noise(config)
+    if sample.windows == "together":
+        _check_together(config, overlap)
+    elif config.model.context == "base_frame" and overlap <= base_frame(config):
         raise UserError(
             f"base first, a window is drawn from its base frame, {base_frame(config)}, so that it must be known: set "
             f"--config.sample.overlap={base_frame(config) + 1} or more, got {overlap}"
         )
     return Extension(length, frames, overlap)
+
+
+def _check_window_noise(config: ConfigDict) -> None:
+    """Raises UserError where noise that has no parts is neither new in each window nor the same in another order."""
+    sample, prior = config.sample, config.noise.prior
+    if config.model.predictor == "decomposed":
+        return
+    if sample.window_noise == "shuffled" and prior not in ("independent", "mixed"):
+        raise UserError(
+            f"sample.window_noise=shuffled puts frames' noises in another order, which {prior} noise has not: set "
+            "--config.sample.window_noise=new"
+        )
+    if sample.windows == "together" and sample.window_noise == "new" and prior != "independent":
+        raise UserError(
+            f"sample.windows=together gives each frame a noise of its own, and noise.prior is {prior}, which frames "
+            "share: set --config.sample.windows=in_turn"
+        )
+
+
+def _check_together(config: ConfigDict, overlap: int) -> None:
+    """Raises UserError for what windows that are denoised together cannot have."""
+    sample, frames, base = config.sample, config.data.frames, base_frame(config)
+    instead = "set --config.sample.windows=in_turn"
+    if sample.known or sample.known_of or sample.reconstruction or sample.history:
+        raise UserError(
+            f"sample.windows=together knows no frames: leave sample.known and what belongs to it, or {instead}"
+        )
+    if sample.guidance == "cfg_pp":
+        raise UserError(
+            "sample.windows=together keeps the noise that a frame has, and cfg_pp puts another back: set "
+            "--config.sample.guidance=cfg"
+        )
+    if sample.apg_momentum:
+        raise UserError(
+            "sample.windows=together keeps no memory of a window, and sample.apg_momentum needs it: set "
+            "--config.sample.apg_momentum=0"
+        )
+    if config.model.predictor != "decomposed":
+        return
+    if config.model.context == "base_frame":
+        raise UserError(
+            "base first, each window is drawn from a clean base frame, which is there only after the window before: "
+            f"{instead}, or sample a model of another context"
+        )
+    if not sample.keep_base_noise:
+        raise UserError(
+            "windows that are denoised together share frames, and so their base noise: leave sample.keep_base_noise at "
+            f"True, or {instead}"
+        )
+    lam = list(config.noise.lam)
+    if len(lam) > 1 and len({value for i, value in enumerate(lam) if i != base}) > 1:
+        raise UserError(
+            f"sample.windows=together needs one lambda for all frames but the base frame, since a frame has another "
+            f"place in each window, and noise.lam has several: {instead}"
+        )
+    if not base < overlap < frames - base:
+        choices = f"sample.overlap to {base + 1}..{frames - base - 1}, or " if 2 * base + 1 < frames else ""
+        raise UserError(
+            f"the base frame, {base}, must be in the first window alone, and what is in its place in others in another "
+            f"one, which an overlap of {overlap} does not give: set {choices}sample.windows=in_turn"
+        )
 
 
 def inverts(config: ConfigDict) -> bool:
@@ -149,6 +221,11 @@ def _check_files(config: ConfigDict) -> None:
             f"the noise of {sample.motion_of or sample.content_of} is found by inverting deterministic DDIM: set "
             "--config.sample.solver=ddim --config.sample.eta=0 --config.sample.restart='()'"
         )
+    if inverts(config) and sample.apg_momentum:
+        raise UserError(
+            f"the noise of {sample.motion_of or sample.content_of} is found by inverting each step by itself, which "
+            "guidance with momentum does not allow: set --config.sample.apg_momentum=0"
+        )
 
 
 def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
@@ -159,25 +236,23 @@ def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
     )
 
     def read(name: str) -> np.ndarray:
-        pixels = decode.Pixels(data.size)
+        pixels = Pixels(data.size)
         if row := re.fullmatch(r"(.*\.npz)(?::(\d+))?", name):
             return _row(row[1], int(row[2] or 0), (data.frames, data.size, data.size, 3))
         path = Path(name).expanduser()
         try:
-            if path.suffix.lower() in decode.IMAGES:
-                picture = decode.read_picture(path)
+            if path.suffix.lower() in frames.IMAGES and not frames.is_animated(path):
+                picture = frames.read_picture(path)
                 size = f"{picture.width} x {picture.height}"
                 logging.info("%s: its centre square of %s, resized to %d x %d", path, size, data.size, data.size)
                 return np.repeat(pixels(picture)[None], data.frames, axis=0)
-            if path.is_dir():
-                frames = decode.FrameFolder(path)
-                return frames.clip(windows.indices(len(frames), data.fps, 0, None), pixels)
-            video, header = decode.Video(path), decode.read_header(path)
-            size = f"{header.width} x {header.height}"
-            logging.info("%s: the centre square of %s, resized to %d x %d", path, size, data.size, data.size)
-            return video.clip(windows.indices(len(video), header.fps, 0, None), pixels)
-        except decode.DAMAGE as error:
-            raise UserError(f"cannot read a clip of {path}: {decode.error_text(error)}") from error
+            clip = open_clip(path, fps=data.fps)
+            if isinstance(clip, Video):
+                size = f"{clip.header.width} x {clip.header.height}"
+                logging.info("%s: the centre square of %s, resized to %d x %d", path, size, data.size, data.size)
+            return clip.clip(windows.indices(len(clip), clip.fps, 0, None), pixels)
+        except DAMAGE as error:
+            raise UserError(f"cannot read a clip of {path}: {error_text(error)}") from error
 
     return read
 

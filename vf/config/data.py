@@ -181,7 +181,8 @@ def check_flip(config: ConfigDict, source: Source) -> None:
     if config.data.flip and not getattr(source, "can_flip", True):
         raise UserError(
             f"{config.data.source} has no embeddings of mirrored frames, and clips are to be mirrored: set flip to "
-            "False, or prepare the data into another folder with `mirrored` in the file of embeddings",
+            "False, or prepare the data into another folder with --embed-mirrored, or with `mirrored` in the file of "
+            "embeddings",
             "flip",
         )
 

@@ -43,11 +43,14 @@ def parse(argv: list[str], names: Iterable[str]) -> list[str]:
         rest = FLAGS(argv, known_only=True)
     except flags.Error as error:
         raise UserError(_wrong_value(str(error).split("\n")[0])) from error
-    except AttributeError as error:
-        raise UserError(_unknown_field(argv) or str(error)) from error
     except UserError:
         raise
     except Exception as error:  # whatever the config file, which is Python, raises
+        # Of a field's name the last part raises AttributeError, an earlier one KeyError.
+        if isinstance(error, (AttributeError, KeyError)) and (sentence := _unknown_field(argv)):
+            raise UserError(sentence) from error
+        if isinstance(error, AttributeError):
+            raise UserError(str(error)) from error
         raise UserError(
             f"--config must be a Python file with get_config(), as in configs/: {type(error).__name__}: {error}"
         ) from error
@@ -96,6 +99,8 @@ def _unknown_field(argv: list[str]) -> str | None:
             raise
         hint = f"did you mean {near[1]}?" if near else "see configs/base.py"
         return f"{config_flag.removeprefix('--config=')} sets {given[1]}, which no config has: {hint}"
+    except KeyError:  # likewise, of its own
+        return None
     known = set(flat(defaults.config.to_dict()))
     for word in argv:
         field = word.removeprefix("--config.").split("=")[0]

@@ -106,7 +106,7 @@ def embedding_dim(config: ConfigDict, source: Source) -> int:
     if not dim:
         raise UserError(
             "model.context is embedding, but these records have no embedding of the base frame: "
-            "take --config.model.context=base_frame, or data with an `embedding` field"
+            "take --config.model.context=base_frame, or data prepared with --embed=efficientnet"
         )
     return dim
 

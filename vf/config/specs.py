@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 
 from vf.data.pipeline import Source
 from vf.diffusion.guidance import CFG
+from vf.diffusion.windows import Extension
 from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
-from vf.models.sampler import Extension, SampleOptions
+from vf.models.sampler import SampleOptions
 from vf.plan.subject import MakeSubject
 from vf.plan.targets import Target
 from vf.training.optim import Optimizer
@@ -65,13 +66,20 @@ class ControlSpec:
         return {name: value for name, value in fields.items() if value not in ("", None, -1)}
 
 
+Windows = Literal["in_turn", "together"]
+"""How the windows of a long clip are drawn (`vf.diffusion.windows`)."""
+WindowNoise = Literal["new", "shuffled"]
+"""The residual noise of further windows: each its own, or that of the first window's frames in another order."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleSpec:
     """How many clips, or images of the base generator, to sample, of which classes, in what batches.
 
     `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`; `control` is None
     where nothing is fixed, `first` the number of the first sample, `extension` the windows of long
-    clips, all with one base noise where `keep_base_noise` holds, `dtype` that of the computation.
+    clips, all with one base noise where `keep_base_noise` holds, `windows` how they are drawn, `window_noise` whose
+    residual noise they have, `dtype` that of the computation.
     """
 
     options: SampleOptions
@@ -88,7 +96,14 @@ class SampleSpec:
     first: int = 0
     extension: Extension = dataclasses.field(default_factory=lambda: Extension(1, 1, 0))
     keep_base_noise: bool = True
+    windows: Windows = "in_turn"
+    window_noise: WindowNoise = "new"
     dtype: str = "float32"
+
+    @property
+    def together(self) -> bool:
+        """Whether there are several windows, which are denoised together."""
+        return self.windows == "together" and self.extension.further > 0
 
     def protocol(self) -> dict[str, Any]:
         """Everything that changes the clips except the weights, ready for JSON."""
@@ -105,6 +120,8 @@ class SampleSpec:
             "length": self.extension.length if self.extension.further else None,
             "overlap": self.extension.overlap if self.extension.further else None,
             "keep_base_noise": self.keep_base_noise if self.extension.further else None,
+            "windows": "together" if self.together else None,
+            "window_noise": self.window_noise if self.extension.further and self.window_noise != "new" else None,
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
             "sampler": self.solver, "steps": len(grid) - 1, "times": grid, "eta": self.eta,

@@ -17,7 +17,8 @@ T = TypeVar("T")
 def choose(name: str, value: str, known: Mapping[str, T]) -> T:
     """known[value]. Raises UserError that lists the known names where `value` is none of them."""
     if value not in known:
-        raise UserError(f"--config.{name} must be one of {', '.join(known)}, got {value!r}")
+        names = ", ".join(one or "'' (none)" for one in known)
+        raise UserError(f"--config.{name} must be one of {names}, got {value!r}")
     return known[value]
 
 

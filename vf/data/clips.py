@@ -155,8 +155,12 @@ class Windows:
         return window(*shape, start)
 
 
-def centre_crop_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """Largest centred square as (left, top, right, bottom) in pixels, right and bottom exclusive."""
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+def centre_crop_box(height: int, width: int, aspect: Fraction = Fraction(1)) -> tuple[int, int, int, int]:
+    """Largest centred square as (left, top, right, bottom) in pixels, right and bottom exclusive.
+
+    `aspect` is width by height of one pixel: where it is not 1, the box is a square as it is shown.
+    """
+    side = min(Fraction(height), width * aspect)
+    columns, rows = max(1, round(side / aspect)), max(1, round(side))
+    left, top = (width - columns) // 2, (height - rows) // 2
+    return left, top, left + columns, top + rows

@@ -5,12 +5,25 @@ split files, the number of the split, and a table; returns a `Listing` in natura
 where no clip can be listed.
 """
 
+import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from vf.data import tables, ucf101_splits
-from vf.data.listing import Listing, class_names, clips, folders_and_name, hidden, labelled, split_of, without_extension
+from vf.data.decode import printable
+from vf.data.listing import (
+    Listing,
+    class_names,
+    clips,
+    folders_and_name,
+    has_splits,
+    hidden,
+    labelled,
+    split_of,
+    without_extension,
+)
 from vf.types import UserError
 
 WEIZMANN = ("bend", "jack", "jump", "pjump", "run", "side", "skip", "walk", "wave1", "wave2")
@@ -26,12 +39,14 @@ def ucf101(source: Path, splits: Path | None, fold: int, table: Path | None) -> 
     _no_table(table)
     listing = clips(source)
     items = [labelled(item, PurePosixPath(item.name).parts[-2]) for item in listing.items if "/" in item.name]
+    if not has_splits(listing.items):
+        items = [dataclasses.replace(item, split="train") for item in items]
     if not items:
         raise UserError(
             f"looked for UCF101 as {source}/CLASS/v_CLASS_g01_c01.avi, but no folder of a class has videos", "source"
         )
     loose = {item.name: "lies in no folder of a class" for item in listing.items if "/" not in item.name}
-    listing = Listing(items, class_names(items), listing.lost | loose)
+    listing = Listing(items, class_names(items), listing.lost | loose, listing.unlisted)
     if splits is None and os.path.isfile(source) and ucf101_splits.lists_in(source):
         splits = source
     if splits is None:
@@ -72,7 +87,7 @@ def weizmann(source: Path, splits: Path | None, fold: int, table: Path | None) -
             listing.lost[item.name] = f"it has two actions: {' and '.join(sorted(actions))}"
         else:
             listing.lost[item.name] = f"its name ends in no action of Weizmann's ({', '.join(WEIZMANN)})"
-    return Listing(items, WEIZMANN, listing.lost)
+    return Listing(items, WEIZMANN, listing.lost, listing.unlisted)
 
 
 def webvid(source: Path, splits: Path | None, fold: int, table: Path | None) -> Listing:
@@ -90,17 +105,29 @@ def webvid(source: Path, splits: Path | None, fold: int, table: Path | None) -> 
 
 
 def folder(source: Path, splits: Path | None, fold: int, table: Path | None) -> Listing:
-    """Any videos, GIFs or folders of frames. Where every clip lies in exactly one folder (below those of splits), that
-    folder is its class. `table`, a CSV with a column `path` and any of `label`, `caption`, `split`, selects clips and
-    overrides what folders say."""
+    """Any videos, animated pictures or folders of frames. Where every clip lies in exactly one folder (below those of
+    splits), that folder is its class. `table`, a CSV with a column `path` and any of `label`, `caption`, `split`,
+    selects clips and overrides what folders say."""
     _no_splits(splits)
     listing = clips(source)
-    paths = [path[1:] if split_of(path) else path for path in folders_and_name(listing.items)]
-    if all(len(path) == 2 for path in paths):
+    paths = folders_and_name(listing.items)
+    if has_splits(listing.items):
+        if others := sorted({path[0] for path in paths if not split_of(path)}):
+            logging.warning("%s: folders beside %s name splits, so that it is taken for train", source, others[0])
+        paths = [path[1:] if split_of(path) else path for path in paths]
+    else:
+        if inner := [path for path in paths if len(path) > 2 and split_of(path[1:])]:
+            logging.warning("%s: %s lies in another folder, and names no split: all are train", source, inner[0][1])
+        listing.items = [dataclasses.replace(item, split="train") for item in listing.items]
+    depths = {len(path): item.name for item, path in zip(listing.items, paths, strict=True)}
+    if set(depths) == {2}:
         listing.items = [labelled(item, path[0]) for item, path in zip(listing.items, paths, strict=True)]
+    elif set(depths) > {2}:
+        odd = next(name for depth, name in depths.items() if depth != 2)
+        logging.warning("%s: folders are no classes, since %s does not lie in one folder alone", source, printable(odd))
     if table is not None:
         return tables.select(listing, table, source)
-    return Listing(listing.items, class_names(listing.items), listing.lost)
+    return Listing(listing.items, class_names(listing.items), listing.lost, listing.unlisted)
 
 
 Lister = Callable[[Path, Path | None, int, Path | None], Listing]

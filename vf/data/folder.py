@@ -1,7 +1,8 @@
-"""A folder of video files as a source of clips, which are decoded on the fly.
+"""A folder of clips as a source, which are decoded on the fly.
 
-Layouts: `ROOT/<Class>/<clip>.avi` as in UCF101 (the subfolder is the class), or files directly in `ROOT` (no labels).
-Data that `vf.data.prepare` has decoded once loads much faster.
+Clips, classes and splits are those that `python -m vf.data.prepare folder` would find: `ROOT/<Class>/<clip>.avi` as in
+UCF101 (the subfolder is the class), or clips directly in `ROOT` (no labels). Data that has been prepared loads much
+faster.
 """
 
 import logging
@@ -13,18 +14,25 @@ from typing import Any
 
 import numpy as np
 
+from vf.data import datasets
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, RESAMPLER, VIDEOS, Pixels, Video, error_text, natural, read_header
-from vf.data.listing import check_finished
+from vf.data.decode import DAMAGE, Video, error_text, printable
+from vf.data.listing import Item, Listing
+from vf.data.notes import ON_BLACK, is_loss
 from vf.data.pipeline import BadRecord
+from vf.data.pixels import RESAMPLER, Pixels
+from vf.data.reader import Clip, open_clip
 from vf.data.share import Share
+from vf.data.tables import finder, list_lines, no_match
 from vf.types import UserError, counted
 
 _PROBES = 16  # threads that probe files, which wait for the disk most of the time
 
 
 class VideoFolder:
-    """Clips of the video files in a folder; a `vf.data.pipeline.Source`.
+    """Clips of the videos, folders of frames and animated pictures in a folder; a `vf.data.pipeline.Source`.
+
+    Where folders name splits, the clips of `train` are taken, unless `split_file` names others.
 
     Args:
         root: the folder. Classes are numbered in natural order of their folders' names, letter case aside.
@@ -40,7 +48,10 @@ class VideoFolder:
     """
 
     rejected: dict[str, str]
-    """{name relative to `root`: reason} of the files that were left out."""
+    """{name relative to `root`: reason} of the clips that were left out."""
+
+    unlisted: dict[str, str]
+    """{name relative to `root`: reason} of whatever else lies in the folder and is no clip."""
 
     def __init__(
         self,
@@ -55,11 +66,19 @@ class VideoFolder:
         self.root, self.windows, self.size = Path(root), windows, size
         self.split_file = None if split_file is None else Path(split_file)
         self.without, self.share = None if without is None else Path(without), share
-        names, self.class_names = _list_videos(self.root)
-        self.num_classes = len(self.class_names)
-        selected = names if self.split_file is None else _read_split(self.split_file)
+        listing = _listing(self.root)
+        items, self.unlisted = {item.name: item for item in listing.items}, listing.unlisted
+        self.class_names, self.num_classes = listing.classes, len(listing.classes)
+        missing: dict[str, str] = {}
+        selected = list(items)
+        if self.split_file is not None:
+            selected = _read_split(self.split_file, listing, self.root, missing)
+        elif kept := [name for name, item in items.items() if item.split == "train"]:
+            if left_out := len(items) - len(kept):
+                logging.warning("%s: %s of other splits than train left out", root, counted(left_out, "clip"))
+            selected = kept
         if self.without is not None:
-            others = set(_read_split(self.without))
+            others = set(_read_split(self.without, listing, self.root, {}))
             both = [name for name in selected if name in others]
             if self.split_file is not None and both:
                 raise UserError(
@@ -71,26 +90,32 @@ class VideoFolder:
                 raise UserError(f"{self.without} names every video of {self.root}, and leaves none to train on")
         if share is not None:
             selected = [name for name, keep in zip(selected, share.select(selected), strict=True) if keep]
-        present = set(names)
 
-        def probe(name: str) -> tuple[Video, float, int] | str:
-            return _probe(self.root / name, windows) if name in present else "is not in the folder"
+        def probe(name: str) -> tuple[Clip, float, int] | str:
+            return _probe(items[name], windows)
 
         with ThreadPoolExecutor(_PROBES) as pool:
             probed = dict(zip(selected, pool.map(probe, selected), strict=True))
-        self.rejected = {name: why for name, why in probed.items() if isinstance(why, str)}
+        self.rejected = missing | {name: why for name, why in probed.items() if isinstance(why, str)}
+        if self.split_file is None:
+            self.rejected = listing.lost | self.rejected
         usable = [(name, *facts) for name, facts in probed.items() if not isinstance(facts, str)]
         if not usable:
             why, count = Counter(self.rejected.values()).most_common(1)[0]
             raise UserError(
-                f"Of {counted(len(selected), 'video')} of {self.split_file or self.root} none serves for clips of "
-                f"{windows.frames} frames with stride {windows.stride} ({count} of them: {why}); choose another "
-                "folder, or shorter clips",
+                f"Of {counted(len(selected) + len(missing), 'clip')} of {self.split_file or self.root} none serves for "
+                f"clips of {windows.frames} frames with stride {windows.stride} ({count} of them: {why}); choose "
+                "another folder, or shorter clips",
                 "frames" if "fewer than" in why else "source",
             )
         for name, why in self.rejected.items():
-            logging.warning("left out %s: %s", name, why)
+            logging.warning("left out %s: %s", printable(name), why)
+        if sentence := listing.passed_over():
+            logging.warning("%s: %s", root, sentence)
         self.names, self.videos, self.rates, records = zip(*usable, strict=True)
+        self.labels = [items[name].label for name in self.names]
+        self._whole: set[int] = set()  # videos that are known to be
+        self._told: set[str] = set()  # kinds of losses
         self._ends = np.cumsum(records)  # of each video's records
 
     def __len__(self) -> int:
@@ -128,76 +153,71 @@ class VideoFolder:
         name, video = self.names[k], self.videos[k]
         try:
             first = int(self._ends[k - 1]) if k else 0
+            if k not in self._whole:
+                self._tell(name, video.notes())  # raises an error where it is cut off
+                self._whole.add(k)
             indices = self.windows.indices(len(video), self.rates[k], record - first, rng)
-            pixels = video.clip(indices, Pixels(self.size))
+            pixels = video.clip(indices, scaler := Pixels(self.size))
+            seen = [] if isinstance(video, Video) else video.notes()  # of images, as they are read
+            self._tell(name, seen + [ON_BLACK] * scaler.transparent)
         except DAMAGE as error:
             raise BadRecord(f"{name}: {error_text(error)}") from error
-        label = self.class_names.index(Path(name).parts[0]) if self.num_classes else 0
+        label = self.class_names.index(self.labels[k]) if self.num_classes else 0
         return {"video": pixels, "label": np.array(label, np.int32)}
 
+    def _tell(self, name: str, notes: list[str]) -> None:
+        """Warns of what a clip has lost, once of each kind: those that differ only by their numbers are one."""
+        for note in filter(is_loss, notes):
+            if (kind := re.sub(r"\d+", "#", note)) not in self._told:
+                self._told.add(kind)
+                logging.warning("%s, the first of this kind: %s", printable(name), note)
 
-def _list_videos(root: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Names of videos relative to `root`, in natural order, and the classes; () where the folder is flat."""
-    expected = f"videos ({' '.join(VIDEOS)}) as {root}/CLASS/VIDEO or {root}/VIDEO"
+
+def _listing(root: Path) -> Listing:
+    """The clips of a folder. Raises UserError where it holds none."""
     if not root.is_dir():
         raise UserError(
-            f"Looked for {expected}, but there is no such folder: name one, or a data set that python -m "
-            "vf.data.prepare made",
+            f"Looked for videos as {root}/CLASS/VIDEO or {root}/VIDEO, but there is no such folder: name one, or a "
+            "data set that python -m vf.data.prepare made",
             "source",
         )
-
-    def videos(folder: Path) -> list[str]:
-        names = (p.relative_to(root).as_posix() for p in folder.iterdir() if p.suffix.lower() in VIDEOS)
-        return sorted(names, key=natural)
-
-    folders = sorted((p.name for p in root.iterdir() if p.is_dir()), key=natural)
-    per_class = {folder: names for folder in folders if (names := videos(root / folder))}
-    in_classes = [name for names in per_class.values() for name in names]
-    if flat := videos(root):
-        if in_classes:
-            raise UserError(
-                f"{root} holds videos ({flat[0]}) and folders of videos ({in_classes[0]}): keep one layout, or "
-                "name another folder",
-                "source",
-            )
-        return flat, ()
-    if not in_classes:
-        check_finished(root)
-        deeper = next((p for p in root.rglob("*") if p.suffix.lower() in VIDEOS), None)
-        entries = (
-            f"the first of its videos is {deeper}"
-            if deeper
-            else f"it has {counted(len(folders), 'folder')} and no video"
-        )
-        raise UserError(f"Looked for {expected}, but {entries}: name the right folder", "source")
-    return in_classes, tuple(per_class)
+    return datasets.folder(root, None, 1, None)
 
 
-def _read_split(path: Path) -> list[str]:
+def _read_split(path: Path, listing: Listing, root: Path, missing: dict[str, str]) -> list[str]:
+    """Names of the clips that a list names; names of none are added to `missing`, with the reason."""
     try:
-        lines = path.read_text().splitlines()
+        lines = list_lines(path.read_bytes())
     except OSError as error:
         raise UserError(
             f"The split file {path} cannot be read ({error.strerror}); it should name one CLASS/VIDEO a line."
         ) from error
-    names = [re.sub(r"\s+\d+$", "", line.strip()) for line in lines]
-    if not any(names):
+    if not lines:
         raise UserError(f"The split file {path} is empty; it should name one CLASS/VIDEO a line.")
-    return list(dict.fromkeys(filter(None, names)))
+    find, names = finder(listing.items, root), list[str]()
+    for line in lines:
+        name = re.sub(r"\s+\d+$", "", line)  # a label, since the folder is the class
+        match = find(name) or find(line)
+        if len(match) == 1:
+            names.append(match[0].name)
+        else:
+            missing[name] = no_match(match, path.name) if match else "is not in the folder"
+    return list(dict.fromkeys(names))
 
 
-def _probe(path: Path, windows: Windows) -> tuple[Video, float, int] | str:
-    """(video, frames per second, records) of a file that can be opened, has a picture and is long enough.
+def _probe(item: Item, windows: Windows) -> tuple[Clip, float, int] | str:
+    """(clip, frames per second, records) of a clip that can be opened, has a picture and is long enough.
 
-    For any other file it is the reason why it cannot be used. The length is taken from the header, since reading
-    packets takes longer, and `clip` raises BadRecord where it is wrong; unless every window is a record.
+    For any other it is the reason why it cannot be used. The length of a video is taken from the header, since reading
+    packets takes longer, and `clip` raises BadRecord where it is wrong; unless every window is a record, or the video
+    is so short that frames which are not shown would matter.
     """
     try:
-        header, video = read_header(path), Video(path)
-        exact = windows.start == "all" or not header.frames
-        length = len(video) if exact else header.frames
-        records = windows.records(length, header.fps)
-        need = windows.need(header.fps)
+        clip = open_clip(item.path, item.member)
+        need = windows.need(clip.fps)
+        promised = clip.header.frames if isinstance(clip, Video) and windows.start != "all" else 0
+        length = promised if promised >= 2 * need else len(clip)
+        records = windows.records(length, clip.fps)
     except DAMAGE as error:
         return error_text(error)
-    return (video, header.fps, records) if records else f"has {counted(length, 'frame')}, fewer than {need}"
+    return (clip, clip.fps, records) if records else f"has {counted(length, 'frame')}, fewer than {need}"

@@ -1,9 +1,11 @@
 """Inspects a data set before training: prints statistics, and draws a picture of clips chosen at random.
 
     python -m vf.data.inspect --data=DIR --out=FILE.png [--split=train] [--clips=16] [--frames=8] [--seed=0]
+    python -m vf.data.inspect --data=DIR --out=FILE.png --shots [--split=train]
 
 DIR is what `vf.data.prepare` made, or a folder of videos as `vf.data.folder` reads it. Each row of the picture is one
-clip from its first frame to its last.
+clip from its first frame to its last. With `--shots` it shows the shots into which films were cut, of all splits and in
+order of time, and all that were left out are listed.
 """
 
 if __name__ == "__main__" and not __package__:  # `python vf/data/inspect.py` finds no package
@@ -14,13 +16,12 @@ if __name__ == "__main__" and not __package__:  # `python vf/data/inspect.py` fi
 
 import argparse
 import logging
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -28,12 +29,14 @@ from PIL import Image, ImageDraw, ImageFont
 from vf import command
 from vf.activity import ACTIVITY
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, Pixels, error_text, printable
+from vf.data.decode import DAMAGE, error_text, printable
 from vf.data.embeddings import Layout
 from vf.data.folder import VideoFolder
 from vf.data.listing import check_finished
-from vf.data.manifest import read_manifest
+from vf.data.manifest import read_manifest, remark_lines
 from vf.data.pipeline import BadRecord
+from vf.data.pixels import Pixels
+from vf.data.shot_sheet import COLUMNS, captions, sheet, table
 from vf.files import make_room
 from vf.types import UserError, counted, naming_flags
 from vf.video import GAP, enlarge, grid, write_png
@@ -67,6 +70,8 @@ class Collection(NamedTuple):
     classes: tuple[str, ...]
     remarks: dict[str, list[tuple[str, str]]]
     """{kind of remark, such as "rejected": [(clip, reason)]}"""
+    shots: Mapping[str, Any]
+    """The part `shots` of the manifest; {} for data without."""
 
 
 class Row(NamedTuple):
@@ -78,15 +83,15 @@ class Row(NamedTuple):
 
 
 @ACTIVITY.doing("opening the data")
-def open_collection(root: Path, split: str | None) -> Collection:
+def open_collection(root: Path, split: str | None, every: bool = False) -> Collection:
     """Opens the data set in `root`.
 
-    `split`, by default train, is the split of a prepared data set from which rows are drawn. Raises UserError where
-    there is no data set, or no such split.
+    `split` is the split of a prepared data set from which rows are drawn, by default train, or all splits where `every`
+    is set. Raises UserError where there is no data set, or no such split.
     """
     try:
         if (root / "manifest.json").exists():
-            return _prepared(root, split or "train")
+            return _prepared(root, split or ("" if every else "train"))
         if split:
             check_finished(root)
             raise UserError(f"{root} is no prepared data set, and other folders have no splits: name none", "split")
@@ -98,8 +103,9 @@ def open_collection(root: Path, split: str | None) -> Collection:
 def _prepared(root: Path, split: str) -> Collection:
     from vf.data.prepared import Prepared  # TFDS takes a second to import
 
-    source, manifest = Prepared(root, windows=FRAMES, split=split), read_manifest(root)
-    splits = {}
+    manifest = read_manifest(root)
+    split = split or "+".join(manifest["splits"])
+    source, splits = Prepared(root, windows=FRAMES, split=split), {}
     for name, facts in manifest["splits"].items():
         index = facts["index"]
         labels = [manifest["classes"][k] if manifest["classes"] else "" for k in index["label"]]
@@ -114,21 +120,20 @@ def _prepared(root: Path, split: str) -> Collection:
     remarks = {
         "rejected": list(manifest["rejected"].items()),
         "unusual": [(name, note) for name, notes in manifest["notes"].items() for note in notes],
-        "unlisted": [(name, "is in no split file or table") for name in manifest["unlisted"]],
+        "unlisted": list(manifest["unlisted"].items()),
     }
     about = manifest["parameters"]
     preparation = f"{about['dataset']}, prepared at {source.size} x {source.size}, {about['encoding']}"
     title = f"{root}: {preparation}, fingerprint {manifest['fingerprint']}"
     if manifest["embeddings"]["dim"]:
         title += f"\n  embeddings: {Layout(**manifest['embeddings'])}"
-    return Collection(title, clips, read, splits, source.class_names, remarks)
+    return Collection(title, clips, read, splits, source.class_names, remarks, manifest["shots"])
 
 
 def _folder(root: Path) -> Collection:
     source = VideoFolder(root, windows=FRAMES, size=SIZE)
     names, videos = [printable(name) for name in source.names], source.videos
-    labels = [Path(name).parts[0] if source.class_names else "" for name in names]
-    clips = list(map(Clip, names, labels, map(len, videos), source.rates))
+    clips = list(map(Clip, names, source.labels, map(len, videos), source.rates))
 
     def read(k: int, frames: np.ndarray) -> np.ndarray:
         # All frames in one call: a single frame that its encoder left out would be taken for damage.
@@ -138,8 +143,11 @@ def _folder(root: Path) -> Collection:
             raise BadRecord(f"{names[k]}: {error_text(error)}") from error
 
     rejected = [(printable(name), why) for name, why in source.rejected.items()]
+    unlisted = [(printable(name), why) for name, why in source.unlisted.items()]
     title = f"{root}: a folder of videos, not prepared, seen at {SIZE} x {SIZE}"
-    return Collection(title, clips, read, {"all videos": clips}, source.class_names, {"rejected": rejected})
+    return Collection(
+        title, clips, read, {"all videos": clips}, source.class_names, {"rejected": rejected, "unlisted": unlisted}, {}
+    )
 
 
 def spread(length: int, count: int) -> np.ndarray:
@@ -153,8 +161,23 @@ def draw(data: Collection, clips: int, frames: int, seed: int) -> list[Row]:
 
     A smaller number of clips gives the first rows of a larger one. Raises UserError where none of them can be read.
     """
+    return read_rows(data, np.random.default_rng(seed).permutation(len(data.clips))[:clips].tolist(), frames)
+
+
+@ACTIVITY.doing("reading the shots of the picture")
+def draw_shots(data: Collection) -> list[Row]:
+    """The first, the middle and the last frame of every shot of `data`, in order of time.
+
+    Raises UserError where the data has no shots, or none of them can be read.
+    """
+    numbers = {clip.name: k for k, clip in enumerate(data.clips)}
+    return read_rows(data, [numbers[name] for name in captions(data.shots) if name in numbers], 3)
+
+
+def read_rows(data: Collection, numbers: Iterable[int], frames: int) -> list[Row]:
+    """Rows of these clips, with `frames` frames of each. Raises UserError where none of them can be read."""
     rows = []
-    for k in np.random.default_rng(seed).permutation(len(data.clips))[:clips].tolist():
+    for k in numbers:
         clip = data.clips[k]
         try:
             rows.append(Row(clip, data.read(k, spread(clip.frames, frames))))
@@ -178,15 +201,16 @@ def report(data: Collection, rows: Sequence[Row]) -> str:
         f"  mean {mean}, standard deviation {std}",
     ]
     for what, remarks in data.remarks.items():
-        lines += _remark_lines(what, remarks)
+        lines += remark_lines(what, remarks, "file" if what == "unlisted" else "clip")
     return "\n".join(lines)
 
 
-def about_sheet(out: Path, rows: Sequence[Row]) -> str:
+def about_sheet(out: Path, rows: Sequence[Row], are_shots: bool = False) -> str:
     """What the picture `out` shows, for the terminal: how many clips, and which rows are grey for what reason."""
-    grey = [f"  row {k}: {row.why}" for k, row in enumerate(rows, 1) if row.frames is None]
-    end = ", grey where a clip cannot be read:" if grey else ""
-    return "\n".join([f"{out}: {counted(len(rows), 'clip')}, one a row{end}", *grey])
+    kind, place = ("shot", f"{COLUMNS} a row") if are_shots else ("clip", "one a row")
+    grey = [f"  {'shot' if are_shots else 'row'} {k}: {row.why}" for k, row in enumerate(rows, 1) if row.frames is None]
+    end = f", grey where a {kind} cannot be read:" if grey else ""
+    return "\n".join([f"{out}: {counted(len(rows), kind)}, {place}{end}", *grey])
 
 
 def _split_lines(split: str, clips: Sequence[Clip], classes: Sequence[str]) -> list[str]:
@@ -211,20 +235,6 @@ def _ranking(counts: list[tuple[str, int]]) -> str:
     """Names with their counts, most frequent first; only the first and the last of many."""
     entries = [f"{name} ({count:,})" for name, count in counts]
     return ", ".join(entries if len(entries) <= 2 * TOP else [*entries[:TOP], "...", *entries[-TOP:]])
-
-
-def _remark_lines(what: str, remarks: Sequence[tuple[str, str]]) -> list[str]:
-    """The number of clips with remarks of a kind, and the most frequent reasons, each with one clip as an example.
-
-    Reasons that differ only by their numbers count as one.
-    """
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for name, why in remarks:
-        kinds.setdefault(re.sub(r"\d+", "#", why), []).append((name, why))
-    ranked = sorted(kinds.values(), key=len, reverse=True)
-    lines = [f"{what}: {counted(len({name for name, _ in remarks}), 'clip')}"]
-    lines += [f"  {len(kind):,} x such as {kind[0][0]}: {kind[0][1]}" for kind in ranked[:TOP]]
-    return lines + [f"  and {counted(len(ranked) - TOP, 'more reason')}"] * (len(ranked) > TOP)
 
 
 def contact_sheet(rows: Sequence[Row]) -> np.ndarray:
@@ -267,7 +277,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command.Parser(prog="python -m vf.data.inspect", description=about)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set, or a folder of videos")
     parser.add_argument("--out", type=Path, required=True, help="the picture, a PNG file")
-    parser.add_argument("--split", help="of a prepared data set: which clips to draw from (default: train)")
+    parser.add_argument(
+        "--split", help="of a prepared data set: which clips to draw from (default: train; --shots: all)"
+    )
+    parser.add_argument("--shots", action="store_true", help="draw all shots into which films were cut")
     parser.add_argument("--clips", type=int, default=16, help="rows of the picture (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="of each clip (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the clips (default: %(default)s)")
@@ -286,13 +299,18 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING)
     try:
         args = arguments(argv)
-        with naming_flags({"source": "--data", "split": "--split"}):
-            data = open_collection(args.data, args.split)
-        rows = draw(data, args.clips, args.frames, args.seed)
+        with naming_flags({"source": "--data", "split": "--split", "shots": "--shots"}):
+            data = open_collection(args.data, args.split, every=args.shots)
+            rows = draw_shots(data) if args.shots else draw(data, args.clips, args.frames, args.seed)
         print(report(data, rows), flush=True)
-        sheet = contact_sheet(rows)
+        if args.shots:
+            print(table(data.shots), flush=True)
+            said = captions(data.shots)
+            picture = sheet([(said[row.clip.name], row.frames) for row in rows])
+        else:
+            picture = contact_sheet(rows)
         try:
-            write_png(args.out, sheet)
+            write_png(args.out, picture)
         except OSError as error:
             raise UserError(
                 f"cannot write {args.out}: {error_text(error)}; {make_room(error)}choose another --out"
@@ -300,7 +318,7 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"vf: {error}", file=sys.stderr)
         sys.exit(2)
-    print(about_sheet(args.out, rows))
+    print(about_sheet(args.out, rows, args.shots))
 
 
 if __name__ == "__main__":

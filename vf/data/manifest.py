@@ -8,6 +8,7 @@ and of the parameters.
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,10 @@ from vf.data.decode import printable
 from vf.data.embeddings import Layout
 from vf.data.listing import Listing, check_finished
 from vf.data.staging import Parameters
-from vf.types import UserError
+from vf.types import UserError, counted
 
 MANIFEST = "manifest.json"
+_TOP = 3  # how many of the most frequent reasons are told
 FORMAT = 2  # of the manifest; format 1, with at most one embedding per video, is read too
 
 
@@ -33,6 +35,8 @@ def make_manifest(
     *,
     builder: Path,
     embeddings: Layout,
+    shots: Mapping[str, Any],
+    embedder: Mapping[str, Any] | None,
     seconds: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest of clips that are packed, ready for JSON.
@@ -44,6 +48,9 @@ def make_manifest(
         splits: the splits that are packed, in order.
         builder: folder of the TFDS data set, relative to that of the manifest.
         embeddings: which embeddings clips have.
+        shots: of each video that is cut, {video: {frames, fps, shots: [{first, frames, start and end in seconds, split
+            or left_out}]}}.
+        embedder: everything on which embeddings that were made here depend; None for others.
         seconds: time of each stage, and the number of workers.
     """
     classes = listing.classes
@@ -71,18 +78,23 @@ def make_manifest(
     manifest = {
         "format": FORMAT,
         "builder": builder.as_posix(),
-        "parameters": dataclasses.asdict(parameters),
+        "parameters": parameters.to_json(),
         "classes": list(classes),
         "embeddings": dataclasses.asdict(embeddings),
         "splits": by_split,
         "rejected": dict(sorted((lost | rejected).items())),
         "notes": notes,
-        "unlisted": [printable(name) for name in listing.unlisted],
+        "unlisted": {printable(name): why for name, why in sorted(listing.unlisted.items())},
         "table_notes": listing.table_notes,
+        "shots": dict(shots),
         "seconds": dict(seconds),
         "libraries": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
     }
-    decisive = json.dumps([manifest["parameters"], by_split], sort_keys=True)
+    if embedder is not None:
+        manifest["embedder"] = dict(embedder)
+    decisive = json.dumps(
+        [manifest["parameters"], by_split, *([] if embedder is None else [manifest["embedder"]])], sort_keys=True
+    )
     return manifest | {"fingerprint": hashlib.sha256(decisive.encode()).hexdigest()[:12]}
 
 
@@ -98,6 +110,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{root / MANIFEST} cannot be read: {error}; prepare the data again") from error
+    manifest.setdefault("shots", {})  # of data from before videos could be cut
+    if isinstance(manifest.get("unlisted"), list):  # of an earlier version
+        manifest["unlisted"] = dict.fromkeys(manifest["unlisted"], "is in no split file or table")
     manifest.setdefault("table_notes", [])  # which earlier versions did not have
     if manifest.get("format") == 1:
         return manifest | {"embeddings": dataclasses.asdict(Layout(manifest["embedding_dim"]))}
@@ -106,3 +121,17 @@ def read_manifest(root: Path) -> dict[str, Any]:
             f"{root / MANIFEST} has format {manifest.get('format')}, expected 1 or {FORMAT}: prepare the data again"
         )
     return manifest
+
+
+def remark_lines(what: str, remarks: Sequence[tuple[str, str]], unit: str = "clip") -> list[str]:
+    """The number of clips with remarks of a kind, and the most frequent reasons, each with one clip as an example.
+
+    Reasons that differ only by their numbers count as one.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for name, why in remarks:
+        kinds.setdefault(re.sub(r"\d+", "#", why), []).append((name, why))
+    ranked = sorted(kinds.values(), key=len, reverse=True)
+    lines = [f"{what}: {counted(len({name for name, _ in remarks}), unit)}"]
+    lines += [f"  {len(kind):,} x such as {kind[0][0]}: {kind[0][1]}" for kind in ranked[:_TOP]]
+    return lines + [f"  and {counted(len(ranked) - _TOP, 'more reason')}"] * (len(ranked) > _TOP)

@@ -262,7 +262,8 @@ def _read(source: Source, seed: int, g: int, shuffle: bool, flip: bool, middle: 
             if flip and "embedding" in clip and mirrored is None:
                 raise UserError(
                     "Clips are to be mirrored, and the data has no embeddings of mirrored frames: set flip to False, "
-                    "or prepare it into another folder with `mirrored` in the file of embeddings",
+                    "or prepare it into another folder with --embed-mirrored, or with `mirrored` in the file of "
+                    "embeddings",
                     "flip",
                 )
             if flip and _generator(seed, _FLIP, g).random() < 0.5:

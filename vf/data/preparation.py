@@ -1,7 +1,8 @@
 """Prepares a data set: turns the clips of a source into records that load fast. It can be resumed at any point.
 
 A pool of processes decodes, crops and resizes each clip once and *stages* it in a separate file (`staging.py`). Staged
-clips are packed in order as a TFDS data set (`records.py`). The manifest is written last (`manifest.py`).
+clips are packed in order as a TFDS data set (`records.py`). The manifest is written last (`manifest.py`). Where videos
+are cut into shots (`shots.py`), whole videos are staged first, and each shot is then packed as a clip.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from tqdm import tqdm
 from vf.activity import ACTIVITY
 from vf.data import datasets
 from vf.data.decode import error_text, printable
+from vf.data.embedder import Embedder
 from vf.data.embeddings import Embeddings, Layout
 from vf.data.listing import STAGING, Item, Listing
 from vf.data.manifest import MANIFEST, make_manifest, read_manifest
+from vf.data.notes import is_loss
 from vf.data.processes import Workers
+from vf.data.shots import Rules, Shot, shot_name
 from vf.data.staging import STAGES, Parameters, read_staged, stage, staged_facts, staged_name
 from vf.types import UserError, counted
 
@@ -38,7 +42,7 @@ class Preparation:
         listing: the clips of the source.
         out: the data set's folder.
         workers: number of processes that decode.
-        embeddings: embeddings of all clips of `listing`; None for data without.
+        embeddings: embeddings of all clips of `listing`, or what makes them; None for data without.
     """
 
     def __init__(
@@ -47,22 +51,26 @@ class Preparation:
         listing: Listing,
         out: Path,
         workers: int,
-        embeddings: Embeddings | None,
+        embeddings: Embeddings | Embedder | None,
     ) -> None:
         self.parameters, self.listing, self.out, self.workers = parameters, listing, out, workers
         self.embeddings = embeddings
         self.layout = embeddings.layout if embeddings else Layout()
         self.folder = out / STAGING
         self.facts: dict[str, dict[str, Any]] = {}  # by name; with "rejected" where a clip was lost
+        self.shots: dict[str, dict[str, Any]] = {}  # of each video that is cut: the manifest's `shots`
+        self.places: dict[str, tuple[Path, Shot]] = {}  # of each shot: its video's staged file, and its frames there
         self.seconds: Counter[str] = Counter()  # spent in each stage
 
     @ACTIVITY.doing("preparing clips")
     def run(self) -> dict[str, Any]:
         """Prepares the data; returns the manifest. Raises UserError where no clip is left, or `out` is not writable."""
         started = time.perf_counter()
-        splits = sorted({item.split for item in self.listing.items}, key=("train", "val", "test").index)
         workers = Workers(self.workers, stage)
         try:
+            if self.parameters.shots:
+                self._cut(workers, self.parameters.shots)
+            splits = sorted({item.split for item in self.listing.items}, key=("train", "val", "test").index)
             while True:
                 by_split = {split: [i for i in self.listing.items if i.split == split] for split in splits}
                 try:
@@ -76,9 +84,36 @@ class Preparation:
             workers.close()
         by_stage = {name: float(self.seconds[name]) for name in STAGES}
         seconds = {**by_stage, "all": time.perf_counter() - started, "workers": self.workers}
+        embedder = self.embeddings.protocol if isinstance(self.embeddings, Embedder) else None
         return make_manifest(
-            self.parameters, self.listing, self.facts, splits, builder=packed, embeddings=self.layout, seconds=seconds
-        )
+            self.parameters, self.listing, self.facts, splits,
+            builder=packed, embeddings=self.layout, embedder=embedder, shots=self.shots, seconds=seconds,
+        )  # fmt: skip
+
+    def _cut(self, workers: Workers, rules: Rules) -> None:
+        """Stages all videos, and puts the shots that are used in their place. Raises UserError where there is none."""
+        videos, shots = self.listing.items, list[Item]()
+        has_splits = any(item.split != "train" for item in videos)  # from folders or a table
+        for item, path in self._stage_all(workers, videos):
+            if path is None:
+                continue
+            video, facts = printable(item.name), self.facts[item.name]
+            self.shots[video] = {"frames": facts["frames"], "fps": facts["fps"], "shots": (listed := [])}
+            for shot in (Shot(**fields) for fields in facts["shots"]):
+                entry = {name: value for name, value in shot._asdict().items() if name != "left_out"}
+                name = shot_name(item.name, shot.first)
+                split = item.split if has_splits else rules.split(name)
+                listed.append(entry | ({"left_out": shot.left_out} if shot.left_out else {"split": split}))
+                if not shot.left_out:
+                    shots.append(dataclasses.replace(item, name=name, split=split))
+                    self.places[name] = path, shot
+                    self.facts[name] = {"frames": shot.frames, "fps": facts["fps"], "sha256": facts["sha256"]}
+            if not any("split" in entry for entry in listed):
+                reasons = Counter(shot["left_out"] for shot in facts["shots"]).most_common(1)
+                self.facts[item.name] = {"rejected": f"no shot of it can be used; most often: {reasons[0][0]}"}
+        if not shots:
+            raise UserError(f"no shot of any video can be used, for example {self._example()}")
+        self.listing = dataclasses.replace(self.listing, items=shots)
 
     def _example(self) -> str:
         name, facts = next((n, f) for n, f in self.facts.items() if "rejected" in f)
@@ -88,7 +123,10 @@ class Preparation:
         from vf.data.records import pack  # here, since processes of the pool need no TFDS
 
         items = [item for split in by_split.values() for item in split]
-        in_order = self._stage_all(workers, items)
+        if self.parameters.shots:
+            in_order: Iterator[tuple[Item, Path | None]] = ((item, self.places[item.name][0]) for item in items)
+        else:
+            in_order = self._stage_all(workers, items)
         clips = {split: self._clips(split, in_order, len(items_of_split)) for split, items_of_split in by_split.items()}
         about = {name: getattr(self.parameters, name) for name in ("size", "encoding", "quality", "crop", "resize")}
         return pack(self.out, self.parameters.dataset, clips, self.listing.classes, self.layout, about)
@@ -101,14 +139,26 @@ class Preparation:
             if path is None:
                 continue
             empty = False
-            facts, frames = read_staged(path)
+            shot = self.places[item.name][1] if self.parameters.shots else None
+            facts, frames = read_staged(path, shot.first, shot.frames) if shot else read_staged(path)
             name = printable(item.name)
-            embeddings = self.embeddings.of(name) if self.embeddings else {}
+            # Embeddings are kept beside the staged file, those of each shot of a film by themselves.
+            own = path.with_suffix(f".{shot.first}_{shot.frames}{path.suffix}") if shot else path
+            embeddings = self._embeddings_of(name, frames, own)
             started = time.perf_counter()
             yield StagedClip(name, item.label, item.caption, facts["fps"], frames, embeddings)
             self.seconds["pack"] += time.perf_counter() - started  # type: ignore[assignment]
         if empty:
             raise _EmptySplit(split)
+
+    def _embeddings_of(self, name: str, frames: list[memoryview], staged: Path) -> dict[str, Any]:
+        """Embeddings of a staged clip by field of its record; {} for data without."""
+        if not isinstance(self.embeddings, Embedder):
+            return self.embeddings.of(name) if self.embeddings else {}
+        started = time.perf_counter()
+        made = self.embeddings.of(name, frames, self.parameters.encoding, self.parameters.size, staged)
+        self.seconds["embed"] += time.perf_counter() - started  # type: ignore[assignment]
+        return made
 
     def _stage_all(self, workers: Workers, items: list[Item]) -> Iterator[tuple[Item, Path | None]]:
         """Yields (clip, staged file or None where it was rejected) in order; the number of clips in work is bounded."""
@@ -135,7 +185,7 @@ class Preparation:
 
     def _checked(self, item: Item, facts: dict[str, Any]) -> dict[str, Any]:
         """The facts of a clip, which is rejected where its embeddings belong to a video of another length."""
-        if self.embeddings is None or "rejected" in facts:
+        if not isinstance(self.embeddings, Embeddings) or "rejected" in facts:
             return facts
         frames, expected = facts["frames"], self.embeddings.frames(printable(item.name))
         if expected in (None, frames):
@@ -150,7 +200,13 @@ class _EmptySplit(Exception):
 
 
 @ACTIVITY.doing("listing the clips")
-def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = False) -> dict[str, Any]:
+def prepare(
+    parameters: Parameters,
+    out: Path,
+    workers: int,
+    strict: bool = False,
+    make_embedder: Callable[[], Embedder] | None = None,
+) -> dict[str, Any]:
     """Prepares a data set in `out`, or continues an earlier preparation of it; returns the manifest.
 
     Args:
@@ -158,10 +214,17 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
         out: the data set's folder.
         workers: number of processes that decode.
         strict: whether to fail where a clip is lost; finished clips then stay staged.
+        make_embedder: makes what `parameters.embed` names; needed where it names something.
 
     Raises UserError where the source is not as expected, `out` holds other data or cannot be written, no clip is left,
     or one is lost and `strict` forbids that.
     """
+    if parameters.shots and parameters.dataset != "folder":
+        raise UserError(f"videos of {parameters.dataset} are clips already: only those of a folder are cut", "shots")
+    if parameters.shots and parameters.embeddings:
+        raise UserError(
+            "embeddings go by the names of clips, and shots get theirs as they are cut: leave one out", "shots"
+        )
     manifest = out / MANIFEST
     if manifest.exists():
         shutil.rmtree(out / STAGING, ignore_errors=True)  # left where a run was killed at its very end
@@ -171,12 +234,18 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
     if not listing.items:
         reason = "; ".join(f"{printable(name)}: {why}" for name, why in itertools.islice(listing.lost.items(), 3))
         raise UserError(f"no clip of {parameters.source} can be used: {reason}")
-    embeddings = _embeddings(parameters.embeddings, listing.items) if parameters.embeddings else None
+    embeddings: Embeddings | Embedder | None = None
+    if parameters.embeddings:
+        embeddings = _embeddings(parameters.embeddings, listing.items)
+    elif parameters.embed:
+        if make_embedder is None:
+            raise ValueError(f"embeddings of {parameters.embed} need make_embedder")
+        embeddings = make_embedder()
     with locked_staging(out, parameters) as folder:
         if manifest.exists():  # another run has finished since
             return _finished(out, parameters, strict)
         result = Preparation(parameters, listing, out, workers, embeddings).run()
-        _check_rejected(strict, result["rejected"])
+        _check_losses(strict, result)
         temporary = folder / MANIFEST
         temporary.write_text(json.dumps(result, indent=1))
         temporary.replace(manifest)
@@ -187,20 +256,30 @@ def prepare(parameters: Parameters, out: Path, workers: int, strict: bool = Fals
 def _finished(out: Path, parameters: Parameters, strict: bool) -> dict[str, Any]:
     result = read_manifest(out)
     _check_parameters(result["parameters"], parameters, f"{out} is prepared already")
-    _check_rejected(strict, result["rejected"])
+    _check_losses(strict, result)
     return result | {"already": True}
 
 
-def _check_rejected(strict: bool, rejected: dict[str, str]) -> None:
+def _check_losses(strict: bool, manifest: dict[str, Any]) -> None:
+    rejected = manifest["rejected"]
     if strict and rejected:
         reasons = "; ".join(f"{name}: {why}" for name, why in itertools.islice(rejected.items(), 5))
         raise UserError(f"{counted(len(rejected), 'clip')} rejected, and none may be: {reasons}", "strict")
+    losses = [f"{name}: {note}" for name, notes in manifest["notes"].items() for note in notes if is_loss(note)]
+    if strict and losses:
+        raise UserError(
+            f"{counted(len(losses), 'loss')} of pictures, and none may be: {'; '.join(losses[:5])}", "strict"
+        )
 
 
 def _check_parameters(old: dict[str, Any], parameters: Parameters, where: str) -> None:
     """Raises UserError where `old` parameters differ from `parameters`."""
-    new = dataclasses.asdict(parameters)
-    if differ := [f"{name} was {old.get(name)!r} and is {new[name]!r}" for name in new if old.get(name) != new[name]]:
+    new = parameters.to_json()
+    # Older data has no parameters that were added since.
+    added = {f.name: f.default for f in dataclasses.fields(parameters) if f.default not in (dataclasses.MISSING, None)}
+    old = added | old
+    differ = [name for name in dict.fromkeys([*new, *old]) if old.get(name) != new.get(name)]
+    if differ := [f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in differ]:
         raise UserError(
             f"{where} with other parameters ({'; '.join(differ)}): delete it, or choose another folder", "out"
         )
@@ -229,7 +308,7 @@ def locked_staging(out: Path, parameters: Parameters) -> Iterator[Path]:
                 _check_parameters(
                     json.loads(parameters_file.read_text()), parameters, f"{out} holds an unfinished preparation"
                 )
-            parameters_file.write_text(json.dumps(dataclasses.asdict(parameters)))
+            parameters_file.write_text(json.dumps(parameters.to_json()))
             for unfinished in out.glob("*/incomplete.*"):  # of an earlier, killed packing
                 shutil.rmtree(unfinished, ignore_errors=True)
             yield folder

@@ -9,7 +9,7 @@ record.
 import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class StagedClip(NamedTuple):
     label: str
     caption: str
     fps: float
-    frames: list[bytes]
+    frames: Sequence[bytes | memoryview]
     embeddings: Mapping[str, np.ndarray]  # of the video, [m d] by field; see vf/data/embeddings.py
 
 

@@ -1,48 +1,47 @@
 """Stages one clip: decodes, crops, resizes and encodes it once, in a process of the pool, and writes a staged file.
 
-A staged file is one line of JSON, {facts, bytes of each frame}, followed by the frames. It appears whole or not at all,
-under a name that changes when the source does.
+A staged file holds the frames, then JSON {facts, bytes of each frame}, and in its last eight bytes how long that is:
+so frames are written as they are decoded, however long the video. It appears whole or not at all, under a name that
+changes when the source does.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
-import numpy as np
 
-from vf.data import archives
-from vf.data.decode import (
-    DAMAGE,
-    RESAMPLER,
-    File,
-    FrameFolder,
-    Pixels,
-    Video,
-    check_whole,
-    error_text,
-    printable,
-    read_header,
-)
+from vf.data.decode import DAMAGE, Video, error_text, printable
 from vf.data.encoding import encode
 from vf.data.listing import Item
+from vf.data.notes import ON_BLACK, lost
+from vf.data.pixels import RESAMPLER, Pixels, deinterlaced
+from vf.data.reader import digest, open_clip
+from vf.data.shots import Meter, Rules, find_shots
 from vf.types import UserError, counted
 
-STAGES = ("hash", "decode", "resize", "encode", "write", "pack")
+STAGES = ("hash", "decode", "resize", "encode", "write", "embed", "pack")
+_LENGTH = 8  # bytes that hold the length of the JSON of a staged file
 # Errors of the system, which say nothing about the clip that was being read.
 _SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN}
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """Everything that determines the prepared data. Clips of fewer than `min_frames` frames are rejected."""
+    """Everything that determines the prepared data.
+
+    Clips of fewer than `min_frames` frames are rejected. With `shots` every video is cut into shots, which are then the
+    clips.
+    """
 
     dataset: str
     source: str
@@ -57,40 +56,80 @@ class Parameters:
     min_frames: int
     crop: str = "centre square"
     resize: str = RESAMPLER
+    deinterlace: bool = False  # whether pictures of two fields become pictures of the first
+    embed: str = ""  # the network whose embeddings of frames are made, as --embed names it; "" = none
+    embed_mirrored: bool = False
+    shots: Rules | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, without those that do not apply, so that data from before there were shots has the same ones."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
     """Decodes `item` and writes its encoded frames to `target`, whole or not at all.
 
-    Returns the clip's facts (frames, fps, sha256, notes, seconds of each stage), or {"rejected": reason} for a clip
-    that cannot be used. Raises UserError where `target` cannot be written, or the source can no longer be read.
+    Returns the clip's facts (frames, fps, sha256, notes, seconds of each stage; with `parameters.shots` also shots), or
+    {"rejected": reason} for a clip that cannot be used. Raises UserError where `target` cannot be written, or the
+    source can no longer be read.
     """
     laps = _Laps()
+    staged = _StagedFile(target)
     try:
-        file = archives.read_member(item.path, item.member) if item.member else item.path
-        digest = _digest(file)
+        clip = open_clip(item.path, item.member, parameters.fps)
+        sha256 = digest(clip)
         laps.end("hash")
-        pictures, fps, notes = _open(file, parameters)
+        fps, notes = clip.fps, list[str]()
         if printable(item.name) != item.name:
             notes.append("its name is not UTF-8")
-        pixels, frames, before = Pixels(parameters.size), list[bytes](), None
-        repeated = 0
-        for picture in pictures:
+        if isinstance(clip, Video):
+            notes += clip.notes()
+        meter = Meter() if parameters.shots else None
+        pixels, frame, before = Pixels(parameters.size), b"", None
+        repeated, fields = 0, _Fields()
+        pictures = fields.counted(clip.pictures())
+        for picture in deinterlaced(pictures) if parameters.deinterlace else pictures:
             laps.end("decode")
             if picture is before:
-                frames.append(frames[-1])
+                staged.write(frame)
+                if meter:
+                    meter.repeat()
                 repeated += 1
                 continue
-            frame = pixels(picture)
+            if meter:
+                meter.add(picture)
+            resized = pixels(picture, clip.aspect)
             laps.end("resize")
-            frames.append(encode(frame, parameters.encoding, parameters.quality))
+            frame = encode(resized, parameters.encoding, parameters.quality)
             laps.end("encode")
-            if before is None and picture.rotation:
-                notes.append(f"turned upright by {picture.rotation:g} degrees")
+            staged.write(frame)
+            laps.end("write")
+            if before is None:
+                notes += _first_notes(picture, parameters.size)
             before = picture
         laps.end("decode")
-        if len(frames) < parameters.min_frames:
-            raise ValueError(f"has {counted(len(frames), 'frame')}, fewer than {parameters.min_frames}")
+        count = len(staged.sizes)
+        if count < parameters.min_frames:
+            raise ValueError(f"has {counted(count, 'frame')}, fewer than {parameters.min_frames}")
+        if not isinstance(clip, Video):
+            notes += clip.notes()
+        if repeated:
+            notes.append(f"{counted(repeated, 'repeated frame')}, which the file leaves out")
+        if pixels.transparent:
+            notes.append(ON_BLACK)
+        if fields.interlaced and parameters.deinterlace:
+            notes.append(f"{counted(fields.interlaced, 'interlaced frame')}, of which the first field is kept")
+        elif fields.interlaced:
+            notes.append(
+                lost(f"the times of the fields of {counted(fields.interlaced, 'interlaced frame')}: --deinterlace")
+            )
+        facts = {"frames": count, "fps": fps, "sha256": sha256, "notes": notes}
+        if meter and parameters.shots:
+            shots = find_shots(meter, fps, parameters.shots, parameters.min_frames)
+            facts["shots"] = [shot._asdict() for shot in shots]
+        staged.finish(facts | {"seconds": laps.seconds})
+    except UserError:
+        raise
     except Exception as error:  # an error of any kind in one clip must not end the preparation of the others
         if not os.path.lexists(item.path) or getattr(error, "errno", None) in _SYSTEM_ERRORS:
             raise UserError(
@@ -98,24 +137,56 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
                 "give the same command again: finished clips are kept"
             ) from error
         return {"rejected": error_text(error) if isinstance(error, DAMAGE) else f"{type(error).__name__}: {error}"}
-    if repeated:
-        notes.append(f"{counted(repeated, 'repeated frame')}, which the file leaves out")
-    facts = {"frames": len(frames), "fps": fps, "sha256": digest, "notes": notes, "seconds": laps.seconds}
-    header = json.dumps({"facts": facts, "bytes": [len(frame) for frame in frames]})
-    try:
-        temporary = target.with_suffix(".tmp")
-        with temporary.open("wb") as output:
-            output.write(header.encode() + b"\n")
-            output.writelines(frames)
-        temporary.replace(target)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {target.parent}: {error.strerror}; make room, then give the same command again: finished "
-            "clips are kept; or choose another folder",
-            "out",
-        ) from error
+    finally:
+        staged.close()
     laps.end("write")
-    return facts
+    return facts | {"seconds": laps.seconds}
+
+
+class _StagedFile:
+    """A staged file that is being written beside its place, where `finish` puts it.
+
+    Raises UserError in every method but `close` where it cannot be written.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target, self._temporary = target, target.with_suffix(".tmp")
+        self._file: BinaryIO | None = None
+        self.sizes: list[int] = []  # bytes of each frame
+
+    def write(self, frame: bytes) -> None:
+        with self._telling():
+            if self._file is None:
+                self._file = self._temporary.open("wb")
+            self._file.write(frame)
+        self.sizes.append(len(frame))
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """The frames are written; `facts` are what is said of them."""
+        header = json.dumps({"facts": facts, "bytes": self.sizes}).encode()
+        with self._telling():
+            assert self._file is not None, "a staged file has frames"
+            self._file.write(header + len(header).to_bytes(_LENGTH, "little"))
+            self._file.close()
+            self._temporary.replace(self._target)
+
+    def close(self) -> None:
+        """Leaves nothing behind of a file that is not finished."""
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self._target.parent}: {error.strerror}; make room, then give the same command "
+                "again: finished clips are kept; or choose another folder",
+                "out",
+            ) from error
 
 
 class _Laps:
@@ -132,35 +203,24 @@ class _Laps:
         self._since = now
 
 
-def _digest(file: File) -> str:
-    """sha256 of the source: of a file's bytes, or of the names and bytes of a folder's frames in order."""
-    if isinstance(file, bytes):
-        return hashlib.sha256(file).hexdigest()
-    if file.is_dir():
-        total = hashlib.sha256()
-        for frame in FrameFolder(file).files:
-            total.update(os.fsencode(frame.name) + frame.read_bytes())
-        return total.hexdigest()
-    with file.open("rb") as video:
-        return hashlib.file_digest(video, "sha256").hexdigest()
+class _Fields:
+    """Counts the interlaced pictures that pass."""
+
+    def __init__(self) -> None:
+        self.interlaced = 0
+
+    def counted(self, pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for picture in pictures:
+            self.interlaced += picture.interlaced_frame
+            yield picture
 
 
-def _open(file: File, parameters: Parameters) -> tuple[Iterator[av.VideoFrame], float, list[str]]:
-    """(pictures, frames per second, notes on what is unusual). Raises DAMAGE."""
-    notes: list[str] = []
-    if isinstance(file, Path) and file.is_dir():
-        return FrameFolder(file).pictures(), parameters.fps, notes
-    header, video = read_header(file), Video(file)
-    notes += check_whole(file, header, len(video))
-    if header.width % 2 or header.height % 2:
-        notes.append(f"odd size {header.width} x {header.height}")
-    if min(header.width, header.height) < parameters.size:
-        notes.append(f"enlarged from {header.width} x {header.height}")
-    if header.format.startswith(("gray", "mono")):
-        notes.append("greyscale")
-    if not video.clock.regular:
-        notes.append("variable frame rate: frames are kept, fps is their mean")
-    return video.pictures(np.arange(len(video))), header.fps, notes
+def _first_notes(picture: av.VideoFrame, size: int) -> list[str]:
+    """Notes on the first picture of a clip that becomes `size` pixels high and wide."""
+    notes = [f"turned upright by {picture.rotation:g} degrees"] * bool(picture.rotation)
+    if min(picture.width, picture.height) < size:
+        notes.append(f"enlarged from {picture.width} x {picture.height}")
+    return notes
 
 
 def staged_name(item: Item) -> str:
@@ -175,18 +235,32 @@ def staged_facts(path: Path) -> dict[str, Any] | None:
     """Facts of a staged clip; None where there is none, or the file is incomplete (a machine may have crashed)."""
     try:
         with path.open("rb") as file:
-            line = file.readline()
-        header = json.loads(line)
-        is_complete = len(line) + sum(header["bytes"]) == path.stat().st_size
-        return header["facts"] if is_complete else None
+            header, size = _read_header(file)
+        return header["facts"] if sum(header["bytes"]) == size else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def read_staged(path: Path) -> tuple[dict[str, Any], list[bytes]]:
-    """(facts, encoded frames) of a staged clip. Raises OSError or ValueError where the file cannot be read."""
+def read_staged(path: Path, first: int = 0, count: int | None = None) -> tuple[dict[str, Any], list[memoryview]]:
+    """(facts, encoded frames) of a staged clip: `count` frames from `first` on, by default all.
+
+    Frames are read from disk when they are used, so that a long clip takes no memory. Raises OSError or ValueError
+    where the file cannot be read.
+    """
     with path.open("rb") as file:
-        header = json.loads(file.readline())
-        data = file.read()
-    ends = list(itertools.accumulate(header["bytes"]))
-    return header["facts"], [data[end - size : end] for size, end in zip(header["bytes"], ends, strict=True)]
+        header, _ = _read_header(file)
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    ends = list(itertools.accumulate(header["bytes"], initial=0))
+    last = len(header["bytes"]) if count is None else first + count
+    return header["facts"], [data[start:end] for start, end in itertools.pairwise(ends[first : last + 1])]
+
+
+def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """(JSON at the end of a staged file, bytes before it). Raises OSError or ValueError."""
+    file.seek(-_LENGTH, os.SEEK_END)
+    length = int.from_bytes(file.read(_LENGTH), "little")
+    size = file.tell() - _LENGTH - length
+    if size < 0:
+        raise ValueError("it is no staged file")
+    file.seek(size)
+    return json.loads(file.read(length)), size

@@ -4,9 +4,11 @@ A clip is named by its path relative to the source, or by the end of its path wh
 without extension. Names that fit no clip are reported as lost.
 """
 
+import codecs
 import csv
 import dataclasses
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -44,7 +46,8 @@ def finder(items: list[Item], source: Path) -> Callable[[str], list[Item]]:
     top = printable(str(source.absolute())).rstrip("/")
 
     def find(name: str) -> list[Item]:
-        for spelling in (name, name.replace("\\", "/")):
+        in_latin_1 = re.sub(r"\\x([0-9a-f]{2})", lambda byte: chr(int(byte[1], 16)), name)
+        for spelling in (name, in_latin_1, name.replace("\\", "/"), in_latin_1.replace("\\", "/")):
             normalised = PurePosixPath(spelling).as_posix()
             if normalised in by_name:
                 return [by_name[normalised]]
@@ -56,6 +59,17 @@ def finder(items: list[Item], source: Path) -> Callable[[str], list[Item]]:
         return []
 
     return find
+
+
+def list_lines(content: bytes) -> list[str]:
+    """The lines of a list that are not blank, stripped, in UTF-8 or UTF-16; other bytes become \\xNN (`printable`)."""
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        text = content.decode("utf-16", "replace")
+    elif b"\0" in content:
+        text = content.decode("utf-16-le" if content[1:2] == b"\0" else "utf-16-be", "replace")
+    else:
+        text = printable(content.decode("utf-8-sig", "surrogateescape"))
+    return [stripped for line in re.split(r"[\r\n]", text) if (stripped := line.strip())]
 
 
 def no_match(match: list[Item], file: str) -> str:
@@ -99,10 +113,9 @@ def select(listing: Listing, table: Path, source: Path) -> Listing:
     if not items:
         why = "".join(f", for example {printable(name)}: {why}" for name, why in list(lost.items())[:1])
         raise UserError(f"{table} names no clip of {source} that can be used{why or ', for it has no rows'}", "table")
-    return Listing(
-        items, classes, lost, [item.name for item in listing.items if item.name not in facts_of],
-        _notes(table.name, headings, items, others),
-    )  # fmt: skip
+    left_out = {item.name: f"{table.name} does not name it" for item in listing.items if item.name not in facts_of}
+    passed = {name: why for name, why in listing.unlisted.items() if (source / name).resolve() != table.resolve()}
+    return Listing(items, classes, lost, passed | left_out, _notes(table.name, headings, items, others))
 
 
 def _notes(table: str, headings: list[str], items: list[Item], others: int) -> list[str]:

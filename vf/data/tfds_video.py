@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from vf.data.clips import Windows
-from vf.data.decode import RESAMPLER, Pixels
 from vf.data.pipeline import BadRecord
+from vf.data.pixels import RESAMPLER, Pixels
 from vf.data.records import fields
 from vf.types import UserError
 

@@ -11,10 +11,12 @@ import re
 from pathlib import Path, PurePosixPath
 
 from vf.data import archives
-from vf.data.decode import error_text, printable
+from vf.data.decode import error_text
 from vf.data.listing import Listing, clean_label
-from vf.data.tables import finder, no_match
+from vf.data.tables import finder, list_lines, no_match
 from vf.types import UserError
+
+_LIST = re.compile(r"(classInd|(train|test)list\d\d)\.txt")
 
 
 def apply(listing: Listing, splits: Path, fold: int, source: Path) -> Listing:
@@ -57,8 +59,9 @@ def apply(listing: Listing, splits: Path, fold: int, source: Path) -> Listing:
             lost[item.name] = f"its class {item.label} is not in classInd.txt"
         elif in_splits:
             items.append(dataclasses.replace(item, split=min(in_splits)))
-    unlisted = [item.name for item in listing.items if item.name not in splits_of]
-    return Listing(items, tuple(ids[number] for number in sorted(ids)), lost, unlisted)
+    unlisted = {item.name: "no list names it" for item in listing.items if item.name not in splits_of}
+    others = {name: why for name, why in listing.unlisted.items() if not _LIST.fullmatch(PurePosixPath(name).name)}
+    return Listing(items, tuple(ids[number] for number in sorted(ids)), lost, others | unlisted)
 
 
 def _class_ids(splits: Path) -> dict[int, str]:
@@ -76,7 +79,7 @@ def _class_ids(splits: Path) -> dict[int, str]:
 def lists_in(archive: Path) -> dict[str, str]:
     """{file name: member} of the members of an archive that are UCF101's lists."""
     names = {PurePosixPath(member.replace("\\", "/")).name: member for member in archives.members(archive)[0]}
-    return {name: m for name, m in names.items() if re.fullmatch(r"(classInd|(train|test)list\d\d)\.txt", name)}
+    return {name: m for name, m in names.items() if _LIST.fullmatch(name)}
 
 
 def _lines(splits: Path, file: str, expected: str) -> list[str]:
@@ -92,8 +95,7 @@ def _lines(splits: Path, file: str, expected: str) -> list[str]:
             f"lists, in which each line of {file} is {expected}",
             "splits",
         ) from error
-    text = printable(content.decode("utf-8-sig", "surrogateescape"))
-    lines = [stripped for line in re.split(r"[\r\n]", text) if (stripped := line.strip())]
+    lines = list_lines(content)
     if not lines:
         raise UserError(
             f"the split file {splits / file} is empty; each line of it should be {expected}: download it again"

@@ -10,7 +10,7 @@ v is that of Salimans & Ho 2022 (eq. 11 there) when alpha^2 + sigma^2 = 1. We di
 defined for the residual frames, whose noise has amplitude sigma sqrt(1 - lambda); its variance stays of order one.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,12 +82,14 @@ class Estimate(NamedTuple):
     `renoise` is the noise that a solver gives the clean clip for its next level, where that is another than eps.
     `variance` in [0, 1] is where a network has learned that the logarithm of a step's variance lies, from that of
     q(z_s | z_t, x_0) to that of q(z_t | z_s) (Nichol & Dhariwal 2021, eq. 15).
+    `memory` is what guidance remembers of the evaluations so far, by network, and is given back to the next one.
     """
 
     x_0: jax.Array
     eps: jax.Array
     renoise: jax.Array | None = None
     variance: jax.Array | None = None
+    memory: Any = None
 
 
 def estimate(kind: Prediction, value: Array, z: Array, alpha: Array, sigma: Array) -> Estimate:

@@ -6,7 +6,7 @@ predictions are joined is a *rule*: `CFG`, `APG`, `CFGZero` or `CFGPlusPlus`. Wi
 the condition and u the one without it, in VideoFusion for each network by itself:
 
     CFG        u + w (c - u), of any kind of prediction
-    APG        x_c + (w - 1) (what of x_c - x_u is orthogonal to x_c, + `parallel` of the rest)
+    APG        x_c + (w - 1) (what of x_c - x_u is orthogonal to x_c, + `parallel` of the rest), with momentum
     CFG-Zero*  s u + w (c - s u), s = <c, u> / |u|^2, of v
     CFG++      x_u + w (x_c - x_u), whose noise at the next level is eps_u
 """
@@ -28,12 +28,14 @@ Levels = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class At(NamedTuple):
-    """Where predictions are made: the noised clips, their times int [b], the amplitudes of clip and noise in them."""
+    """Where predictions are made: the noised clips, their times int [b], the amplitudes of clip and noise in them, and
+    what the rule remembers of the evaluation before; None for nothing yet."""
 
     z: jax.Array
     t: jax.Array
     alpha: jax.Array
     sigma: jax.Array
+    memory: jax.Array | None = None
 
 
 class Rule(Protocol):
@@ -53,25 +55,37 @@ class CFG:
 
 @dataclasses.dataclass(frozen=True)
 class APG:
-    """Adaptive projected guidance (Sadat et al. 2024, algorithm 1) without its momentum.
+    """Adaptive projected guidance (Sadat et al. 2024, algorithm 1).
 
     Attributes:
         parallel: share of the part along x_c that is kept, which saturates colours; 0 in the paper. 1 is CFG.
         norm: bound of the Euclidean norm of x_c - x_u over a clip; None for none.
+        momentum: share of the evaluation before's x_c - x_u, its own momentum included, that is added; negative in the
+            paper, -0.25 to -0.75, so that steps do not push the same way.
+
+    Raises ValueError unless the momentum lies in (-1, 1).
     """
 
     parallel: float = 0.0
     norm: float | None = None
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not -1 < self.momentum < 1:
+            raise ValueError(f"the momentum of guidance lies between -1 and 1, got {self.momentum}")
 
     def __call__(self, given: Estimate, without: Estimate, scale: float, at: At) -> Estimate:
         difference = given.x_0 - without.x_0
+        if at.memory is not None:
+            difference += self.momentum * at.memory
+        memory = difference if self.momentum else None
         if self.norm is not None:
             difference *= jnp.minimum(1, self.norm / jnp.maximum(jnp.sqrt(_dot(difference, difference)), 1e-12))
         along = _dot(difference, given.x_0) / jnp.maximum(_dot(given.x_0, given.x_0), 1e-12) * given.x_0
         shift = (scale - 1) * (difference - along + self.parallel * along)
         noisy = at.sigma > 0
         ratio = jnp.where(noisy, at.alpha / jnp.where(noisy, at.sigma, 1), 0)
-        return Estimate(given.x_0 + shift, given.eps - ratio * shift)
+        return Estimate(given.x_0 + shift, given.eps - ratio * shift, memory=memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +149,11 @@ class Guidance:
         return self.scale != 1 or isinstance(self.rule, CFGPlusPlus)
 
     @property
+    def remembers(self) -> bool:
+        """Whether an evaluation depends on those before it, by the memory of their estimates."""
+        return isinstance(self.rule, APG) and self.rule.momentum != 0
+
+    @property
     def of_residual(self) -> "Guidance":
         """The guidance of the residual generator."""
         return self if self.residual_scale is None else dataclasses.replace(self, scale=self.residual_scale)
@@ -147,7 +166,7 @@ def guided(
     predict: Predictor, kind: gaussian.Prediction, levels: Levels, guidance: Guidance = UNGUIDED,
     weaker: Predictor | None = None,
 ) -> Callable[..., Estimate]:  # fmt: skip
-    """(z, t, *arrays) -> the guided estimate of `predict`, whose predictions are of `kind`.
+    """(z, t, *arrays, memory=None) -> the guided estimate of `predict`, whose predictions are of `kind`.
 
     Both predictions are made in one pass over a doubled batch, unless the guidance does not steer. Every array has a
     leading batch axis; t is int [b].
@@ -156,7 +175,7 @@ def guided(
         (autoguidance, Karras et al. 2024, "Guiding a diffusion model with a bad version of itself").
     """
 
-    def estimate(*arrays: jax.Array) -> Estimate:
+    def estimate(*arrays: jax.Array, memory: jax.Array | None = None) -> Estimate:
         z, t, *_ = arrays
         level = levels(t)
         rows = len(z)
@@ -168,16 +187,18 @@ def guided(
             doubled = [jnp.concatenate([a, a]) for a in arrays]
             values = jnp.split(predict(*doubled, jnp.arange(2 * rows) >= rows), 2)
         given, without = (_read(kind, value, z, level) for value in values)
-        steered = guidance.rule(given, without, guidance.scale, At(z, t, *level))
+        steered = guidance.rule(given, without, guidance.scale, At(z, t, *level, memory))
         if guidance.rescale:
             value, goal = (gaussian.target(kind, one.x_0, one.eps, *level) for one in (steered, given))
             same_std = gaussian.estimate(kind, rescaled(value, goal, guidance.rescale), z, *level)
-            steered = same_std._replace(renoise=steered.renoise)
+            steered = same_std._replace(renoise=steered.renoise, memory=steered.memory)
         steered = steered._replace(variance=given.variance)
         if guidance.interval is None:
             return steered
         first, last = guidance.interval
         given = given._replace(renoise=None if steered.renoise is None else given.eps)
+        if steered.memory is not None:  # outside, it stays what it was
+            given = given._replace(memory=jnp.zeros_like(z) if memory is None else memory)
         inside = _per_row((t >= first) & (t <= last), z)
         return jax.tree.map(lambda one, other: jnp.where(inside, one, other), steered, given)
 

@@ -10,6 +10,8 @@ stated for the estimate in place of z: it holds for stochastic solvers too. Give
 clean ones, the other frames need not agree with them; *reconstruction guidance* (there, equation 7) pulls them.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,12 +49,14 @@ def known_frames(
 ) -> Denoiser:
     """`denoise`, with the known frames of `clip`, and their noise, in place of its estimates."""
 
-    def both(z: Array, t: Array) -> Estimate:
+    def both(z: Array, t: Array, *memory: Any) -> Estimate:
         now = Level(schedule.alpha(t), schedule.sigma(t))
-        found = estimate(denoise(z, t), z, now, scale)
+        found = estimate(denoise(z, t, *memory), z, now, scale)
+        kept, found = found.memory, found._replace(memory=None)
         eps = noise_beside(clip, z, now, scale)
         true = found._replace(x_0=clip, eps=eps, renoise=None if found.renoise is None else eps)
-        return jax.tree.map(lambda one, other: jnp.where(_per_pixel(mask), one, other), true, found)
+        known = jax.tree.map(lambda one, other: jnp.where(_per_pixel(mask), one, other), true, found)
+        return known._replace(memory=kept)
 
     return both
 
@@ -68,11 +72,11 @@ def reconstruction_guided(
     """
     known = _per_pixel(mask)
 
-    def both(z: Array, t: Array) -> Estimate:
+    def both(z: Array, t: Array, *memory: Any) -> Estimate:
         now = Level(schedule.alpha(t), schedule.sigma(t))
 
         def error(z: Array) -> tuple[Array, Estimate]:
-            found = estimate(denoise(z, t), z, now, scale)
+            found = estimate(denoise(z, t, *memory), z, now, scale)
             return jnp.sum(jnp.where(known, found.x_0 - clip, 0) ** 2), found
 
         gradient, found = jax.grad(error, has_aux=True)(z)
@@ -89,9 +93,15 @@ def history_guided(given: Denoiser, without: Denoiser, weight: float) -> Denoise
     as noisy as the frames to find, so that it is not wholly hidden.
     """
 
-    def both(z: Array, t: Array) -> Estimate:
-        one, other = given(z, t), without(z, t)
-        return jax.tree.map(lambda c, u: u + weight * (c - u), one, other)
+    def both(z: Array, t: Array, memory: tuple[Any, Any] | None = None) -> Array | Estimate:
+        before = [()] * 2 if memory is None else [(part,) for part in memory]
+        one, other = (denoise(z, t, *part) for denoise, part in zip((given, without), before, strict=True))
+        kept = None
+        if isinstance(one, Estimate) and isinstance(other, Estimate):
+            kept = None if one.memory is None else (one.memory, other.memory)
+            one, other = one._replace(memory=None), other._replace(memory=None)
+        found: Array | Estimate = jax.tree.map(lambda c, u: u + weight * (c - u), one, other)
+        return found if kept is None or not isinstance(found, Estimate) else found._replace(memory=kept)
 
     return both
 

@@ -1,9 +1,10 @@
 """Solvers that walk a time grid from noise to clips. A reader of the paper may skip this file.
 
 A *denoiser* is any callable (z_t, t) -> eps_hat, with t an int32 scalar: tests hand in closed forms. It may also give
-an `Estimate` of clip and noise, and must where alpha is 0, since eps says nothing of the clip there. A *time grid*
-is a list of decreasing times (`schedule.time_grid`). A *solver* has two parts: `init`, the state that it carries from
-step to step, and `step`, from one level of noise to the next. `solve` joins them.
+an `Estimate` of clip and noise, and must where alpha is 0, since eps says nothing of the clip there. One that remembers
+takes the `memory` of its last estimate as a third argument. A *time grid* is a list of decreasing times
+(`schedule.time_grid`). A *solver* has two parts: `init`, the state that it carries from step to step, and `step`, from
+one level of noise to the next. `solve` joins them.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from vf.diffusion.gaussian import Estimate
 from vf.diffusion.schedule import Schedule
 
-Denoiser = Callable[[jax.Array, jax.Array], jax.Array | Estimate]
+Denoiser = Callable[..., jax.Array | Estimate]
 
 
 class Level(NamedTuple):
@@ -289,6 +290,7 @@ def solve(
     clip_x_0: float | None = None,
     clip_quantile: float | None = None,
     restart: Restart | None = None,
+    remembers: bool = False,
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
     """Walks `grid` with `solver` (default: deterministic DDIM), as one `lax.scan`.
@@ -305,6 +307,7 @@ def solve(
         clip_x_0: bounds the estimate of the clean clip to [-clip_x_0, clip_x_0]; None does not.
         clip_quantile: dynamic thresholding, as in `bounded`; None cuts at the bound.
         restart: where to restart, if anywhere; a solver's memory begins anew, and Heun's step before it is DDIM's.
+        remembers: whether the denoiser takes the memory of its last estimate; before the first it is 0.
         trajectory: return z before the first and after every evaluation, [k *z_T.shape].
 
     Returns the clean estimate, shaped like z_T. Raises ValueError where noise is injected and none is given, for a grid
@@ -318,34 +321,63 @@ def solve(
     if np.any(np.diff(grid) >= 0):
         raise ValueError("the time grid must decrease strictly")
 
-    def step(carry: tuple[Array, Any], times: tuple[Array, ...]) -> tuple[tuple[Array, Any], Array | None]:
-        (z, state), (t, s, r, before) = carry, times
-        now, then = (Level(schedule.alpha(time), schedule.sigma(time)) for time in (t, s))
-        found = estimate(denoise(z, t), z, now, scale)
+    def step(carry: tuple[Array, Any, Any], times: Array) -> tuple[tuple[Array, Any, Any], Array | None]:
+        (z, state, memory), (t, s, _, before) = carry, times
+        now = Level(schedule.alpha(t), schedule.sigma(t))
+        found = estimate(denoise(z, t, *memory), z, now, scale)
+        memory = (found.memory,) if remembers else ()
         if clip_x_0 is not None:
             x_0 = bounded(found.x_0, clip_x_0, clip_quantile)
             found = found._replace(x_0=x_0, eps=noise_beside(x_0, z, now, scale))
         xi = noise(t + before) if solver.injects and noise is not None else None
-        z, state = solver.step(state, z, found, now, then, scale, xi)
-        if restart and noise is not None:
-            kept = schedule.alpha(r) / then.alpha
-            added = jnp.sqrt(jnp.maximum(schedule.sigma(r) ** 2 - (kept * then.sigma) ** 2, 0))
-            restarted = kept * z + scale * added * noise(s + before)
-            z, state = (
-                jax.tree.map(lambda new, old: jnp.where(r > s, new, old), *both)
-                for both in ((restarted, z), (solver.init(z), state))
-            )
-        return (z, state), (z if trajectory else None)
+        again = noise(s + before) if restart and noise is not None else None
+        z, state = advance(found, z, state, times, schedule, solver, scale, xi, again)
+        return (z, state, memory), (z if trajectory else None)
 
+    times = jnp.asarray(walk(grid, schedule, solver, restart))
+    memory: tuple[Any, ...] = ()
+    if remembers:
+        first = jax.eval_shape(denoise, z_T, times[0, 0]).memory
+        memory = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first),)
+    (last, *_), path = jax.lax.scan(step, (z_T, solver.init(z_T), memory), times)
+    return last if path is None else jnp.concatenate([z_T[None], path])
+
+
+def walk(
+    grid: Int[np.ndarray, "k"], schedule: Schedule, solver: Solver, restart: Restart | None = None
+) -> Int[np.ndarray, "n 4"]:
+    """What happens at each evaluation of the denoiser: its time, the time that the solver goes on to, that up to which
+    noise is then added (the same where none is), and what is added to a time in the name of its noise: T for each
+    restart before."""
     parts = restart.parts(np.asarray(grid)) if restart else [np.asarray(grid)]
-    walks = []  # of each part: times of evaluations, of the levels after them, of those that noise is added up to
+    walks = []
     for k, part in enumerate(parts):
         now_times, then_times = solver.walk(part)
         after = np.append(then_times[:-1], parts[k + 1][0] if k + 1 < len(parts) else then_times[-1])
-        walks.append(np.stack([now_times, then_times, after, np.full(len(after), k * schedule.steps)]))
-    times = tuple(jnp.asarray(row) for row in np.concatenate(walks, axis=1))
-    (last, _), path = jax.lax.scan(step, (z_T, solver.init(z_T)), times)
-    return last if path is None else jnp.concatenate([z_T[None], path])
+        walks.append(np.stack([now_times, then_times, after, np.full(len(after), k * schedule.steps)], axis=1))
+    return np.concatenate(walks)
+
+
+def advance(
+    found: Estimate, z: Array, state: Any, times: Array, schedule: Schedule, solver: Solver, scale: float | Array,
+    xi: Array | None, again: Array | None,
+) -> tuple[Array, Any]:  # fmt: skip
+    """(z, the solver's state) after one of the steps that `walk` lists, `times` [4], given the estimate before it.
+
+    xi: the solver's fresh noise. again: that of restarts; None for a walk without any.
+    """
+    t, s, r, _ = times
+    now, then = (Level(schedule.alpha(time), schedule.sigma(time)) for time in (t, s))
+    z, state = solver.step(state, z, found, now, then, scale, xi)
+    if again is not None:
+        kept = schedule.alpha(r) / then.alpha
+        added = jnp.sqrt(jnp.maximum(schedule.sigma(r) ** 2 - (kept * then.sigma) ** 2, 0))
+        restarted = kept * z + scale * added * again
+        z, state = (
+            jax.tree.map(lambda new, old: jnp.where(r > s, new, old), *both)
+            for both in ((restarted, z), (solver.init(z), state))
+        )
+    return z, state
 
 
 def bounded(x_0: Float[Array, "b *s"], bound: float, quantile: float | None = None) -> Float[Array, "b *s"]:

@@ -7,6 +7,7 @@ from absl import logging
 
 from vf import rng
 from vf.config.specs import ControlSpec, RunSpec, SampleSpec
+from vf.diffusion import windows
 from vf.jobs import meter
 from vf.models.videofusion import VideoFusion
 from vf.training import programs
@@ -35,15 +36,16 @@ def numbers(spec: SampleSpec) -> dict[str, np.ndarray]:
 
 
 def window(run: RunSpec, number: int, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The rows of one window of long clips, which has residual noise of its own, and base noise where that is not kept;
-    noise that is not decomposed is its own."""
+    """The rows of one window of long clips, which has residual noise of its own, or that of the first window in another
+    order, and base noise of its own where that is not kept; noise that is not decomposed is as residual noise."""
     if not number:
         return rows
     spec, decomposed = run.sample, isinstance(run.model, VideoFusion)
+    if spec.window_noise == "shuffled":
+        return _shuffled(run, number, rows)
     given = ("base_noise", "residual_noise", "motion_towards", "motion_angle")  # of the first window
     rows = {name: value for name, value in rows.items() if name not in given}
-    index, fixed = rows["index"], spec.control
-    content_seed, motion_seed = (fixed.content_seed, fixed.motion_seed) if fixed else (spec.seed, spec.seed)
+    index, (content_seed, motion_seed) = rows["index"], _seeds(spec)
     window = np.full_like(index, number)
     content = [np.full_like(index, rng.as_argument(content_seed)), index]
     if not (decomposed and spec.keep_base_noise):
@@ -53,6 +55,27 @@ def window(run: RunSpec, number: int, rows: dict[str, np.ndarray]) -> dict[str, 
         return rows
     motion = rows.get("motion", np.stack([np.full_like(index, rng.as_argument(motion_seed)), index], 1))
     return rows | {"motion": np.column_stack([motion, window])}
+
+
+def _shuffled(run: RunSpec, number: int, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As `window`, of a window whose residual noise is that of the first one."""
+    spec, (index, extension) = run.sample, (rows["index"], run.sample.extension)
+    first = number * extension.stride
+    order = windows.shuffled(extension)[first : first + extension.frames].astype(np.int32)
+    rows = rows | {"order": np.broadcast_to(order, (len(index), len(order)))}
+    if spec.keep_base_noise or not isinstance(run.model, VideoFusion):
+        return rows
+    content_seed, motion_seed = _seeds(spec)
+    own = {name: value for name, value in rows.items() if name != "base_noise"}
+    content = [np.full_like(index, rng.as_argument(content_seed)), index, np.full_like(index, number)]
+    motion = [np.full_like(index, rng.as_argument(motion_seed)), index]  # which are those of `index` alone
+    return {"motion": np.stack(motion, 1), **own, "content": np.stack(content, 1)}
+
+
+def _seeds(spec: SampleSpec) -> tuple[int, int]:
+    """The seeds of base and residual noise."""
+    fixed = spec.control
+    return (fixed.content_seed, fixed.motion_seed) if fixed else (spec.seed, spec.seed)
 
 
 def columns(spec: SampleSpec) -> int:

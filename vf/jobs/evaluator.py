@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from vf.data import pipeline
 from vf.files import AnyPath
 from vf.jobs import control, drawing, memory, meter
 from vf.jobs.results import Results
+from vf.jobs.together import Together
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer
 from vf.models.model import GUIDE, Model
@@ -115,48 +116,80 @@ class Evaluator:
             params = guide.read(sharding.abstract_params(self.spec.model.shapes(), self.spec.mesh))
         return {GUIDE + name: network for name, network in params.items()}
 
-    @ACTIVITY.doing("writing the samples")
+    @ACTIVITY.doing("drawing the samples, or writing them")
     @memory.explained("sampling")
-    def sample(self, step: int, params: Any) -> np.ndarray:
-        """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder."""
-        sample = self.spec.sample
-        parts = drawing.Parts(self.results.drawing(step) / "parts", is_writer=self.recorder.is_writer)
+    def sample(self, step: int, params: Any, *, whole: bool = True) -> np.ndarray:
+        """Samples with the weights `params`, u8 [n f h w 3], on every host; writes them into the run's folder.
+
+        whole: whether all are returned, or only those of the pictures, so that there may be more than memory holds.
+        """
+        sample, folder = self.spec.sample, self.results.drawing(step)
         params = {**params, **self._guide}
         rows = control.rows(self.spec, self.phases, params, self.conditions)
-        samples = self._draw(params, rows, parts)
+        batch = 1 if sample.together else sample.batch_size  # which is of windows then
+        chosen = drawing.shards(sample.count, self.spec.model.shape[1], sample.extension, batch)
+        each, unit = (sample.extension.further + 1, "windows") if sample.extension.further else (1, "clips")
+        progress = Progress(sample.count * each, name="drawn", unit=unit, patient=True)
+        parts, shards = (
+            drawing.Parts(folder / name, is_writer=self.recorder.is_writer, found=found)
+            for name, found in (("parts", progress.skip), (media.SHARDS, lambda clips: progress.skip(clips * each)))
+        )
+        many = len(chosen) > 1
+        if self.recorder.is_writer and many and self.results.is_drawn(step):  # and is drawn again
+            (folder / "meta.json").unlink()
+            shards.remove()
+        some: list[np.ndarray] = []
+        for clips in self._draw(params, rows, chosen, progress, parts, shards if many else None):
+            if whole or media.pictures_take_more(some):
+                some.append(clips)
+        samples = np.concatenate(some)
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
-            beside = {"real": folder.name} if (folder := self._real_folder) else {}
+            names = tuple(map(drawing.shard_name, chosen)) if many else ()
+            beside = {"real": real.name} if (real := self._real_folder) else {}
             command = provenance.command_line(sys.orig_argv)
             facts = {"step": step, **self.results.sampling, **self.results.start(step), **beside, "command": command}
-            folder = media.write_samples(
-                self.results.drawing(step), samples, base_frame=self.spec.model.base_frame, fps=sample.fps,
-                labels=self._labels, class_names=self.spec.class_names, meta=facts, columns=control.columns(sample),
+            media.write_samples(
+                folder, samples, base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._labels,
+                class_names=self.spec.class_names, meta=facts, columns=control.columns(sample), shards=names,
+                total=sample.count,
             )  # fmt: skip
             parts.remove()
+            if many:
+                shards.remove(but=names)  # those of a killed job with another batch
             logging.info("samples: %s", folder)
             name = "samples" if sample.what == "clips" else "base samples"
             self.recorder.video(step, name, samples[:16], fps=sample.fps)
         return samples
 
-    def _draw(self, params: Any, rows: Mapping[str, np.ndarray], parts: drawing.Parts) -> np.ndarray:
+    def _draw(
+        self, params: Any, rows: Mapping[str, np.ndarray], chosen: list[slice], progress: Progress,
+        parts: drawing.Parts, shards: drawing.Parts | None,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
         """The samples of these rows, in windows and shards."""
-        sample = self.spec.sample
+        sample, size = self.spec.sample, self.spec.model.shape[1]
         extension = sample.extension
         long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
         what = "clips" if sample.what == "clips" else "images"
-        logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, min(sample.count, sample.batch_size))
-        unit = "windows" if extension.further else "clips"
-        progress = Progress(sample.count * (extension.further + 1), name="drawn", unit=unit, patient=True)
+        batch = min(sample.count * (extension.further + 1 if sample.together else 1), sample.batch_size)
+        logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, batch)
 
-        def program(number: int, rows: dict[str, np.ndarray], done: Callable[[int], None]) -> np.ndarray:
+        def program(number: int, rows: dict[str, np.ndarray], done: drawing.Done) -> np.ndarray:
             draw = self._sampling_programs[number > 0]
             rows = control.window(self.spec, number, rows)
             return programs.in_batches(lambda batch: draw(params, batch), rows, sample.batch_size, self.spec.mesh, done)
 
-        done = progress.update if self.recorder.is_writer else lambda rows: None
+        make: drawing.Make = functools.partial(
+            drawing.in_turn, extension=extension, size=size, parts=parts if extension.further else None, program=program
+        )
+        if sample.together:
+            make = functools.partial(Together(self.spec, self.phases, params).draw, parts=parts)
+        seed = sample.control.content_seed if sample.control else sample.seed
+        beside = {"index": rows["index"], "seed": np.full(sample.count, seed)}
+        beside |= {"label": self.conditions["label"]} if self._labels is not None else {}
+        done = progress.update if self.recorder.is_writer else lambda windows: None
         with ACTIVITY.doing(f"drawing {sample.count} {what}", announced=True):
-            return drawing.draw(rows, extension, self.spec.model.shape[1], sample.batch_size, parts, program, done)
+            yield from drawing.draw(rows, chosen, extension, size, make, done, shards, beside)
 
     @memory.explained("evaluation")
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:

@@ -40,7 +40,7 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
         weights = f"those of {start.origin['from']}" if start else f"{spec.sample.weights} of step {step} in {workdir}"
         what = "clips" if spec.sample.what == "clips" else "images of the base generator"
         logging.info("sampling %d %s, seed %d; weights: %s", spec.sample.count, what, spec.sample.seed, weights)
-        evaluator.sample(step, params)
+        evaluator.sample(step, params, whole=False)
         evaluator.show_real()
         if recorder.is_writer:
             recorder.flush()

@@ -166,7 +166,7 @@ class Model(abc.ABC):
         guidance: Guidance,
         clean: Mask | None = None,
     ) -> Callable[..., gaussian.Estimate]:
-        """(z, t scalar, channels beside z) -> the guided estimate of the network `name`, which predicts `kind`.
+        """(z, t scalar, channels beside z, memory) -> the guided estimate of the network `name`, which predicts `kind`.
 
         Where `params` has parameters `GUIDE + name`, the same network with these guides it, else its prediction without
         the condition does.
@@ -189,9 +189,11 @@ class Model(abc.ABC):
         can_be_guided = bool(names) or weaker is not None
         estimate = guided(predictor(params[name]), kind, levels, guidance if can_be_guided else UNGUIDED, weaker)
 
-        def call(z: Array, t: Array, beside: Array | None = None) -> gaussian.Estimate:
+        def call(z: Array, t: Array, memory: Any = None, beside: Array | None = None) -> gaussian.Estimate:
             beside = z[..., :0] if beside is None else beside
-            return estimate(z, jnp.full(len(z), t), beside, *condition.values())
+            before = None if memory is None else memory.get(name)
+            found = estimate(z, jnp.full(len(z), t), beside, *condition.values(), memory=before)
+            return found if found.memory is None else found._replace(memory={name: found.memory})
 
         return call
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from vf import rng
 from vf.diffusion import decompose, inversion, solvers
@@ -49,25 +49,6 @@ class SampleOptions(NamedTuple):
     history: float = 0.0
 
 
-class Extension(NamedTuple):
-    """How a long clip is cut into windows, of which all but the first know the last frames of the one before.
-
-    Attributes:
-        length: frames of a clip.
-        frames: frames of a window.
-        overlap: known frames of each further window.
-    """
-
-    length: int
-    frames: int
-    overlap: int
-
-    @property
-    def further(self) -> int:
-        """Number of windows beside the first."""
-        return -(-(self.length - self.frames) // (self.frames - self.overlap))
-
-
 class Towards(NamedTuple):
     """Where a part of the noise turns to: cos(angle) of its own and sin(angle) of that of other keys.
 
@@ -88,6 +69,7 @@ class Control(NamedTuple):
         base_noise, residual_noise: the noise that sampling starts from, as `invert` finds it; for solvers that inject
             none.
         known: clips whose frames `SampleOptions.known` are given, in [-1, 1].
+        order: for each frame, the frame whose residual noise it has, or noise where that has no parts.
     """
 
     motion: Key[Array, " b"] | None = None
@@ -96,9 +78,17 @@ class Control(NamedTuple):
     base_noise: Float[Array, "b h w c"] | None = None
     residual_noise: Float[Array, "b f h w c"] | None = None
     known: Float[Array, "b f h w c"] | None = None
+    order: Int[Array, "b f"] | None = None
 
 
 FREE = Control()
+
+
+class Noise(NamedTuple):
+    """The two parts of a clip's noise, as `Control` takes them."""
+
+    base: Float[Array, "b h w c"]
+    residual: Float[Array, "b f h w c"]
 
 
 def sample(
@@ -125,11 +115,11 @@ def sample(
     _check(model, options, control)
     if not isinstance(model, VideoFusion):
         denoise = model.denoiser(params, condition, options.guidance)
-        return _solve(model, options, control, denoise, lambda t: jax.vmap(model.draw_noise)(_at(keys, t)))
+        return _solve(model, options, control, denoise, functools.partial(undivided_noise, model, keys, control))
     frame = None
     if control.known is not None and model.base_frame in options.known:
         frame = control.known[:, model.base_frame]
-    draw = functools.partial(_parts, model, keys, control)
+    draw = functools.partial(noise_parts, model, keys, control)
     if not model.base_first:
         denoise = _with_history(
             model, options, control, functools.partial(model.denoiser, params, condition, options.guidance, frame)
@@ -145,13 +135,6 @@ def sample(
     )
     clip = _solve(model, options, control, residual, lambda t: draw(t).residual, scale)
     return clip.at[:, model.base_frame].set(frame)
-
-
-class Noise(NamedTuple):
-    """The two parts of a clip's noise, as `Control` takes them."""
-
-    base: Float[Array, "b h w c"]
-    residual: Float[Array, "b f h w c"]
 
 
 def invert(
@@ -185,8 +168,13 @@ def _at(keys: Key[Array, " b"], t: Array | None) -> Key[Array, " b"]:
     return start if t is None else jax.vmap(lambda key: jax.random.fold_in(key, t))(injected)
 
 
-def _parts(model: VideoFusion, keys: Key[Array, " b"], control: Control, t: Array | None) -> Noise:
-    """Base and residual noise of each clip at a time, as `_at`."""
+def undivided_noise(model: Model, keys: Key[Array, " b"], control: Control, t: Array | None) -> Array:
+    """The noise of each clip [b f h w c], which has no parts, that is injected at a time; None for the start."""
+    return _ordered(jax.vmap(model.draw_noise)(_at(keys, t)), control)
+
+
+def noise_parts(model: VideoFusion, keys: Key[Array, " b"], control: Control, t: Array | None) -> Noise:
+    """Base and residual noise of each clip at a time, as `undivided_noise`."""
 
     def drawn(part: int, own: Key[Array, " b"], towards: Towards | None) -> Array:
         draw = jax.vmap(lambda key: model.prior.parts(key, model.shape)[part])
@@ -201,7 +189,11 @@ def _parts(model: VideoFusion, keys: Key[Array, " b"], control: Control, t: Arra
         base = drawn(0, keys, control.content_towards)
     if residual is None:
         residual = drawn(1, keys if control.motion is None else control.motion, control.motion_towards)
-    return Noise(base, residual)
+    return Noise(base, _ordered(residual, control))
+
+
+def _ordered(noise: Array, control: Control) -> Array:
+    return noise if control.order is None else jax.vmap(lambda one, order: one[order])(noise, control.order)
 
 
 def _solve(
@@ -228,7 +220,7 @@ def _solve(
     sampled = solvers.solve(
         denoise, z_T, options.grid, model.schedule, solver=options.solver, scale=scale,
         noise=draw, clip_x_0=options.clip_x_0, clip_quantile=options.clip_quantile,
-        restart=options.restart,
+        restart=options.restart, remembers=options.guidance.remembers,
     )  # fmt: skip
     if options.known and clips is not None:
         return sampled.at[:, list(options.known)].set(clips[:, list(options.known)])
@@ -248,7 +240,8 @@ def _with_history(
 
 def _check(model: Model, options: SampleOptions, control: Control) -> None:
     """Raises ValueError as `sample` says."""
-    if not isinstance(model, VideoFusion) and any(part is not None for part in control._replace(known=None)):
+    given = control._replace(known=None, order=None)
+    if not isinstance(model, VideoFusion) and any(part is not None for part in given):
         raise ValueError("content and motion are controlled by decomposed noise, which this model does not predict")
     injects = options.solver.injects or options.restart is not None
     if injects and not (control.base_noise is None and control.residual_noise is None):

@@ -5,7 +5,7 @@ The decomposition itself is in `vf/diffusion/decompose.py`, whose equations are 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -245,28 +245,33 @@ class VideoFusion(Model):
 
     def base_denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
-    ) -> Callable[[Array, Array], gaussian.Estimate]:
+    ) -> Callable[..., gaussian.Estimate]:
         """The base generator (4) as an image model: z_t^c [b h w c], t -> estimate of x^c and b."""
         base = self._guided(self.base, params, "base", self.base_prediction, self._levels, condition, guidance)
-        return lambda z, t: jax.tree.map(lambda frames: frames[:, 0], base(z[:, None], t))
+
+        def estimate(z: Array, t: Array, memory: Any = None) -> gaussian.Estimate:
+            clips, memory = jax.tree.map(lambda frame: frame[:, None], (z, memory))
+            return jax.tree.map(lambda frames: frames[:, 0], base(clips, t, memory))
+
+        return estimate
 
     def residual_denoiser(
         self,
         params: Mapping[str, Params],
         condition: Condition,
-        frame: Float[Array, "b h w c"],
+        frame: Float[Array, "b h w c"] | None,
         guidance: Guidance = UNGUIDED,
         clean: Clean | None = None,
     ) -> solvers.Denoiser:
         """The residual generator given the clean base frame (8): z'_t [b f h w c], t -> estimate of x and r.
 
-        At the base frame they are `frame` and 0. clean: further frames that it sees clean.
+        At the base frame they are `frame`, or 0 where it sees none, and 0. clean: further frames that it sees clean.
         """
         residual = self._residual(params, condition, guidance, clean)
 
-        def estimate(z_prime: Array, t: Array) -> gaussian.Estimate:
-            found = residual(z_prime, t, frame)
-            return found._replace(x_0=found.x_0.at[:, self.base_frame].set(frame))
+        def estimate(z_prime: Array, t: Array, memory: Any = None) -> gaussian.Estimate:
+            found = residual(z_prime, t, memory, frame)
+            return found._replace(x_0=found.x_0.at[:, self.base_frame].set(0 if frame is None else frame))
 
         return estimate
 
@@ -287,25 +292,27 @@ class VideoFusion(Model):
         base = self.base_denoiser(params, condition, guidance)
         residual = self._residual(params, condition, guidance, clean)
 
-        def estimate(z: Array, t: Array) -> gaussian.Estimate:
+        def estimate(z: Array, t: Array, memory: Any = None) -> gaussian.Estimate:
             c, (alpha, sigma) = self.base_frame, (self.schedule.alpha(t), self.schedule.sigma(t))
             if base_frame is None:
-                frame = base(z[:, c], t)
+                frame = base(z[:, c], t, memory)
             else:
                 b = solvers.noise_beside(base_frame, z[:, c], solvers.Level(alpha, sigma))
                 frame = gaussian.Estimate(base_frame, b, b)
-            others = residual(decompose.residual_input(z, frame.eps, self.lam, jnp.full(len(z), sigma)), t, None)
+            z_prime = decompose.residual_input(z, frame.eps, self.lam, jnp.full(len(z), sigma))
+            others = residual(z_prime, t, memory)
             x_0, eps = others.x_0.at[:, c].set(frame.x_0), decompose.combine(frame.eps, others.eps, self.lam)
+            kept = {**(frame.memory or {}), **(others.memory or {})} or None
             if frame.renoise is None or others.renoise is None:
-                return gaussian.Estimate(x_0, eps)
-            return gaussian.Estimate(x_0, eps, decompose.combine(frame.renoise, others.renoise, self.lam))
+                return gaussian.Estimate(x_0, eps, memory=kept)
+            return gaussian.Estimate(x_0, eps, decompose.combine(frame.renoise, others.renoise, self.lam), memory=kept)
 
         return estimate
 
     def _residual(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance, clean: Clean | None = None
-    ) -> Callable[[Array, Array, Array | None], gaussian.Estimate]:
-        """(z'_t, t, the context frame) -> estimate of x and r, the latter 0 where lambda = 1."""
+    ) -> Callable[..., gaussian.Estimate]:
+        """(z'_t, t, memory, the context frame) -> estimate of x and r, the latter 0 where lambda = 1."""
 
         def levels(t: Array) -> tuple[Array, Array]:
             alpha, sigma = self._levels(t)
@@ -316,12 +323,12 @@ class VideoFusion(Model):
             None if clean is None else clean.mask,
         )  # fmt: skip
 
-        def estimate(z_prime: Array, t: Array, frame: Array | None) -> gaussian.Estimate:
+        def estimate(z_prime: Array, t: Array, memory: Any = None, frame: Array | None = None) -> gaussian.Estimate:
             if clean is not None:
                 seen = self.schedule.alpha(jnp.int32(0)) * clean.clips
                 z_prime = jnp.where(clean.mask[:, None, None, None], seen, z_prime)
             inputs = self._residual_inputs(z_prime, jnp.full(len(z_prime), self.schedule.alpha(t)), frame)
             channels = z_prime.shape[-1]
-            return net(inputs[..., :channels], t, inputs[..., channels:])
+            return net(inputs[..., :channels], t, memory, inputs[..., channels:])
 
         return estimate

@@ -155,8 +155,9 @@ def clip_image(
     vision: Config = CLIP_B32,
     language: TextConfig = TEXT_B32,
     exact: bool = True,
+    normalised: bool = True,
 ) -> Network:
-    """The network that gives unit embeddings of every frame: `.reshape(n, frames, -1)` gives [n frames dim].
+    """The network that gives an embedding of every frame: `.reshape(n, frames, -1)` gives [n frames dim].
 
     Frames are prepared as in OpenAI's code: short side to 224 pixels by Pillow's antialiased bicubic filter on 8 bits,
     which rounds after each of the two passes, then the centre, x / 255, and CLIP's mean and deviation.
@@ -168,6 +169,7 @@ def clip_image(
         vision: sizes of the image encoder, `about["vision"]` of the converter's file.
         language: sizes of the text encoder, `about["language"]` of the converter's file.
         exact: whether to compute in float32 on every platform; False takes the platform's default precision.
+        normalised: whether embeddings are divided by their length, as the metrics take them; generators do not.
     """
     module = CLIP(vision, language, jax.lax.Precision.HIGHEST if exact else None)
 
@@ -175,12 +177,14 @@ def clip_image(
         if clips.shape[1] != frames:
             raise ValueError(f"expected clips of {frames} frames, got {clips.shape[1]}")
         x = _preprocess(rearrange(clips, "b f h w c -> (b f) h w c"), vision.size)
-        u = unit(module.apply({"params": params}, x, method="encode_image"))
+        u: Any = module.apply({"params": params}, x, method="encode_image")
+        u = unit(u) if normalised else u
         return rearrange(u, "(b f) d -> b (f d)", f=frames)
 
     other_act = "".join({f", {act}": 0 for act in (vision.act, language.act) if act != CLIP_B32.act})
     protocol = {
-        "network": f"CLIP, unit embeddings of every frame; {describe(vision)}, {language.dim} numbers each{other_act}",
+        "network": f"CLIP, {'unit ' * normalised}embeddings of every frame; {describe(vision)}, {language.dim} numbers "
+        f"each{other_act}",
         "weights": fingerprint, "frames": frames,
         "resize": f"antialiased_bicubic, rounded to 8 bits after each pass (Pillow), short side to {vision.size}, "
         "centre, then (x / 255 - CLIP's mean) / deviation",

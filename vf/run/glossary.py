@@ -36,6 +36,18 @@ SCORES = {
     "fid": ScoreFacts("Fréchet distance of Inception's features of all frames (clean-fid).", "lower", True),
     "fid_legacy_tensorflow": ScoreFacts("FID as the first TensorFlow code computes it.", "lower", True),
     "fid_legacy_pytorch": ScoreFacts("FID as pytorch-fid computes it.", "lower", True),
+    "fd_efficientnet": ScoreFacts(
+        "Not FID and not FVD: Fréchet distance of EfficientNet-Lite0's features of all frames, blind to motion, and "
+        f"{_NOT_FVD}.",
+        "lower",
+        True,
+    ),
+    "kd_efficientnet": ScoreFacts(
+        "Not KID and not KVD: kernel distance (MMD with a cubic kernel) of the same features, blind to motion, and "
+        f"{_NOT_FVD}.",
+        "lower",
+        True,
+    ),
     "is_tgan": ScoreFacts(f"{_IS} (TGAN's variant).", "higher"),
     "is_tganv2": ScoreFacts(f"{_IS} (TGANv2's variant).", "higher"),
     "is_styleganv": ScoreFacts(f"{_IS} (StyleGAN-V's variant).", "higher"),
@@ -77,7 +89,7 @@ SCORES = {
     "sprites/colours_seen": ScoreFacts("Number of different colours among the clips.", "higher"),
     "sprites/backgrounds_seen": ScoreFacts("Number of different backgrounds among the clips.", "higher"),
     "sprites/path_error": ScoreFacts("Median distance from the nearest path of the data, in pixels.", "lower"),
-    "sprites/unexplained": ScoreFacts("Median share of a frame that no sprite of the data explains.", "lower"),
+    "sprites/unexplained": ScoreFacts("Median share of a sprite that the nearest ideal one leaves over.", "lower"),
 }
 """By name; `fvd_segment` stands for `fvd_segment_00` and so on, and `sprites/base_frame_gap` is `base_frame_gap`."""
 

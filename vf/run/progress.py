@@ -49,6 +49,10 @@ class Progress:
         self.stream.flush()
         ACTIVITY.printed(is_line_open=not ends)
 
+    def skip(self, steps: int) -> None:
+        """So many steps were there already: they count for how far it is, not for the rate."""
+        self.start += steps
+
     def _is_due(self, step: int, now: float, rate: float) -> bool:
         since = now - self._printed
         if self._patient:

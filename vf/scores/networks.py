@@ -8,16 +8,18 @@ import numpy as np
 
 from vf.activity import ACTIVITY
 from vf.metrics import fvd
-from vf.nets import c3d, clip, inception, vit
+from vf.nets import c3d, clip, efficientnet, inception, vit
 from vf.nets.feature_network import Network
 from vf.nets.tokenizer import Tokenizer
 from vf.pretrained import i3d, weights
+from vf.pretrained.efficientnet import load as load_efficientnet
 from vf.pretrained.weights import Weights
 from vf.scores import suite
 from vf.scores.suite import Captions
 from vf.types import UserError
 
-FAMILIES = ("i3d", "c3d", "inception", "videomae", "vjepa", "clip")  # families of networks that metrics need
+# Families of networks that metrics need. Without a file, the efficientnet is that of the installed package.
+FAMILIES = ("i3d", "c3d", "inception", "videomae", "vjepa", "clip", "efficientnet")
 
 
 @ACTIVITY.doing("reading the networks")
@@ -61,6 +63,8 @@ def networks(
             built[name] = c3d.network(params, converted.fingerprint, variant=variant, exact=exact)  # type: ignore[arg-type]
         elif family == "inception":
             built[name] = inception.network(params, converted.fingerprint, mode=variant, exact=exact)  # type: ignore[arg-type]
+        elif family == "efficientnet":
+            built[name] = efficientnet.network(params, converted.fingerprint, exact=exact)
         elif family == "videomae":
             config = vit.Config(**converted.about["config"])
             built[name] = vit.videomae(params, converted.fingerprint, config=config, exact=exact)
@@ -82,6 +86,25 @@ def networks(
     return built, frozenset(problems)
 
 
+@ACTIVITY.doing("reading the network of the embeddings")
+def frame_network(name: str) -> Network:
+    """The network of embeddings of single frames, u8 [b 1 h w 3] -> f32 [b dim], as generators are conditioned on.
+
+    `name` is `efficientnet`, for the installed package, `efficientnet:FILE`, or `clip:FILE` of the converter. CLIP's
+    embeddings are not divided by their length, as Karlo takes them.
+
+    Raises UserError where the package is not installed, or a file cannot be read as that network.
+    """
+    family, _, file = name.partition(":")
+    converted = open_weights(family, {family: Path(file)} if file else {})
+    if family == "efficientnet":
+        return efficientnet.network(converted.tree(), converted.fingerprint)
+    return clip.clip_image(
+        converted.tree(), converted.fingerprint, frames=1, vision=vit.Config(**converted.about["vision"]),
+        language=clip.TextConfig(**converted.about["language"]), normalised=False,
+    )  # fmt: skip
+
+
 def _problem(family: str, converted: Weights) -> str:
     """The reason why these are not the weights of the published metric; "" where they are, or it has no single ones."""
     if family == "i3d":
@@ -92,7 +115,12 @@ def _problem(family: str, converted: Weights) -> str:
 
 
 def open_weights(family: str, files: Mapping[str, Path]) -> Weights:
-    """Reads the converted weights of `family`. Raises UserError where no file is named, and as `weights.load`."""
+    """Reads the converted weights of `family`. Raises UserError where no file is named, and as `weights.load`.
+
+    Those of `efficientnet` are read from the installed package where no file is named, and from a file like its own.
+    """
+    if family == "efficientnet":
+        return load_efficientnet(files.get(family))
     if family not in files:
         raise UserError(
             f"no weights of {family} were named: make a file of {weights.OFFICIAL[family]} with python -m "

@@ -1,39 +1,36 @@
 """Opens fixed sets of clips to be scored, which are decoded as they are sliced.
 
-A source is a folder of videos, GIFs or folders of frames, or one video; a drawing of a run, `samples/step_...`; an
-`.npz` with uint8 [n t h w 3] under `clips`, or an `.npy` of that; or a prepared data set. Which windows, how many and
-in what order is decided when a set is opened; from then on it is used like an array.
+A source is a folder of videos, animations or folders of frames, or one video; a drawing of a run, `samples/step_...`;
+an `.npz` with uint8 [n t h w 3] under `clips`, or an `.npy` of that; or a prepared data set. Which windows, how many
+and in what order is decided when a set is opened; from then on it is used like an array.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
+import av
 import numpy as np
+from PIL import Image
 
-from vf.data import archives, datasets, listing
+from vf.data import archives, datasets, listing, reader
 from vf.data.clips import Windows
-from vf.data.decode import (
-    DAMAGE,
-    RESAMPLER,
-    VIDEOS,
-    FrameFolder,
-    Pixels,
-    Video,
-    check_whole,
-    error_text,
-    printable,
-    read_header,
-)  # fmt: skip
-from vf.data.manifest import read_manifest
+from vf.data.decode import DAMAGE, VIDEOS, Video, error_text, printable
+from vf.data.manifest import read_manifest, remark_lines
+from vf.data.notes import is_loss
 from vf.data.pipeline import BadRecord
+from vf.data.pixels import RESAMPLER, Pixels
 from vf.nets import resize
+from vf.run import media
 from vf.types import UserError, counted
 from vf.video import load_clips
 
@@ -153,8 +150,9 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
         )
     if (path / "clips.npz").is_file() and (path / "meta.json").is_file():
         path = path / "clips.npz"  # a drawing of a run, whose other files are pictures of these clips
+    sharded = (path / "meta.json").is_file() and any(path.glob(f"{media.SHARDS}/clips_*.npz"))  # one of many clips
     _refuse_drawings(path)
-    if path.suffix.lower() in _ARRAYS:
+    if path.suffix.lower() in _ARRAYS or sharded:
         candidates = _array(path, choice)
     elif (path / "manifest.json").is_file():
         candidates = _prepared(path, choice)
@@ -165,7 +163,7 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
     fingerprint = hashlib.sha256(repr(hashed).encode()).hexdigest()[:12]
     facts = {
         "clips_there": len(candidates.readers), "too_short": candidates.too_short, "content": candidates.digest,
-        "bad": dict(candidates.bad),
+        "bad": dict(candidates.bad), "notes": dict(candidates.notes),
     }  # fmt: skip
     return ClipSet(str(path), [candidates.readers[k] for k in rows], fingerprint, facts)
 
@@ -173,6 +171,7 @@ def open_set(path: Path, choice: Choice, *, check: bool = False) -> ClipSet:
 def _refuse_drawings(path: Path) -> None:
     """Raises UserError for a run's folder, or its `samples`: their videos are walls of clips, one for each drawing."""
     folders = {file.parent for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips.npz")}
+    folders |= {file.parents[1] for pattern in ("", "samples/") for file in path.glob(f"{pattern}*/clips/clips_*.npz")}
     found = sorted(folder for folder in folders if (folder / "meta.json").is_file())
     if drawn := [folder for folder in found if not folder.name.startswith("real")]:
         found = drawn
@@ -194,6 +193,7 @@ class _Candidates(NamedTuple):
     digest: str  # hash of the content of the files, 12 hex digits
     too_short: int  # number of videos without one clip
     bad: Mapping[str, str] = {}  # {name: reason} of files that cannot be read
+    notes: Mapping[str, list[str]] = {}  # {name: what is unusual about a file}
 
 
 def _decoding(choice: Choice) -> str:
@@ -227,10 +227,12 @@ def _generator(choice: Choice, record: int) -> np.random.Generator | None:
 
 
 def _array(path: Path, choice: Choice) -> _Candidates:
-    clips = load_clips(path)
+    shards = media.Shards(path) if path.is_dir() else None
+    clips = shards or load_clips(path)
     if not len(clips):
         raise UserError(f"{path} holds no clips")
-    _check_axes(path, clips, choice.windows)
+    if isinstance(clips, np.ndarray):
+        _check_axes(path, clips, choice.windows)
     if choice.size and clips.shape[2:4] != (choice.size, choice.size):
         raise UserError(
             f"{path} holds clips of {clips.shape[2]} x {clips.shape[3]} pixels and the protocol asks for "
@@ -254,7 +256,8 @@ def _array(path: Path, choice: Choice) -> _Candidates:
         return clips[k // per_clip][windows.indices(clips.shape[1], 0.0, k % per_clip, _generator(choice, k))]
 
     digest = hashlib.sha256(str(clips.shape).encode())
-    digest.update(np.ascontiguousarray(clips).data)
+    for piece in shards.pieces() if shards else [clips]:  # in whatever files, the same clips are the same set
+        digest.update(np.ascontiguousarray(piece).data)
     return _Candidates([functools.partial(read, k) for k in range(len(clips) * per_clip)], digest.hexdigest()[:12], 0)
 
 
@@ -327,11 +330,15 @@ class _Probed(NamedTuple):
     frames: int
     fps: float
     digest: str
+    pixels: int  # of a picture
+    notes: list[str]
 
 
 def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
     all_clips = _listed(path)
     lost = dict(all_clips.lost)
+    if sentence := all_clips.passed_over():
+        logging.warning("%s: %s", path, sentence)
     splits = set(filter(None, choice.split.split("+")))
     if splits and not listing.has_splits(all_clips.items):
         _warn_of_no_splits(path, choice)
@@ -369,7 +376,10 @@ def _folder(path: Path, choice: Choice, check: bool) -> _Candidates:
     if short:
         logging.warning("%s of %s too short for %s", counted(len(short), "video"), path, _describe(choice.windows))
     bad = {printable(name): why for name, why in lost.items()}
-    return _Candidates(readers, digest, len(short), bad)
+    notes = {printable(item.name): facts.notes for item, facts in whole.items() if facts.notes}
+    if remarks := [(name, note) for name, all_notes in notes.items() for note in all_notes if is_loss(note)]:
+        logging.warning("%s: %s", path, "; ".join(line.strip() for line in remark_lines("notes", remarks)))
+    return _Candidates(readers, digest, len(short), bad, notes)
 
 
 def _listed(path: Path) -> listing.Listing:
@@ -417,54 +427,93 @@ def _readers(
         for record in range(count):
             rng = _generator(choice, len(readers))
             indices = choice.windows.indices(facts.frames, facts.fps, record, rng)
-            readers.append(functools.partial(_decode, item, indices, choice, damage))
+            readers.append(functools.partial(_decode, item, facts.pixels, indices, choice, damage))
     return readers, short, total.hexdigest()[:12]
 
 
-def _open(item: listing.Item) -> Video | FrameFolder:
-    if item.member:
-        return Video(archives.read_member(item.path, item.member))
-    return FrameFolder(item.path) if item.path.is_dir() else Video(item.path)
+def _open(item: listing.Item) -> reader.Clip:
+    return reader.open_clip(item.path, item.member)
 
 
 def _probe(item: listing.Item) -> _Probed:
-    """Length, rate and hash of the content of one video. Raises DAMAGE."""
-    digest = hashlib.sha256()
-    video = _open(item)
-    if isinstance(video, FrameFolder):
-        for frame in video.files:
-            digest.update(frame.name.encode("utf-8", "surrogateescape") + frame.read_bytes())
-        return _Probed(len(video), 0.0, digest.hexdigest())
-    content = video.file if isinstance(video.file, bytes) else video.file.read_bytes()
-    digest.update(content)
-    header = read_header(video.file)
-    check_whole(video.file, header, len(video))
-    return _Probed(len(video), header.fps, digest.hexdigest())
+    """Length, rate and hash of the content of one clip. Raises DAMAGE."""
+    clip = _open(item)
+    notes = clip.notes()  # raises an error where it is cut off
+    pixels = clip.header.width * clip.header.height if isinstance(clip, Video) else 0  # images are decoded one by one
+    return _Probed(len(clip), clip.fps, reader.digest(clip), pixels, notes)
 
 
 def _damage(item: listing.Item) -> str:
     """Why some frame of the file cannot be decoded, and its preparation would leave it out; "" where all can."""
     try:
         video = _open(item)
-        for _ in video.pictures(np.arange(len(video))):
+        for _ in video.pictures():
             pass
     except DAMAGE as error:
         return error_text(error)
     return ""
 
 
-def _decode(item: listing.Item, indices: np.ndarray, choice: Choice, damage: Callable[[], str]) -> np.ndarray:
-    """Decodes one clip of a file of which `damage` gives "". Raises UnreadableFile."""
-    native = choice.resampler == "antialiased" or not choice.size
-    if reason := damage():
-        raise UnreadableFile(item.name, reason)
-    try:
-        clip = _open(item).clip(indices, Pixels(0 if native else choice.size))
-    except DAMAGE as error:
-        raise UnreadableFile(item.name, error_text(error)) from error
-    if not (native and choice.size):
+def _decode(
+    item: listing.Item, pixels: int, indices: np.ndarray, choice: Choice, damage: Callable[[], str]
+) -> np.ndarray:
+    """Decodes one clip, with so many pixels a picture, of a file of which `damage` gives "". Raises UnreadableFile."""
+    scaler = _Antialiased(choice.size) if _is_antialiased(choice) else Pixels(choice.size)
+    with _ROOM.of(pixels):
+        if reason := damage():
+            raise UnreadableFile(item.name, reason)
+        try:
+            return _open(item).clip(indices, scaler)
+        except DAMAGE as error:
+            raise UnreadableFile(item.name, error_text(error)) from error
+
+
+def _is_antialiased(choice: Choice) -> bool:
+    return choice.resampler == "antialiased" and choice.size > 0
+
+
+class _Antialiased(Pixels):
+    """Pixels by the resampler `antialiased`, picture by picture: whole clips at full size would fill the memory."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(0)
+        self._side = size
+
+    def __call__(self, picture: av.VideoFrame, aspect: Fraction = Fraction(1)) -> np.ndarray:
+        whole, size = super().__call__(picture, aspect), self._side
+        width, height = resize.short_side(whole.shape[0], whole.shape[1], size)
+        left, top = (width - size) // 2, (height - size) // 2
+        clip = np.empty((size, size, 3), np.uint8)
+        for channel in range(3):  # in fractions, by Pillow, which needs no matrix and no further threads
+            plane = Image.fromarray(whole[..., channel].astype(np.float32))
+            x = np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR))[
+                top : top + size, left : left + size
+            ]
+            # + 1e-3, since rounding leaves whole numbers just too low
+            clip[..., channel] = np.clip(x + 1e-3, 0, 255).astype(np.uint8)
         return clip
-    rows, columns = resize.matrices("antialiased", "short_side", clip.shape[1], clip.shape[2], choice.size)
-    x = np.einsum("thwc,Ww->thWc", clip.astype(np.float32), columns.astype(np.float32), optimize=True)
-    x = np.einsum("thWc,Hh->tHWc", x, rows.astype(np.float32), optimize=True)
-    return np.clip(x + 1e-3, 0, 255).astype(np.uint8)  # + 1e-3, since rounding leaves whole numbers just too low
+
+
+class _Room:
+    """Room for so many pixels of videos that are decoded at once: a decoder holds up to 17 pictures."""
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Waits until there is room for a picture of `pixels`, or none is decoded."""
+        pixels = min(pixels, self._pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room(_THREADS * 1920 * 1080)

@@ -116,7 +116,7 @@ class Metric:
         distance: (real [n d], generated [m d]) -> value.
         statistic: features [n d] -> (value, its standard deviation or None).
         captions: (features [n d], those of captions [n e]) -> value.
-        rows: whether features are of frames, [n f d], and are pooled to [n f, d].
+        rows: whether features are of frames, [n f d], and are pooled to [n f, d] for the distance.
         per_frame: whether features [n f*d] hold those of each frame, which the metric takes as [n f d].
         gaussian: whether a distance fits covariances, which are singular and biased for few clips.
         min_clips: fewest clips of each set.
@@ -145,6 +145,10 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
     def jedi(real: np.ndarray, generated: np.ndarray) -> float:
         return 100 * polynomial_mmd(real, generated, degree=2, coef0=0.0, unbiased=False)
 
+    def frame_kernel(real: np.ndarray, generated: np.ndarray) -> float:
+        frames, dim = real.shape[1:]
+        return polynomial_mmd(real.reshape(-1, dim), generated.reshape(-1, dim), degree=3, coef0=1.0, rows=frames)
+
     def mean(values: np.ndarray) -> tuple[float, None]:
         return float(np.mean(values, dtype=np.float64)), None
 
@@ -164,6 +168,7 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
     facts = {"ddof": lineage.ddof, "dtype": lineage.dtype, "root": lineage.root}
     fit = {**facts, "fit": "a + b / N, 15 sizes from n / 4 to n"}
     kernel = {"kernel": "(x.y / d + 1)^3", "estimator": "unbiased, whole sets"}
+    frame_pairs = {"kernel": "(x.y / d + 1)^3", "estimator": "unbiased, without pairs of frames of one clip"}
     square = {"kernel": "(x.y / d)^2", "estimator": "biased", "factor": 100}
     return {
         "fvd": Metric("i3d", facts, distance=video),
@@ -172,6 +177,8 @@ def metrics(lineage: fvd.Lineage) -> dict[str, Metric]:
         "fid": Metric("inception:clean", {"ddof": 1}, distance=frechet(1), rows=True),
         "fid_legacy_tensorflow": Metric("inception:legacy_tensorflow", {"ddof": 1}, distance=frechet(1), rows=True),
         "fid_legacy_pytorch": Metric("inception:legacy_pytorch", {"ddof": 1}, distance=frechet(1), rows=True),
+        "fd_efficientnet": Metric("efficientnet", {"ddof": 1}, distance=frechet(1), rows=True),
+        "kd_efficientnet": Metric("efficientnet", frame_pairs, distance=frame_kernel, gaussian=False),
         "is_tgan": inception("tgan"),
         "is_tganv2": inception("tganv2"),
         "is_styleganv": inception("styleganv"),

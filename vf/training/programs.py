@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from vf import rng, video
 from vf.models import sampler as samplers
+from vf.models import windowed
 from vf.models.model import Model
 from vf.models.videofusion import VideoFusion
 from vf.nets import initial
@@ -115,16 +116,77 @@ def sampling(model: Model, mesh: Mesh, options: samplers.SampleOptions) -> Any:
     """
 
     def sample(params: Any, batch: Batch, seed: rng.Seed) -> jax.Array:
-        if "content" in batch:
-            keys = _numbered(batch["content"])
-        else:
-            keys = rng.example_keys(seed, rng.Purpose.SAMPLE, batch["index"])
-        clips = samplers.sample(
-            model, stacks.unstack(params), keys, model.condition(batch), options, control(batch, seed)
-        )
+        keys, fixed = _keys(batch, seed), control(batch, seed)
+        clips = samplers.sample(model, stacks.unstack(params), keys, model.condition(batch), options, fixed)
         return video.to_uint8(clips)
 
     return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
+
+
+class Windowed(NamedTuple):
+    """The jitted programs by which windows are denoised together (`vf.models.windowed`); t, where known, is int32 [].
+
+    Attributes:
+        start: (batch of control, seed) -> the noise of each row that sampling starts from, `residual` f32 [b f h w c]
+            and, where noise is decomposed, `base` f32 [b h w c].
+        injected: the same of the noise at a time, the last argument.
+        base: (params, batch of conditions and `z` f32 [b h w c], t) -> `windowed.Base`.
+        window: (params, batch of conditions, `z` f32 [b f h w c] and `b` f32 [b h w c], t) -> clean estimates, with `b`
+            where noise is decomposed.
+        begin: batch of `z` -> the solver's state, a flat dict.
+        advance: (batch of `z`, clean estimates `x_0`, the state, and noises `xi` and `again` where any are injected,
+            times [4]) -> batch of `z` and the state.
+        pixels: batch of `z` -> u8.
+    """
+
+    start: Any
+    injected: Any
+    base: Any
+    window: Any
+    begin: Any
+    advance: Any
+    pixels: Any
+
+
+def together(model: Model, mesh: Mesh, options: samplers.SampleOptions) -> Windowed:
+    """The programs for a model and options."""
+
+    def noise(batch: Batch, seed: rng.Seed, t: Array | None = None) -> Any:
+        keys, fixed = _keys(batch, seed), control(batch, seed)
+        if isinstance(model, VideoFusion):
+            return samplers.noise_parts(model, keys, fixed, t)._asdict()
+        return {"residual": samplers.undivided_noise(model, keys, fixed, t)}
+
+    def base(params: Any, batch: Batch, t: Array) -> windowed.Base:
+        assert isinstance(model, VideoFusion)
+        return windowed.base(model, stacks.unstack(params), model.condition(batch), batch["z"], t, options)
+
+    def window(params: Any, batch: Batch, t: Array) -> Array:
+        condition = model.condition(batch)
+        return windowed.window(model, stacks.unstack(params), condition, batch["z"], t, batch.get("b"), options)
+
+    def begin(batch: Batch) -> dict[str, Array]:
+        leaves = jax.tree.leaves(windowed.begin(options, batch["z"]))
+        return {f"state_{number}": leaf for number, leaf in enumerate(leaves)}
+
+    def advance(batch: Batch, times: Array) -> dict[str, Array]:
+        z = batch["z"]
+        like = jax.eval_shape(functools.partial(windowed.begin, options), z)
+        leaves, tree = jax.tree.flatten(like)
+        state = jax.tree.unflatten(tree, [batch[f"state_{number}"] for number in range(len(leaves))])
+        z, state = windowed.advance(model, options, z, state, batch["x_0"], times, batch.get("xi"), batch.get("again"))
+        return {"z": z} | {f"state_{number}": leaf for number, leaf in enumerate(jax.tree.leaves(state))}
+
+    jit = functools.partial(jax.jit, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
+    pixels = jit(lambda batch: video.to_uint8(batch["z"]))
+    return Windowed(jit(noise), jit(noise), jit(base), jit(window), jit(begin), jit(advance), pixels)
+
+
+def _keys(batch: Batch, seed: rng.Seed) -> jax.Array:
+    """The keys of the samples of a batch."""
+    if "content" in batch:
+        return _numbered(batch["content"])
+    return rng.example_keys(seed, rng.Purpose.SAMPLE, batch["index"])
 
 
 def control(batch: Batch, seed: rng.Seed) -> samplers.Control:
@@ -133,7 +195,7 @@ def control(batch: Batch, seed: rng.Seed) -> samplers.Control:
     `motion` u32 [b k], seed, number and perhaps window of the residual noise, in place of `seed` and `index`, as
     `content` for the base noise; `content_towards` u32 [b] and `motion_towards` u32 [b], the numbers of the noises to
     which base and residual noise turn by `content_angle` and `motion_angle` f32 [b]; `base_noise`, `residual_noise`
-    f32; `known` u8 [b f h w 3].
+    f32; `known` u8 [b f h w 3]; `order` i32 [b f].
     """
 
     def towards(name: str, seeds: jax.Array) -> samplers.Towards | None:
@@ -148,7 +210,7 @@ def control(batch: Batch, seed: rng.Seed) -> samplers.Control:
         content_towards=towards("content", own),
         motion_towards=towards("motion", own if motion is None else motion[:, 0]),
         base_noise=batch.get("base_noise"), residual_noise=batch.get("residual_noise"),
-        known=None if known is None else video.from_uint8(known),
+        known=None if known is None else video.from_uint8(known), order=batch.get("order"),
     )  # fmt: skip
 
 
