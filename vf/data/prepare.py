@@ -90,9 +90,9 @@ def report(manifest: dict[str, Any], out: Path) -> str:
             f"{seconds['all']:.1f} s, {rate:,.0f} frames/s with {counted(seconds['workers'], 'worker')} ({shares})"
         )
     if notes := [(name, note) for name, notes in manifest["notes"].items() for note in notes]:
-        lines += remark_lines("unusual, in notes of the manifest", notes)
+        lines += remark_lines("unusual (notes in the manifest)", notes)
     if manifest["unlisted"]:
-        lines += remark_lines("no clips, in unlisted of the manifest", list(manifest["unlisted"].items()), "file")
+        lines += remark_lines("passed over (unlisted in the manifest)", list(manifest["unlisted"].items()), "file")
     lines += manifest["table_notes"]
     lines += describe(manifest["shots"])
     if rules := manifest["parameters"].get("shots"):
