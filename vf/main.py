@@ -32,7 +32,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -163,7 +162,7 @@ def cache_programs(folder: str) -> None:
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", folder)
     remote = "://" in folder
     if folder:
-        jax.config.update("jax_compilation_cache_dir", folder if remote else str(Path(folder).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", folder if remote else str(files.expand(folder)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small programs add up
         kept = "none" if remote else "xla_gpu_per_fusion_autotune_cache_dir"
         jax.config.update("jax_persistent_cache_enable_xla_caches", kept)
