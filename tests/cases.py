@@ -7,11 +7,17 @@ What is right is said by a function of `CASES`, which takes the made input and a
 status is 1 where any case is wrong, or has no function.
 """
 
+import contextlib
+import io
+import json
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +27,21 @@ import av
 import numpy as np
 
 from tests.data.synthetic import parameters, write
+from vf import evaluate
+from vf.data import datasets
 from vf.data.clips import Windows
 from vf.data.folder import VideoFolder
 from vf.data.notes import is_loss
 from vf.data.pixels import Pixels
 from vf.data.preparation import prepare
 from vf.data.prepared import Prepared
+from vf.metrics import fvd
+from vf.nets.clip import frame_consistency
+from vf.pretrained import adm, convert, unet, weights
+from vf.scores import networks
 from vf.scores.sets import Choice, open_set
 from vf.types import UserError
+from vf.video import save_npz
 
 ROOT = Path(__file__).parents[1]
 SIZE = 32
@@ -178,7 +191,162 @@ def memory(made: Path, work: Path) -> str:
     return came
 
 
+def command(*words: Any, seconds: float = 900, **environment: str) -> tuple[int, str]:
+    """The status of a command in the folder of the code, and what it printed; `python` is this one."""
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*map(str, words)], cwd=ROOT, env=os.environ | path | environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=seconds, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def tables(made: Path, work: Path) -> str:
+    told = []
+    for table, captions, word in (
+        ("latin1.csv", ["café au lait", "tea"], "read as Windows-1252"),
+        ("prompt.csv", ["a cat", "a dog"], "captions are the column 'prompt'"),
+    ):
+        listing = datasets.webvid(made / "v", None, 1, made / table)
+        check([item.caption for item in listing.items] == captions, listing.items)
+        check(word in str(listing.table_notes), listing.table_notes)
+        told += listing.table_notes
+    return "; ".join(told)
+
+
+def captions(made: Path, work: Path) -> str:
+    plain = ["a cat", "a dog", "a man", "the sea"]
+    for name, lines in (("bom.txt", plain), ("u2028.txt", ["a cat\u2028 sits", *plain[1:]])):
+        found = evaluate.read_captions(made / name)
+        check(found == lines, found)
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        logging.basicConfig(force=True)
+        found = evaluate.read_captions(made / "blank.txt")
+    check(found == ["a cat", "", *plain[2:]] and "blank (the first, line 2)" in told.getvalue(), told.getvalue())
+    return told.getvalue()
+
+
+def arrays_to_score(made: Path, work: Path) -> str:
+    write(work / "one.mp4")
+    sets = {path.name: open_set(path, Choice(Windows(16, start="first"))) for path in sorted(made.iterdir())}
+    check(len({one.fingerprint for one in sets.values()}) == 1, {name: one.fingerprint for name, one in sets.items()})
+    check(len(open_set(work / "one.mp4", Choice(Windows(16, start="first")))) == 1, "one.mp4")
+    np.save(work / "first.npy", np.load(made / "clips.npy").repeat(3, 0).swapaxes(0, 1))
+    try:
+        open_set(work / "first.npy", Choice(Windows(16, start="first")))
+    except UserError as error:
+        return f"{', '.join(sets)}; {error}"
+    raise Wrong("an array with time first passes")
+
+
+def checkpoints(made: Path, work: Path) -> str:
+    found = {}
+    for path in sorted(made.glob("*.pt")):
+        found[path.name] = convert.convert_base("adm", path, work / f"{path.stem}.st", assume={"head_dim": 32})
+    prints = {name: one.fingerprint for name, one in found.items()}
+    check(len(prints) == 9 and len(set(prints.values())) == 1, prints)
+    both = found["both.pt"].about
+    check((both["copy"], both["other_copies"]) == ("ema", ["model"]), both)
+    raw = convert.convert_base("adm", made / "both.pt", work / "raw.st", assume={"head_dim": 32}, copy="model")
+    check(not any(array.any() for array in raw.arrays.values()), "--weights=model gives others")
+    return f"{prints}, of both.pt {both['copy']}"
+
+
+def variants(made: Path, work: Path) -> str:
+    found = {
+        name: convert.convert_base("adm", made / name, work / f"{name}.st") for name in ("fp16", "non_ema", "no_index")
+    }
+    check(len({one.fingerprint for one in found.values()}) == 1, found)
+    try:
+        convert.convert_base("adm", made / "bin_shards", work / "bin.st")
+    except UserError as error:
+        check("diffusion_pytorch_model-00001-of-00001.bin: its format is none" in str(error), error)  # it is empty
+    return ", ".join(f"{name}: {one.about.get('copy', '')}" for name, one in found.items())
+
+
+def gelu(made: Path, work: Path) -> str:
+    about = convert.convert("clip", made, work / "c.safetensors").about
+    check(about["vision"]["act"] == about["language"]["act"] == "gelu" and "OpenAI" not in about["licence"], about)
+    return f"{about['vision']['act']} by {about['act_from']}, licence {about['licence']}"
+
+
+def clip_width(made: Path, work: Path) -> str:
+    clips = np.random.default_rng(0).integers(0, 256, (2, 16, 64, 64, 3), np.uint8)
+    save_npz(work / "g.npz", clips)
+    convert.convert("clip", made, work / "c.safetensors")
+    built, _ = networks.networks(["clip"], {"clip": work / "c.safetensors"}, fvd.LINEAGES["google"], 16)
+    features = np.asarray(built["clip"].apply(built["clip"].params, clips)).reshape(2, 16, 64)
+    true = frame_consistency(features).mean()
+    flags = [f"--generated={work / 'g.npz'}", "--metrics=frame_consistency", f"--clip={work / 'c.safetensors'}"]
+    evaluate.main([*flags, f"--out={work / 'o.json'}", "--no-cache", "--n-generated=0"])
+    value = json.loads((work / "o.json").read_text())["scores"]["frame_consistency"]["value"]
+    check(abs(value - true) < 1e-5, f"{value}, where {true} is right")
+    return f"{value:.6f}, right {true:.6f}"
+
+
+def another_meaning(made: Path, work: Path) -> str:
+    _, said = command("bash", made / "run.sh", work / "run")
+    lines = [line for line in said.splitlines() if line.startswith("vf: ") or "status" in line]
+    check("init_from: status 2" in said and "in place: status 2" in said, said[-300:])
+    check("base.prediction is eps here and x_0 there" in lines[-2] and "noise.lam" in lines[-2], lines)
+    return lines[-2]
+
+
+def interrupted(made: Path, work: Path) -> str:
+    words = ["-m", "vf.main", "--config=configs/demo.py", f"--workdir={work / 'run'}", "--config.train.log_every=1"]
+    with (work / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=log, stderr=log)
+        while "\nstep 1/" not in (work / "log").read_text() and process.poll() is None:
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        status = process.wait(120)
+    last = (work / "log").read_text().splitlines()[-1]
+    check(status == 130 and last.startswith("vf: ") and any((work / "run/checkpoints").iterdir()), f"{status}, {last}")
+    return last
+
+
+def no_home(made: Path, work: Path) -> str:
+    for words, expected in (
+        (("vf.evaluate", "--help"), 0), (("vf.evaluate", "--no-cache"), 2),
+        (("vf.main", "--config=configs/demo.py", f"--workdir={work / 'run'}", "--config.train.warmup_steps=9999"), 2),
+    ):  # fmt: skip
+        status, said = command(sys.executable, made / "run.py", *words)
+        check(status == expected and "Traceback" not in said, f"{words}: {status}, {said[-300:]}")
+    return said
+
+
+def disk_full(made: Path, work: Path) -> str:
+    _, said = command("bash", made / "run.sh", work / "disk")  # as root
+    lines = said.splitlines()
+    check(
+        lines[-1] == "status 1" and lines[-2].startswith("vf: the disk is full") and "Traceback" not in said,
+        said[-500:],
+    )
+    return lines[-2]
+
+
+def proxy(made: Path, work: Path) -> str:
+    words = ["launch/local.sh", 2, "--config=configs/demo.py", f"--workdir={work / 'run'}", "--startup_timeout=40"]
+    status, said = command(
+        "bash", *words, "--config.train.warmup_steps=9999", http_proxy="http://127.0.0.1:9", PYTHON=sys.executable
+    )
+    check(status == 2 and "all processes have joined" in said, f"{status}, {said[-300:]}")  # and then the slip is told
+    return said.splitlines()[-1]
+
+
 CASES: dict[str, Callable[[Path, Path], str]] = {
+    "captions-lines": captions,
+    "clip-gelu": gelu,
+    "clip-width": clip_width,
+    "csv-latin1": tables,
+    "ctrl-c": interrupted,
+    "diffusers-variants": variants,
+    "disk-full": disk_full,
+    "no-home": no_home,
+    "npz-extras": arrays_to_score,
+    "proxy": proxy,
+    "resume-meaning": another_meaning,
+    "torch-extras": checkpoints,
     "4k-memory": memory,
     "alpha-frames": alpha,
     "animated-webp": animated,
@@ -197,16 +365,39 @@ CASES: dict[str, Callable[[Path, Path], str]] = {
 def make(case: Path, made: Path) -> None:
     """Makes the input of a case in the folder `made`."""
     made.mkdir()
-    if (case / "make.py").exists():
-        subprocess.run([sys.executable, str(case / "make.py"), str(made)], check=True)
+    scripts = {"clip-gelu": case.parent / "clip-width" / "make.py"}  # whose input is that of another case
+    words = ["512"] if case.name == "clip-gelu" else []
+    if (script := scripts.get(case.name, case / "make.py")).exists():
+        path = {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, str(script), str(made), *words], check=True, env=os.environ | path)
     elif (case / "make.sh").exists():
-        clip = made.parent / "clip.avi"
-        write(clip)
-        subprocess.run(["bash", str(case / "make.sh"), str(made), str(clip)], check=True)
+        source = made.parent / "source.avi"
+        if case.name == "diffusers-variants":
+            write_diffusers(source)
+        else:
+            write(source)
+        subprocess.run(["bash", str(case / "make.sh"), str(made), str(source)], check=True)
     else:
         for file in case.iterdir():
             if file.name != "README":
                 shutil.copy(file, made)
+
+
+def write_diffusers(folder: Path) -> None:
+    """A diffusers folder of a small ADM with random weights."""
+    network = {
+        "width": 64, "width_mult": (1, 2), "num_res_blocks": 1, "attention": (2,), "head_dim": 64,
+        "attention_order": "new", "learned_variance": True, "norm_groups": 32, "patch": 1, "num_classes": 0,
+    }  # fmt: skip
+    about = {
+        "network": network, "schedule": {"name": "cosine", "steps": 1000}, "prediction": "eps", "image_size": 64,
+        "layout": "diffusers", "dtype": "float32", "other_dtypes": {}, "classes": [], "licence": "none",
+    }  # fmt: skip
+    draw = np.random.default_rng(0)
+    shapes = unet.shapes(adm.net(about))
+    arrays = {path: draw.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    weights.save(folder.with_suffix(".safetensors"), "adm", arrays, about)
+    convert.convert_back("adm", "diffusers", folder.with_suffix(".safetensors"), folder)
 
 
 def run(case: Path) -> tuple[bool, str]:

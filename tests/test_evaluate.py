@@ -269,7 +269,7 @@ def test_the_subset_of_a_protocol_is_of_both_sides(workspace):
         ((*GOOD, "--generated=nowhere.npz"), r"nowhere.npz does not exist: .* \(--generated\)$"),
         (
             (*GOOD, "--generated=i3d.safetensors"),
-            r"is a file of another kind: name .* unpack other archives first .* \(--generated\)$",
+            r"is neither a video nor a picture that is read: name .* unpack other archives first .* \(--generated\)$",
         ),
         ((*GOOD, "--metrics=fdv"), "--metrics must be of fvd, .* got fdv"),
         ((*GOOD, "--metrics=,"), "--metrics must be of .* got none"),

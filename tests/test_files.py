@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -219,3 +220,25 @@ def test_parts_are_read_in_the_order_of_starts_and_numbers(bucket):
         bucket[f"bucket/run/log/{name}.jsonl"] = name.encode() + b"\n"
     assert lines() == ["9-2", "9-10", "10-0"]
     assert isinstance(files.path(RUN), epath.Path)
+
+
+def test_a_user_without_a_home_has_a_folder_for_temporary_files(tmp_path, monkeypatch):
+    """A user id that the system does not know, without HOME: that of many containers."""
+
+    def unknown(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files._temporary_home.cache_clear()
+    user = os.getuid()
+    own = tmp_path / f"vf-{user}"
+    assert files.home() == files.expand("~") == own
+    assert files.expand("~/a/b") == own / "a" / "b"
+    assert (own.stat().st_mode & 0o777, own.stat().st_uid) == (0o700, user)
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    files._temporary_home.cache_clear()
+    others = own.rename(tmp_path / f"vf-{user + 1}")  # which belongs to somebody else
+    assert files.home() != others
+    assert files.home().parent == tmp_path
+    files._temporary_home.cache_clear()

@@ -1043,7 +1043,9 @@ def test_a_full_disk_is_told_with_the_checkpoint_from_which_it_goes_on(tmp_path,
 
     for step in (None, 50):
         then = f"goes on from checkpoint {step}$" if step else "begins again, as there is no checkpoint yet$"
-        with pytest.raises(DiskFull, match=then), main.telling_of_a_full_disk(tmp_path):
+        with pytest.raises(DiskFull, match=then), main.telling_of_a_full_disk(tmp_path, "train"):
+            write()
+        with pytest.raises(DiskFull, match=r"the same command again$"), main.telling_of_a_full_disk(tmp_path, "sample"):
             write()
         for item in ("", "params", "ema", "optimizer", "meta"):
             (done := tmp_path / "checkpoints" / "50" / item / "commit_success.txt").parent.mkdir(
@@ -1058,6 +1060,6 @@ def test_other_errors_are_not_of_a_full_disk(tmp_path):
         ZeroDivisionError("by three"),
         UserError("No space left on device"),
     ):
-        with pytest.raises(type(error)) as raised, main.telling_of_a_full_disk(tmp_path):
+        with pytest.raises(type(error)) as raised, main.telling_of_a_full_disk(tmp_path, "train"):
             raise error
         assert raised.value is error

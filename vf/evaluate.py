@@ -294,13 +294,14 @@ def _captions(args: argparse.Namespace, files: Mapping[str, Path]) -> suite.Capt
     for name, expected in (("captions", "a text file with one caption a line"), ("vocabulary", "CLIP's")):
         if getattr(args, name) is None:
             raise UserError(f"clipsim needs --{name}=FILE: {expected}")
-    return networks.captions(_lines(args.captions), files, args.vocabulary, args.prefix)
+    return networks.captions(read_captions(args.captions), files, args.vocabulary, args.prefix)
 
 
-def _lines(captions: Path) -> list[str]:
+def read_captions(captions: Path) -> list[str]:
     """The lines of a file of captions; blank ones at its end are left out, and others are told.
 
-    A line ends at a line feed alone: letters at which Unicode lets a line end are parts of captions.
+    A line ends at a line feed alone: letters at which Unicode lets a line end are parts of captions. Raises UserError
+    where the file cannot be read.
     """
     try:
         content = captions.read_bytes()

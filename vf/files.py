@@ -47,9 +47,31 @@ def path(name: str | os.PathLike[str]) -> AnyPath:
     """
     text = os.fspath(name)
     if "://" not in text:
-        return Path(text).expanduser() if isinstance(name, str) else Path(name)
+        return expand(text) if isinstance(name, str) else Path(name)
     _check_client(text.split("://")[0])
     return epath.Path(text)
+
+
+def home() -> Path:
+    """The user's home; for a user whom the system does not know, as in many containers, a temporary folder."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return _temporary_home()
+
+
+@functools.cache
+def _temporary_home() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"vf-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # Programs are read from there: it must be no folder that somebody else has put in place.
+    return folder if folder.stat().st_uid == os.getuid() else Path(tempfile.mkdtemp(prefix="vf-"))
+
+
+def expand(name: str) -> Path:
+    """A local path, in which `~` at the beginning is `home`."""
+    first, *rest = Path(name).parts or ("",)
+    return home().joinpath(*rest) if first == "~" else Path(name).expanduser()
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

@@ -32,7 +32,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -127,15 +126,15 @@ def main(argv: list[str]) -> None:
         signals=SIGNALS,
     )  # fmt: skip
     ACTIVITY.speaks = process is None or process.index == 0
-    with hosts, telling_of_a_full_disk(workdir):
+    with hosts, telling_of_a_full_disk(workdir, FLAGS.mode):
         done = run(FLAGS.config, workdir, FLAGS.mode, hosts, profile=FLAGS.profile, compile_only=FLAGS.compile_only)
     if planning and not done["fits"]:
         sys.exit(UNFIT)
 
 
 @contextmanager
-def telling_of_a_full_disk(workdir: files.AnyPath) -> Iterator[None]:
-    """Raises DiskFull for any error of a full disk, which names the checkpoint that the run goes on from."""
+def telling_of_a_full_disk(workdir: files.AnyPath, mode: str) -> Iterator[None]:
+    """Raises DiskFull for any error of a full disk; of a training run it names the checkpoint that it goes on from."""
     try:
         yield
     except (UserError, HostsError, Stopped):
@@ -143,12 +142,16 @@ def telling_of_a_full_disk(workdir: files.AnyPath) -> Iterator[None]:
     except Exception as error:
         if not command.is_full(error):
             raise
-        with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
-            step = checkpoints.latest()
-        then = f"goes on from checkpoint {step}" if step is not None else "begins again, as there is no checkpoint yet"
+        then = ""
+        if mode == "train":
+            with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
+                step = checkpoints.latest()
+            then = ", which begins again, as there is no checkpoint yet"
+            if step is not None:
+                then = f", which goes on from checkpoint {step}"
         raise DiskFull(
             f"the disk is full, and there was no room for what the run in {workdir} writes: make room, then give the "
-            f"same command again, which {then}"
+            f"same command again{then}"
         ) from error
 
 
@@ -163,7 +166,7 @@ def cache_programs(folder: str) -> None:
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", folder)
     remote = "://" in folder
     if folder:
-        jax.config.update("jax_compilation_cache_dir", folder if remote else str(Path(folder).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", folder if remote else str(files.expand(folder)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small programs add up
         kept = "none" if remote else "xla_gpu_per_fusion_autotune_cache_dir"
         jax.config.update("jax_persistent_cache_enable_xla_caches", kept)

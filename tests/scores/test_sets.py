@@ -344,6 +344,12 @@ def test_one_video_is_a_set_of_its_windows(forms, tmp_path):
         file = forms["videos"].parent / name
         np.testing.assert_array_equal(open_set(file, whole)[:], pixels(1))
         assert open_set(file, Choice(Windows(4, start="blocks"))).shape[:2] == (3, 4)
+    for name in ("x.ogv", "without"):  # which are looked into
+        (tmp_path / name).write_bytes((forms["videos"].parent / "videos" / "clip_1.mkv").read_bytes())
+        np.testing.assert_array_equal(open_set(tmp_path / name, whole)[:], pixels(1))
+    Image.fromarray(pixels(1)[0, 0]).save(tmp_path / "one.png")
+    with pytest.raises(UserError, match=r"one\.png is one picture: name a folder"):
+        open_set(tmp_path / "one.png", whole)
     (tmp_path / "x.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match=r"of 1 clip of .*x\.mp4 none can be read"):
         open_set(tmp_path / "x.mp4", whole)

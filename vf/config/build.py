@@ -388,7 +388,7 @@ def plan_settings(config: ConfigDict) -> PlanSettings:
         mesh=tuple(config.mesh[axis] for axis in sharding.AXES) if from_config else None,
         compile=given.compile, meshes=given.meshes, blocks=given.blocks, finish=given.finish,
         minutes=given.minutes, gigabytes=given.gigabytes,
-        cache=Path(given.cache) if given.cache else Path.home() / ".cache/vf/plans",
+        cache=Path(given.cache) if given.cache else files.home() / ".cache/vf/plans",
     )  # fmt: skip
 
 

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from vf import files
 from vf.config.data import base_frame
 from vf.config.specs import ControlSpec
 from vf.config.values import as_user_error, choose
@@ -239,7 +239,7 @@ def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
         pixels = Pixels(data.size)
         if row := re.fullmatch(r"(.*\.npz)(?::(\d+))?", name):
             return _row(row[1], int(row[2] or 0), (data.frames, data.size, data.size, 3))
-        path = Path(name).expanduser()
+        path = files.expand(name)
         try:
             if path.suffix.lower() in frames.IMAGES and not frames.is_animated(path):
                 picture = frames.read_picture(path)

@@ -132,7 +132,7 @@ def _list_folder(root: Path) -> Listing:
         videos = [entry for entry in seen if entry.lower().endswith(VIDEOS)]
         pictures = [entry for entry in seen if entry.lower().endswith(IMAGES)]
         for entry in sorted({*seen} - {*videos, *pictures}):
-            if why := _why_no_video(folder / entry):
+            if why := why_no_video(folder / entry):
                 (found.lost if why.startswith(_BROKEN) else found.unlisted)[name(folder / entry)] = why
             else:
                 videos.append(entry)
@@ -155,7 +155,7 @@ def _list_folder(root: Path) -> Listing:
 _BROKEN = "cannot be read: "
 
 
-def _why_no_video(file: Path) -> str:
+def why_no_video(file: Path) -> str:
     """Why a file whose name does not end as a video's is none; "" for a video."""
     if file.exists() and not file.is_file():  # a pipe, which would be waited for
         return NO_CLIP

@@ -43,7 +43,7 @@ def local_copy(address: str) -> Path:
         ) from error
     if not listed:
         raise UserError(f"expected a data set at {address} and found nothing there: check the address")
-    target = Path(os.environ.get("VF_DATA_CACHE") or Path.home() / ".cache/vf/data") / scheme / root
+    target = Path(os.environ.get("VF_DATA_CACHE") or files.home() / ".cache/vf/data") / scheme / root
     with _locked(target):
         if MANIFEST in listed and (target / MANIFEST).exists():
             with store.open(f"{root}/{MANIFEST}", "rb") as file:

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 from safetensors.numpy import save_file
 
+from vf import files
 from vf.nets.feature_network import Network
 from vf.run.progress import Progress
 from vf.video import replacing
@@ -212,7 +213,7 @@ def _write(path: Path, features: Features) -> None:
 
 def default_cache() -> Path:
     """`$XDG_CACHE_HOME/vf/features`, or the same in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vf" / "features"
+    return Path(os.environ.get("XDG_CACHE_HOME") or files.home() / ".cache") / "vf" / "features"
 
 
 def pixel_warnings(name: str, features: Features) -> list[str]:
