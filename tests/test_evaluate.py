@@ -85,7 +85,7 @@ def error_line(capsys, *flags: str) -> str:
     output = capsys.readouterr()
     assert output.out == ""
     assert not Path("out.json").is_file()
-    lines = output.err.splitlines()
+    lines = [line for line in output.err.splitlines() if not line.startswith("still ")]  # on a machine that is busy
     assert len(lines) == 1, output.err
     assert lines[0].startswith("vf: ")
     assert "Traceback" not in output.err
@@ -444,7 +444,7 @@ def test_a_caption_is_a_line(workspace, capsys, monkeypatch, content, lines, tol
     with pytest.raises(SystemExit):
         evaluate.main(flags)
     assert read == [lines]
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "that is all" not in line]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "that is all" not in line and not line.startswith("still ")]
     assert len(warnings) == bool(told)
     assert all(told in line for line in warnings)
 

@@ -231,7 +231,7 @@ def test_windows_are_denoised_together(tmp_path):
         ({"sample__grid": (3,)}, "two numbers, rows and columns"),
         ({"sample__grid": (1, 3), "sample__interpolate": "content"}, "2 rows or more"),
         ({"sample__interpolate": "motion"}, "two numbers, rows and columns"),
-        ({"sample__grid": (2, 3), "sample__interpolate": "shape"}, "one of , content, motion"),
+        ({"sample__grid": (2, 3), "sample__interpolate": "shape"}, r"\(none\), content, motion"),
         ({"sample__known": (0, 1)}, r"put 3 into sample\.known"),
         ({"sample__known": (3, 8)}, "0 to 7"),
         ({"sample__known": tuple(range(8))}, "got all"),
