@@ -444,7 +444,11 @@ def test_a_caption_is_a_line(workspace, capsys, monkeypatch, content, lines, tol
     with pytest.raises(SystemExit):
         evaluate.main(flags)
     assert read == [lines]
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "that is all" not in line and not line.startswith("still ")]
+    warnings = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "that is all" not in line and not line.startswith("still ")
+    ]
     assert len(warnings) == bool(told)
     assert all(told in line for line in warnings)
 
