@@ -31,7 +31,7 @@ $(STAMP): requirements.txt
 	$(call pip_install,-r requirements-dev.txt)
 	touch $@
 
-# Trains on the built-in sprites, samples, evaluates, in about eight minutes on two cores: open runs/demo/index.html afterwards.
+# Trains on the built-in sprites, samples, evaluates, in eight to eleven minutes on two cores: open runs/demo/index.html afterwards.
 demo: $(STAMP)
 	$(BIN)/python -m vf.main --config=configs/demo.py --workdir=runs/demo
 

@@ -1,4 +1,4 @@
-"""The whole road on the embedded sprites: train, sample, evaluate, page, in about eight minutes on two CPU cores.
+"""The whole road on the embedded sprites: train, sample, evaluate, page, in eight to eleven minutes on two CPU cores.
 
 make demo        (python -m vf.main --config=configs/demo.py --workdir=runs/demo)
 """
