@@ -16,7 +16,7 @@ from vf.data.decode import Video
 from vf.data.folder import VideoFolder
 from vf.data.listing import Item
 from vf.data.notes import is_loss
-from vf.data.pixels import Pixels
+from vf.data.pixels import Pixels, deinterlaced
 from vf.data.staging import read_staged, stage
 
 VOP = b"\0\0\1\xb6"  # a picture of MPEG-4 begins; the two bits after it are its type: intra, predicted, bidirectional
@@ -102,6 +102,32 @@ def test_a_file_that_ends_early_is_cut_off(tmp_path):
     source = VideoFolder(tmp_path, windows=Windows(4), size=16)
     with pytest.raises(Exception, match="is cut off"):
         source.clip(0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm"])
+def test_a_container_that_says_its_length_and_is_shorter_is_cut_off(tmp_path, name):
+    """Its header does not say how many frames there should be."""
+    coder = ("libx264", KEYS["h264"]) if name == "a.mkv" else ("libvpx", {"g": "20", "auto-alt-ref": "0"})
+    write(tmp_path / name, *coder, times=range(60))
+    assert len(shown(tmp_path / name)) == 60
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) * 3 // 4])
+    assert rejected(tmp_path / name) == "is cut off: it is shorter than its header says"
+
+
+def test_pictures_keep_their_size_where_it_changes_while_fields_are_separated():
+    pictures = [
+        av.VideoFrame.from_ndarray(np.full((16 * size, 16 * size, 3), 40 * k, np.uint8), format="rgb24").reformat(
+            format="yuv420p"
+        )
+        for k, size in enumerate((2, 2, 4, 4, 4, 2), 1)
+    ]
+    for k, picture in enumerate(pictures):
+        picture.pts, picture.time_base = k, Fraction(1, 25)
+    separated = list(deinterlaced(iter(pictures)))
+    assert [picture.width for picture in separated] == [picture.width for picture in pictures]
+    for one, other in zip(separated, pictures, strict=True):
+        np.testing.assert_array_equal(one.to_ndarray(), other.to_ndarray())
 
 
 def test_pictures_that_only_serve_others_are_no_frames(tmp_path):

@@ -159,6 +159,30 @@ def test_a_picture_of_another_size_begins_a_shot():
     assert [shot.frames for shot in find_shots(meter, 25.0, Rules(), 2)] == [9, 11]
 
 
+def test_another_format_of_the_same_picture_is_no_change():
+    """And what lies under transparent pixels, which are laid on black, neither."""
+    meter, (hidden, other) = Meter(), (np.full((48, 64, 4), value, np.uint8) for value in (200, 90))
+    hidden[..., 3] = other[..., 3] = 0
+    for pixels, name in ((hidden[..., :3], "rgb24"), (np.dstack([hidden[..., :3], np.full((48, 64), 255)]), "rgba")):
+        meter.add(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels, np.uint8), format=name))
+    for pixels in (hidden, other):
+        meter.add(av.VideoFrame.from_ndarray(pixels, format="rgba"))
+    assert meter.difference[0] == 100
+    assert meter.difference[1] < 1
+    assert meter.difference[3] == 0
+    assert meter.black == [False, False, True, True]
+
+
+def test_the_last_shot_ends_after_it_begins_whatever_the_rate():
+    meter = Meter()
+    for k in range(6):
+        picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90 + 5 * (k % 2), np.uint8), format="rgb24")
+        picture.pts, picture.time_base = 40 * k, Fraction(1, 20)
+        meter.add(picture)
+    (shot,) = find_shots(meter, 25.0, Rules(), 2)
+    assert (shot.start, shot.end) == (0, 10.04)
+
+
 def test_folders_of_frames_are_films_too(tmp_path):
     for k, frame in enumerate(film(0, PLAN[:2])):
         (tmp_path / "frames").mkdir(exist_ok=True)
@@ -229,7 +253,8 @@ def test_flags_set_the_rules():
     assert given.min_frames == 16
     plain, _ = arguments(["folder", "--source=a", "--out=b"])
     assert (plain.shots, plain.min_frames) == (None, 2)
-    assert "shots" not in plain.to_json()  # so that data without shots keep their fingerprint
+    later = {"shots", "embed", "embed_mirrored", "deinterlace"}
+    assert not later & set(plain.to_json())  # so that data without them keep their fingerprint
 
 
 def test_other_rules_are_other_data(films):

@@ -12,6 +12,9 @@ from av.stream import Disposition
 
 _ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read the alpha channel beside the pictures of WebM
 
+_EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"  # the beginning of Matroska and WebM; the id before their length
+_HEAD = 4096  # bytes in which the latter lies
+
 File = Path | bytes
 """A video: its path, or its content (the member of an archive)."""
 
@@ -63,13 +66,18 @@ def count_coded(file: File) -> int:
 
 
 def is_cut_off(file: File) -> bool | None:
-    """Whether an AVI is shorter than its header says. None for other containers, whose headers give no length."""
+    """Whether an AVI, Matroska or WebM is shorter than its header says. None where headers give no length."""
     if isinstance(file, bytes):
-        head, size = file[:12], len(file)
+        head, size = file[:_HEAD], len(file)
     else:
         with file.open("rb") as content:
-            head, size = content.read(12), file.stat().st_size
-    if head[:4] != b"RIFF" or head[8:] != b"AVI ":
+            head, size = content.read(_HEAD), file.stat().st_size
+    if head[:4] == _EBML and (at := head.find(_SEGMENT) + len(_SEGMENT)) >= len(_SEGMENT) and at < len(head) - 8:
+        width = 9 - head[at].bit_length()  # of the length, whose first byte says so by its leading zeros
+        unknown = (1 << 7 * width) - 1
+        length = int.from_bytes(head[at : at + width], "big") & unknown
+        return None if length == unknown else at + width + length > size
+    if head[:4] != b"RIFF" or head[8:12] != b"AVI ":
         return None
     return int.from_bytes(head[4:8], "little") + 8 > size
 

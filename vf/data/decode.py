@@ -102,7 +102,7 @@ class Video:
         if header.transfer in TRANSFERS:
             notes.append(lost(f"its high dynamic range ({TRANSFERS[header.transfer]}), which is not tone-mapped"))
         if not clock.regular:
-            notes.append("variable frame rate: frames are kept, fps is their mean")
+            notes.append("variable frame rate: frames are kept, fps is what the header says")
         return notes
 
     def __len__(self) -> int:
@@ -135,6 +135,8 @@ def check_whole(file: File, header: Header, clock: Clock) -> list[str]:
     missing, cut = header.frames - clock.coded, is_cut_off(file)
     promise = f"its header promises {header.frames} frames, {clock.coded} are there"
     is_trimmed = clock.hidden > 0
+    if cut and not header.frames:  # as in Matroska, whose header does not say how many frames there are
+        raise ValueError("is cut off: it is shorter than its header says")
     # The header of an undamaged AVI may count frames that its encoder dropped.
     if missing > 0 and (cut or (cut is None and missing > max(2, _MISSING * header.frames))):
         if count_coded(file) < header.frames:

@@ -92,7 +92,7 @@ def clips(source: Path) -> Listing:
 
     Clips are in natural order of their names. Raises UserError where there are none.
     """
-    if os.path.isfile(source) and source.suffix.lower() in VIDEOS:
+    if os.path.isfile(source) and not why_no_clip(source):
         listing = Listing([Item(source.name, source)])
     elif os.path.isfile(source):
         listing = _list_archive(source)
@@ -153,6 +153,16 @@ def _list_folder(root: Path) -> Listing:
 
 
 _BROKEN = "cannot be read: "
+
+
+def why_no_clip(file: Path) -> str:
+    """Why a file by itself is no clip; "" for a video and for an animated picture."""
+    ending = file.suffix.lower()
+    if ending in VIDEOS:
+        return ""
+    if ending in IMAGES:
+        return "" if is_animated(file) else "is one picture"
+    return why_no_video(file)
 
 
 def why_no_video(file: Path) -> str:

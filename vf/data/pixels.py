@@ -83,9 +83,15 @@ def deinterlaced(pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     The missing lines are estimated from that picture's neighbours, so that `pictures` must be consecutive.
     """
     graph: Graph | None = None
+    key: tuple = ()
     for picture in pictures:
-        if graph is None:
-            graph = _graph(picture, picture.format.name, ("bwdif", "mode=send_frame:parity=auto:deint=interlaced"))
+        if (now := (picture.width, picture.height, picture.format.name)) != key:
+            if graph is not None:
+                graph.vpush(None)
+                yield from _pulled(graph)
+            filters = ("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
+            graph, key = _graph(picture, picture.format.name, filters), now
+        assert graph is not None
         graph.vpush(picture)
         yield from _pulled(graph)
     if graph is not None:

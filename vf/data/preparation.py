@@ -274,10 +274,9 @@ def _check_losses(strict: bool, manifest: dict[str, Any]) -> None:
 
 def _check_parameters(old: dict[str, Any], parameters: Parameters, where: str) -> None:
     """Raises UserError where `old` parameters differ from `parameters`."""
-    new = parameters.to_json()
     # Older data has no parameters that were added since.
     added = {f.name: f.default for f in dataclasses.fields(parameters) if f.default not in (dataclasses.MISSING, None)}
-    old = added | old
+    old, new = added | old, added | parameters.to_json()
     differ = [name for name in dict.fromkeys([*new, *old]) if old.get(name) != new.get(name)]
     if differ := [f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in differ]:
         raise UserError(

@@ -34,7 +34,7 @@ from vf.data.embeddings import Layout
 from vf.data.encoding import ENCODINGS
 from vf.data.manifest import remark_lines
 from vf.data.preparation import prepare
-from vf.data.shots import Rules, describe
+from vf.data.shots import Rules, describe, shot_name
 from vf.data.staging import STAGES, Parameters
 from vf.data.ucf101 import other_numbers
 from vf.types import UserError, counted, naming_flags, nearest
@@ -96,7 +96,12 @@ def report(manifest: dict[str, Any], out: Path) -> str:
     lines += manifest["table_notes"]
     lines += describe(manifest["shots"])
     if rules := manifest["parameters"].get("shots"):
-        empty = [name for name in ("val", "test") if rules[f"{name}_share"] and name not in manifest["splits"]]
+        by_hash = all(
+            shot["split"] == Rules(**rules).split(shot_name(video, shot["first"]))
+            for video, facts in manifest["shots"].items() for shot in facts["shots"] if "split" in shot
+        )  # fmt: skip
+        wanted = [name for name in ("val", "test") if by_hash and rules[f"{name}_share"]]
+        empty = [name for name in wanted if name not in manifest["splits"]]
         lines += [f"no shot is of {name}, by the hash of their names: --{name}-share takes more" for name in empty]
     if rejected := manifest["rejected"]:
         reasons = Counter(rejected.values()).most_common()
@@ -129,7 +134,8 @@ def make_embedder(embed: str, mirrored: bool) -> Embedder:
     from vf.scores.networks import frame_network  # here, since other data needs no networks
 
     command.leave_out_absent_tpu()
-    network = frame_network(embed)
+    with naming_flags({"source": "--embed", "weights": "--embed"}):
+        network = frame_network(embed)
     count = network.devices.size
 
     def apply(frames: np.ndarray) -> np.ndarray:

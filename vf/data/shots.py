@@ -4,7 +4,7 @@ Every picture is measured while it is decoded (`Meter`), at 64 x 64 pixels in RG
 
 - its *difference*, the mean of |x_k - x_{k-1}| in per cent of the range of pixels;
 - its *score* as the first of a shot, as FFmpeg's filter `scdet` has it: min(d_k, |d_k - d_{k-1}|) of the differences d,
-  which is high where a picture differs from the last by more than that one did from its own;
+  which is high where a picture differs from the last by another amount than that one did from its own;
 - whether it is black, as FFmpeg's `blackdetect` has it: 98 % of its pixels are below 10 % of the range.
 
 `find_shots` then begins a shot at every picture whose score exceeds `Rules.cut_score`, and at the borders of black and
@@ -98,8 +98,10 @@ class Meter:
     def add(self, picture: av.VideoFrame) -> None:
         """Measures the next picture. Raises DAMAGE where it cannot be converted."""
         key = (picture.width, picture.height, picture.format.name)
+        if key[:2] != self._key[:2]:
+            self._before = None
         if key != self._key or self._graph is None:
-            self._graph, self._key, self._before = _small_pictures(picture), key, None
+            self._graph, self._key = _small_pictures(picture), key
         self._graph.vpush(picture)
         planes = self._graph.vpull().planes
         rows = (np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in planes)  # type: ignore[call-overload]
@@ -133,7 +135,11 @@ def _small_pictures(picture: av.VideoFrame) -> Graph:
     graph = Graph()
     graph.threads = 1  # as for `Pixels`
     stages = [
-        graph.add_buffer(width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1, 25)),
+        graph.add_buffer(width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1, 25))
+    ]
+    if any(part.is_alpha for part in picture.format.components):  # on black, as the pixels are
+        stages += [graph.add("format", "gbrap"), graph.add("premultiply", "inplace=1")]
+    stages += [
         graph.add("scale", f"{SIZE}:{SIZE}:flags=area+accurate_rnd+bitexact"),
         graph.add("format", "gbrp"),
         graph.add("buffersink"),
@@ -190,10 +196,13 @@ def _frozen(difference: np.ndarray, least: int) -> np.ndarray:
 
 
 def _seconds(meter: Meter, frame: int, fps: float) -> float:
-    """When a frame is shown, from the beginning of the video: as the file says, or else by its rate."""
-    if frame < len(meter.time) and meter.time[0] is not None and (time := meter.time[frame]) is not None:
-        return round(time - meter.time[0], 3)
-    return round(frame / (fps or UNKNOWN_RATE), 3)
+    """When a frame is shown, from the beginning of the video: as the file says, from the last frame on by its rate."""
+    k = min(frame, len(meter.time) - 1)
+    while k and meter.time[k] is None:
+        k -= 1
+    first, last = meter.time[0], meter.time[k]
+    begin = 0.0 if first is None or last is None else last - first
+    return round(begin + (frame - k) / (fps or UNKNOWN_RATE), 3)
 
 
 def clock_time(seconds: float) -> str:

@@ -31,6 +31,7 @@ from vf.types import UserError, counted
 
 STAGES = ("hash", "decode", "resize", "encode", "write", "embed", "pack")
 _LENGTH = 8  # bytes that hold the length of the JSON of a staged file
+_ADDED = ("deinterlace", "embed", "embed_mirrored", "shots")  # parameters that first versions did not have
 # Errors of the system, which say nothing about the clip that was being read.
 _SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN}
 
@@ -62,8 +63,8 @@ class Parameters:
     shots: Rules | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, without those that do not apply, so that data from before there were shots has the same ones."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        """The fields, without those that later versions added where they have no effect: older data has the same."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in _ADDED}
 
 
 def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
@@ -86,15 +87,14 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
             notes += clip.notes()
         meter = Meter() if parameters.shots else None
         pixels, frame, before = Pixels(parameters.size), b"", None
-        repeated, fields = 0, _Fields()
-        pictures = fields.counted(clip.pictures())
+        passing = _Passing()
+        pictures = passing.counted(clip.pictures())
         for picture in deinterlaced(pictures) if parameters.deinterlace else pictures:
             laps.end("decode")
             if picture is before:
                 staged.write(frame)
                 if meter:
                     meter.repeat()
-                repeated += 1
                 continue
             if meter:
                 meter.add(picture)
@@ -113,15 +113,15 @@ def stage(item: Item, parameters: Parameters, target: Path) -> dict[str, Any]:
             raise ValueError(f"has {counted(count, 'frame')}, fewer than {parameters.min_frames}")
         if not isinstance(clip, Video):
             notes += clip.notes()
-        if repeated:
-            notes.append(f"{counted(repeated, 'repeated frame')}, which the file leaves out")
+        if passing.repeated:
+            notes.append(f"{counted(passing.repeated, 'repeated frame')}, which the file leaves out")
         if pixels.transparent:
             notes.append(ON_BLACK)
-        if fields.interlaced and parameters.deinterlace:
-            notes.append(f"{counted(fields.interlaced, 'interlaced frame')}, of which the first field is kept")
-        elif fields.interlaced:
+        if passing.interlaced and parameters.deinterlace:
+            notes.append(f"{counted(passing.interlaced, 'interlaced frame')}, of which the first field is kept")
+        elif passing.interlaced:
             notes.append(
-                lost(f"the times of the fields of {counted(fields.interlaced, 'interlaced frame')}: --deinterlace")
+                lost(f"the times of the fields of {counted(passing.interlaced, 'interlaced frame')}: --deinterlace")
             )
         facts = {"frames": count, "fps": fps, "sha256": sha256, "notes": notes}
         if meter and parameters.shots:
@@ -203,15 +203,18 @@ class _Laps:
         self._since = now
 
 
-class _Fields:
-    """Counts the interlaced pictures that pass."""
+class _Passing:
+    """Counts the pictures that pass: those that are interlaced, and those that are the last one again."""
 
     def __init__(self) -> None:
-        self.interlaced = 0
+        self.interlaced = self.repeated = 0
 
     def counted(self, pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        before = None
         for picture in pictures:
             self.interlaced += picture.interlaced_frame
+            self.repeated += picture is before
+            before = picture
             yield picture
 
 

@@ -17,6 +17,7 @@ import functools
 import itertools
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,8 @@ class Shards:
         self.shape = (*(meta[name] for name in ("count", "frames", "height", "width")), 3)
         self._paths = [folder / SHARDS / f"{name}.npz" for name in meta["shards"]]
         self._first = [int(name.split("_")[1]) for name in meta["shards"]]
-        self._load = functools.lru_cache(1)(lambda path: video.load_npz(path)["clips"])
+        self._held = functools.lru_cache(1)(lambda path: video.load_npz(path)["clips"])
+        self._lock = threading.Lock()  # many threads ask, and each may not hold a file of its own
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -174,6 +176,10 @@ class Shards:
         """Clip k, u8 [t h w 3]."""
         number = bisect.bisect_right(self._first, k) - 1
         return self._load(self._paths[number])[k - self._first[number]]
+
+    def _load(self, path: Path) -> np.ndarray:
+        with self._lock:
+            return self._held(path)
 
     def pieces(self) -> Iterator[np.ndarray]:
         """All clips, file by file."""

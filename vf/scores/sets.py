@@ -24,8 +24,7 @@ from PIL import Image
 
 from vf.data import archives, datasets, listing, reader
 from vf.data.clips import Windows
-from vf.data.decode import DAMAGE, VIDEOS, Video, error_text, printable
-from vf.data.frames import IMAGES, is_animated
+from vf.data.decode import DAMAGE, Video, error_text, printable
 from vf.data.manifest import read_manifest, remark_lines
 from vf.data.notes import is_loss
 from vf.data.pipeline import BadRecord
@@ -387,12 +386,10 @@ def _listed(path: Path) -> listing.Listing:
     """The clips of a folder or archive, or the one clip of a video. Raises UserError where there are none."""
     if not path.is_file() or path.suffix.lower() in archives.ARCHIVES:
         return datasets.folder(path, None, 1, None)
-    pictures = path.suffix.lower() in IMAGES
-    if path.suffix.lower() in VIDEOS or (is_animated(path) if pictures else not (why := listing.why_no_video(path))):
+    if not (why := listing.why_no_clip(path)):
         return listing.Listing([listing.Item(path.name, path)])
-    kind = "is one picture" if pictures else why
     raise UserError(
-        f"{path} {kind}: name {_SOURCES}; unpack other archives first (`tar xf`, `unrar x`)",
+        f"{path} {why}: name {_SOURCES}; unpack other archives first (`tar xf`, `unrar x`)",
         "source",
     )
 
