@@ -107,6 +107,7 @@ def check_rows(records):
             assert all(model["sampling_s"] > 0 for model in row["models"].values())
 
 
+@pytest.mark.slow
 def test_rows_at_toy_size_from_processes_to_tables(one_device, monkeypatch, tmp_path):
     path = tmp_path / "figures.json"
     monkeypatch.setitem(accelerator.ROWS, "training", accelerator.ROWS["training"]._replace(limit_s=1.0))

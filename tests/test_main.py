@@ -134,7 +134,11 @@ def test_a_run_is_silent_in_nothing_that_takes_long(finished, said):
     tasks = {re.sub(r"\d+", "N", task) for task in tasks}
     assert {"tracing the training step", "compiling the training step", "training step N of N"} <= tasks
     assert {"tracing the program of sampling", "compiling the program of sampling", "drawing N clips"} <= tasks
-    assert {"writing the samples", "compiling the program of validation", "scoring the samples"} <= tasks
+    assert {
+        "drawing the samples, or writing them",
+        "compiling the program of validation",
+        "scoring the samples",
+    } <= tasks
     assert not any("still" in key for row in read_metrics(workdir) for key in row)
 
 

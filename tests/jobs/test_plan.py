@@ -134,6 +134,7 @@ def test_an_ended_compilation_is_repeated_with_other_limits_only(tmp_path, monke
     assert limits == [(1.0, 1.0), (2.0, 1.0)]
 
 
+@pytest.mark.slow
 def test_the_paper_s_networks_on_a_slice_without_a_compiler(tmp_path, capsys, monkeypatch):
     config = paper.get_config()
     config.plan.compile = "none"
