@@ -177,7 +177,11 @@ class Evaluator:
         def program(number: int, rows: dict[str, np.ndarray], done: drawing.Done) -> np.ndarray:
             draw = self._sampling_programs[number > 0]
             rows = control.window(self.spec, number, rows)
-            return programs.in_batches(lambda batch: draw(params, batch), rows, sample.batch_size, self.spec.mesh, done)
+            count, devices = len(rows["index"]), self.spec.mesh.size
+            # Rows that fill up a batch would cost the same in every window of a long clip.
+            whole = -(-count // devices) * devices if extension.further else sample.batch_size
+            batch_size = min(whole, sample.batch_size)
+            return programs.in_batches(lambda batch: draw(params, batch), rows, batch_size, self.spec.mesh, done)
 
         make: drawing.Make = functools.partial(
             drawing.in_turn, extension=extension, size=size, parts=parts if extension.further else None, program=program
