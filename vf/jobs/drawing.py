@@ -26,7 +26,7 @@ Make = Callable[[dict[str, np.ndarray], str, Done], np.ndarray]
 Program = Callable[[int, dict[str, np.ndarray], Done], np.ndarray]
 """(number of a window, rows, done) -> the window u8 [m f h w 3]. In all but the first `known` are the rows' known
 frames."""
-SHARD_BYTES = 64 << 20  # of clips that a killed job draws again at most, unless a batch is larger
+SHARD_BYTES = 16 << 20  # of clips that a killed job draws again at most, unless a batch is larger
 
 
 class Parts:
