@@ -72,7 +72,7 @@ def test_archives_of_other_kinds_are_explained(tmp_path, name):
     archive = pack(tmp_path / name, dict.fromkeys(UCF, b""))
     assert all(
         part in error_message("ucf101", archive)
-        for part in (str(archive), "neither a folder nor", ".zip, .tar", "unpack")
+        for part in (str(archive), "is no folder", ".zip, .tar", "unpack")
     )
 
 

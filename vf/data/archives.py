@@ -26,7 +26,7 @@ def members(archive: Path) -> tuple[list[str], str]:
     kind = archive.suffix.lower()
     if kind not in ARCHIVES:
         raise UserError(
-            f"{archive} is neither a folder nor one of {', '.join(ARCHIVES)}: unpack it first "
+            f"{archive} is no folder, no video and none of {', '.join(ARCHIVES)}: unpack it first "
             "(`tar xf` for .tar.gz, `unrar x` for .rar) and name the folder"
         )
     try:

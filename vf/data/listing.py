@@ -99,7 +99,9 @@ def clips(source: Path) -> Listing:
     elif os.path.isdir(source):
         listing = _list_folder(source)
     else:
-        raise UserError(f"{source} does not exist: name the folder (or .zip, .tar) that holds the data", "source")
+        raise UserError(
+            f"{source} does not exist: name the folder (or .zip, .tar, one video) that holds the data", "source"
+        )
     if not listing.items:
         check_finished(source)
         lost = "".join(f" ({printable(name)}: {why})" for name, why in list(listing.lost.items())[:1])

@@ -67,7 +67,7 @@ def run(
     if (ended := hosts.share(_ended(spec, workdir))) is not None:
         logging.info(
             "the run in %s has ended at step %d, whose samples and scores by these settings are there: nothing is left "
-            "to do. --config.train.steps=N trains on to step N", workdir, ended,
+            "to do. --config.train.steps=N trains on to a later step N", workdir, ended,
         )  # fmt: skip
         scores: dict[str, float] = hosts.share(Results(workdir, spec.run).report(ended))
         if jax.process_index() == 0:

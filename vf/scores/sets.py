@@ -248,7 +248,7 @@ def _array(path: Path, choice: Choice) -> _Candidates:
     if not per_clip:
         raise UserError(
             f"{path} holds clips of {counted(clips.shape[1], 'frame')}, too few for {_describe(windows)}: its array is "
-            f"{list(clips.shape)}, and should be [clips frames height width 3]",
+            f"{list(clips.shape)}, read as [clips frames height width 3]; take at most {clips.shape[1]} frames",
             "frames",
         )
 
