@@ -71,8 +71,7 @@ def test_frames_in_an_archive_are_reported(tmp_path):
 def test_archives_of_other_kinds_are_explained(tmp_path, name):
     archive = pack(tmp_path / name, dict.fromkeys(UCF, b""))
     assert all(
-        part in error_message("ucf101", archive)
-        for part in (str(archive), "is no folder", ".zip, .tar", "unpack")
+        part in error_message("ucf101", archive) for part in (str(archive), "is no folder", ".zip, .tar", "unpack")
     )
 
 
