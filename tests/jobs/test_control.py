@@ -157,10 +157,20 @@ def test_validation_clips_are_gone_on_with(run):
     assert facts["labels"] == [names[label] for label in real["label"]]
 
 
-def test_a_long_clip_begins_as_a_short_one_and_goes_on(run):
-    """Its windows differ, and no frame is lost or repeated; a sample drawn alone is the same."""
+def test_a_long_clip_begins_as_a_short_one_and_goes_on(run, monkeypatch):
+    """Its windows differ, and no frame is lost or repeated; a sample drawn alone is the same. Batches are no larger
+    than the clips need, on any number of devices."""
+    in_batches, sizes = programs.in_batches, []
+
+    def counted(program, rows, batch_size, mesh, *done):
+        sizes.append((batch_size, -(-2 // mesh.size) * mesh.size))
+        return in_batches(program, rows, batch_size, mesh, *done)
+
     short, _ = sampled(run, sample__count=2)
-    long, facts = sampled(run, sample__count=2, sample__length=19)
+    monkeypatch.setattr(programs, "in_batches", counted)
+    long, facts = sampled(run, sample__count=2, sample__length=19, sample__batch_size=16)
+    assert len(sizes) == 4
+    assert all(size == needed for size, needed in sizes)
     np.testing.assert_array_equal(long[:, :8], short)
     assert (long.shape[1], facts["length"], facts["overlap"]) == (19, 19, 4)
     for first, second in ((4, 8), (8, 12), (12, 16)):  # the new frames of each window
