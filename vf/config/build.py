@@ -148,7 +148,10 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
         made = image_model(config, source, devices) if images else model(config, source, devices)
     initial = None
     if trained is None:
-        initial = start.start(config, made.networks, source.class_names, original=original, trains=mode == "train")
+        begins = made.begins("base")[1] if config.model.low_size and config.base.pretrained else None
+        initial = start.start(
+            config, made.networks, source.class_names, original=original, trains=mode == "train", begins=begins
+        )
     else:
         start.check_resumed(config, trained, made.networks, source.class_names, trains=mode == "train")
     if not original:
@@ -158,7 +161,8 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
         reference = clips.source(config, "reference")
-    if mode != "sample" or made.embedding_dim or (config.sample.known and not config.sample.known_of):
+    lent = config.sample.known and not config.sample.known_of
+    if mode != "sample" or made.embedding_dim or lent or config.model.low_size:
         validation = clips.source(config, "validation")
         clips.check_validation(config, workdir, fresh)
     run = RunSpec(
@@ -184,6 +188,8 @@ def evaluation_fingerprint(config: ConfigDict, *sets: Source | None) -> str:
     for name in ("what", "fps", *control.FIELDS):  # evaluations are of clips only, freely drawn, at whatever rate
         del hashed["sample"][name]
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
+    if not config.sample.low_noise:  # evaluations of before this field are the same
+        del hashed["sample"]["low_noise"]
     if config.model.dtype != "float32":
         hashed["dtype"] = config.model.dtype
     hashed["sets"] = [source and source.describe() for source in sets]
@@ -225,7 +231,7 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     bound = None if control.inverts(config) else sample.clip_x_0 or None  # a bound cannot be inverted
     return SampleOptions(
         grid, make(sample.eta), guidance(config, grid), bound, sample.clip_quantile or None,
-        _restart(sample.restart, grid), control.known(config), sample.reconstruction, sample.history,
+        _restart(sample.restart, grid), control.known(config), sample.reconstruction, sample.history, sample.low_noise,
     )  # fmt: skip
 
 

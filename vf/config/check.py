@@ -12,7 +12,7 @@ LEAST = {
     "sample.count": 1, "sample.first": 0, "sample.batch_size": 1, "sample.length": 0, "sample.overlap": 0,
     "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
-    "base.images": 1,
+    "base.images": 1, "model.low_size": 0, "model.low_noise": 0, "sample.low_noise": 0,
     **{
         f"{network}.net.{field}": least
         for network in ("base", "residual")
@@ -64,7 +64,14 @@ def check(config: ConfigDict, mode: str) -> None:
         raise UserError(
             "init_from and base.init_from both say where the base network starts from: leave one of them empty"
         )
-    if config.base.pretrained and config.model.predictor == "one_network":
+    if config.model.low_size and (config.model.predictor != "one_network" or sample.what == "base"):
+        raise UserError(
+            "super-resolution (model.low_size) is of clips by one network: set --config.model.predictor=one_network "
+            "--config.sample.what=clips"
+        )
+    if not config.model.low_size and (config.model.low_noise or sample.low_noise):
+        raise UserError("low_noise is of super-resolution, which takes clips of model.low_size up: set both to 0")
+    if config.base.pretrained and config.model.predictor == "one_network" and not config.model.low_size:
         raise UserError(
             "base.pretrained is an image model, and model.predictor is one_network, which has none: "
             "set --config.model.predictor=decomposed"

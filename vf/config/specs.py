@@ -115,7 +115,7 @@ class SampleSpec:
             "clip_quantile": self.options.clip_quantile, "restart": self.options.restart,
             "dtype": None if self.dtype == "float32" else self.dtype,
             "known": self.options.known or None, "reconstruction": self.options.reconstruction or None,
-            "history": self.options.history or None,
+            "history": self.options.history or None, "low_noise": self.options.low_noise or None,
             "control": self.control and self.control.protocol(), "first": self.first or None,
             "length": self.extension.length if self.extension.further else None,
             "overlap": self.extension.overlap if self.extension.further else None,

@@ -26,7 +26,10 @@ from vf.jobs.results import Results
 from vf.jobs.together import Together
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer
+from vf.metrics.psnr import psnr
 from vf.models.model import GUIDE, Model
+from vf.models.superres import SuperResolution
+from vf.nets import resize
 from vf.run import media, provenance, score_table
 from vf.run.progress import Progress
 from vf.run.recorder import Recorder
@@ -214,6 +217,8 @@ class Evaluator:
         protocol = {"reference_set": dict(self.reference.about), "n_real": len(real), "n_generated": len(samples)}
         protocol |= {"sampling": self.results.sampling}
         results = scores(settings.scorers, real, samples, self.spec.model.base_frame, protocol)
+        if isinstance(self.spec.model, SuperResolution):
+            results += distances(self.spec.model, self.conditions["video"], samples, protocol)
         for score in results:
             self.recorder.score(
                 step, score.name, score.value, score.protocol, reference=score.reference, details=score.details
@@ -301,7 +306,7 @@ def conditions(
     model: Model, spec: SampleSpec, records: Mapping[str, np.ndarray], classes: int
 ) -> dict[str, np.ndarray]:
     """The conditions of `spec.count` samples: `index` u32 [n], `label` i32 [n] and, where the model uses an embedding,
-    `embedding` f32 [n d].
+    `embedding` f32 [n d], or for super-resolution `video` u8 [n f h w 3], the clips that are reduced and taken up.
 
     All labels are `spec.label`, or the classes take turns. The paper draws the embedding from a prior network; until
     there is one, clips of the validation set are the donors, so a score with context `embedding` is that of a perfect
@@ -312,7 +317,7 @@ def conditions(
         model: whose conditions they are.
         spec: number of samples and their class.
         records: `label` [m] and `embedding` [m d] of the validation clips, and `video` [m f h w 3]; read only for the
-            embedding, and for known frames that no file gives.
+            embedding, for super-resolution, and for known frames that no file gives.
         classes: number of classes.
 
     Raises UserError for a label that is no class, or a class without a donor in `records`.
@@ -322,15 +327,18 @@ def conditions(
     rows = control.numbers(spec)
     index = rows["index"]
     known = bool(spec.options.known) and "video" in records  # the validation clips give the known frames
+    raised = isinstance(model, SuperResolution)
     label = index % max(classes, 1) if spec.label < 0 else np.full(spec.count, spec.label)
-    if not model.embedding_dim and not known:
+    if not model.embedding_dim and not known and not raised:
         return rows | {"label": label.astype(np.int32)}
-    if spec.label < 0 and (known or model.null_label is None):
+    if spec.label < 0 and (known or raised or model.null_label is None):
         donors = index % len(records["label"])
     else:
         donors = _donors(label, records["label"])
     if known:
         rows["known"] = records["video"][donors]
+    if raised:
+        rows["video"] = records["video"][donors]
     return rows | {name: records[name][donors] for name in ("label", "embedding") if name in records}
 
 
@@ -347,6 +355,22 @@ def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:
             )
         donors[same] = rows[np.arange(len(same)) % len(rows)]
     return donors
+
+
+def distances(
+    model: SuperResolution, real: np.ndarray, samples: np.ndarray, protocol: Mapping[str, Any]
+) -> list[Score]:
+    """PSNR of samples u8 to the clips `real` u8 that were reduced, and of those, enlarged without a network.
+
+    `protocol` describes the clips, and is added to the protocol of each score.
+    """
+    grids: dict[str, resize.Grid] = {"psnr_bilinear": "half_pixel", "psnr_bicubic": "antialiased_bicubic"}
+    one_by_one = np.array_split(real, len(real))
+    made = {"psnr": samples} | {
+        name: np.concatenate([model.interpolated(clip, grid) for clip in one_by_one]) for name, grid in grids.items()
+    }
+    facts = {"metric": "psnr", "to": "the clips that were reduced", "low_size": model.low_size, **protocol}
+    return [Score(name, psnr(clips, real), None, facts | {"clips": name}) for name, clips in made.items()]
 
 
 def scores(

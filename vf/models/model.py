@@ -1,4 +1,4 @@
-"""What models have in common; `videofusion` and `one_network` are the two there are."""
+"""What models have in common; `videofusion`, `one_network` and, beside it, `superres` are those there are."""
 
 import abc
 import dataclasses
@@ -18,7 +18,8 @@ from vf.nets import initial
 from vf.types import Params
 
 Condition = Mapping[str, Array]
-"""What a clip is conditioned on: `label` i32 [b], `embedding` f32 [b d], as far as the model uses them."""
+"""What a clip is conditioned on: `label` i32 [b], `embedding` f32 [b d], as far as the model uses them; and, for
+`superres`, `low` f32 [b f h w c] and `amplitude` f32 [b]."""
 
 
 GUIDE = "guide_"
@@ -202,6 +203,10 @@ class Model(abc.ABC):
         shape = (-1, 1, 1, 1, 1)
         return self.schedule.alpha(t).reshape(shape), self.schedule.sigma(t).reshape(shape)
 
+    def _further_inputs(self) -> dict[str, Array]:
+        """Inputs, of one clip, that networks take beside label and embedding."""
+        return {}
+
     def _init(self, net: Network, channels: int, frames: int) -> Any:
         _, h, w, _ = self.shape
         kwargs: dict[str, Any] = {}
@@ -209,6 +214,7 @@ class Model(abc.ABC):
             kwargs["label"] = jnp.zeros(1, jnp.int32)
         if self.embedding_dim:
             kwargs["cond"] = jnp.zeros((1, self.embedding_dim))
+        kwargs |= self._further_inputs()
         z, t = jnp.zeros((1, frames, h, w, channels)), jnp.zeros(1, jnp.int32)
         return net.init(jax.random.key(0), z, t, **kwargs)["params"]
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vf import rng
+from vf.models.superres import SuperResolution
 from vf.plan import count
 from vf.plan.subject import MakeSubject, PlanSubject
 from vf.training import programs, sharding
@@ -26,6 +27,9 @@ def batch_shapes(
     }
     if model.embedding_dim:
         fields["embedding"] = ((model.embedding_dim,), np.float32)
+    if isinstance(model, SuperResolution):
+        frames, _, _, channels = model.shape
+        fields["low"] = ((frames, model.low_size, model.low_size, channels), np.float32)
     place = None if mesh is None else sharding.batch_sharding(mesh, over)
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place) for name, (shape, dtype) in fields.items()
