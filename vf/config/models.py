@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vf.config import texts
 from vf.config.data import base_frame
 from vf.config.networks import base_network, computation, embedding_dim, network, pretrained_base
 from vf.config.values import as_user_error, choose
@@ -50,7 +51,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 "train.known_share is of the residual generator, and one_network has none: set "
                 "--config.train.known_share=0"
             )
-        net = network(config, config.base.net, source, mesh, frame_embed=True)
+        net = network(config, "base", source, mesh, frame_embed=True)
         made: Model = as_user_error(
             lambda: OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared), ZERO_SNR
         )
@@ -64,7 +65,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
         made = as_user_error(
             lambda: VideoFusion(
                 base=base_network(config, source, mesh),
-                residual=network(config, config.residual.net, source, mesh, frame_embed=True),
+                residual=network(config, "residual", source, mesh, frame_embed=True),
                 lam=lam,
                 base_prediction=base_prediction,
                 residual_prediction=residual_prediction,
@@ -155,6 +156,8 @@ def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[
     return _common(config, frames, base) | {
         "null_label": source.num_classes if config.model.condition == "label" else None,
         "embedding_dim": embedding_dim(config, source),
+        "readers": texts.readers(config),
+        "text_shape": texts.shape(config),
     }
 
 
