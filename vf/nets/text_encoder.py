@@ -50,8 +50,7 @@ class TextEncoder:
         self, params: Any, tokens: Int[Array, "b t"]
     ) -> tuple[Float[Array, "b t e"], Bool[Array, "b t"], Float[Array, "b d"]]:
         """(states after the last norm, which tokens are up to the end, the projected state of the end)."""
-        states: Array
-        pooled: Array
-        states, pooled = Text(self.language, states=True).apply({"params": params}, tokens)  # type: ignore[misc]
+        read: Any = Text(self.language, states=True).apply({"params": params}, tokens)
+        states, pooled = read
         ends = tokens.argmax(1)[:, None]
         return states, jnp.arange(tokens.shape[1]) <= ends, pooled
