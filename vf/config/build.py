@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vf import files
 from vf.activity import ACTIVITY
-from vf.config import control, networks, start
+from vf.config import control, networks, start, texts
 from vf.config import data as clips
 from vf.config.models import file_model, image_model, model, noise_schedule
 from vf.config.scores import scorers
@@ -161,14 +161,14 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
         reference = clips.source(config, "reference")
-    lent = config.sample.known and not config.sample.known_of
-    if mode != "sample" or made.embedding_dim or lent or config.model.low_size:
+    donors = made.embedding_dim or config.model.low_size or (made.readers and not config.sample.prompts)
+    if mode != "sample" or donors or (config.sample.known and not config.sample.known_of):
         validation = clips.source(config, "validation")
         clips.check_validation(config, workdir, fresh)
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
         seed=config.seed, start=initial, sample=sample_spec(config, source),
-        guide=start.guide(config, made.networks, workdir, source.class_names),
+        guide=start.guide(config, made.networks, workdir, source.class_names), text=texts.encoder(config),
         evaluation=EvaluationSpec(
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
@@ -293,10 +293,21 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     """`config.sample`, typed, for a model of the clips of `source`."""
     s, fps, fixed = config.sample, clips.shown_fps(config, source), control.control(config)
     count = fixed.grid[0] * fixed.grid[1] if fixed and fixed.grid else s.count
+    if prompts := texts.prompts(config):
+        if fixed and fixed.grid:
+            raise UserError(
+                "sample.grid has contents of its own: leave --config.sample.prompts empty, or --config.sample.grid=()"
+            )
+        if config.model.context == "embedding":
+            raise UserError(
+                "the model is conditioned on an embedding of the base frame, which a prompt does not give: take a "
+                "model of another context, or leave --config.sample.prompts empty"
+            )
+        count = len(prompts) * s.each
     return SampleSpec(
         sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
         control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,
-        windows=s.windows, window_noise=s.window_noise, dtype=config.model.dtype,
+        windows=s.windows, window_noise=s.window_noise, dtype=config.model.dtype, prompts=prompts,
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ LEAST = {
     "sample.count": 1, "sample.first": 0, "sample.batch_size": 1, "sample.length": 0, "sample.overlap": 0,
     "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
-    "base.images": 1, "model.low_size": 0, "model.low_noise": 0, "sample.low_noise": 0,
+    "base.images": 1, "sample.each": 1, "text.image_tokens": 1, "text.context_dim": 0, "model.low_size": 0,
+    "model.low_noise": 0, "sample.low_noise": 0,
     **{
         f"{network}.net.{field}": least
         for network in ("base", "residual")
@@ -58,16 +59,25 @@ def check(config: ConfigDict, mode: str) -> None:
         raise UserError(
             f"--config.data.validation_share must be at least 0 and less than 1, got {config.data.validation_share}"
         )
+    if not 0 <= config.data.held_out < 1 or (config.data.held_out and config.data.source != "sprites"):
+        raise UserError(
+            "--config.data.held_out is a share of the contents of sprites, at least 0 and less than 1, and 0 for other "
+            f"data; got {config.data.held_out}"
+        )
+    if config.model.condition == "text" and config.data.source == "sprites" and config.data.flip:
+        raise UserError("mirrored clips move otherwise than their captions say: set --config.data.flip=False")
     choose("sample.weights", sample.weights, {"ema": 0, "params": 0})
     choose("sample.what", sample.what, {"clips": 0, "base": 0})
     if config.init_from and config.base.init_from:
         raise UserError(
             "init_from and base.init_from both say where the base network starts from: leave one of them empty"
         )
-    if config.model.low_size and (config.model.predictor != "one_network" or sample.what == "base"):
+    if config.model.low_size and (
+        config.model.predictor != "one_network" or sample.what == "base" or config.model.condition == "text"
+    ):
         raise UserError(
-            "super-resolution (model.low_size) is of clips by one network: set --config.model.predictor=one_network "
-            "--config.sample.what=clips"
+            "super-resolution (model.low_size) is of clips by one network that reads no texts: set "
+            "--config.model.predictor=one_network --config.sample.what=clips --config.model.condition=none"
         )
     if not config.model.low_size and (config.model.low_noise or sample.low_noise):
         raise UserError("low_noise is of super-resolution, which takes clips of model.low_size up: set both to 0")

@@ -7,6 +7,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vf import files
+from vf.config import texts
 from vf.config.specs import Loading
 from vf.config.values import as_user_error, choose
 from vf.data import remote
@@ -47,8 +48,12 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
     """
     data = config.data
     if data.source == "sprites":
+        share = Share(data.held_out, False) if part == "training" and data.held_out else None
         split = "train" if part == "training" else "test"
-        return Sprites(frames=data.frames, size=data.size, base_frame=base_frame(config), split=split)
+        return Sprites(
+            frames=data.frames, size=data.size, base_frame=base_frame(config), split=split, share=share,
+            tokenize=texts.tokenize(config),
+        )  # fmt: skip
     if data.source == "none":
         trained = named_networks(config)
         if trained is None:
@@ -60,6 +65,12 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
         lambda: Windows(data.frames, data.stride, data.fps, start, data.hop), {word: f"data.{word}" for word in words}
     )
     where, kind = _located(config)
+    tokenize = texts.tokenize(config)
+    if tokenize is not None and (kind == "split_file" or data.source.startswith(TFDS)):
+        raise UserError(
+            f"the model reads captions, which {data.source} does not have: prepare it with a table of them, by python "
+            "-m vf.data.prepare folder --table=FILE (or webvid)"
+        )
     field, share = _selection(config, part, kind)
     group, name = field.split(".")
     chosen, validation = config[group][name], data[f"validation_{kind}"]
@@ -96,7 +107,7 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
             f"--config.{field}{none}"
         )
     base = base_frame(config) if config.model.context == "embedding" else None
-    made = Prepared(where, windows=windows, split=chosen, base_frame=base, share=share)
+    made = Prepared(where, windows=windows, split=chosen, base_frame=base, share=share, tokenize=tokenize)
     if made.size != data.size:
         raise UserError(
             f"{data.source} was prepared at {made.size} pixels, and data.size is {data.size}: set "

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vf.config import texts
 from vf.config.data import base_frame
 from vf.config.networks import base_network, computation, embedding_dim, labelled, network, pretrained_base
 from vf.config.values import as_user_error, choose
@@ -55,7 +56,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
             made: Model = _superres(config, source, mesh, prior, shared)
             _check_shapes(config, made)
             return made
-        net = network(config, config.base.net, source, mesh, frame_embed=True)
+        net = network(config, "base", source, mesh, frame_embed=True)
         made = as_user_error(
             lambda: OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared), ZERO_SNR
         )
@@ -69,7 +70,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
         made = as_user_error(
             lambda: VideoFusion(
                 base=base_network(config, source, mesh),
-                residual=network(config, config.residual.net, source, mesh, frame_embed=True),
+                residual=network(config, "residual", source, mesh, frame_embed=True),
                 lam=lam,
                 base_prediction=base_prediction,
                 residual_prediction=residual_prediction,
@@ -97,7 +98,7 @@ def _superres(
     more = {"frame_embed": bool(config.base.net.temporal), "amplitude_embed": given.low_noise > 0}
     file = pretrained_base(config)
     if file is None:
-        net: Any = network(config, config.base.net, source, mesh, **more)
+        net: Any = network(config, "base", source, mesh, **more)
     else:
         file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
         names = ("temporal", "temporal_attention_at", "dropout")
@@ -188,6 +189,8 @@ def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[
     return _common(config, frames, base) | {
         "null_label": source.num_classes if config.model.condition == "label" else None,
         "embedding_dim": embedding_dim(config, source),
+        "readers": texts.readers(config),
+        "text_shape": texts.shape(config),
     }
 
 

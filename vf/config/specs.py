@@ -15,6 +15,7 @@ from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
+from vf.nets.text_encoder import TextEncoder
 from vf.plan.subject import MakeSubject
 from vf.plan.targets import Target
 from vf.training.optim import Optimizer
@@ -79,7 +80,8 @@ class SampleSpec:
     `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`; `control` is None
     where nothing is fixed, `first` the number of the first sample, `extension` the windows of long
     clips, all with one base noise where `keep_base_noise` holds, `windows` how they are drawn, `window_noise` whose
-    residual noise they have, `dtype` that of the computation.
+    residual noise they have, `dtype` that of the computation. `prompts` are the samples' texts, in turn; () takes the
+    captions of validation clips, where the model reads any.
     """
 
     options: SampleOptions
@@ -99,6 +101,7 @@ class SampleSpec:
     windows: Windows = "in_turn"
     window_noise: WindowNoise = "new"
     dtype: str = "float32"
+    prompts: tuple[str, ...] = ()
 
     @property
     def together(self) -> bool:
@@ -120,7 +123,7 @@ class SampleSpec:
             "length": self.extension.length if self.extension.further else None,
             "overlap": self.extension.overlap if self.extension.further else None,
             "keep_base_noise": self.keep_base_noise if self.extension.further else None,
-            "windows": "together" if self.together else None,
+            "windows": "together" if self.together else None, "prompts": list(self.prompts) or None,
             "window_noise": self.window_noise if self.extension.further and self.window_noise != "new" else None,
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
@@ -172,6 +175,7 @@ class RunSpec:
         seed: determines initial parameters, data order and all random draws of training.
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
         guide: weights of the worse networks that guide samples; None for none.
+        text: the encoder of clips' captions and of prompts, where the model reads them.
     """
 
     config: Mapping[str, Any]
@@ -184,6 +188,7 @@ class RunSpec:
     sample: SampleSpec
     evaluation: EvaluationSpec
     guide: Start | None = None
+    text: TextEncoder | None = None
 
 
 @dataclasses.dataclass(frozen=True)

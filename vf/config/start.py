@@ -235,6 +235,8 @@ def _differing(config: ConfigDict, trained: export.Trained, networks: Sequence[s
         names += ["data.size", "noise.zero_terminal_snr"]  # a network may be trained on under the rescaled schedule
         if "residual" in networks or config.model.predictor == "one_network":
             names += ["data.frames", "noise.prior", "noise.lam", "noise.a", "noise.base_frame"]
+    if config.model.condition == "text" and "residual" in networks:
+        names.append("residual.text")
     for network in networks:
         fields = [name for name in ours if name.startswith(f"{network}.net.") and not name.endswith(".dropout")]
         names += [f"{network}.prediction", *fields]

@@ -54,7 +54,8 @@ class Source(Protocol):
         """Number of records."""
 
     def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """One clip: `video` u8 [f h w 3], `label` i32 [], and `embedding` f32 [d] where the data has one.
+        """One clip: `video` u8 [f h w 3], `label` i32 [], `embedding` f32 [d] where the data has one, and `tokens` i32
+        [t] of its caption where these are asked for.
 
         `embedding` is that of the clip's base frame; `mirrored_embedding` f32 [d], that of the same frame mirrored left
         to right, replaces it where the clip is mirrored. `rng` chooses the window; None takes the middle one, as

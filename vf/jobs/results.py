@@ -34,11 +34,15 @@ class Results:
         validation, made = self.spec.evaluation.validation, self.spec.sample.protocol()
         if self.spec.guide:
             made |= {"guide": to_json(self.spec.guide.origin)}
+        if self.spec.text:
+            made |= {"text_encoder": self.spec.text.fingerprint}
         if validation is None:
             return made
         clips = {"set": self.part, **validation.describe()}
         if self.spec.sample.options.known:
             made |= {"known_clips": {"read": self.spec.evaluation.clips, **clips}}
+        if self.spec.text and not self.spec.sample.prompts:
+            made |= {"captions_of": clips}
         return made | ({"embeddings_of": clips} if self.spec.model.embedding_dim else {})
 
     @property

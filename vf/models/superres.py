@@ -128,7 +128,7 @@ class SuperResolution(OneNetwork):
 
     def _call(
         self,
-        net: Network,
+        name: str,
         params: Params,
         z: Array,
         t: Array,
@@ -141,7 +141,7 @@ class SuperResolution(OneNetwork):
         z = jnp.concatenate([z, condition["low"]], -1)
         if self.low_noise:
             kwargs["amplitude"] = condition["amplitude"]
-        return super()._call(net, params, z, t, condition, null, with_variance, **kwargs)
+        return super()._call(name, params, z, t, condition, null, with_variance, **kwargs)
 
     def _further_inputs(self) -> dict[str, Array]:
         return {"amplitude": jnp.zeros(1)} if self.low_noise else {}
@@ -165,7 +165,7 @@ class TwoNetworks(SuperResolution):
         """As `Model.denoiser`."""
         first = super().denoiser(params, condition, guidance)
         seen = self._seen(condition)
-        last = self._guided(self.last, params, "last", self.prediction, self._levels, seen, guidance)
+        last = self._guided(params, "last", self.prediction, self._levels, seen, guidance)
 
         def estimate(z: Array, t: Array) -> gaussian.Estimate:
             found: gaussian.Estimate = jax.lax.cond(t > 0, first, last, z, t)

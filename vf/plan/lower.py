@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vf import rng
+from vf.models.model import TEXT
 from vf.models.superres import SuperResolution
 from vf.plan import count
 from vf.plan.subject import MakeSubject, PlanSubject
@@ -27,6 +28,10 @@ def batch_shapes(
     }
     if model.embedding_dim:
         fields["embedding"] = ((model.embedding_dim,), np.float32)
+    if model.readers:
+        tokens, width, dim = model.text_shape
+        shapes = (((tokens, width), np.float32), ((tokens,), np.bool_), ((dim,), np.float32))
+        fields |= dict(zip(TEXT, shapes, strict=True))
     if isinstance(model, SuperResolution):
         frames, _, _, channels = model.shape
         fields["low"] = ((frames, model.low_size, model.low_size, channels), np.float32)

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,10 @@ from jaxtyping import Array
 from vf import rng, video
 from vf.models import sampler as samplers
 from vf.models import windowed
-from vf.models.model import Model
+from vf.models.model import TEXT, Model
 from vf.models.videofusion import VideoFusion
 from vf.nets import initial
+from vf.nets.text_encoder import TextEncoder
 from vf.training import sharding, stacks
 from vf.training import state as states
 from vf.training.optim import Optimizer
@@ -86,6 +87,19 @@ class Settings(NamedTuple):
 def settings(tx: Optimizer, seed: int, ema_decay: float) -> Settings:
     """The settings as arrays, by whose values no two programs differ."""
     return Settings(jax.tree.map(np.float32, tx), rng.as_argument(seed), np.float32(ema_decay))
+
+
+def text_encoding(encoder: TextEncoder, mesh: Mesh, over: Sequence[str] = sharding.EVERY) -> Callable[[Batch], Batch]:
+    """(batch with `tokens` i32 [b t], its rows split over the mesh axes `over`) -> the batch with what networks read of
+    the texts in their place."""
+    params = jax.device_put(encoder.params, sharding.replicated(mesh))
+    encode = jax.jit(encoder.encode, out_shardings=sharding.batch_sharding(mesh, over))
+
+    def encoded(batch: Batch) -> Batch:
+        read = dict(zip(TEXT, encode(params, batch["tokens"]), strict=True))
+        return {name: value for name, value in batch.items() if name != "tokens"} | read
+
+    return encoded
 
 
 def update(model: Model, mesh: Mesh, abstract: Any, accumulate: int) -> Any:
