@@ -217,6 +217,15 @@ def get_config() -> ConfigDict:
     sample.keep_base_noise = True  # in all windows of a clip, as in the paper
     # Residual noise of further windows: new | shuffled (FreeNoise: that of the first one's frames in another order).
     sample.window_noise = "new"
+    # Super-resolution of the samples (--mode=sample; docs/sampling.md): a run of configs/superres.py, what was exported
+    # of one, or FIRST.safetensors,LAST.safetensors, Karlo's networks, as converted; "" = none.
+    sample.superres = ""
+    sample.superres_lam = -1.0  # lambda of its noise; -1 = that of its run, and 1 for Karlo's: one noise for all frames
+    sample.superres_batch_size = 4  # clips at a time, over all devices
+    # Tiles, where whole clips are too large: pixels of a side, and those that neighbours share (0 = a quarter); frames,
+    # and those that windows share (0 = none; half, where networks mix frames and clips are longer than theirs).
+    sample.superres_tile = sample.superres_overlap = 0
+    sample.superres_frames = sample.superres_frame_overlap = 0
 
     config.eval = evaluation = ConfigDict()
     # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,

@@ -10,6 +10,7 @@ from tests.small_models import BASE, FRAMES, SCHEDULE, SHAPE, Stub, awake, keys,
 from vf import video
 from vf.diffusion import decompose, noise, solvers
 from vf.diffusion.schedule import time_grid
+from vf.diffusion.tiles import Tiles
 from vf.models.sampler import SampleOptions, sample
 from vf.models.superres import SuperResolution
 
@@ -92,6 +93,22 @@ def test_with_one_noise_for_all_frames_a_still_clip_stays_still():
         made = np.asarray(jax.jit(lambda p, model=model: sample(model, p, keys(2), {"low": low}, options))(params))
         assert (made == made[:, :1]).all() == equal
         assert np.abs(made[0] - made[1]).max() > 0.01  # of other keys
+
+
+def test_tiles_of_a_network_of_single_pixels_make_the_whole_clip():
+    """With stochastic steps, too: all tiles are cut from one noise, and of one enlarged clip."""
+    low = jax.random.uniform(jax.random.key(1), (2, FRAMES, 4, 4, 3), minval=-1)
+    net = Stub(lambda z, t, **_: jnp.tanh(z[..., :3] + 2 * z[..., 3:]))
+    options = SampleOptions(time_grid(4, 1000), solvers.DDIM(1.0))
+    made = [
+        sample(superres(0.5, net=net, tiles=tiles), {"base": {}}, keys(2), {"low": low}, options)
+        for tiles in (None, Tiles(5, 2, 3, 1), Tiles(frames=1))
+    ]
+    for tiled in made[1:]:
+        np.testing.assert_allclose(tiled, made[0], atol=2e-5)
+    assert net.seen[-1] == (2, 1, 8, 8, 6)
+    with pytest.raises(ValueError, match="tiles of 4 must overlap by less than their size, got 6"):
+        superres(tiles=Tiles(4, 6))
 
 
 @pytest.mark.parametrize(

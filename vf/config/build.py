@@ -27,6 +27,7 @@ from vf.config.specs import (
     SelfcheckSpec,
     TrainSpec,
 )
+from vf.config.superres import superres
 from vf.config.values import as_user_error, choose, fingerprint, to_json
 from vf.data.pipeline import Source
 from vf.diffusion import guidance as guidances
@@ -165,9 +166,11 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     if mode != "sample" or donors or (config.sample.known and not config.sample.known_of):
         validation = clips.source(config, "validation")
         clips.check_validation(config, workdir, fresh)
+    drawn = sample_spec(config, source)
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
-        seed=config.seed, start=initial, sample=sample_spec(config, source),
+        seed=config.seed, start=initial, sample=drawn,
+        superres=superres(config, drawn, devices, sample_options),
         guide=start.guide(config, made.networks, workdir, source.class_names), text=texts.encoder(config),
         evaluation=EvaluationSpec(
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,

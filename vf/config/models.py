@@ -15,6 +15,7 @@ from vf.config.values import as_user_error, choose
 from vf.data.pipeline import NoClips, Source
 from vf.diffusion import decompose, gaussian, noise
 from vf.diffusion import schedule as schedules
+from vf.diffusion.tiles import Tiles
 from vf.models.model import Model
 from vf.models.one_network import OneNetwork
 from vf.models.superres import SuperResolution
@@ -26,8 +27,10 @@ ZERO_SNR = {"zero terminal SNR": "noise.zero_terminal_snr"}
 PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network")}
 
 
-def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model:
+def model(config: ConfigDict, source: Source, mesh: Mesh | None = None, tiles: Tiles | None = None) -> Model:
     """The model that `config` names, for clips of `source`, which computes on `mesh` (None: on one device).
+
+    tiles: in which super-resolution samples; None for whole clips.
 
     Raises UserError where values do not fit together.
     """
@@ -53,7 +56,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 "--config.train.known_share=0"
             )
         if config.model.low_size:
-            made: Model = _superres(config, source, mesh, prior, shared)
+            made: Model = _superres(config, source, mesh, prior, shared | {"tiles": tiles})
             _check_shapes(config, made)
             return made
         net = network(config, "base", source, mesh, frame_embed=True)
@@ -113,7 +116,7 @@ def _superres(
             net=net, prior=prior, prediction=kind, loss=choose("base.loss", config.base.loss or kind, KINDS),
             low_size=given.low_size, low_noise=given.low_noise, **shared,
         ),
-        {"low size": "model.low_size", "low clips": "model.low_noise", **ZERO_SNR},
+        {"low size": "model.low_size", "low clips": "model.low_noise", "tiles": "sample.superres_tile", **ZERO_SNR},
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
+from vf.models.superres import SuperResolution
 from vf.nets.text_encoder import TextEncoder
 from vf.plan.subject import MakeSubject
 from vf.plan.targets import Target
@@ -134,6 +135,25 @@ class SampleSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class SuperresSpec:
+    """What takes samples up to a higher resolution.
+
+    Attributes:
+        model: for whole clips of the samples' length, perhaps in tiles.
+        options: how it samples.
+        start: its weights.
+        batch_size: clips at a time.
+        protocol: everything of it that changes the clips, ready for JSON.
+    """
+
+    model: SuperResolution
+    options: SampleOptions
+    start: Start
+    batch_size: int
+    protocol: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
     """How one step of a run is evaluated.
 
@@ -175,6 +195,7 @@ class RunSpec:
         seed: determines initial parameters, data order and all random draws of training.
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
         guide: weights of the worse networks that guide samples; None for none.
+        superres: what takes samples up to a higher resolution; None for nothing.
         text: the encoder of clips' captions and of prompts, where the model reads them.
     """
 
@@ -188,6 +209,7 @@ class RunSpec:
     sample: SampleSpec
     evaluation: EvaluationSpec
     guide: Start | None = None
+    superres: SuperresSpec | None = None
     text: TextEncoder | None = None
 
 

@@ -23,6 +23,7 @@ from vf.data import pipeline
 from vf.files import AnyPath
 from vf.jobs import control, drawing, memory, meter
 from vf.jobs.results import Results
+from vf.jobs.superres import Superres
 from vf.jobs.together import Together
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer
@@ -98,8 +99,9 @@ class Evaluator:
         sample, (model, mesh) = self.spec.sample, (self.spec.model, self.spec.mesh)
         further = sample.options._replace(known=tuple(range(sample.extension.overlap)))
         seed = rng.as_argument(sample.control.content_seed if sample.control else sample.seed)
+        pixels = self.spec.superres is None or sample.extension.further > 0  # else they are taken up as they are
         made = (
-            self.phases.compiled(programs.sampling(model, mesh, options), name)
+            self.phases.compiled(programs.sampling(model, mesh, options, pixels), name)
             for options, name in ((sample.options, "sampling"), (further, "further windows"))
         )
         first, other = (lambda params, batch, program=program: program(params, batch, seed) for program in made)
@@ -144,25 +146,26 @@ class Evaluator:
             drawing.Parts(folder / name, is_writer=self.recorder.is_writer, found=found)
             for name, found in (("parts", progress.skip), (media.SHARDS, lambda clips: progress.skip(clips * each)))
         )
-        many = len(chosen) > 1
-        if self.recorder.is_writer and many and self.results.is_drawn(step):  # and is drawn again
-            (folder / "meta.json").unlink()
-            shards.remove()
+        many, names = len(chosen) > 1, tuple(map(drawing.shard_name, chosen))
+        raised = Superres(self.spec, self.recorder, self.phases, self.results, step) if self.spec.superres else None
+        left = raised.has(names) if raised else ()  # of a job that was killed
+        if self.recorder.is_writer and many and (raised or self.results.is_drawn(step)):  # and is drawn again
+            (folder / "meta.json").unlink(missing_ok=True)
+            shards.remove(but=left)
         some: list[np.ndarray] = []
-        for clips in self._draw(params, rows, chosen, progress, parts, shards if many else None):
+        for clips in self._draw(params, rows, chosen, progress, parts, shards if many else None, raised):
             if whole or media.pictures_take_more(some):
                 some.append(clips)
         samples = np.concatenate(some)
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
-            names = tuple(map(drawing.shard_name, chosen)) if many else ()
             beside = {"real": real.name} if (real := self._real_folder) else {}
             command = provenance.command_line(sys.orig_argv)
             facts = {"step": step, **self.results.sampling, **self.results.start(step), **beside, "command": command}
             media.write_samples(
                 folder, samples, base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._shown[0],
-                class_names=self._shown[1], meta=facts, columns=control.columns(sample), shards=names,
-                total=sample.count,
+                class_names=self._shown[1], meta=facts, columns=control.columns(sample),
+                shards=names if many else (), total=sample.count,
             )  # fmt: skip
             parts.remove()
             if many:
@@ -170,13 +173,15 @@ class Evaluator:
             logging.info("samples: %s", folder)
             name = "samples" if sample.what == "clips" else "base samples"
             self.recorder.video(step, name, samples[:16], fps=sample.fps)
+        if raised:
+            raised.draw(chosen, self.conditions, *self._shown)
         return samples
 
     def _draw(
         self, params: Any, rows: Mapping[str, np.ndarray], chosen: list[slice], progress: Progress,
-        parts: drawing.Parts, shards: drawing.Parts | None,
+        parts: drawing.Parts, shards: drawing.Parts | None, raised: Superres | None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
-        """The samples of these rows, in windows and shards."""
+        """The samples of these rows, in windows and shards; kept for `raised`, if that is to take them up."""
         sample, size = self.spec.sample, self.spec.model.shape[1]
         extension = sample.extension
         long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
@@ -201,6 +206,8 @@ class Evaluator:
         seed = sample.control.content_seed if sample.control else sample.seed
         if self.spec.text:
             make = self._with_texts(make)
+        if raised:
+            make = raised.keeping(make)
         beside = {"index": rows["index"], "seed": np.full(sample.count, seed)}
         beside |= {"label": np.asarray(self._shown[0])} if self._shown[0] is not None else {}
         done = progress.update if self.recorder.is_writer else lambda windows: None

@@ -9,7 +9,7 @@ augmentation; Ho et al., "Cascaded diffusion models for high fidelity image gene
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vf import rng, video
 from vf.diffusion import gaussian, solvers
+from vf.diffusion import tiles as tiling
 from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
 from vf.models.model import Condition, Errors, Network
@@ -38,12 +39,14 @@ class SuperResolution(OneNetwork):
         low_size: height and width of the low clips, which divides those of `shape`.
         low_noise: the largest amplitude of the noise on them in training, drawn uniformly; 0 for none. Unless it is 0
             the network is told the amplitude, as its input `amplitude`.
+        tiles: in which samples are made; None for whole clips. Training is of whole clips, of whatever `shape`.
 
-    Raises ValueError where the sizes do not divide, or an amplitude is negative.
+    Raises ValueError where the sizes do not divide, an amplitude is negative, or tiles overlap by all of their size.
     """
 
     low_size: int
     low_noise: float = 0.0
+    tiles: tiling.Tiles | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +58,8 @@ class SuperResolution(OneNetwork):
             )
         if self.low_noise < 0:
             raise ValueError(f"the amplitude of noise on low clips must be 0 or more, got {self.low_noise}")
+        if self.tiles is not None:
+            tiling.places(self.shape, self.tiles)  # raises
 
     def parts(self) -> dict[str, tuple[Network, int, int]]:
         """As `Model.parts`."""
@@ -118,8 +123,27 @@ class SuperResolution(OneNetwork):
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """As `Model.denoiser`."""
-        return super().denoiser(params, self._seen(condition), guidance)
+        """As `Model.denoiser`, tile by tile where there are any."""
+        return self._in_tiles(super().denoiser, params, self._seen(condition), guidance)
+
+    def _in_tiles(
+        self, make: Callable[..., solvers.Denoiser], params: Mapping[str, Params], seen: Condition, guidance: Guidance
+    ) -> solvers.Denoiser:
+        """The denoiser that `make` makes for what a tile shows; `seen` is the condition of whole clips."""
+        if (tiles := self.tiles) is None:
+            return make(params, seen, guidance)
+
+        def estimate(z: Array, t: Array) -> gaussian.Estimate:
+            def tile(cut: Callable[[Array], Array]) -> Array:
+                found = make(params, {**seen, "low": cut(seen["low"])}, guidance)(cut(z), t)
+                assert isinstance(found, gaussian.Estimate)
+                return found.x_0
+
+            x_0 = tiling.mean(tile, z, tiles)
+            now = solvers.Level(self.schedule.alpha(t), self.schedule.sigma(t))
+            return gaussian.Estimate(x_0, solvers.noise_beside(x_0, z, now))
+
+        return estimate
 
     def _seen(self, condition: Condition) -> Condition:
         """The condition as `_call` takes it: with the low clips enlarged, and always an amplitude."""
@@ -162,13 +186,12 @@ class TwoNetworks(SuperResolution):
     def denoiser(
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
-        """As `Model.denoiser`."""
-        first = super().denoiser(params, condition, guidance)
-        seen = self._seen(condition)
-        last = self._guided(params, "last", self.prediction, self._levels, seen, guidance)
+        """As `SuperResolution.denoiser`."""
 
-        def estimate(z: Array, t: Array) -> gaussian.Estimate:
-            found: gaussian.Estimate = jax.lax.cond(t > 0, first, last, z, t)
-            return found
+        def make(params: Mapping[str, Params], seen: Condition, guidance: Guidance) -> solvers.Denoiser:
+            first, last = (
+                self._guided(params, name, self.prediction, self._levels, seen, guidance) for name in self.networks
+            )
+            return lambda z, t: jax.lax.cond(t > 0, first, last, z, t)
 
-        return estimate
+        return self._in_tiles(make, params, self._seen(condition), guidance)

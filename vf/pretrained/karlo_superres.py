@@ -15,6 +15,7 @@ from vf.pretrained import adm, unet
 from vf.pretrained.karlo import LICENCE
 from vf.pretrained.safetensors_file import Lazy
 
+FACTOR = 4  # from the side of the low pictures to that of the high ones
 CHANNELS = 6  # three of the noised picture, three of the enlarged one
 # What its config.json must have: it may differ from ADM's networks in attention and in how the step enters.
 _REQUIRED = {
