@@ -106,6 +106,16 @@ def get_config() -> ConfigDict:
     text.tokenizer = ""
     text.context_dim = 0  # channels of the tokens that attention reads; 0 = those of the encoder's states
     text.image_tokens = 4  # tokens that are made of the embedding, as in DALL-E 2's decoder
+    # Whether context embedding is CLIP's of each clip's base frame, made as it is trained on, in place of embeddings
+    # that the data has.
+    text.embed = False
+    # --mode=clip trains such encoders on the data's captions, where nobody has public ones, and writes them and the
+    # tokenizer into --workdir.
+    text.learn = learn = ConfigDict()
+    learn.width, learn.depth, learn.heads, learn.patch = 64, 3, 4, 4  # of both encoders, and the image encoder's patch
+    learn.context = 16  # tokens of a caption
+    learn.captions = 4096  # most captions of which the tokenizer is learned
+    learn.steps, learn.batch_size, learn.lr = 800, 256, 1e-3
 
     config.base = base = ConfigDict()
     base.net = network()

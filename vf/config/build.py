@@ -18,6 +18,7 @@ from vf.config import data as clips
 from vf.config.models import file_model, image_model, model, noise_schedule
 from vf.config.scores import scorers
 from vf.config.specs import (
+    ContrastSpec,
     EvaluateSpec,
     EvaluationSpec,
     PlanSettings,
@@ -37,6 +38,8 @@ from vf.metrics.fvd import LINEAGES
 from vf.metrics.protocol import protocol_hash
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
+from vf.nets.clip import TextConfig
+from vf.nets.vit import Config
 from vf.plan.subject import PlanSubject
 from vf.plan.targets import parse_target
 from vf.pretrained import base as pretrained
@@ -123,6 +126,24 @@ def evaluate(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None
 
 
 @naming_flags(FLAGS)
+def contrast(config: ConfigDict) -> ContrastSpec:
+    """The job that trains CLIP's encoders. Raises UserError for values out of range, and data without captions."""
+    given = config.text.learn
+    shape = {"width": given.width, "depth": given.depth, "heads": given.heads, "mlp": 4 * given.width}
+    words = {"width": "text.learn.width", "size": "data.size"}
+    vision = as_user_error(
+        lambda: Config(**shape, patch=given.patch, tubelet=1, size=config.data.size, frames=1, eps=1e-5,
+                       act="quick_gelu", class_token=True), words,
+    )  # fmt: skip
+    return ContrastSpec(
+        source=lambda part, tokenize: clips.source(config, part, tokenize), vision=vision,
+        language=lambda count: TextConfig(**shape, context=given.context, vocabulary=count, dim=given.width),
+        captions=given.captions, steps=given.steps, batch_size=given.batch_size, lr=given.lr,
+        log_every=config.train.log_every, base_frame=clips.base_frame(config), mesh=mesh(config), seed=config.seed,
+    )  # fmt: skip
+
+
+@naming_flags(FLAGS)
 def plan(config: ConfigDict) -> PlanSpec:
     """The planning job. Raises UserError for values out of range."""
     settings = plan_settings(config)
@@ -166,6 +187,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
         seed=config.seed, start=initial, sample=sample_spec(config, source),
         guide=start.guide(config, made.networks, workdir, source.class_names), text=texts.encoder(config),
+        embeds=config.text.embed,
         evaluation=EvaluationSpec(
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),

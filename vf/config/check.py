@@ -13,6 +13,8 @@ LEAST = {
     "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
     "base.images": 1, "sample.each": 1, "text.image_tokens": 1, "text.context_dim": 0,
+    **{f"text.learn.{field}": 1 for field in ("width", "depth", "heads", "patch", "captions", "steps", "batch_size")},
+    "text.learn.context": 3,
     **{
         f"{network}.net.{field}": least
         for network in ("base", "residual")

@@ -15,7 +15,9 @@ from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
+from vf.nets.clip import TextConfig
 from vf.nets.text_encoder import TextEncoder
+from vf.nets.vit import Config
 from vf.plan.subject import MakeSubject
 from vf.plan.targets import Target
 from vf.training.optim import Optimizer
@@ -175,7 +177,8 @@ class RunSpec:
         seed: determines initial parameters, data order and all random draws of training.
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
         guide: weights of the worse networks that guide samples; None for none.
-        text: the encoder of clips' captions and of prompts, where the model reads them.
+        text: the encoder of clips' captions and of prompts, where the model reads them, and of base frames.
+        embeds: whether `text` makes the embeddings of base frames.
     """
 
     config: Mapping[str, Any]
@@ -189,6 +192,7 @@ class RunSpec:
     evaluation: EvaluationSpec
     guide: Start | None = None
     text: TextEncoder | None = None
+    embeds: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +267,32 @@ class SelfcheckSpec:
 
     file: Path
     lineage: Lineage
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastSpec:
+    """The job that trains CLIP's encoders.
+
+    Attributes:
+        source: (part of the data, caption -> tokens) -> its clips.
+        vision: sizes of the image encoder.
+        language: (number of different tokens) -> sizes of the text encoder.
+        captions: most captions of which the tokenizer is learned.
+        lr: highest learning rate, after the warm-up.
+        base_frame: array index of the frame that goes with the caption.
+    """
+
+    source: Callable[[Literal["training", "validation"], Callable[[str], np.ndarray]], Source]
+    vision: Config
+    language: Callable[[int], TextConfig]
+    captions: int
+    steps: int
+    batch_size: int
+    lr: float
+    log_every: int
+    base_frame: int
+    mesh: Mesh
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)

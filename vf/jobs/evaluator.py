@@ -86,6 +86,11 @@ class Evaluator:
         reference = RealClips.read(settings.reference, settings.clips, spec.seed)
         n = settings.clips if settings.validation is None else min(settings.clips, len(settings.validation))
         validation = RealClips.read(settings.validation, n, spec.seed)
+        if spec.embeds and validation.clips:
+            clips = {"video": validation.clips["video"]}
+            made = programs.in_batches(_reading_texts(spec), clips, settings.batch_size, spec.mesh)
+            clips = {**validation.clips, "embedding": made["embedding"]}
+            validation = dataclasses.replace(validation, clips=clips)
         condition = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names), spec.text)
         return cls(workdir, recorder, spec, reference, validation, condition, meter.Phases.of(workdir))
 
@@ -111,8 +116,7 @@ class Evaluator:
     @functools.cached_property
     def _read_texts(self) -> Callable[[Batch], Batch]:
         """A batch with what networks read of its texts, in place of their tokens."""
-        spec = self.spec
-        return programs.text_encoding(spec.text, spec.mesh) if spec.text else lambda batch: batch
+        return _reading_texts(self.spec)
 
     @functools.cached_property
     def _guide(self) -> Params:
@@ -308,6 +312,13 @@ class Evaluator:
                     "absent": [names[label] if names else str(label) for label in absent],
                 },
             )  # fmt: skip
+
+
+def _reading_texts(spec: RunSpec) -> Callable[[Batch], Batch]:
+    if spec.text is None:
+        return lambda batch: batch
+    embeds = spec.model.base_frame if spec.embeds else None
+    return programs.text_encoding(spec.text, spec.mesh, embeds=embeds)
 
 
 def validation_losses(
