@@ -89,6 +89,9 @@ def test_prompts_are_drawn_in_turn_each_the_same_alone(tmp_path, texts, caplog):
         (folder,) = (tmp_path / "run/samples").glob(f"*_n{count}_*")
         drawn[count] = folder
     said = caplog.text
+    other, _ = small_texts.write(tmp_path, seed=1)
+    with pytest.raises(UserError, match="have learned the texts of another encoder"):
+        main.run(tiny(**fields | {"text__encoder": str(other)}), tmp_path / "run", "sample")
     assert "left out as empty: line 2" in said
     assert "cut at the words 'today and tomorrow'" in said
     with np.load(drawn[1] / "clips.npz") as one, np.load(drawn[4] / "clips.npz") as all_:

@@ -115,6 +115,7 @@ def _train(
     run, model, mesh, seed = spec.run, spec.run.model, spec.run.mesh, spec.run.seed
     phases = evaluator.phases
     about = {"config": spec.fingerprint, "seed": seed, "classes": list(run.class_names), "fps": run.sample.fps}
+    about |= {"text_encoder": run.text.fingerprint} if run.text else {}
     with phases.phase("first state", "preparing the first state"):
         create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
     update = programs.update(model, mesh, abstract, spec.accumulate)
