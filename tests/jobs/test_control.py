@@ -21,7 +21,7 @@ from vf.jobs import control, drawing
 from vf.models.sampler import SampleOptions
 from vf.run import media
 from vf.run.recorder import Recorder
-from vf.scores import sets
+from vf.scores import sets, sources
 from vf.training import programs, sharding
 from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
@@ -200,7 +200,7 @@ def test_many_samples_stay_in_shards(run, monkeypatch):
     np.testing.assert_array_equal(index, np.arange(1, 21))
     assert set(seed) == {0}
     video.save_npz(folder.parent / "joined.npz", clips)
-    choice = sets.Choice(Windows(8, start="first"))
+    choice = sources.Choice(Windows(8, start="first"))
     sharded, joined = (sets.open_set(path, choice) for path in (folder, folder.parent / "joined.npz"))
     np.testing.assert_array_equal(sharded[:], clips)
     assert (sharded.fingerprint, sharded.facts["content"]) == (joined.fingerprint, joined.facts["content"])
