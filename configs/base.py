@@ -172,6 +172,7 @@ def get_config() -> ConfigDict:
     sample.content_seed = -1  # of the base noise; -1 = seed
     sample.motion_seed = -1  # of the residual noise; -1 = seed
     sample.grid = ()  # rows and columns, in place of count: a row shares its content, a column its motion
+    sample.cell = -1  # the clip of the grid that is drawn alone, counted row by row; -1: all
     sample.interpolate = ""  # content: the rows of the grid go from one content to another | motion: its columns
     # A picture or video whose first clip gives the content, or the motion, of all samples: by its noise, which is found
     # by inversion (deterministic ddim), or base first, for the content, as the base frame itself.

@@ -76,6 +76,8 @@ def check(config: ConfigDict, mode: str) -> None:
         raise UserError(
             f"--config.sample.guide is for --mode=sample and evaluate, and this is --mode={mode}: leave it empty"
         )
+    if mode == "sample":
+        control.check_existence(config)
     if mode not in ("sample", "plan"):
         if own := [name for name, off in control.FIELDS.items() if sample[name] != off]:
             raise UserError(
