@@ -309,7 +309,9 @@ def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     """`config.sample`, typed, for a model of the clips of `source`."""
     s, fps, fixed = config.sample, clips.shown_fps(config, source), control.control(config)
-    count = fixed.grid[0] * fixed.grid[1] if fixed and fixed.grid else s.count
+    count = s.count
+    if fixed and fixed.grid:
+        count = fixed.grid[0] * fixed.grid[1] if fixed.cell is None else 1
     if prompts := texts.prompts(config):
         if fixed and fixed.grid:
             raise UserError(
@@ -320,7 +322,7 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
                 "the model is conditioned on an embedding of the base frame, which a prompt does not give: take a "
                 "model of another context, or leave --config.sample.prompts empty"
             )
-        count = len(prompts) * s.each
+        count = len(prompts) * s.each or count
     return SampleSpec(
         sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
         control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,

@@ -51,6 +51,7 @@ class ControlSpec:
         content_of, motion_of, known_of: a picture or video; "" for none.
         motion_label: class of the clip of `motion_of`.
         cut: (path) -> the file's first clip, u8 [f h w 3]. Raises UserError.
+        cell: the clip of the grid that is drawn alone, counted row by row; None for all.
     """
 
     content_seed: int
@@ -62,6 +63,7 @@ class ControlSpec:
     motion_label: int = -1
     known_of: str = ""
     cut: Callable[[str], np.ndarray] | None = None
+    cell: int | None = None
 
     def protocol(self) -> dict[str, Any]:
         """Everything that is controlled, ready for JSON; {} for nothing."""
