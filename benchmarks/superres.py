@@ -13,6 +13,7 @@ A seam is where a tile begins or ends; its jump is the mean |r(j) - r(j - 1)| ac
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,19 @@ def changed(model: SuperResolution, lam: float, tile: tiles.Tiles | None = None)
     return SuperResolution(**fields | {"prior": prior, "tiles": tile})
 
 
-def drawn(model: SuperResolution, params: Any, options: SampleOptions, clips: np.ndarray) -> np.ndarray:
-    """What comes of clips u8 [n f h w 3], reduced; float32 in [0, 255]."""
+def drawer(model: SuperResolution, params: Any, options: SampleOptions) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of clips u8 [n f h w 3] that gives what comes of them, reduced; float32 in [0, 255]."""
 
     @jax.jit
     def draw(params: Any, clips: jax.Array, index: jax.Array) -> jax.Array:
         keys = rng.example_keys(0, rng.Purpose.SUPERRES, index)
         return jnp.clip(sample(model, params, keys, model.condition({"video": clips}), options), -1, 1) * 127.5 + 127.5
 
-    parts = [
-        draw(params, clips[k : k + BATCH], np.arange(k, k + BATCH, dtype=np.uint32)) for k in range(0, CLIPS, BATCH)
-    ]
-    return np.concatenate(parts)
+    def drawn(clips: np.ndarray) -> np.ndarray:
+        numbers = np.arange(CLIPS, dtype=np.uint32).reshape(-1, BATCH)
+        return np.concatenate([draw(params, clips[some], some) for some in numbers])
+
+    return drawn
 
 
 def by_noise(workdir: Path) -> None:
@@ -79,8 +81,7 @@ def by_noise(workdir: Path) -> None:
     for name, grid in (("bilinear", "half_pixel"), ("bicubic", "antialiased_bicubic")):
         print(f"  {name:24} psnr {psnr(model.interpolated(clips, grid), clips):6.2f}")  # type: ignore[arg-type]
     for name, lam in PRIORS.items():
-        of_noise = changed(model, lam)
-        made, of_still = (drawn(of_noise, params, options, some) for some in (clips, still))
+        made, of_still = map(drawer(changed(model, lam), params, options), (clips, still))
         rest = made - clips
         moving, near = np.abs(np.diff(rest, axis=1)).mean(), psnr(np.round(made).astype(np.uint8), clips)
         print(f"  {name:24} psnr {near:6.2f}  still {of_still.std(1).mean():7.4f}  moving {moving:7.4f}", flush=True)
@@ -95,7 +96,7 @@ def seams(workdir: Path) -> None:
     clips = np.stack([source.clip(k)["video"] for k in range(CLIPS)])
     for overlap in (0, size // 8, size // 4):
         tile = tiles.Tiles(size // 2, overlap)
-        rest = drawn(changed(model, 1.0, tile), params, options, clips) - clips
+        rest = drawer(changed(model, 1.0, tile), params, options)(clips) - clips
         jumps = np.abs(np.diff(rest, axis=3)).mean((0, 1, 2, 4))  # jump k is from column k to k + 1
         firsts = tiles.first_places(size, size // 2, overlap)
         at = sorted(

@@ -112,6 +112,16 @@ def get_config() -> ConfigDict:
     text.tokenizer = ""
     text.context_dim = 0  # channels of the tokens that attention reads; 0 = those of the encoder's states
     text.image_tokens = 4  # tokens that are made of the embedding, as in DALL-E 2's decoder
+    # Whether context embedding is CLIP's of each clip's base frame, made as it is trained on, in place of embeddings
+    # that the data has.
+    text.embed = False
+    # --mode=clip trains such encoders on the data's captions, where nobody has public ones, and writes them and the
+    # tokenizer into --workdir.
+    text.learn = learn = ConfigDict()
+    learn.width, learn.depth, learn.heads, learn.patch = 64, 3, 4, 4  # of both encoders, and the image encoder's patch
+    learn.context = 16  # tokens of a caption
+    learn.captions = 4096  # most captions of which the tokenizer is learned
+    learn.steps, learn.batch_size, learn.lr = 800, 256, 1e-3
 
     config.base = base = ConfigDict()
     base.net = network()
@@ -185,10 +195,10 @@ def get_config() -> ConfigDict:
     # 0.995; 0 = cut at the bound itself.
     sample.clip_quantile = 0.0
     sample.label = -1  # -1 = classes in turn
-    # Texts to be shown, or a file with one on each line: one clip of each, or `each`, in place of count; "" = captions
-    # of validation clips, where the model reads texts.
+    # Texts to be shown, in turn, or a file with one on each line; "" = captions of validation clips, where the model
+    # reads texts.
     sample.prompts = ""
-    sample.each = 1
+    sample.each = 1  # clips of each prompt; 0 = `count` clips of all
     sample.seed = 0
     sample.weights = "ema"  # ema | params
     sample.fps = 0.0  # of the pictures of samples; 0 = the data's
@@ -196,6 +206,7 @@ def get_config() -> ConfigDict:
     sample.content_seed = -1  # of the base noise; -1 = seed
     sample.motion_seed = -1  # of the residual noise; -1 = seed
     sample.grid = ()  # rows and columns, in place of count: a row shares its content, a column its motion
+    sample.cell = -1  # the clip of the grid that is drawn alone, counted row by row; -1: all
     sample.interpolate = ""  # content: the rows of the grid go from one content to another | motion: its columns
     # A picture or video whose first clip gives the content, or the motion, of all samples: by its noise, which is found
     # by inversion (deterministic ddim), or base first, for the content, as the base frame itself.

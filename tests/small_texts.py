@@ -16,7 +16,7 @@ CAPTIONS = [f"a {c} {s} moves {w} over {b}" for s in SHAPES for c in COLOURS for
 LENGTH = 10
 
 
-def write(folder):
+def write(folder, seed=0):
     """Writes both; returns their paths."""
     encoder, vocabulary = folder / "clip.safetensors", folder / "tokenizer.json"
     tokenizer.learn(CAPTIONS, vocabulary)
@@ -25,7 +25,7 @@ def write(folder):
     language = TextConfig(width=8, depth=1, heads=2, mlp=16, context=LENGTH, vocabulary=count, dim=8)
     inputs = (np.zeros((1, 16, 16, 3), np.float32), np.zeros((1, LENGTH), np.int32))
     shapes = jax.eval_shape(CLIP(vision, language).init, jax.random.key(0), *inputs)["params"]
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     arrays = {
         name: random.normal(size=leaf.shape).astype(np.float32) for name, leaf in flatten_dict(shapes, sep="/").items()
     }

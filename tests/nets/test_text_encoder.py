@@ -7,6 +7,7 @@ from tests import small_texts
 from vf.nets.clip import TextConfig
 from vf.nets.text_encoder import TextEncoder
 from vf.nets.tokenizer import Tokenizer
+from vf.nets.vit import Config
 from vf.pretrained import weights
 
 RED, BLUE = "a red square moves left over white", "a blue cross moves up over black"
@@ -16,8 +17,8 @@ RED, BLUE = "a red square moves left over white", "a blue cross moves up over bl
 def encoder(tmp_path_factory):
     file, vocabulary = small_texts.write(tmp_path_factory.mktemp("texts"))
     converted = weights.load(file, "clip")
-    language = TextConfig(**converted.about["language"])
-    return TextEncoder(converted.tree()["text"], language, Tokenizer(vocabulary), converted.fingerprint)
+    vision, language = Config(**converted.about["vision"]), TextConfig(**converted.about["language"])
+    return TextEncoder(converted.tree(), vision, language, Tokenizer(vocabulary), converted.fingerprint)
 
 
 def test_the_mask_ends_with_the_text(encoder):

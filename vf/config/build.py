@@ -18,6 +18,7 @@ from vf.config import data as clips
 from vf.config.models import file_model, image_model, model, noise_schedule
 from vf.config.scores import scorers
 from vf.config.specs import (
+    ContrastSpec,
     EvaluateSpec,
     EvaluationSpec,
     PlanSettings,
@@ -38,6 +39,8 @@ from vf.metrics.fvd import LINEAGES
 from vf.metrics.protocol import protocol_hash
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
+from vf.nets.clip import TextConfig
+from vf.nets.vit import Config
 from vf.plan.subject import PlanSubject
 from vf.plan.targets import parse_target
 from vf.pretrained import base as pretrained
@@ -124,6 +127,24 @@ def evaluate(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None
 
 
 @naming_flags(FLAGS)
+def contrast(config: ConfigDict) -> ContrastSpec:
+    """The job that trains CLIP's encoders. Raises UserError for values out of range, and data without captions."""
+    given = config.text.learn
+    shape = {"width": given.width, "depth": given.depth, "heads": given.heads, "mlp": 4 * given.width}
+    words = {"width": "text.learn.width", "size": "data.size"}
+    vision = as_user_error(
+        lambda: Config(**shape, patch=given.patch, tubelet=1, size=config.data.size, frames=1, eps=1e-5,
+                       act="quick_gelu", class_token=True), words,
+    )  # fmt: skip
+    return ContrastSpec(
+        source=lambda part, tokenize: clips.source(config, part, tokenize), vision=vision,
+        language=lambda count: TextConfig(**shape, context=given.context, vocabulary=count, dim=given.width),
+        captions=given.captions, steps=given.steps, batch_size=given.batch_size, lr=given.lr,
+        log_every=config.train.log_every, base_frame=clips.base_frame(config), mesh=mesh(config), seed=config.seed,
+    )  # fmt: skip
+
+
+@naming_flags(FLAGS)
 def plan(config: ConfigDict) -> PlanSpec:
     """The planning job. Raises UserError for values out of range."""
     settings = plan_settings(config)
@@ -172,6 +193,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
         seed=config.seed, start=initial, sample=drawn,
         superres=superres(config, drawn, devices, sample_options),
         guide=start.guide(config, made.networks, workdir, source.class_names), text=texts.encoder(config),
+        embeds=config.text.embed,
         evaluation=EvaluationSpec(
             scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
@@ -295,7 +317,9 @@ def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     """`config.sample`, typed, for a model of the clips of `source`."""
     s, fps, fixed = config.sample, clips.shown_fps(config, source), control.control(config)
-    count = fixed.grid[0] * fixed.grid[1] if fixed and fixed.grid else s.count
+    count = s.count
+    if fixed and fixed.grid:
+        count = fixed.grid[0] * fixed.grid[1] if fixed.cell is None else 1
     if prompts := texts.prompts(config):
         if fixed and fixed.grid:
             raise UserError(
@@ -306,7 +330,7 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
                 "the model is conditioned on an embedding of the base frame, which a prompt does not give: take a "
                 "model of another context, or leave --config.sample.prompts empty"
             )
-        count = len(prompts) * s.each
+        count = len(prompts) * s.each or count
     return SampleSpec(
         sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
         control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,

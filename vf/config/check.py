@@ -12,9 +12,11 @@ LEAST = {
     "sample.count": 1, "sample.first": 0, "sample.batch_size": 1, "sample.length": 0, "sample.overlap": 0,
     "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
-    "base.images": 1, "sample.each": 1, "text.image_tokens": 1, "text.context_dim": 0, "model.low_size": 0,
+    "base.images": 1, "sample.each": 0, "text.image_tokens": 1, "text.context_dim": 0, "model.low_size": 0,
     "model.low_noise": 0, "sample.low_noise": 0, "sample.superres_batch_size": 1, "sample.superres_tile": 0,
     "sample.superres_overlap": 0, "sample.superres_frames": 0, "sample.superres_frame_overlap": 0,
+    **{f"text.learn.{field}": 1 for field in ("width", "depth", "heads", "patch", "captions", "steps", "batch_size")},
+    "text.learn.context": 3,
     **{
         f"{network}.net.{field}": least
         for network in ("base", "residual")
@@ -104,6 +106,8 @@ def check(config: ConfigDict, mode: str) -> None:
         raise UserError(
             f"--config.sample.guide is for --mode=sample and evaluate, and this is --mode={mode}: leave it empty"
         )
+    if mode == "sample":
+        control.check_existence(config)
     if mode not in ("sample", "plan"):
         if own := [name for name, off in control.FIELDS.items() if sample[name] != off]:
             raise UserError(

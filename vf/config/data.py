@@ -1,8 +1,10 @@
 """Which clips a job reads: the training clips, the validation set, the reference set."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -36,8 +38,8 @@ def shown_fps(config: ConfigDict, source: Source) -> float:
     return config.sample.fps or config.data.fps or source.fps or 8.0
 
 
-def source(config: ConfigDict, part: Part = "training") -> Source:
-    """The clips of one part of the data.
+def source(config: ConfigDict, part: Part = "training", tokenize: Callable[[str], np.ndarray] | None = None) -> Source:
+    """The clips of one part of the data, with tokens of their captions by `tokenize`, or as the model reads them.
 
     training: the clips that training steps see.
     validation: the clips of the validation losses, which are also the donors of the embeddings that condition samples.
@@ -52,7 +54,7 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
         split = "train" if part == "training" else "test"
         return Sprites(
             frames=data.frames, size=data.size, base_frame=base_frame(config), split=split, share=share,
-            tokenize=texts.tokenize(config),
+            tokenize=tokenize or texts.tokenize(config),
         )  # fmt: skip
     if data.source == "none":
         trained = named_networks(config)
@@ -65,7 +67,7 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
         lambda: Windows(data.frames, data.stride, data.fps, start, data.hop), {word: f"data.{word}" for word in words}
     )
     where, kind = _located(config)
-    tokenize = texts.tokenize(config)
+    tokenize = tokenize or texts.tokenize(config)
     if tokenize is not None and (kind == "split_file" or data.source.startswith(TFDS)):
         raise UserError(
             f"the model reads captions, which {data.source} does not have: prepare it with a table of them, by python "

@@ -121,7 +121,7 @@ def embedding_dim(config: ConfigDict, source: Source) -> int:
     """
     if choose("model.context", config.model.context, {c: c for c in CONTEXTS}) != "embedding":
         return 0
-    dim = getattr(source, "embedding_dim", 0)
+    dim: int = texts.embedding_dim(config) or getattr(source, "embedding_dim", 0)
     if not dim:
         raise UserError(
             "model.context is embedding, but these records have no embedding of the base frame: "

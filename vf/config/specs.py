@@ -16,7 +16,9 @@ from vf.metrics.protocol import Scorer
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
 from vf.models.superres import SuperResolution
+from vf.nets.clip import TextConfig
 from vf.nets.text_encoder import TextEncoder
+from vf.nets.vit import Config
 from vf.plan.subject import MakeSubject
 from vf.plan.targets import Target
 from vf.training.optim import Optimizer
@@ -50,6 +52,7 @@ class ControlSpec:
         content_of, motion_of, known_of: a picture or video; "" for none.
         motion_label: class of the clip of `motion_of`.
         cut: (path) -> the file's first clip, u8 [f h w 3]. Raises UserError.
+        cell: the clip of the grid that is drawn alone, counted row by row; None for all.
     """
 
     content_seed: int
@@ -61,6 +64,7 @@ class ControlSpec:
     motion_label: int = -1
     known_of: str = ""
     cut: Callable[[str], np.ndarray] | None = None
+    cell: int | None = None
 
     def protocol(self) -> dict[str, Any]:
         """Everything that is controlled, ready for JSON; {} for nothing."""
@@ -196,7 +200,8 @@ class RunSpec:
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
         guide: weights of the worse networks that guide samples; None for none.
         superres: what takes samples up to a higher resolution; None for nothing.
-        text: the encoder of clips' captions and of prompts, where the model reads them.
+        text: the encoder of clips' captions and of prompts, where the model reads them, and of base frames.
+        embeds: whether `text` makes the embeddings of base frames.
     """
 
     config: Mapping[str, Any]
@@ -211,6 +216,7 @@ class RunSpec:
     guide: Start | None = None
     superres: SuperresSpec | None = None
     text: TextEncoder | None = None
+    embeds: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +291,32 @@ class SelfcheckSpec:
 
     file: Path
     lineage: Lineage
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastSpec:
+    """The job that trains CLIP's encoders.
+
+    Attributes:
+        source: (part of the data, caption -> tokens) -> its clips.
+        vision: sizes of the image encoder.
+        language: (number of different tokens) -> sizes of the text encoder.
+        captions: most captions of which the tokenizer is learned.
+        lr: highest learning rate, after the warm-up.
+        base_frame: array index of the frame that goes with the caption.
+    """
+
+    source: Callable[[Literal["training", "validation"], Callable[[str], np.ndarray]], Source]
+    vision: Config
+    language: Callable[[int], TextConfig]
+    captions: int
+    steps: int
+    batch_size: int
+    lr: float
+    log_every: int
+    base_frame: int
+    mesh: Mesh
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)

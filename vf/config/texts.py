@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -16,6 +15,7 @@ from vf.data import text
 from vf.nets.clip import TextConfig
 from vf.nets.text_encoder import TextEncoder
 from vf.nets.tokenizer import Tokenizer
+from vf.nets.vit import Config
 from vf.pretrained import weights
 from vf.types import UserError, counted, naming_flags
 
@@ -35,6 +35,15 @@ def readers(config: ConfigDict) -> tuple[str, ...]:
     return ("base", "residual") if residual else ("base",)
 
 
+def embedding_dim(config: ConfigDict) -> int:
+    """Channels of the embeddings that CLIP makes of base frames; 0 where the data's are used. UserError as `shape`."""
+    if not config.text.embed:
+        return 0
+    if not reads(config) and not config.text.encoder:
+        raise UserError("text.embed is CLIP's: set --config.text.encoder, or --config.text.embed=False")
+    return TextConfig(**_header(config).about["language"]).dim
+
+
 def shape(config: ConfigDict) -> tuple[int, int, int]:
     """Tokens of a text, channels of their states, and of the embedding of the whole; zeros for a model without texts.
 
@@ -52,11 +61,11 @@ def shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def encoder(config: ConfigDict) -> TextEncoder | None:
-    """The text encoder that `text.encoder` and `text.tokenizer` name; None for a model without texts.
+    """The CLIP that `text.encoder` and `text.tokenizer` name; None for a model without texts and its embeddings.
 
     Raises UserError where one is missing, damaged, or not the other's.
     """
-    if not reads(config):
+    if not reads(config) and not embedding_dim(config):
         return None
     _header(config)
     if not config.text.tokenizer:
@@ -69,7 +78,7 @@ def encoder(config: ConfigDict) -> TextEncoder | None:
 
 def tokenize(config: ConfigDict) -> Callable[[str], Int[np.ndarray, " t"]] | None:
     """Caption -> tokens; None for a model without texts. Raises UserError as `encoder`."""
-    found = encoder(config)
+    found = encoder(config) if reads(config) else None
     return None if found is None else found.tokens
 
 
@@ -93,8 +102,8 @@ def _opened(file: str, vocabulary: str) -> TextEncoder:
             f"{vocabulary} has {counted(tokenizer.vocabulary, 'token')}, and {file} was trained with "
             f"{language.vocabulary:,}: name its own tokenizer by --config.text.tokenizer"
         )
-    params: Any = converted.tree()
-    return TextEncoder(params["text"], language, tokenizer, converted.fingerprint)
+    vision = Config(**converted.about["vision"])
+    return TextEncoder(converted.tree(), vision, language, tokenizer, converted.fingerprint)
 
 
 def prompts(config: ConfigDict) -> tuple[str, ...]:
@@ -106,7 +115,7 @@ def prompts(config: ConfigDict) -> tuple[str, ...]:
     given = config.sample.prompts
     if not given:
         return ()
-    found = encoder(config)
+    found = encoder(config) if reads(config) else None
     if found is None:
         raise UserError(
             f"--config.sample.prompts is given, and the model reads no texts (model.condition is "
@@ -138,9 +147,10 @@ def _lines(given: str) -> list[str]:
     if not is_file:
         if path.suffix in (".txt", ".csv", ".json", ".tsv") and " " not in given:
             raise UserError(f"--config.sample.prompts: {given} does not exist")
-        return given.splitlines()
+        return given.split("\n")
     raw = path.read_bytes()
-    lines = raw.decode(text.encoding(raw[:8]), "surrogateescape").splitlines()
+    # A line ends at a line feed alone: letters at which Unicode lets a line end are parts of prompts.
+    lines = raw.decode(text.encoding(raw[:8]), "surrogateescape").replace("\r\n", "\n").split("\n")
     if odd := [number for number, line in enumerate(lines, 1) if not text.is_utf8(line)]:
         logging.warning("%s is not UTF-8, first in line %d: read as Windows-1252", given, odd[0])
     return [text.readable(line) for line in lines]

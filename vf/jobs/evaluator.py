@@ -37,7 +37,7 @@ from vf.run.progress import Progress
 from vf.run.recorder import Recorder
 from vf.training import programs, sharding
 from vf.training.checkpoint import BEST
-from vf.types import Batch, Params, UserError
+from vf.types import Batch, Params, UserError, counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RealClips:
         """`n` fixed clips of `source`; none where it is None. Raises UserError as `pipeline.fixed_clips`."""
         if source is None:
             return cls({}, {})
-        with ACTIVITY.doing(f"reading {n} real clips"):
+        with ACTIVITY.doing(f"reading {counted(n, 'real clip')}"):
             return cls(pipeline.fixed_clips(source, n, seed=seed), source.describe())
 
 
@@ -90,6 +90,11 @@ class Evaluator:
         reference = RealClips.read(settings.reference, settings.clips, spec.seed)
         n = settings.clips if settings.validation is None else min(settings.clips, len(settings.validation))
         validation = RealClips.read(settings.validation, n, spec.seed)
+        if spec.embeds and validation.clips:
+            clips = {"video": validation.clips["video"]}
+            made = programs.in_batches(_reading_texts(spec), clips, settings.batch_size, spec.mesh)
+            clips = {**validation.clips, "embedding": made["embedding"]}
+            validation = dataclasses.replace(validation, clips=clips)
         condition = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names), spec.text)
         return cls(workdir, recorder, spec, reference, validation, condition, meter.Phases.of(workdir))
 
@@ -116,8 +121,7 @@ class Evaluator:
     @functools.cached_property
     def _read_texts(self) -> Callable[[Batch], Batch]:
         """A batch with what networks read of its texts, in place of their tokens."""
-        spec = self.spec
-        return programs.text_encoding(spec.text, spec.mesh) if spec.text else lambda batch: batch
+        return _reading_texts(self.spec)
 
     @functools.cached_property
     def _guide(self) -> Params:
@@ -185,9 +189,9 @@ class Evaluator:
         sample, size = self.spec.sample, self.spec.model.shape[1]
         extension = sample.extension
         long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
-        what = "clips" if sample.what == "clips" else "images"
+        what = counted(sample.count, "clip" if sample.what == "clips" else "image")
         batch = min(sample.count * (extension.further + 1 if sample.together else 1), sample.batch_size)
-        logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, batch)
+        logging.info("drawing %s%s, %d at a time", what, long, batch)
 
         def program(number: int, rows: dict[str, np.ndarray], done: drawing.Done) -> np.ndarray:
             draw = self._sampling_programs[number > 0]
@@ -211,7 +215,7 @@ class Evaluator:
         beside = {"index": rows["index"], "seed": np.full(sample.count, seed)}
         beside |= {"label": np.asarray(self._shown[0])} if self._shown[0] is not None else {}
         done = progress.update if self.recorder.is_writer else lambda windows: None
-        with ACTIVITY.doing(f"drawing {sample.count} {what}", announced=True):
+        with ACTIVITY.doing(f"drawing {what}", announced=True):
             yield from drawing.draw(rows, chosen, extension, size, make, done, shards, beside)
 
     def _with_texts(self, make: drawing.Make) -> drawing.Make:
@@ -322,6 +326,13 @@ class Evaluator:
             )  # fmt: skip
 
 
+def _reading_texts(spec: RunSpec) -> Callable[[Batch], Batch]:
+    if spec.text is None:
+        return lambda batch: batch
+    embeds = spec.model.base_frame if spec.embeds else None
+    return programs.text_encoding(spec.text, spec.mesh, embeds=embeds)
+
+
 def validation_losses(
     program: Any, params: Any, clips: Mapping[str, np.ndarray], levels: np.ndarray, batch_size: int, mesh: Mesh
 ) -> dict[str, float]:
@@ -380,7 +391,7 @@ def conditions(
     if spec.label < 0 and (known or raised or model.null_label is None):
         donors = index % len(records["label"])
     else:
-        donors = _donors(label, records["label"])
+        donors = _donors(label, index // max(classes, 1) if spec.label < 0 else index, records["label"])
     if known:
         rows["known"] = records["video"][donors]
     return rows | {name: records[name][donors] for name in borrowed if name in records}
@@ -391,8 +402,9 @@ def prompt_numbers(spec: SampleSpec) -> np.ndarray:
     return np.arange(spec.first, spec.first + spec.count) % len(spec.prompts)
 
 
-def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """For each label in `wanted` [n], the next row in turn of those rows of `labels` [m] that equal it, int [n]."""
+def _donors(wanted: np.ndarray, turns: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """For each label in `wanted` [n] that one of the rows of `labels` [m] that equal it whose turn it is, int [n]; so
+    that a sample that is drawn alone has the donor that it has among others."""
     donors = np.zeros(len(wanted), int)
     for label in np.unique(wanted):
         rows, same = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
@@ -402,7 +414,7 @@ def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:
                 f"{len(labels)} is: read more by --config.eval.clips=N, or ask for another class by "
                 "--config.sample.label=K"
             )
-        donors[same] = rows[np.arange(len(same)) % len(rows)]
+        donors[same] = rows[turns[same] % len(rows)]
     return donors
 
 
@@ -434,7 +446,8 @@ def scores(
     `protocol` describes the clips, and is added to the protocol of each score. Raises UserError where the clips cannot
     be scored.
     """
-    logging.info("scoring %d samples against %d real clips by %s", len(generated), len(real), ", ".join(scorers))
+    sets = counted(len(generated), "sample"), counted(len(real), "real clip")
+    logging.info("scoring %s against %s by %s", *sets, ", ".join(scorers))
     try:
         with ACTIVITY.doing("scoring the samples", announced=True):
             results = [score for scorer in scorers.values() for score in scorer(real, generated)]

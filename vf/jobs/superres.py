@@ -106,7 +106,9 @@ class Superres:
                 lambda batch: program(params, batch, seed), {**rows, "low": low}, batch_size, mesh, done
             )
 
-        rows = {"number": np.arange(sample.first, sample.first + sample.count, dtype=np.uint32)}
+        alone = sample.control.cell if sample.control else None
+        first = sample.first if alone is None else alone
+        rows = {"number": np.arange(first, first + sample.count, dtype=np.uint32)}
         rows |= {"label": conditions["label"]} if stage.model.null_label is not None else {}
         progress = Progress(sample.count, name="taken up", unit="clips", patient=True)
         many = len(chosen) > 1

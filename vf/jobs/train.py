@@ -115,10 +115,14 @@ def _train(
     run, model, mesh, seed = spec.run, spec.run.model, spec.run.mesh, spec.run.seed
     phases = evaluator.phases
     about = {"config": spec.fingerprint, "seed": seed, "classes": list(run.class_names), "fps": run.sample.fps}
+    about |= {"text_encoder": run.text.fingerprint} if run.text else {}
     with phases.phase("first state", "preparing the first state"):
         create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
     update = programs.update(model, mesh, abstract, spec.accumulate)
-    read_texts = programs.text_encoding(run.text, mesh, sharding.ROWS) if run.text else lambda batch: batch
+    embeds = model.base_frame if run.embeds else None
+    read_texts = lambda batch: batch  # noqa: E731
+    if run.text:
+        read_texts = programs.text_encoding(run.text, mesh, sharding.ROWS, embeds=embeds)
 
     def put(rows: Mapping[str, np.ndarray]) -> Batch:
         return read_texts(sharding.put_batch(rows, mesh, spec.batch_size))

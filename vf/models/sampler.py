@@ -110,7 +110,7 @@ def sample(
     Known frames are returned as they are given. The base frame among them is what all others are predicted from: base
     first it takes the place of a sampled one, and jointly its noise b is known, in place of the base generator's
     estimate. Jointly it may also be one of the frames to find: then the known ones reach it through reconstruction
-    guidance alone, for the base generator sees nothing of them. Base first that would be too late.
+    guidance alone, for the base generator sees nothing of them. Base first that is refused.
 
     Raises ValueError for control of content or motion where noise is not decomposed, for given noise where sampling
     injects more, for known frames of a wrong number, and base first for known frames without the base frame.

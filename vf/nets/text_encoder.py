@@ -1,4 +1,4 @@
-"""CLIP's text encoder as generators read it: captions -> the states of their tokens, and one embedding of the whole."""
+"""CLIP as generators read it: captions -> the states of their tokens and one embedding; pictures -> embeddings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,10 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vf.nets.clip import Text, TextConfig
+from vf.nets.clip import CLIP, Text, TextConfig, preprocess
 from vf.nets.tokenizer import Tokenizer
+from vf.nets.vit import Config
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,13 +18,14 @@ class TextEncoder:
     """A text encoder, which is never trained with the generators, and its tokenizer.
 
     Attributes:
-        params: of `vf.nets.clip.Text`.
-        language: its sizes.
+        params: of `vf.nets.clip.CLIP`, the encoders of texts and pictures.
+        vision, language: their sizes.
         tokenizer: captions -> tokens.
         fingerprint: hash of the weights, for the protocol.
     """
 
     params: Any
+    vision: Config
     language: TextConfig
     tokenizer: Tokenizer
     fingerprint: str
@@ -50,7 +52,13 @@ class TextEncoder:
         self, params: Any, tokens: Int[Array, "b t"]
     ) -> tuple[Float[Array, "b t e"], Bool[Array, "b t"], Float[Array, "b d"]]:
         """(states after the last norm, which tokens are up to the end, the projected state of the end)."""
-        read: Any = Text(self.language, states=True).apply({"params": params}, tokens)
+        read: Any = Text(self.language, states=True).apply({"params": params["text"]}, tokens)
         states, pooled = read
         ends = tokens.argmax(1)[:, None]
         return states, jnp.arange(tokens.shape[1]) <= ends, pooled
+
+    def embed(self, params: Any, pictures: UInt8[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """CLIP's embeddings of pictures, not divided by their length."""
+        pixels = preprocess(pictures, self.vision.size)
+        found: Array = CLIP(self.vision, self.language).apply({"params": params}, pixels, method="encode_image")  # type: ignore[assignment]
+        return found

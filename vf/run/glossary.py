@@ -30,7 +30,7 @@ SCORES = {
     "fvd": ScoreFacts("Fréchet distance of I3D's features, the usual FVD, of one lineage of code.", "lower", True),
     "kvd": ScoreFacts("Kernel distance (MMD with a cubic kernel) of I3D's features.", "lower", True),
     "fvd_infinity": ScoreFacts("FVD extrapolated to infinitely many clips.", "lower", True),
-    "fvd_segment": ScoreFacts("FVD of 16 frames of longer clips, segment by segment.", "lower", True),
+    "fvd_segments": ScoreFacts("FVD of 16 frames of longer clips, segment by segment.", "lower", True),
     "fd_i3d": ScoreFacts(f"Not FVD: Fréchet distance with other weights of I3D, {_NOT_FVD}.", "lower", True),
     "kd_i3d": ScoreFacts(f"Not KVD: kernel distance with other weights of I3D, {_NOT_FVD}.", "lower", True),
     "fid": ScoreFacts("Fréchet distance of Inception's features of all frames (clean-fid).", "lower", True),
@@ -98,7 +98,7 @@ SCORES = {
     "sprites/path_error": ScoreFacts("Median distance from the nearest path of the data, in pixels.", "lower"),
     "sprites/unexplained": ScoreFacts("Median share of a sprite that the nearest ideal one leaves over.", "lower"),
 }
-"""By name; `fvd_segment` stands for `fvd_segment_00` and so on, and `sprites/base_frame_gap` is `base_frame_gap`."""
+"""By name; `fvd_segments` stands for `fvd_segments_00` and so on, and `sprites/base_frame_gap` is `base_frame_gap`."""
 
 
 _LEVELS = "on clips that no step sees, at step t of the noise (t50: hardly noisy, t950: nearly noise alone)"

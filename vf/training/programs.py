@@ -90,15 +90,25 @@ def settings(tx: Optimizer, seed: int, ema_decay: float) -> Settings:
     return Settings(jax.tree.map(np.float32, tx), rng.as_argument(seed), np.float32(ema_decay))
 
 
-def text_encoding(encoder: TextEncoder, mesh: Mesh, over: Sequence[str] = sharding.EVERY) -> Callable[[Batch], Batch]:
-    """(batch with `tokens` i32 [b t], its rows split over the mesh axes `over`) -> the batch with what networks read of
-    the texts in their place."""
+def text_encoding(
+    encoder: TextEncoder, mesh: Mesh, over: Sequence[str] = sharding.EVERY, *, embeds: int | None = None
+) -> Callable[[Batch], Batch]:
+    """(batch with `tokens` i32 [b t] or without, its rows split over the mesh axes `over`) -> the batch with what
+    networks read of the texts in their place.
+
+    embeds: index of the frame of which clips, where there are any, get CLIP's `embedding`; None for none.
+    """
     params = jax.device_put(encoder.params, sharding.replicated(mesh))
-    encode = jax.jit(encoder.encode, out_shardings=sharding.batch_sharding(mesh, over))
+    where = sharding.batch_sharding(mesh, over)
+    encode, embed = (jax.jit(function, out_shardings=where) for function in (encoder.encode, encoder.embed))
 
     def encoded(batch: Batch) -> Batch:
-        read = dict(zip(TEXT, encode(params, batch["tokens"]), strict=True))
-        return {name: value for name, value in batch.items() if name != "tokens"} | read
+        read = {name: value for name, value in batch.items() if name != "tokens"}
+        if "tokens" in batch:
+            read |= dict(zip(TEXT, encode(params, batch["tokens"]), strict=True))
+        if embeds is not None and "video" in batch:
+            read["embedding"] = embed(params, batch["video"][:, embeds])
+        return read
 
     return encoded
 
