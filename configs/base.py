@@ -21,6 +21,8 @@ def network(**changes) -> ConfigDict:
         "width_mult": (1, 2, 3, 4),
         "num_res_blocks": 3,
         "attention": (2, 4, 8),
+        "middle_attention": True,
+        "scale_shift": True,
         "head_dim": 64,
         "attention_order": "new",
         "learned_variance": False,
@@ -90,6 +92,10 @@ def get_config() -> ConfigDict:
     model.predictor = "decomposed"  # decomposed (base + residual) | one_network (the base network over all frames)
     model.context = "none"  # none (bare equations) | embedding (the paper) | base_frame (ours: base first)
     model.context_noise = 0.1  # ours; amplitude of the noise on the context frame in training, for base_frame
+    # Super-resolution, of one_network: side in pixels of the clips that are taken up to data.size; 0 = no such run. In
+    # training they are the clips, reduced, with noise of an amplitude up to low_noise (which networks are told).
+    model.low_size = 0
+    model.low_noise = 0.0
     model.condition = "none"  # none | label | text (captions of the data, prompts when sampling)
     model.condition_dropout = 0.1  # share of clips trained without their condition, for guidance
     model.loss_weight = 20.0  # bound of the factor that a `loss` other than `prediction` puts on an error
@@ -124,7 +130,8 @@ def get_config() -> ConfigDict:
     base.images = 1  # images of each clip that it trains on: the base frame (the paper), and others at random (ours)
     base.init_from = ""  # as init_from, for the base network alone
     # An image model that python -m vf.pretrained.convert adm|karlo-decoder made of public weights: it decides what
-    # base.net is (but for dropout), and the base starts from it. "" = none.
+    # base.net is (but for dropout), and the base starts from it. "" = none. For super-resolution, one that it made of
+    # karlo-superres, to which base.net.temporal adds layers that begin without effect.
     base.pretrained = ""
 
     config.residual = residual = ConfigDict()
@@ -181,6 +188,7 @@ def get_config() -> ConfigDict:
     sample.apg_parallel = 0.0  # apg: share of the part along the clean estimate that is kept
     sample.apg_norm = 0.0  # apg: bound of the difference's norm over a clip; 0 = none
     sample.apg_momentum = 0.0  # apg: share of the last evaluation's difference that is added, in (-1, 1); 0 = none
+    sample.low_noise = 0.0  # super-resolution: amplitude of noise on the low clips, of which networks are told
     sample.zero_steps = 0  # cfg_zero: first steps in which the velocity is 0
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
     # Dynamic thresholding: the quantile of each clip's pixels at which it is cut, and then scaled down to the bound, as
@@ -220,6 +228,15 @@ def get_config() -> ConfigDict:
     sample.keep_base_noise = True  # in all windows of a clip, as in the paper
     # Residual noise of further windows: new | shuffled (FreeNoise: that of the first one's frames in another order).
     sample.window_noise = "new"
+    # Super-resolution of the samples (--mode=sample; docs/sampling.md): a run of configs/superres.py, what was exported
+    # of one, or FIRST.safetensors,LAST.safetensors, Karlo's networks, as converted; "" = none.
+    sample.superres = ""
+    sample.superres_lam = -1.0  # lambda of its noise; -1 = that of its run, and 1 for Karlo's: one noise for all frames
+    sample.superres_batch_size = 4  # clips at a time, over all devices
+    # Tiles, where whole clips are too large: pixels of a side, and those that neighbours share (0 = a quarter); frames,
+    # and those that windows share (0 = none; half, where networks mix frames and clips are longer than theirs).
+    sample.superres_tile = sample.superres_overlap = 0
+    sample.superres_frames = sample.superres_frame_overlap = 0
 
     config.eval = evaluation = ConfigDict()
     # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,

@@ -31,6 +31,7 @@ class Purpose(enum.IntEnum):
     SAMPLE = 3
     ROUND = 4
     MOTION = 5
+    SUPERRES = 7  # a sample that is taken up to a higher resolution
 
 
 def key(seed: Seed, purpose: Purpose) -> Key[Array, ""]:

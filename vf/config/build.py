@@ -28,6 +28,7 @@ from vf.config.specs import (
     SelfcheckSpec,
     TrainSpec,
 )
+from vf.config.superres import superres
 from vf.config.values import as_user_error, choose, fingerprint, to_json
 from vf.data.pipeline import Source
 from vf.diffusion import guidance as guidances
@@ -169,7 +170,10 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
         made = image_model(config, source, devices) if images else model(config, source, devices)
     initial = None
     if trained is None:
-        initial = start.start(config, made.networks, source.class_names, original=original, trains=mode == "train")
+        begins = made.begins("base")[1] if config.model.low_size and config.base.pretrained else None
+        initial = start.start(
+            config, made.networks, source.class_names, original=original, trains=mode == "train", begins=begins
+        )
     else:
         start.check_resumed(config, trained, made.networks, source.class_names, trains=mode == "train")
     if not original:
@@ -179,13 +183,15 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
         reference = clips.source(config, "reference")
-    donors = made.embedding_dim or (made.readers and not config.sample.prompts)
+    donors = made.embedding_dim or config.model.low_size or (made.readers and not config.sample.prompts)
     if mode != "sample" or donors or (config.sample.known and not config.sample.known_of):
         validation = clips.source(config, "validation")
         clips.check_validation(config, workdir, fresh)
+    drawn = sample_spec(config, source)
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
-        seed=config.seed, start=initial, sample=sample_spec(config, source),
+        seed=config.seed, start=initial, sample=drawn,
+        superres=superres(config, drawn, devices, sample_options),
         guide=start.guide(config, made.networks, workdir, source.class_names), text=texts.encoder(config),
         embeds=config.text.embed,
         evaluation=EvaluationSpec(
@@ -207,6 +213,8 @@ def evaluation_fingerprint(config: ConfigDict, *sets: Source | None) -> str:
     for name in ("what", "fps", *control.FIELDS):  # evaluations are of clips only, freely drawn, at whatever rate
         del hashed["sample"][name]
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
+    if not config.sample.low_noise:  # evaluations of before this field are the same
+        del hashed["sample"]["low_noise"]
     if config.model.dtype != "float32":
         hashed["dtype"] = config.model.dtype
     hashed["sets"] = [source and source.describe() for source in sets]
@@ -248,7 +256,7 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     bound = None if control.inverts(config) else sample.clip_x_0 or None  # a bound cannot be inverted
     return SampleOptions(
         grid, make(sample.eta), guidance(config, grid), bound, sample.clip_quantile or None,
-        _restart(sample.restart, grid), control.known(config), sample.reconstruction, sample.history,
+        _restart(sample.restart, grid), control.known(config), sample.reconstruction, sample.history, sample.low_noise,
     )  # fmt: skip
 
 

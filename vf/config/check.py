@@ -12,7 +12,9 @@ LEAST = {
     "sample.count": 1, "sample.first": 0, "sample.batch_size": 1, "sample.length": 0, "sample.overlap": 0,
     "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
-    "base.images": 1, "sample.each": 0, "text.image_tokens": 1, "text.context_dim": 0,
+    "base.images": 1, "sample.each": 0, "text.image_tokens": 1, "text.context_dim": 0, "model.low_size": 0,
+    "model.low_noise": 0, "sample.low_noise": 0, "sample.superres_batch_size": 1, "sample.superres_tile": 0,
+    "sample.superres_overlap": 0, "sample.superres_frames": 0, "sample.superres_frame_overlap": 0,
     **{f"text.learn.{field}": 1 for field in ("width", "depth", "heads", "patch", "captions", "steps", "batch_size")},
     "text.learn.context": 3,
     **{
@@ -73,7 +75,26 @@ def check(config: ConfigDict, mode: str) -> None:
         raise UserError(
             "init_from and base.init_from both say where the base network starts from: leave one of them empty"
         )
-    if config.base.pretrained and config.model.predictor == "one_network":
+    if config.model.low_size and (
+        config.model.predictor != "one_network" or sample.what == "base" or config.model.condition == "text"
+    ):
+        raise UserError(
+            "super-resolution (model.low_size) is of clips by one network that reads no texts: set "
+            "--config.model.predictor=one_network --config.sample.what=clips --config.model.condition=none"
+        )
+    if not -1 <= sample.superres_lam <= 1 or -1 < sample.superres_lam < 0:
+        raise UserError(
+            f"--config.sample.superres_lam must be 0 to 1, or -1 for that of its run, got {sample.superres_lam}"
+        )
+    for name, size in (("overlap", "tile"), ("frame_overlap", "frames")):
+        if fields[f"sample.superres_{name}"] and fields[f"sample.superres_{name}"] >= fields[f"sample.superres_{size}"]:
+            raise UserError(
+                f"--config.sample.superres_{name} must be less than --config.sample.superres_{size} "
+                f"({fields[f'sample.superres_{size}']}), got {fields[f'sample.superres_{name}']}"
+            )
+    if not config.model.low_size and (config.model.low_noise or sample.low_noise):
+        raise UserError("low_noise is of super-resolution, which takes clips of model.low_size up: set both to 0")
+    if config.base.pretrained and config.model.predictor == "one_network" and not config.model.low_size:
         raise UserError(
             "base.pretrained is an image model, and model.predictor is one_network, which has none: "
             "set --config.model.predictor=decomposed"

@@ -28,7 +28,8 @@ CONTROL = {
 """The fields of `sample` that say what is fixed, with the values by which nothing is."""
 FIELDS = CONTROL | {
     "first": 0, "length": 0, "overlap": 0, "windows": "in_turn", "keep_base_noise": True, "window_noise": "new",
-    "history": 0.0,
+    "history": 0.0, "superres": "", "superres_lam": -1.0, "superres_batch_size": 4, "superres_tile": 0,
+    "superres_overlap": 0, "superres_frames": 0, "superres_frame_overlap": 0,
 }  # fmt: skip
 """All fields of `sample` that are for the sampling job alone, with the values by which they change nothing."""
 

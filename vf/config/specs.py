@@ -15,6 +15,7 @@ from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
+from vf.models.superres import SuperResolution
 from vf.nets.clip import TextConfig
 from vf.nets.text_encoder import TextEncoder
 from vf.nets.vit import Config
@@ -122,7 +123,7 @@ class SampleSpec:
             "clip_quantile": self.options.clip_quantile, "restart": self.options.restart,
             "dtype": None if self.dtype == "float32" else self.dtype,
             "known": self.options.known or None, "reconstruction": self.options.reconstruction or None,
-            "history": self.options.history or None,
+            "history": self.options.history or None, "low_noise": self.options.low_noise or None,
             "control": self.control and self.control.protocol(), "first": self.first or None,
             "length": self.extension.length if self.extension.further else None,
             "overlap": self.extension.overlap if self.extension.further else None,
@@ -135,6 +136,25 @@ class SampleSpec:
             "guidance_scale": guidance.scale, "clip_x_0": self.options.clip_x_0,
             "seed": self.seed, "weights": self.weights, "label": self.label,
         }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperresSpec:
+    """What takes samples up to a higher resolution.
+
+    Attributes:
+        model: for whole clips of the samples' length, perhaps in tiles.
+        options: how it samples.
+        start: its weights.
+        batch_size: clips at a time.
+        protocol: everything of it that changes the clips, ready for JSON.
+    """
+
+    model: SuperResolution
+    options: SampleOptions
+    start: Start
+    batch_size: int
+    protocol: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +199,7 @@ class RunSpec:
         seed: determines initial parameters, data order and all random draws of training.
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
         guide: weights of the worse networks that guide samples; None for none.
+        superres: what takes samples up to a higher resolution; None for nothing.
         text: the encoder of clips' captions and of prompts, where the model reads them, and of base frames.
         embeds: whether `text` makes the embeddings of base frames.
     """
@@ -193,6 +214,7 @@ class RunSpec:
     sample: SampleSpec
     evaluation: EvaluationSpec
     guide: Start | None = None
+    superres: SuperresSpec | None = None
     text: TextEncoder | None = None
     embeds: bool = False
 

@@ -19,6 +19,7 @@ from vf.diffusion import known as known_frames
 from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
 from vf.models.model import Condition, Model
+from vf.models.superres import SuperResolution
 from vf.models.videofusion import Clean, VideoFusion
 from vf.types import Params
 
@@ -36,6 +37,7 @@ class SampleOptions(NamedTuple):
         reconstruction: weight of reconstruction guidance towards the known frames; 0 for none.
         history: of a residual generator that was trained to see known frames clean: 1 shows them so, and more is
             history guidance, with a second pass; 0 shows them as noisy as the others (replacement).
+        low_noise: amplitude of the noise on the clips that are taken up to a higher resolution; 0 for none.
     """
 
     grid: np.ndarray
@@ -47,6 +49,7 @@ class SampleOptions(NamedTuple):
     known: tuple[int, ...] = ()
     reconstruction: float = 0.0
     history: float = 0.0
+    low_noise: float = 0.0
 
 
 class Towards(NamedTuple):
@@ -113,6 +116,8 @@ def sample(
     injects more, for known frames of a wrong number, and base first for known frames without the base frame.
     """
     _check(model, options, control)
+    if isinstance(model, SuperResolution):
+        condition = model.noised(condition, rng.streams(keys, 3)[2], jnp.full(len(keys), options.low_noise))
     if not isinstance(model, VideoFusion):
         denoise = model.denoiser(params, condition, options.guidance)
         return _solve(model, options, control, denoise, functools.partial(undivided_noise, model, keys, control))

@@ -3,14 +3,16 @@
     python -m vf.pretrained.convert i3d --source=FILE_OR_FOLDER --out=FILE.safetensors
     python -m vf.pretrained.convert adm --source=64x64_diffusion.pt --out=adm.safetensors
     python -m vf.pretrained.convert karlo-decoder --source=karlo-v1-alpha --out=karlo.safetensors --text-encoder=FOLDER
+    python -m vf.pretrained.convert karlo-superres --source=karlo-v1-alpha/super_res_first --out=first.safetensors
     python -m vf.pretrained.convert adm --to=diffusers --source=adm.safetensors --out=FOLDER
     python -m vf.pretrained.convert vf --source=RUN --out=FOLDER
 
 Neither TensorFlow nor PyTorch is needed, and nothing that a pickle names is run. The file records its source (with its
 sha256) and a fingerprint of its values, which is part of the protocol of every score that is measured with it.
 
-The families adm and karlo-decoder are base generators: image models from which training starts. `vf` exports the
-networks of a run into one folder. Its base.safetensors is again a file of such a family where the base network is one.
+The families adm and karlo-decoder are base generators, and karlo-superres takes pictures from 64 to 256 pixels: image
+models from which training starts. `vf` exports the networks of a run into one folder. Its base.safetensors is again a
+file of adm or karlo-decoder where the base network is one.
 """
 
 if __name__ == "__main__" and not __package__:  # `python vf/pretrained/convert.py` finds no package
@@ -49,6 +51,7 @@ from vf.pretrained import (
     i3d,
     inception,
     karlo,
+    karlo_superres,
     safetensors_file,
     unet,
     videomae,
@@ -68,16 +71,19 @@ FAMILIES: dict[str, Canonical] = {
     "clip": clip.canonical,
     "efficientnet": efficientnet.canonical,
 }
+GENERATORS = (*base.FAMILIES, base.SUPERRES)
 # An array that all networks of a family have, by the names of each layout. C3D and V-JEPA find theirs in other ways.
 ROOTS = {
     "i3d": ("Conv3d_1a_7x7.conv3d.weight", "conv3d_1a_7x7.conv3d.weight"),
     "inception": ("Conv2d_1a_3x3.conv.weight", "layers.conv.weight"),
     "videomae": ("patch_embed.proj.weight",),
     "clip": ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
-    **dict.fromkeys(base.FAMILIES, unet.ROOTS),
+    **dict.fromkeys(GENERATORS, unet.ROOTS),
 }
-TARGETS = {"adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo")}
-# Settings that may be assumed, since they cannot be inferred from arrays: of a base generator, and `act` of CLIP.
+TARGETS = {
+    "adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo"), base.SUPERRES: ("diffusers", "karlo"),
+}  # fmt: skip
+# Settings that may be assumed, since they cannot be inferred from arrays: of a generator, and `act` of CLIP.
 ASSUMED: dict[str, tuple[str, ...]] = {  # {setting: its values; () for a positive number}
     "attention_order": tuple(HEADS), "head_dim": (), "norm_groups": (), "schedule": tuple(SCHEDULES), "steps": (),
     "prediction": PREDICTIONS, "image_size": (), "act": clip.ACTS,
@@ -137,10 +143,10 @@ def convert_base(
     text_encoder: Path | None = None,
     copy: str = "",
 ) -> weights.Weights:
-    """Converts a base generator, one array at a time, and reads the written file.
+    """Converts an image generator, one array at a time, and reads the written file.
 
     Args:
-        family: adm or karlo-decoder.
+        family: adm, karlo-decoder or karlo-superres.
         source: a file, a diffusers folder of the network, or one of the whole pipeline.
         out: the safetensors file to write.
         also: for karlo-decoder, the folder text_proj where it is not next to the decoder's.
@@ -161,8 +167,9 @@ def convert_base(
     for source_file in rest:
         arrays |= {f"text_proj/{name}": array for name, array in source_file.arrays.items()}
     try:
-        read = {"adm": adm.canonical, "karlo-decoder": karlo.canonical}[family]
-        converted, about = read(arrays, {**first.config, **_scheduler(source)}, assume or {})
+        modules = {"adm": adm, "karlo-decoder": karlo, base.SUPERRES: karlo_superres}
+        scheduler = _scheduler(source, family)
+        converted, about = modules[family].canonical(arrays, {**first.config, **scheduler}, assume or {})
         texts, facts = karlo.texts(text_encoder, CLASSES, about["clip_dim"]) if text_encoder else ({}, {})
         weights.save(out, family, {**converted, **texts}, {**about, **taken, **_origin(sources), **facts})
     except ValueError as error:
@@ -174,7 +181,7 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     """Writes a converted file, or the base network of an exported run, in a public format.
 
     Args:
-        family: adm or karlo-decoder.
+        family: adm, karlo-decoder or karlo-superres.
         target: `diffusers` (a folder), `adm` (tensors by guided-diffusion's names) or `karlo` (by those of its code).
         source: a file of `convert_base`, or base.safetensors of an exported run.
         out: the folder or safetensors file to write, whole or not at all.
@@ -191,10 +198,13 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     converted = weights.load(source, family)
     try:
         if target == "diffusers":
-            write = {"adm": adm.diffusers, "karlo-decoder": karlo.diffusers}[family]
-            _write_folder(out, write(converted.arrays, converted.about))
+            write = {
+                "adm": adm.diffusers, "karlo-decoder": karlo.diffusers, base.SUPERRES: karlo_superres.diffusers,
+            }  # fmt: skip
+            _write_folder(out, write[family](converted.arrays, converted.about))
         else:
-            tensors = {"adm": adm.openai, "karlo": karlo.original}[target](converted.arrays, converted.about)
+            rename = {"adm": adm.openai, "karlo-decoder": karlo.original, base.SUPERRES: karlo_superres.original}
+            tensors = rename[family](converted.arrays, converted.about)
             with replacing(out) as temporary:
                 safetensors_file.write(temporary, tensors.items(), {"format": "pt"})
     except ValueError as error:
@@ -254,19 +264,20 @@ def _parts(family: str, source: Path, also: Sequence[Path]) -> tuple[Path, ...]:
     """The files or folders from which a base generator is read, that of the U-Net first."""
     if not source.is_dir():
         return (source, *also)
-    inner = {"adm": "unet", "karlo-decoder": "decoder"}[family]
+    inner = {"adm": "unet", "karlo-decoder": "decoder"}.get(family, "")
     unet = source / inner if (source / inner).is_dir() else source
-    if family == "adm" or also:
+    if family != "karlo-decoder" or also:
         return (unet, *also)
     sibling = unet.parent / "text_proj"
     return (unet, sibling) if sibling.is_dir() else (unet,)
 
 
-def _scheduler(source: Path) -> dict[str, Any]:
-    """Fields of the scheduler_config.json next to a diffusers network; {} where there is none."""
+def _scheduler(source: Path, family: str) -> dict[str, Any]:
+    """Fields of the scheduler_config.json next to a diffusers network of a family; {} where there is none."""
     home = hub_folder.described_in(source)
+    of_pipeline = "super_res_scheduler" if family == base.SUPERRES else "decoder_scheduler"
     for folder in (home, home.parent) if home else ():
-        for name in ("scheduler", "decoder_scheduler"):
+        for name in ("scheduler", of_pipeline):
             if (file := folder / name / "scheduler_config.json").is_file():
                 fields = hub_folder.read_json(file)
                 return {name: value for name, value in fields.items() if not name.startswith("_")}
@@ -292,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("family", choices=(*FAMILIES, *base.FAMILIES, "vf"))
+    parser.add_argument("family", choices=(*FAMILIES, *GENERATORS, "vf"))
     parser.add_argument("--source", type=Path, required=True, help="the public file, or its folder; for vf, of a run")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write; for vf, a folder")
     parser.add_argument(
@@ -301,12 +312,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--to",
         choices=("diffusers", "adm", "karlo"),
-        help="write a converted base generator as this: a diffusers folder, or safetensors by the names of that code",
+        help="write a converted generator as this: a diffusers folder, or safetensors by the names of that code",
     )
     parser.add_argument("--text-encoder", type=Path, help="folder of CLIP by transformers, for karlo-decoder's texts")
     parser.add_argument(
         "--assume", type=_assumed, action="append", default=[], metavar="NAME=VALUE",
-        help=f"settings that arrays do not determine: {', '.join(ASSUMED)} (act of clip, others of a base generator)",
+        help=f"settings that arrays do not determine: {', '.join(ASSUMED)} (act of clip, others of a generator)",
     )  # fmt: skip
     parser.add_argument(
         "--weights", metavar="NAME",
@@ -342,7 +353,7 @@ def _run(args: argparse.Namespace) -> list[str]:
     assume, copy = dict(args.assume), args.weights or ""
     if odd := [name for name in assume if (name == "act") != (args.family == "clip")]:
         raise UserError(f"--assume={odd[0]} has no use for {args.family}: leave it out")
-    if args.family in base.FAMILIES:
+    if args.family in GENERATORS:
         result = convert_base(
             args.family, args.source, args.out, also=args.also, assume=assume, text_encoder=args.text_encoder, copy=copy
         )

@@ -62,6 +62,8 @@ def _pair(real: str, drawn: list[str]) -> str:
 
 def _drawn(workdir: AnyPath, one: Drawing, meta: dict[str, Any], latest: int) -> str:
     kind = "Images of the base generator" if one.images else "Clips"
+    if "superres" in meta:
+        kind = f"The same, taken up to {inline(meta.get('width'))} pixels,"
     start = meta.get("start")
     when = f"with the weights of {origin(start)}" if isinstance(start, dict) else f"at step {one.step:,}"
     return _pictures(workdir, one.folder, f"{kind} drawn {when}{one.facts}", meta, _again(one.step, meta, latest))

@@ -62,6 +62,13 @@ SCORES = {
         "Mean similarity of neighbouring frames, by CLIP; 1 is a still.", "near real clips"
     ),
     "flicker": ScoreFacts("1 less the mean change from frame to frame (VBench's); 1 is a still.", "near real clips"),
+    "psnr": ScoreFacts(
+        "Super-resolution: peak signal-to-noise ratio to the very clips that were reduced, in dB, mean over frames; "
+        "sharp samples that guess detail lose to blurred ones.",
+        "higher",
+    ),
+    "psnr_bilinear": ScoreFacts("The same of the reduced clips, enlarged bilinearly.", "higher"),
+    "psnr_bicubic": ScoreFacts("The same of the reduced clips, enlarged bicubically.", "higher"),
     "fd_random_conv3d": ScoreFacts(
         "Not FVD: Fréchet distance of the features of a small random network, which needs no weights; it compares "
         f"checkpoints of one run, and is {_NOT_FVD}.",
