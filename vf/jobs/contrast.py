@@ -83,7 +83,10 @@ def run(spec: ContrastSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
         return (optax.apply_updates(params, updates), moments), found
 
     rows = sharding.my_rows(spec.mesh, spec.batch_size).tolist()
-    with pipeline.batches(source, seed=spec.seed, batch_size=spec.batch_size, rows=rows, threads=1) as batches:
+    with (
+        ACTIVITY.doing("preparing CLIP's encoders") as task,
+        pipeline.batches(source, seed=spec.seed, batch_size=spec.batch_size, rows=rows, threads=1) as batches,
+    ):
         batch = sharding.put_batch(next(batches), spec.mesh, spec.batch_size)
         inputs = _inputs(batch, spec.base_frame, spec.vision.size)
         params = jax.jit(net.init)(jax.random.key(spec.seed), *inputs)["params"]
@@ -92,13 +95,14 @@ def run(spec: ContrastSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
         params["text"]["tokens"] *= SPREAD
         state = jax.device_put((params, tx.init(params)), sharding.replicated(spec.mesh))
         progress = Progress(spec.steps, 0)
-        with ACTIVITY.doing("training CLIP's encoders", announced=True):
-            for step in range(1, spec.steps + 1):
-                state, found = update(state, batch)
-                batch = sharding.put_batch(next(batches), spec.mesh, spec.batch_size)
-                if step % spec.log_every == 0 or step == spec.steps:
-                    progress.update(step, loss=float(found))
-    scores = _scores(net, state[0], validation, spec)
+        task.begin("training CLIP's encoders")
+        for step in range(1, spec.steps + 1):
+            state, found = update(state, batch)
+            batch = sharding.put_batch(next(batches), spec.mesh, spec.batch_size)
+            if step % spec.log_every == 0 or step == spec.steps:
+                progress.update(step, loss=float(found))
+        task.begin("scoring CLIP's encoders")
+        scores = _scores(net, state[0], validation, spec)
     if jax.process_index() == 0:
         arrays = {name: np.asarray(value) for name, value in flatten_dict(state[0], sep="/").items()}
         about = {"vision": vars(spec.vision), "language": vars(language), "official": False, "act_from": "training"}
