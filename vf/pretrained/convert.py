@@ -73,7 +73,7 @@ ROOTS = {
     "i3d": ("Conv3d_1a_7x7.conv3d.weight", "conv3d_1a_7x7.conv3d.weight"),
     "inception": ("Conv2d_1a_3x3.conv.weight", "layers.conv.weight"),
     "videomae": ("patch_embed.proj.weight",),
-    "clip": ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+    "clip": ("visual.conv1.weight", *clip.HUGGING_FACE_ROOTS.values()),
     **dict.fromkeys(base.FAMILIES, unet.ROOTS),
 }
 TARGETS = {"adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo")}
