@@ -3,14 +3,16 @@
     python -m vf.pretrained.convert i3d --source=FILE_OR_FOLDER --out=FILE.safetensors
     python -m vf.pretrained.convert adm --source=64x64_diffusion.pt --out=adm.safetensors
     python -m vf.pretrained.convert karlo-decoder --source=karlo-v1-alpha --out=karlo.safetensors --text-encoder=FOLDER
+    python -m vf.pretrained.convert karlo-prior --source=karlo-v1-alpha --out=prior.safetensors --text-encoder=FOLDER
     python -m vf.pretrained.convert adm --to=diffusers --source=adm.safetensors --out=FOLDER
     python -m vf.pretrained.convert vf --source=RUN --out=FOLDER
 
 Neither TensorFlow nor PyTorch is needed, and nothing that a pickle names is run. The file records its source (with its
 sha256) and a fingerprint of its values, which is part of the protocol of every score that is measured with it.
 
-The families adm and karlo-decoder are base generators: image models from which training starts. `vf` exports the
-networks of a run into one folder. Its base.safetensors is again a file of such a family where the base network is one.
+The families adm and karlo-decoder are base generators: image models from which training starts; karlo-prior draws
+embeddings. `vf` exports the networks of a run into one folder. Its base.safetensors is again a file of such a family
+where the base network is one.
 """
 
 if __name__ == "__main__" and not __package__:  # `python vf/pretrained/convert.py` finds no package
@@ -49,6 +51,7 @@ from vf.pretrained import (
     i3d,
     inception,
     karlo,
+    prior,
     safetensors_file,
     unet,
     videomae,
@@ -75,8 +78,11 @@ ROOTS = {
     "videomae": ("patch_embed.proj.weight",),
     "clip": ("visual.conv1.weight", *clip.HUGGING_FACE_ROOTS.values()),
     **dict.fromkeys(base.FAMILIES, unet.ROOTS),
+    prior.FAMILY: (prior.ROOT,),
 }
-TARGETS = {"adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo")}
+GENERATORS = (*base.FAMILIES, prior.FAMILY)
+TARGETS = {"adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo"), prior.FAMILY: ("diffusers",)}
+TEXTS = ("karlo-decoder", prior.FAMILY)  # families that may carry texts
 # Settings that may be assumed, since they cannot be inferred from arrays: of a base generator, and `act` of CLIP.
 ASSUMED: dict[str, tuple[str, ...]] = {  # {setting: its values; () for a positive number}
     "attention_order": tuple(HEADS), "head_dim": (), "norm_groups": (), "schedule": tuple(SCHEDULES), "steps": (),
@@ -137,22 +143,22 @@ def convert_base(
     text_encoder: Path | None = None,
     copy: str = "",
 ) -> weights.Weights:
-    """Converts a base generator, one array at a time, and reads the written file.
+    """Converts a base generator or a prior, one array at a time, and reads the written file.
 
     Args:
-        family: adm or karlo-decoder.
+        family: one of `GENERATORS`.
         source: a file, a diffusers folder of the network, or one of the whole pipeline.
         out: the safetensors file to write.
         also: for karlo-decoder, the folder text_proj where it is not next to the decoder's.
         assume: values of settings, see `ASSUMED`.
-        text_encoder: folder of CLIP, by which karlo-decoder is conditioned on texts of classes.
+        text_encoder: folder of CLIP, by which a family of `TEXTS` is conditioned on texts of classes.
         copy: as in `convert`.
 
     Raises UserError as `convert`.
     """
     _refuse_existing(out)
-    if text_encoder is not None and family != "karlo-decoder":
-        raise UserError(f"a text encoder is for karlo-decoder; a network of the family {family} reads no texts")
+    if text_encoder is not None and family not in TEXTS:
+        raise UserError(f"a text encoder is for {' or '.join(TEXTS)}; a network of the family {family} reads no texts")
     unet_source, *beside = _parts(family, source, also)
     first, taken = _network(family, unet_source, copy)
     rest = [files.read(path) for path in beside]
@@ -161,9 +167,10 @@ def convert_base(
     for source_file in rest:
         arrays |= {f"text_proj/{name}": array for name, array in source_file.arrays.items()}
     try:
-        read = {"adm": adm.canonical, "karlo-decoder": karlo.canonical}[family]
-        converted, about = read(arrays, {**first.config, **_scheduler(source)}, assume or {})
-        texts, facts = karlo.texts(text_encoder, CLASSES, about["clip_dim"]) if text_encoder else ({}, {})
+        read = {"adm": adm.canonical, "karlo-decoder": karlo.canonical, prior.FAMILY: prior.canonical}[family]
+        converted, about = read(arrays, {**first.config, **_scheduler(family, source)}, assume or {})
+        dim = about["network"]["dim"] if family == prior.FAMILY else about.get("clip_dim", 0)
+        texts, facts = karlo.texts(text_encoder, CLASSES, dim) if text_encoder else ({}, {})
         weights.save(out, family, {**converted, **texts}, {**about, **taken, **_origin(sources), **facts})
     except ValueError as error:
         raise UserError(f"{source} ({first.format}) does not hold {family} weights: {error}") from error
@@ -174,7 +181,7 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     """Writes a converted file, or the base network of an exported run, in a public format.
 
     Args:
-        family: adm or karlo-decoder.
+        family: one of `GENERATORS`.
         target: `diffusers` (a folder), `adm` (tensors by guided-diffusion's names) or `karlo` (by those of its code).
         source: a file of `convert_base`, or base.safetensors of an exported run.
         out: the folder or safetensors file to write, whole or not at all.
@@ -191,7 +198,7 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     converted = weights.load(source, family)
     try:
         if target == "diffusers":
-            write = {"adm": adm.diffusers, "karlo-decoder": karlo.diffusers}[family]
+            write = {"adm": adm.diffusers, "karlo-decoder": karlo.diffusers, prior.FAMILY: prior.diffusers}[family]
             _write_folder(out, write(converted.arrays, converted.about))
         else:
             tensors = {"adm": adm.openai, "karlo": karlo.original}[target](converted.arrays, converted.about)
@@ -251,22 +258,23 @@ def _origin(sources: Mapping[Path, files.Source]) -> dict[str, Any]:
 
 
 def _parts(family: str, source: Path, also: Sequence[Path]) -> tuple[Path, ...]:
-    """The files or folders from which a base generator is read, that of the U-Net first."""
+    """The files or folders from which a generator is read, that of its network first."""
     if not source.is_dir():
         return (source, *also)
-    inner = {"adm": "unet", "karlo-decoder": "decoder"}[family]
+    inner = {"adm": "unet", "karlo-decoder": "decoder", prior.FAMILY: "prior"}[family]
     unet = source / inner if (source / inner).is_dir() else source
-    if family == "adm" or also:
+    if family != "karlo-decoder" or also:
         return (unet, *also)
     sibling = unet.parent / "text_proj"
     return (unet, sibling) if sibling.is_dir() else (unet,)
 
 
-def _scheduler(source: Path) -> dict[str, Any]:
+def _scheduler(family: str, source: Path) -> dict[str, Any]:
     """Fields of the scheduler_config.json next to a diffusers network; {} where there is none."""
+    names = ("prior_scheduler",) if family == prior.FAMILY else ("scheduler", "decoder_scheduler")
     home = hub_folder.described_in(source)
     for folder in (home, home.parent) if home else ():
-        for name in ("scheduler", "decoder_scheduler"):
+        for name in names:
             if (file := folder / name / "scheduler_config.json").is_file():
                 fields = hub_folder.read_json(file)
                 return {name: value for name, value in fields.items() if not name.startswith("_")}
@@ -292,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("family", choices=(*FAMILIES, *base.FAMILIES, "vf"))
+    parser.add_argument("family", choices=(*FAMILIES, *GENERATORS, "vf"))
     parser.add_argument("--source", type=Path, required=True, help="the public file, or its folder; for vf, of a run")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write; for vf, a folder")
     parser.add_argument(
@@ -301,9 +309,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--to",
         choices=("diffusers", "adm", "karlo"),
-        help="write a converted base generator as this: a diffusers folder, or safetensors by the names of that code",
+        help="write a converted generator as this: a diffusers folder, or safetensors by the names of that code",
     )
-    parser.add_argument("--text-encoder", type=Path, help="folder of CLIP by transformers, for karlo-decoder's texts")
+    parser.add_argument("--text-encoder", type=Path, help="folder of CLIP by transformers, for Karlo's texts")
     parser.add_argument(
         "--assume", type=_assumed, action="append", default=[], metavar="NAME=VALUE",
         help=f"settings that arrays do not determine: {', '.join(ASSUMED)} (act of clip, others of a base generator)",
@@ -327,7 +335,7 @@ def main(argv: list[str] | None = None) -> None:
 @ACTIVITY.doing("converting weights")
 def _run(args: argparse.Namespace) -> list[str]:
     """Does what the flags say; returns lines for the terminal. Raises UserError."""
-    unused = {"text_encoder": args.family != "karlo-decoder" or args.to, "step": args.family != "vf"}
+    unused = {"text_encoder": args.family not in TEXTS or args.to, "step": args.family != "vf"}
     unused |= {"to": args.family not in TARGETS, "assume": args.family not in (*TARGETS, "clip") or args.to}
     unused |= {"also": args.family == "vf" or args.to, "weights": args.family not in ROOTS or args.to}
     if wrong := [name for name, is_unused in unused.items() if is_unused and getattr(args, name) not in (None, [])]:
@@ -342,7 +350,7 @@ def _run(args: argparse.Namespace) -> list[str]:
     assume, copy = dict(args.assume), args.weights or ""
     if odd := [name for name in assume if (name == "act") != (args.family == "clip")]:
         raise UserError(f"--assume={odd[0]} has no use for {args.family}: leave it out")
-    if args.family in base.FAMILIES:
+    if args.family in GENERATORS:
         result = convert_base(
             args.family, args.source, args.out, also=args.also, assume=assume, text_encoder=args.text_encoder, copy=copy
         )
@@ -368,6 +376,8 @@ def _run(args: argparse.Namespace) -> list[str]:
         lines.append(f"  not FVD's: {problem}")
     if result.family == "karlo-decoder" and not result.about["texts"]:
         lines.append("  no --text-encoder was given: text tokens are masked, and it has no classes")
+    if result.family == prior.FAMILY and not result.about["texts"]:
+        lines.append("  no --text-encoder was given: it has neither classes nor the empty prompt, to be guided from")
     return lines
 
 
