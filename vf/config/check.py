@@ -8,11 +8,12 @@ from vf.types import UserError
 
 LEAST = {
     "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.log_every": 1, "train.checkpoint_every": 1,
-    "train.keep": 1, "train.lr_base": 0, "train.lr_residual": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
+    "train.keep": 1, "train.lr_base": 0, "train.lr_residual": 0, "train.lr_prior": 0, "train.warmup_steps": 0,
+    "train.clip_norm": 0,
     "sample.count": 1, "sample.first": 0, "sample.batch_size": 1, "sample.length": 0, "sample.overlap": 0,
     "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
-    "base.images": 1,
+    "base.images": 1, "prior.net.width": 2, "prior.net.depth": 1, "prior.net.heads": 1, "sample.prior_steps": 1,
     **{
         f"{network}.net.{field}": least
         for network in ("base", "residual")
@@ -64,10 +65,24 @@ def check(config: ConfigDict, mode: str) -> None:
         raise UserError(
             "init_from and base.init_from both say where the base network starts from: leave one of them empty"
         )
-    if config.base.pretrained and config.model.predictor == "one_network":
+    if config.base.pretrained and config.model.predictor != "decomposed":
         raise UserError(
-            "base.pretrained is an image model, and model.predictor is one_network, which has none: "
+            f"base.pretrained is an image model, and model.predictor is {config.model.predictor}, which has none: "
             "set --config.model.predictor=decomposed"
+        )
+    if config.model.predictor == "prior":
+        _check_prior(config)
+    if sample.prior and sample.known:
+        raise UserError(
+            "sample.known gives frames of clips, whose embeddings a prior does not draw: leave sample.prior or "
+            "sample.known empty"
+        )
+    if sample.prior and (config.model.context != "embedding" or config.model.predictor == "prior"):
+        why = "draws embeddings itself" if config.model.predictor == "prior" else "sees none"
+        raise UserError(
+            f"sample.prior draws embeddings for the generators, and model.predictor={config.model.predictor} with "
+            f"model.context={config.model.context} {why}: leave it empty, or take a run of "
+            "--config.model.context=embedding"
         )
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
         steps = config.noise.steps
@@ -85,3 +100,20 @@ def check(config: ConfigDict, mode: str) -> None:
             raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
         if config.data.source == "none":
             raise UserError(f"data.source=none is for --mode=sample, and this is --mode={mode}: name the data")
+
+
+def _check_prior(config: ConfigDict) -> None:
+    """Raises UserError for what asks clips of a prior, which has embeddings alone."""
+    sample = config.sample
+    asked = {f"sample.{name}": off for name, off in control.FIELDS.items() if name != "first"}
+    asked |= {"train.known_share": 0.0, "eval.metrics": "", "noise.motion": ""}
+    fields = flat(to_json(config))
+    for name, off in asked.items():
+        value = getattr(config[name.split(".")[0]], name.split(".")[1])
+        if value != off:
+            raise UserError(
+                f"--config.{name} is of clips, and model.predictor=prior draws embeddings: leave it as it is, got "
+                f"{fields.get(name, value)}"
+            )
+    if sample.what != "clips":
+        raise UserError("sample.what=base is of generators, and model.predictor=prior has none: leave it at clips")

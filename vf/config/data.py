@@ -39,7 +39,8 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
     """The clips of one part of the data.
 
     training: the clips that training steps see.
-    validation: the clips of the validation losses, which are also the donors of the embeddings that condition samples.
+    validation: the clips of the validation losses, which are also the donors of the embeddings that condition samples,
+        unless a prior draws these.
         No training step sees them, unless `validation_is_seen`. One window of each video, the middle one.
     reference: the clips that distances compare samples with, likewise the middle window of each video.
 
@@ -48,7 +49,8 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
     data = config.data
     if data.source == "sprites":
         split = "train" if part == "training" else "test"
-        return Sprites(frames=data.frames, size=data.size, base_frame=base_frame(config), split=split)
+        sizes = {"frames": data.frames, "size": data.size}
+        return Sprites(**sizes, base_frame=base_frame(config), split=split, video=has_video(config))
     if data.source == "none":
         trained = named_networks(config)
         if trained is None:
@@ -96,13 +98,18 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
             f"--config.{field}{none}"
         )
     base = base_frame(config) if config.model.context == "embedding" else None
-    made = Prepared(where, windows=windows, split=chosen, base_frame=base, share=share)
+    made = Prepared(where, windows=windows, split=chosen, base_frame=base, share=share, video=has_video(config))
     if made.size != data.size:
         raise UserError(
             f"{data.source} was prepared at {made.size} pixels, and data.size is {data.size}: set "
             f"--config.data.size={made.size}, or prepare again with --size={data.size}"
         )
     return made
+
+
+def has_video(config: ConfigDict) -> bool:
+    """Whether the model sees pixels: a prior sees the embeddings of records alone."""
+    return config.model.predictor != "prior"
 
 
 def named_networks(config: ConfigDict) -> export.Trained | None:

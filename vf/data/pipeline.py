@@ -56,6 +56,7 @@ class Source(Protocol):
     def clip(self, record: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """One clip: `video` u8 [f h w 3], `label` i32 [], and `embedding` f32 [d] where the data has one.
 
+        A source whose records are read for their embeddings alone gives no `video`.
         `embedding` is that of the clip's base frame; `mirrored_embedding` f32 [d], that of the same frame mirrored left
         to right, replaces it where the clip is mirrored. `rng` chooses the window; None takes the middle one, as
         evaluation does. Raises BadRecord where the record cannot be read.
@@ -207,6 +208,32 @@ def fixed_clips(source: Source, n: int, seed: int = 0, threads: int = 8) -> dict
     return _stack(examples)
 
 
+MOST_COUNTED = 20_000  # records from which statistics are computed
+
+
+def embedding_statistics(source: Source, mirrored: bool, threads: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, standard deviation) of the embeddings of a source's records, f32 [d] each.
+
+    They are those of the middle windows of all records, or of `MOST_COUNTED` that are spread over them evenly. A number
+    that is the same everywhere has deviation 1.
+
+    mirrored: whether embeddings of mirrored frames, where the data has them, count too.
+    """
+    chosen = np.unique(np.linspace(0, len(source) - 1, min(len(source), MOST_COUNTED)).round().astype(int))
+
+    def read(record: int) -> list[np.ndarray]:
+        try:
+            clip = source.clip(record, None)
+        except BadRecord:
+            return []
+        return [clip[name] for name in ("embedding", "mirrored_embedding")[: 1 + mirrored] if name in clip]
+
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="statistics") as pool:
+        rows = np.stack([row for rows in pool.map(read, chosen.tolist()) for row in rows]).astype(np.float64)
+    deviation = rows.std(0)
+    return rows.mean(0).astype(np.float32), np.where(deviation > 1e-6, deviation, 1).astype(np.float32)
+
+
 class _Example(NamedTuple):
     number: int
     clip: Mapping[str, np.ndarray]
@@ -267,7 +294,8 @@ def _read(source: Source, seed: int, g: int, shuffle: bool, flip: bool, middle: 
                     "flip",
                 )
             if flip and _generator(seed, _FLIP, g).random() < 0.5:
-                clip["video"] = clip["video"][:, :, ::-1]
+                if "video" in clip:
+                    clip["video"] = clip["video"][:, :, ::-1]
                 if mirrored is not None:
                     clip["embedding"] = mirrored
             return _Example(g, clip, bad)

@@ -95,6 +95,7 @@ class Sprites:
         base_frame: index of the frame to which the embedding belongs.
         split: "train" or "test", which share no clip.
         length: number of clips.
+        video: whether clips have their pixels.
     """
 
     class_names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
@@ -102,7 +103,17 @@ class Sprites:
     embedding_dim = len(SHAPES) + len(COLOURS) + len(BACKGROUNDS) + 2
     fps = 0.0  # they move by so much a frame
 
-    def __init__(self, *, frames: int, size: int, base_frame: int, split: str = "train", length: int = 100_000) -> None:
+    def __init__(
+        self,
+        *,
+        frames: int,
+        size: int,
+        base_frame: int,
+        split: str = "train",
+        length: int = 100_000,
+        video: bool = True,
+    ) -> None:
+        self._video = video
         self.frames, self.size, self.base_frame, self.split, self.length = frames, size, base_frame, split, length
         self._salt = {"train": 1, "test": 2}[split]
 
@@ -131,8 +142,8 @@ class Sprites:
                 (len(BACKGROUNDS), factors.background),
             )
         ]
-        return {
-            "video": render(factors, self.size),
+        pixels = {"video": render(factors, self.size)} if self._video else {}
+        return pixels | {
             "label": np.array(factors.shape * len(COLOURS) + factors.colour, np.int32),
             "motion": np.array(factors.direction, np.int32),
             "embedding": np.concatenate([*one_hot, position]).astype(np.float32),

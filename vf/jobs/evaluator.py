@@ -21,7 +21,7 @@ from vf.activity import ACTIVITY
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
-from vf.jobs import control, drawing, memory, meter
+from vf.jobs import control, drawing, memory, meter, prior
 from vf.jobs.results import Results
 from vf.jobs.together import Together
 from vf.metrics.consistency import base_frame_gap
@@ -85,8 +85,11 @@ class Evaluator:
         reference = RealClips.read(settings.reference, settings.clips, spec.seed)
         n = settings.clips if settings.validation is None else min(settings.clips, len(settings.validation))
         validation = RealClips.read(settings.validation, n, spec.seed)
-        condition = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names))
-        return cls(workdir, recorder, spec, reference, validation, condition, meter.Phases.of(workdir))
+        phases, drawn = meter.Phases.of(workdir), spec.prior is not None
+        condition = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names), drawn=drawn)
+        if drawn:
+            condition |= {"embedding": prior.draw(spec, phases, condition)}
+        return cls(workdir, recorder, spec, reference, validation, condition, phases)
 
     @functools.cached_property
     def _sampling_programs(self) -> tuple[Any, Any]:
@@ -298,15 +301,15 @@ def validation_losses(
 
 
 def conditions(
-    model: Model, spec: SampleSpec, records: Mapping[str, np.ndarray], classes: int
+    model: Model, spec: SampleSpec, records: Mapping[str, np.ndarray], classes: int, *, drawn: bool = False
 ) -> dict[str, np.ndarray]:
     """The conditions of `spec.count` samples: `index` u32 [n], `label` i32 [n] and, where the model uses an embedding,
     `embedding` f32 [n d].
 
-    All labels are `spec.label`, or the classes take turns. The paper draws the embedding from a prior network; until
-    there is one, clips of the validation set are the donors, so a score with context `embedding` is that of a perfect
-    prior. The donor of sample k is the next clip of its class, so that its label and embedding belong to one clip. For
-    a model without classes all clips are donors, or those of `spec.label` where that is set.
+    All labels are `spec.label`, or the classes take turns. The paper draws the embedding from a prior network; where
+    none is named, clips of the validation set are the donors, so that a score is that of a perfect prior. The donor of
+    sample k is the next clip of its class, so that its label and embedding belong to one clip. For a model without
+    classes all clips are donors, or those of `spec.label` where that is set.
 
     Args:
         model: whose conditions they are.
@@ -314,6 +317,7 @@ def conditions(
         records: `label` [m] and `embedding` [m d] of the validation clips, and `video` [m f h w 3]; read only for the
             embedding, and for known frames that no file gives.
         classes: number of classes.
+        drawn: whether a prior draws the embeddings, which are then left out here.
 
     Raises UserError for a label that is no class, or a class without a donor in `records`.
     """
@@ -323,7 +327,7 @@ def conditions(
     index = rows["index"]
     known = bool(spec.options.known) and "video" in records  # the validation clips give the known frames
     label = index % max(classes, 1) if spec.label < 0 else np.full(spec.count, spec.label)
-    if not model.embedding_dim and not known:
+    if (drawn or not model.embedding_dim) and not known:
         return rows | {"label": label.astype(np.int32)}
     if spec.label < 0 and (known or model.null_label is None):
         donors = index % len(records["label"])

@@ -6,8 +6,8 @@ from absl import logging
 from vf.config.specs import RunSpec, Start
 from vf.files import AnyPath
 from vf.hosts.run import Hosts
-from vf.jobs import memory
-from vf.jobs.evaluator import Evaluator
+from vf.jobs import embeddings, memory
+from vf.models.prior import Prior
 from vf.run import page
 from vf.run.recorder import Recorder
 from vf.training import sharding
@@ -25,7 +25,7 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
     abstract = sharding.abstract_params(spec.model.shapes(), spec.mesh)
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
         hosts.before_end(recorder.flush)
-        evaluator = Evaluator.open(workdir, recorder, spec)
+        evaluator = embeddings.evaluator(workdir, recorder, spec)
         evaluator.phases.end("import and preparation")
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             params: Params
@@ -39,6 +39,7 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
                     step, params = latest or 0, checkpoints.restore_params(abstract, which, latest)
         weights = f"those of {start.origin['from']}" if start else f"{spec.sample.weights} of step {step} in {workdir}"
         what = "clips" if spec.sample.what == "clips" else "images of the base generator"
+        what = "embeddings" if isinstance(spec.model, Prior) else what
         logging.info("sampling %d %s, seed %d; weights: %s", spec.sample.count, what, spec.sample.seed, weights)
         evaluator.sample(step, params, whole=False)
         evaluator.show_real()

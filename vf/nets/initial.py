@@ -67,6 +67,21 @@ class Initializer:
         return self.scale / math.sqrt(math.prod(shape[:-1])) / CUT if self.by_inputs else self.scale
 
 
+@dataclasses.dataclass(frozen=True)
+class Values(Initializer):
+    """These values, in the order of the parameter's elements."""
+
+    values: tuple[float, ...] = ()
+
+    def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        """As `Initializer`."""
+        return jnp.asarray(self.values, dtype).reshape(shape)
+
+    def draw(self, seed: int, name: str, shape: Sequence[int]) -> Float[np.ndarray, "*shape"]:
+        """As `Initializer`."""
+        return np.asarray(self.values, np.float32).reshape(shape)
+
+
 ZEROS, ONES = Initializer(), Initializer(mean=1.0)
 NORMAL = Initializer(scale=1.0)
 LECUN = Initializer(scale=1.0, by_inputs=True)

@@ -4,6 +4,7 @@ The folder has the statistics of embeddings, but no texts: `karlo.texts` compute
 the empty one, which become part of the converted file, as in that of the decoder.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from vf.files import AnyPath
 from vf.nets.prior import Prior
-from vf.pretrained import unet
+from vf.pretrained import export, unet, weights
 from vf.pretrained.safetensors_file import Lazy
+from vf.types import UserError
 
 LICENCE = "CreativeML OpenRAIL-M (Kakao Brain)"
 FAMILY = "karlo-prior"
@@ -39,6 +42,41 @@ _REQUIRED = {
     "additional_embeddings": _OTHERS, "added_emb_type": "prd", "time_embed_act_fn": "silu", "norm_in_type": None,
     "embedding_proj_norm_type": None, "encoder_hid_proj_type": "linear", "dropout": 0.0,
 }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """A trained prior, before its weights are read: a run, what was exported of one, or a converted file.
+
+    Attributes:
+        path: where it is.
+        dim: numbers of an embedding.
+        classes: names of its classes; () for none.
+        trained: the run, or what was exported of it; None for a converted file.
+        file: the header of a converted file; None for a run.
+    """
+
+    path: AnyPath
+    dim: int
+    classes: tuple[str, ...]
+    trained: export.Trained | None = None
+    file: weights.Weights | None = None
+
+
+def open_prior(path: AnyPath) -> Header:
+    """Opens the prior at `path`. Raises UserError where there is none, or its files are damaged."""
+    if path.suffix == ".safetensors":
+        file = weights.peek(path, (FAMILY,))
+        return Header(path, file.about["network"]["dim"], tuple(file.about["classes"]), file=file)
+    trained = export.find(path)
+    if (predictor := trained.config["model"]["predictor"]) != "prior":
+        raise UserError(
+            f"{path} holds no prior but networks of model.predictor={predictor}: name a run that was trained with "
+            "--config.model.predictor=prior",
+            "trained",
+        )
+    labelled = trained.config["model"]["condition"] == "label"
+    return Header(path, trained.about["embedding_dim"], trained.classes if labelled else (), trained)
 
 
 class Link(NamedTuple):

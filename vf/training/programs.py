@@ -16,6 +16,7 @@ from vf import rng, video
 from vf.models import sampler as samplers
 from vf.models import windowed
 from vf.models.model import Model
+from vf.models.prior import Prior
 from vf.models.videofusion import VideoFusion
 from vf.nets import initial
 from vf.training import sharding, stacks
@@ -119,6 +120,19 @@ def sampling(model: Model, mesh: Mesh, options: samplers.SampleOptions) -> Any:
         keys, fixed = _keys(batch, seed), control(batch, seed)
         clips = samplers.sample(model, stacks.unstack(params), keys, model.condition(batch), options, fixed)
         return video.to_uint8(clips)
+
+    return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
+
+
+def embeddings(model: Prior, mesh: Mesh, options: samplers.SampleOptions) -> Any:
+    """Jitted (params, batch of `index` u32 [b] and conditions, seed) -> f32 [b d], embeddings that the prior samples.
+
+    Number k depends on (seed, k), its condition and the weights alone.
+    """
+
+    def sample(params: Any, batch: Batch, seed: rng.Seed) -> jax.Array:
+        params, keys = stacks.unstack(params), rng.example_keys(seed, rng.Purpose.PRIOR, batch["index"])
+        return model.embeddings(params, samplers.sample(model, params, keys, model.condition(batch), options))
 
     return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
 
