@@ -55,6 +55,9 @@ def get_config() -> ConfigDict:
     # turn, none overlapping)
     data.windows = "random"
     data.hop = 1  # source frames from one window to the next, for all
+    # Sprites alone: share of the contents, such as "red square over white", that no training clip shows; their captions
+    # are then prompts of something new.
+    data.held_out = 0.0
     data.flip = False  # mirror every second clip; not for classes such as writing
     data.split = "train"  # prepared data: what is trained on; several as train+test
     data.split_file = ""  # folder of videos: likewise, in the official UCF101 format; "" = every file
@@ -88,7 +91,7 @@ def get_config() -> ConfigDict:
     model.predictor = "decomposed"
     model.context = "none"  # none (bare equations) | embedding (the paper) | base_frame (ours: base first)
     model.context_noise = 0.1  # ours; amplitude of the noise on the context frame in training, for base_frame
-    model.condition = "none"  # none | label
+    model.condition = "none"  # none | label | text (captions of the data, prompts when sampling)
     model.condition_dropout = 0.1  # share of clips trained without their condition, for guidance
     model.loss_weight = 20.0  # bound of the factor that a `loss` other than `prediction` puts on an error
     model.dtype = "float32"  # of the computation: float32 | bfloat16
@@ -96,6 +99,24 @@ def get_config() -> ConfigDict:
     model.remat = "none"  # what the backward pass computes again: none | blocks | dots
     model.scan = False  # compile equal blocks once, as a loop: for networks of three blocks a level or more
     model.attention = "auto"  # auto (cudnn where it runs) | xla | cudnn
+
+    # Texts, for model.condition=text: CLIP's text encoder, as python -m vf.pretrained.convert clip writes it, which is
+    # not trained, and its tokenizer (OpenAI's bpe_simple_vocab_16e6.txt.gz, or a folder of a CLIP by transformers).
+    config.text = text = ConfigDict()
+    text.encoder = ""
+    text.tokenizer = ""
+    text.context_dim = 0  # channels of the tokens that attention reads; 0 = those of the encoder's states
+    text.image_tokens = 4  # tokens that are made of the embedding, as in DALL-E 2's decoder
+    # Whether context embedding is CLIP's of each clip's base frame, made as it is trained on, in place of embeddings
+    # that the data has.
+    text.embed = False
+    # --mode=clip trains such encoders on the data's captions, where nobody has public ones, and writes them and the
+    # tokenizer into --workdir.
+    text.learn = learn = ConfigDict()
+    learn.width, learn.depth, learn.heads, learn.patch = 64, 3, 4, 4  # of both encoders, and the image encoder's patch
+    learn.context = 16  # tokens of a caption
+    learn.captions = 4096  # most captions of which the tokenizer is learned
+    learn.steps, learn.batch_size, learn.lr = 800, 256, 1e-3
 
     config.base = base = ConfigDict()
     base.net = network()
@@ -111,6 +132,7 @@ def get_config() -> ConfigDict:
     residual.net = network(width=128, num_res_blocks=2, temporal=("conv", "attention"))  # ours
     residual.prediction = "eps"
     residual.loss = ""
+    residual.text = True  # whether it reads the texts too, beside the base generator
 
     # The prior that is trained where model.predictor is prior: a transformer that denoises the embeddings of records.
     config.prior = prior = ConfigDict()
@@ -178,6 +200,10 @@ def get_config() -> ConfigDict:
     sample.prior = ""
     sample.prior_steps = 25
     sample.prior_guidance_scale = -1.0  # -1 = what the prior's own config says (Karlo's: 4)
+    # Texts to be shown, or a file with one on each line: one clip of each, or `each`, in place of count; "" = captions
+    # of validation clips, where the model reads texts.
+    sample.prompts = ""
+    sample.each = 1
     sample.seed = 0
     sample.weights = "ema"  # ema | params
     sample.fps = 0.0  # of the pictures of samples; 0 = the data's

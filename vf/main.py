@@ -1,4 +1,4 @@
-"""A run's command: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate|plan`.
+"""A run's command: `python -m vf.main --config=configs/demo.py --workdir=runs/demo --mode=train|sample|evaluate|...`.
 
 Fields of the config, which `configs/base.py` lists with their meaning and default, are overridden as
 `--config.train.batch_size=8`; a variant is named as `configs/ucf101.py:smoke`.
@@ -7,6 +7,7 @@ Fields of the config, which `configs/base.py` lists with their meaning and defau
     --mode=sample     draws clips with the weights of the latest checkpoint (fields `sample.*`)
     --mode=evaluate   scores checkpoints, also beside a run that trains (`eval.*`)
     --mode=plan       computes memory and time of a run on another machine (`plan.*`)
+    --mode=clip       trains a small CLIP on the data's captions, for texts without public weights (`text.learn.*`)
 
 Bad input ends the program with one sentence and exit status 2, a full disk with 1, a plan that does not fit with 4;
 SIGTERM and Ctrl-C save the current training step, status 143 and 130.
@@ -47,13 +48,13 @@ from vf.data.manifest import MANIFEST
 from vf.hosts.errors import DiskFull, HostsError, Stopped, exit_status
 from vf.hosts.process import this_process
 from vf.hosts.run import Hosts
-from vf.jobs import evaluate, plan, sample, train
+from vf.jobs import contrast, evaluate, plan, sample, train
 from vf.pretrained import export
 from vf.run.provenance import fingerprint
 from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
 
-MODES = ("train", "sample", "evaluate", "plan")
+MODES = ("train", "sample", "evaluate", "plan", "clip")
 NAMES = (
     "config", "workdir", "mode", "coordinator", "processes", "process", "startup_timeout", "heartbeat_timeout",
     "compile_cache", "compile_only", "profile",
@@ -97,6 +98,8 @@ def run(
         planned = plan.run(build.plan(config), workdir)
         return {"fits": float(planned["best"]["fits"] and planned.get("sampling", planned["best"])["fits"])}
     hosts = hosts or Hosts()
+    if mode == "clip":
+        return contrast.run(build.contrast(config), workdir, hosts)
     here = export.of_run(workdir)
     facts = hosts.share(here and (here.config, here.step, here.about))  # what process 0 reads, so that all agree
     trained = export.Trained(workdir, *facts) if facts else None

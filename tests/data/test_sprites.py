@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vf.data import sprites
-from vf.data.sprites import BACKGROUNDS, COLOURS, MARGIN, RADIUS, SHAPES, SPEED, Sprites
+from vf.data.share import Share
+from vf.data.sprites import BACKGROUNDS, COLOURS, CONTENTS, MARGIN, RADIUS, SHAPES, SPEED, Sprites
 
 FRAMES, SIZE, BASE = 8, 16, 3
 
@@ -125,6 +126,38 @@ def test_the_mirrored_embedding_determines_the_mirrored_base_frame(source: Sprit
         assert clip["mirrored_embedding"].dtype == np.float32
         np.testing.assert_array_equal(clip["mirrored_embedding"][:12], clip["embedding"][:12])
         np.testing.assert_allclose((clip["mirrored_embedding"][12:] + 1) / 2 * SIZE, mirrored.path[BASE], atol=1e-5)
+
+
+def test_captions_say_what_is_shown(source: Sprites) -> None:
+    """The way is that of the step about the base frame, where no wall is near."""
+    checked = 0
+    for record in range(200):
+        factors = source.factors(record)
+        _, colour, shape, _, way, _, background = factors.caption.split()
+        assert (colour, shape, background) == (
+            list(COLOURS)[factors.colour], SHAPES[factors.shape], list(BACKGROUNDS)[factors.background]
+        )  # fmt: skip
+        steps = np.diff(factors.path[BASE - 1 : BASE + 2], axis=0)
+        if np.allclose(*steps):  # no bounce
+            (y, x), checked = steps[0], checked + 1
+            assert way == (("left", "right")[int(x > 0)] if abs(x) > abs(y) else ("up", "down")[int(y > 0)])
+    assert checked > 50
+
+
+def test_contents_that_are_held_out_are_never_shown() -> None:
+    kept = Sprites(frames=FRAMES, size=SIZE, base_frame=BASE, share=Share(0.2, False))
+    other = Sprites(frames=FRAMES, size=SIZE, base_frame=BASE, share=Share(0.2, True))
+    shown, held = ({s.factors(record).content for record in range(400)} for s in (kept, other))
+    assert not shown & held
+    assert len(shown | held) >= len(CONTENTS) - 2  # nearly all are drawn
+    assert 4 <= len(held) <= 20
+    assert kept.describe()["part"] == "training"
+
+
+def test_tokens_are_those_of_the_caption() -> None:
+    tokenize = lambda caption: np.array([len(caption)], np.int32)  # noqa: E731
+    source = Sprites(frames=FRAMES, size=SIZE, base_frame=BASE, tokenize=tokenize)
+    assert source.clip(3)["tokens"] == len(source.factors(3).caption)
 
 
 def test_every_factor_occurs_about_equally_often(source: Sprites) -> None:

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from tests import small_texts
 from tests.test_main import tiny
 from vf import main
 from vf.config.specs import SampleSpec
@@ -55,6 +56,48 @@ def test_without_classes_donors_are_taken_in_order(monkeypatch, tmp_path):
     made, opened = conditions(monkeypatch, tmp_path, model__condition="none", eval__clips=50)
     np.testing.assert_array_equal(made["embedding"], opened.validation.clips["embedding"][np.arange(72) % 50])
     np.testing.assert_array_equal(made["label"], classes(made["embedding"]))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Fields of a model that reads texts."""
+    encoder, vocabulary = small_texts.write(tmp_path_factory.mktemp("texts"))
+    return {"model__condition": "text", "text__encoder": str(encoder), "text__tokenizer": str(vocabulary)}
+
+
+def test_captions_are_those_of_validation_clips(monkeypatch, tmp_path, texts):
+    made, opened = conditions(monkeypatch, tmp_path, **texts, model__context="none", sample__count=6)
+    clips = opened.validation.clips
+    np.testing.assert_array_equal(made["tokens"], clips["tokens"][:6])
+    words = opened.spec.text.words(made["tokens"])
+    names = [opened.spec.class_names[label] for label in clips["label"][:6]]
+    assert all(caption.startswith(f"a {name} moves ") for caption, name in zip(words, names, strict=True))
+    assert opened.results.sampling["captions_of"]["split"] == "test"
+
+
+def test_prompts_are_drawn_in_turn_each_the_same_alone(tmp_path, texts, caplog):
+    """And what is cut, or left out of a file, is said."""
+    file, two = tmp_path / "prompts.txt", [small_texts.CAPTIONS[0], f"{small_texts.CAPTIONS[100]} today and tomorrow"]
+    file.write_text(f"{two[0]}\n\n{two[1]}\n", encoding="utf-16")
+    fields = {**texts, "model__context": "base_frame", "sample__eta": 1.0}
+    main.run(tiny(**fields, train__steps=2, sample__count=2), tmp_path / "run", "train")
+    caplog.clear()
+    drawn = {}
+    for count, changes in ((4, {"sample__prompts": str(file), "sample__each": 2}), (1, {"sample__prompts": two[1]})):
+        first = {"sample__first": 3} if count == 1 else {}
+        main.run(tiny(**fields | changes | first), tmp_path / "run", "sample")
+        (folder,) = (tmp_path / "run/samples").glob(f"*_n{count}_*")
+        drawn[count] = folder
+    said = caplog.text
+    other, _ = small_texts.write(tmp_path, seed=1)
+    with pytest.raises(UserError, match="have learned the texts of another encoder"):
+        main.run(tiny(**fields | {"text__encoder": str(other)}), tmp_path / "run", "sample")
+    assert "left out as empty: line 2" in said
+    assert "cut at the words 'today and tomorrow'" in said
+    with np.load(drawn[1] / "clips.npz") as one, np.load(drawn[4] / "clips.npz") as all_:
+        np.testing.assert_array_equal(one["clips"][0], all_["clips"][3])
+        np.testing.assert_array_equal(all_["label"], [0, 1, 0, 1])
+        assert (all_["clips"][0] != all_["clips"][2]).any()  # another noise
 
 
 def test_a_class_without_a_donor_is_refused_before_training(monkeypatch, tmp_path):

@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 
 from configs import demo
-from tests.jobs.test_embeddings import drawn, tiny
+from tests import small_texts
+from tests.jobs.test_embeddings import drawn, tiny, weights
 from vf import main
 from vf.config import build
 from vf.config.specs import RunSpec
 from vf.jobs.evaluator import Evaluator
 from vf.jobs.results import Results
 from vf.nets.prior import Prior
-from vf.pretrained import export, weights
+from vf.pretrained import export
 from vf.pretrained import prior as pretrained
+from vf.pretrained import weights as files
 from vf.run.recorder import Recorder
 from vf.types import UserError
 
@@ -95,7 +97,7 @@ def karlo(path, classes=(), dim=14, texts=True):
     rng = np.random.default_rng(0)
     drawn = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     names = {"/".join(str(key.key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(drawn)}
-    weights.save(path, pretrained.FAMILY, names, about)
+    files.save(path, pretrained.FAMILY, names, about)
     return path
 
 
@@ -106,7 +108,7 @@ def test_karlo_s_prior_knows_classes_by_their_texts(tmp_path):
     spec = spec_of(generators(file), tmp_path)
     assert spec.prior.labels == tuple(range(17, -1, -1))
     assert spec.prior.options.guidance.scale == 4.0
-    assert spec.prior.protocol()["fingerprint"] == weights.peek(file, (pretrained.FAMILY,)).fingerprint
+    assert spec.prior.protocol()["fingerprint"] == files.peek(file, (pretrained.FAMILY,)).fingerprint
     rows = embeddings_of(generators(file), tmp_path)
     assert rows["embedding"].shape == (4, 14)
     assert np.abs(rows["embedding"][0] - rows["embedding"][1]).max() > 0.1
@@ -125,7 +127,7 @@ def test_what_does_not_fit_is_one_sentence(prior_run, tmp_path):
     (tmp_path / "empty").mkdir()
     refused("holds neither checkpoints/ nor base.safetensors", generators(tmp_path / "empty"))
     dim = karlo(tmp_path / "dim.safetensors", dim=9)
-    refused("draws embeddings of 9 numbers, and those of these records have 14", generators(dim))
+    refused("draws embeddings of 9 numbers, and those that the generators see have 14", generators(dim))
     other = karlo(tmp_path / "other.safetensors", classes=("YoYo", "TaiChi"))
     refused("knows 2 classes.*red square.*--config.sample.prior", generators(other))
     refused("knows none: name one that was trained on the same classes", generators(karlo(tmp_path / "no.safetensors")))
@@ -140,3 +142,66 @@ def test_generators_are_no_prior(tmp_path, prior_run):
     (tmp_path / "checkpoints").symlink_to(prior_run / "checkpoints")
     with pytest.raises(UserError, match="holds no prior but networks"):
         pretrained.open_prior(tmp_path)
+
+
+# ---- texts
+
+
+def reading(folder, **changes):
+    """A prior of captions and of the embeddings of base frames, both by the small CLIP in `folder`."""
+    encoder, vocabulary = folder / "clip.safetensors", folder / "tokenizer.json"
+    texts = {"model__condition": "text", "text__encoder": str(encoder), "text__tokenizer": str(vocabulary)}
+    return texts | {"text__embed": True} | changes
+
+
+@pytest.fixture(scope="module")
+def text_prior(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    small_texts.write(folder)
+    prompts = "a red square moves left over white\na blue cross moves right over black"
+    changes = {"train__steps": 1, "train__checkpoint_every": 1, "sample__steps": 25, "sample__prompts": prompts}
+    main.run(tiny(**reading(folder, **changes)), folder / "prior", "train")
+    return folder
+
+
+def test_a_prior_reads_prompts(text_prior, tmp_path):
+    """Embedding n is of prompt n, for the prior's own run and for generators that read the same texts."""
+    arrays, facts = drawn(text_prior / "prior", 1)
+    assert arrays["embedding"].shape == (2, 8)
+    assert facts["prompts"][0].startswith("a red square")
+    config = tiny(**reading(text_prior))
+    source = build.clips.source(config)
+    encoder = build.texts.encoder(config)
+    frames = np.stack([source.clip(k, None)["video"][3] for k in range(0, len(source), len(source) // 300)])
+    true = np.asarray(jax.jit(encoder.embed)(encoder.params, frames))
+    params = weights(text_prior / "prior")
+    np.testing.assert_allclose(params["prior/mean"], true.mean(0), atol=0.3 * true.std(0).max())
+    np.testing.assert_allclose(params["prior/std"], true.std(0), rtol=0.3)
+    swapped = "a blue cross moves right over black\na red square moves left over white"
+    rows = embeddings_of(
+        generators(text_prior / "prior", **reading(text_prior, sample__prompts="\n".join(facts["prompts"]))), tmp_path
+    )
+    np.testing.assert_allclose(rows["embedding"], arrays["embedding"], atol=1e-5)
+    other = embeddings_of(generators(text_prior / "prior", **reading(text_prior, sample__prompts=swapped)), tmp_path)
+    assert np.abs(other["embedding"] - arrays["embedding"]).max() > 1e-3
+
+
+def test_texts_that_do_not_fit_are_one_sentence(text_prior, prior_run, tmp_path):
+    def refused(message, config):
+        with pytest.raises(UserError, match=message):
+            build.sample(config, tmp_path / "out", None)
+
+    reads = reading(text_prior)
+    deaf = generators(text_prior / "prior", **reads | {"model__condition": "none"})
+    refused("reads texts, and the generators do not", deaf)
+    own = generators(
+        prior_run, **reads | {"text__embed": False, "sample__prompts": "a red square moves left over white"}
+    )
+    refused("the generators read texts, and the prior in .* does not", own)
+    (tmp_path / "other").mkdir()
+    small_texts.write(tmp_path / "other", seed=1)
+    other = reading(tmp_path / "other", sample__prompts="a red square moves left over white")
+    refused("has learned the texts of another encoder", generators(text_prior / "prior", **other))
+    refused("a prompt does not give: name a prior", generators("", **reads | {"sample__prompts": "a red square"}))
+    wide = karlo(tmp_path / "wide.safetensors", dim=8)
+    refused("reads texts of 5 tokens of 8 numbers", generators(wide, **reads | {"sample__prompts": "a red square"}))

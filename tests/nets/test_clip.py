@@ -79,7 +79,7 @@ def test_frames_are_prepared_as_pillow_does(height, width):
     size = 224 if height > 50 else SIZE
     frames = clips(1, 2, height, width)[0]
     frames[1] = np.arange(width)[:, None] * 255 // width  # smooth, beside noise
-    found = jax.jit(functools.partial(clip._preprocess, size=size))(frames)
+    found = jax.jit(functools.partial(clip.preprocess, size=size))(frames)
     found = (np.asarray(found) * np.array(clip.STD) + np.array(clip.MEAN)) * 255
     true = np.stack([prepared(frame, size) for frame in frames])
     np.testing.assert_allclose(found, true, atol=1e-3)  # not a bit of a pixel differs

@@ -76,6 +76,39 @@ def test_no_texts_is_a_text_of_masked_tokens(params):
     assert flatten_dict(shapes, sep="/").keys() == without_texts.keys()
 
 
+def test_a_text_of_its_own_reads_as_a_row_of_texts(params):
+    """And a null row has the empty prompt, the last one, beside the learned vector of the embedding."""
+    own = Decoder(BODY, texts=1, text=True, embedding=True, **SIZES)
+    empty = {name: params[name][-1:] for name in params if name.startswith("texts/")}
+    names = ("states", "mask", "pooled")
+    read = {f"text_{name}": params[f"texts/{name}"][ROW] for name in names}
+    read["text_mask"] = read["text_mask"] > 0.5
+    null = np.array([False, True, False])
+    made = own.apply({"params": unflatten_dict(params | empty, sep="/")}, Z, T, cond=IMAGE, null=null, **read)
+    np.testing.assert_allclose(made, apply(params, IMAGE, null, np.array([0, 2, 2])), atol=1e-5)
+
+
+def test_without_an_empty_prompt_no_text_is_a_learned_token(params):
+    own = Decoder(BODY, text=True, **SIZES)
+    learned = np.random.default_rng(3).normal(size=DIM).astype(np.float32)
+    params = {name: array for name, array in params.items() if not name.startswith("texts/")} | {"null_text": learned}
+    tree = {"params": unflatten_dict(params, sep="/")}
+    random = np.random.default_rng(4)
+    read = {
+        "text_states": random.normal(size=(3, LENGTH, DIM)).astype(np.float32), "text_mask": np.ones((3, LENGTH), bool),
+        "text_pooled": random.normal(size=(3, DIM)).astype(np.float32),
+    }  # fmt: skip
+    null = np.array([True, False, False])
+    made = own.apply(tree, Z, T, null=null, **read)
+    token = {name: np.array(value) for name, value in read.items()}
+    token["text_states"][0, 0] = token["text_pooled"][0] = learned
+    token["text_mask"][0, 1:] = False
+    np.testing.assert_allclose(made, own.apply(tree, Z, T, **token), atol=1e-5)
+    assert np.abs(made - own.apply(tree, Z, T, **read))[0].max() > 1e-4
+    with pytest.raises(ValueError, match="text_states is missing"):
+        own.apply(tree, Z, T)
+
+
 def test_texts_do_not_train_and_everything_else_does(params):
     null = np.array([True, False, False])
     moved = jax.jit(jax.grad(lambda p: (apply(p, IMAGE, null, ROW) ** 2).sum()))(params)

@@ -1,11 +1,12 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from vf.data.sprites import BACKGROUNDS, COLOURS, SHAPES, Factors, Sprites, alpha_mask, render
 from vf.scores import sprites
-from vf.scores.sprites import SpriteAnalysis, SpriteScores, analyse, nearest_path, scores
+from vf.scores.sprites import SpriteAnalysis, SpriteScores, analyse, followed, nearest_path, scores
 
 N, FRAMES, SIZE, BASE = 48, 8, 16, 3
 SHARES = (
@@ -174,7 +175,8 @@ def test_irregular_motion_is_not_smooth(real) -> None:
 def test_nearest_path_measures_in_pixels() -> None:
     _, factors = draw(200)
     paths = np.stack([f.path for f in factors])
-    error, speed = nearest_path(paths, SIZE)
+    error, velocity = nearest_path(paths, SIZE)
+    speed = np.linalg.norm(velocity, axis=1)
     assert error.max() < 0.1
     step = np.linalg.norm(abs(np.diff(paths, axis=1)).max(1), axis=-1)  # a bounce only shortens steps
     np.testing.assert_allclose(speed, step, atol=0.05)
@@ -216,3 +218,27 @@ def test_the_evaluator_compares_with_real_clips(real) -> None:
 def test_other_arrays_are_refused(clips: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected"):
         analyse(clips, 1)
+
+
+def test_real_clips_follow_their_captions_and_no_others():
+    """Off by the table's steps, at the quarters' edges, a way may be its neighbour's."""
+    source = Sprites(frames=8, size=SIZE, base_frame=3)
+    factors = [source.factors(record) for record in range(60)]
+    clips = np.stack([source.clip(record)["video"] for record in range(60)])
+    found = followed(clips, 3, [one.caption for one in factors])
+    assert all(found[name].all() for name in ("shape", "colour", "background", "content"))
+    assert found["way"].mean() >= 0.95
+    np.testing.assert_array_equal(found["all"], found["way"])
+    opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
+    turned = [re.sub("left|right|up|down", lambda way: opposite[way[0]], one.caption) for one in factors]
+    assert not followed(clips, 3, turned)["way"].any()
+    for name, other in (("shape", "disc"), ("colour", "pink"), ("background", "beige")):
+        position = {"shape": 2, "colour": 1, "background": 6}[name]
+        captions = [
+            " ".join(other if k == position else word for k, word in enumerate(one.caption.split())) for one in factors
+        ]
+        wrong = followed(clips, 3, captions)
+        assert not wrong[name].any()
+        assert not wrong["all"].any()
+    with pytest.raises(ValueError, match="expected captions such as"):
+        followed(clips[:1], 3, ["a dog"])

@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 
 from vf import files
 from vf.activity import ACTIVITY
-from vf.config import control, networks, start
+from vf.config import control, networks, start, texts
 from vf.config import data as clips
 from vf.config.models import file_model, image_model, model, noise_schedule, with_statistics
 from vf.config.prior import embedding_prior
 from vf.config.scores import scorers
 from vf.config.specs import (
+    ContrastSpec,
     EvaluateSpec,
     EvaluationSpec,
     PlanSettings,
@@ -40,6 +41,8 @@ from vf.metrics.fvd import LINEAGES
 from vf.metrics.protocol import protocol_hash
 from vf.models.model import Model
 from vf.models.sampler import SampleOptions
+from vf.nets.clip import TextConfig
+from vf.nets.vit import Config
 from vf.plan.subject import PlanSubject
 from vf.plan.targets import parse_target
 from vf.pretrained import base as pretrained
@@ -128,6 +131,24 @@ def evaluate(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None
 
 
 @naming_flags(FLAGS)
+def contrast(config: ConfigDict) -> ContrastSpec:
+    """The job that trains CLIP's encoders. Raises UserError for values out of range, and data without captions."""
+    given = config.text.learn
+    shape = {"width": given.width, "depth": given.depth, "heads": given.heads, "mlp": 4 * given.width}
+    words = {"width": "text.learn.width", "size": "data.size"}
+    vision = as_user_error(
+        lambda: Config(**shape, patch=given.patch, tubelet=1, size=config.data.size, frames=1, eps=1e-5,
+                       act="quick_gelu", class_token=True), words,
+    )  # fmt: skip
+    return ContrastSpec(
+        source=lambda part, tokenize: clips.source(config, part, tokenize), vision=vision,
+        language=lambda count: TextConfig(**shape, context=given.context, vocabulary=count, dim=given.width),
+        captions=given.captions, steps=given.steps, batch_size=given.batch_size, lr=given.lr,
+        log_every=config.train.log_every, base_frame=clips.base_frame(config), mesh=mesh(config), seed=config.seed,
+    )  # fmt: skip
+
+
+@naming_flags(FLAGS)
 def plan(config: ConfigDict) -> PlanSpec:
     """The planning job. Raises UserError for values out of range."""
     settings = plan_settings(config)
@@ -164,15 +185,16 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
         reference = clips.source(config, "reference")
-    donates = made.embedding_dim and not config.sample.prior
-    if mode != "sample" or donates or (config.sample.known and not config.sample.known_of):
+    donors = (made.embedding_dim and not config.sample.prior) or (made.readers and not config.sample.prompts)
+    if mode != "sample" or donors or (config.sample.known and not config.sample.known_of):
         validation = clips.source(config, "validation")
         clips.check_validation(config, workdir, fresh)
     prior = embedding_prior(config, source, devices) if made.embedding_dim else None
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
         seed=config.seed, start=initial, sample=sample_spec(config, source),
-        guide=start.guide(config, made.networks, workdir, source.class_names), prior=prior,
+        guide=start.guide(config, made.networks, workdir, source.class_names), text=texts.encoder(config),
+        embeds=config.text.embed, prior=prior,
         evaluation=EvaluationSpec(
             scorers=scorers(config) if scored else {}, reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
@@ -299,10 +321,21 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     """`config.sample`, typed, for a model of the clips of `source`."""
     s, fps, fixed = config.sample, clips.shown_fps(config, source), control.control(config)
     count = fixed.grid[0] * fixed.grid[1] if fixed and fixed.grid else s.count
+    if prompts := texts.prompts(config):
+        if fixed and fixed.grid:
+            raise UserError(
+                "sample.grid has contents of its own: leave --config.sample.prompts empty, or --config.sample.grid=()"
+            )
+        if config.model.context == "embedding" and config.model.predictor != "prior" and not config.sample.prior:
+            raise UserError(
+                "the model is conditioned on an embedding of the base frame, which a prompt does not give: name a "
+                "prior that draws it (--config.sample.prior), or leave --config.sample.prompts empty"
+            )
+        count = len(prompts) * s.each
     return SampleSpec(
         sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
         control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,
-        windows=s.windows, window_noise=s.window_noise, dtype=config.model.dtype,
+        windows=s.windows, window_noise=s.window_noise, dtype=config.model.dtype, prompts=prompts,
     )  # fmt: skip
 
 

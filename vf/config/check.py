@@ -14,6 +14,9 @@ LEAST = {
     "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
     "base.images": 1, "prior.net.width": 2, "prior.net.depth": 1, "prior.net.heads": 1, "sample.prior_steps": 1,
+    "sample.each": 1, "text.image_tokens": 1, "text.context_dim": 0,
+    **{f"text.learn.{field}": 1 for field in ("width", "depth", "heads", "patch", "captions", "steps", "batch_size")},
+    "text.learn.context": 3,
     **{
         f"{network}.net.{field}": least
         for network in ("base", "residual")
@@ -59,6 +62,13 @@ def check(config: ConfigDict, mode: str) -> None:
         raise UserError(
             f"--config.data.validation_share must be at least 0 and less than 1, got {config.data.validation_share}"
         )
+    if not 0 <= config.data.held_out < 1 or (config.data.held_out and config.data.source != "sprites"):
+        raise UserError(
+            "--config.data.held_out is a share of the contents of sprites, at least 0 and less than 1, and 0 for other "
+            f"data; got {config.data.held_out}"
+        )
+    if config.model.condition == "text" and config.data.source == "sprites" and config.data.flip:
+        raise UserError("mirrored clips move otherwise than their captions say: set --config.data.flip=False")
     choose("sample.weights", sample.weights, {"ema": 0, "params": 0})
     choose("sample.what", sample.what, {"clips": 0, "base": 0})
     if config.init_from and config.base.init_from:

@@ -1,12 +1,15 @@
 """Which clips a job reads: the training clips, the validation set, the reference set."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from vf import files
+from vf.config import texts
 from vf.config.specs import Loading
 from vf.config.values import as_user_error, choose
 from vf.data import remote
@@ -35,8 +38,8 @@ def shown_fps(config: ConfigDict, source: Source) -> float:
     return config.sample.fps or config.data.fps or source.fps or 8.0
 
 
-def source(config: ConfigDict, part: Part = "training") -> Source:
-    """The clips of one part of the data.
+def source(config: ConfigDict, part: Part = "training", tokenize: Callable[[str], np.ndarray] | None = None) -> Source:
+    """The clips of one part of the data, with tokens of their captions by `tokenize`, or as the model reads them.
 
     training: the clips that training steps see.
     validation: the clips of the validation losses, which are also the donors of the embeddings that condition samples,
@@ -48,9 +51,12 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
     """
     data = config.data
     if data.source == "sprites":
+        share = Share(data.held_out, False) if part == "training" and data.held_out else None
         split = "train" if part == "training" else "test"
-        sizes = {"frames": data.frames, "size": data.size}
-        return Sprites(**sizes, base_frame=base_frame(config), split=split, video=has_video(config))
+        return Sprites(
+            frames=data.frames, size=data.size, base_frame=base_frame(config), split=split, share=share,
+            tokenize=tokenize or texts.tokenize(config), video=has_video(config) or tokenize is not None,
+        )  # fmt: skip
     if data.source == "none":
         trained = named_networks(config)
         if trained is None:
@@ -62,6 +68,13 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
         lambda: Windows(data.frames, data.stride, data.fps, start, data.hop), {word: f"data.{word}" for word in words}
     )
     where, kind = _located(config)
+    video = has_video(config) or tokenize is not None
+    tokenize = tokenize or texts.tokenize(config)
+    if tokenize is not None and (kind == "split_file" or data.source.startswith(TFDS)):
+        raise UserError(
+            f"the model reads captions, which {data.source} does not have: prepare it with a table of them, by python "
+            "-m vf.data.prepare folder --table=FILE (or webvid)"
+        )
     field, share = _selection(config, part, kind)
     group, name = field.split(".")
     chosen, validation = config[group][name], data[f"validation_{kind}"]
@@ -98,7 +111,7 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
             f"--config.{field}{none}"
         )
     base = base_frame(config) if config.model.context == "embedding" else None
-    made = Prepared(where, windows=windows, split=chosen, base_frame=base, share=share, video=has_video(config))
+    made = Prepared(where, windows=windows, split=chosen, base_frame=base, share=share, tokenize=tokenize, video=video)
     if made.size != data.size:
         raise UserError(
             f"{data.source} was prepared at {made.size} pixels, and data.size is {data.size}: set "
@@ -108,8 +121,8 @@ def source(config: ConfigDict, part: Part = "training") -> Source:
 
 
 def has_video(config: ConfigDict) -> bool:
-    """Whether the model sees pixels: a prior sees the embeddings of records alone."""
-    return config.model.predictor != "prior"
+    """Whether records are read with their pixels: a prior sees embeddings alone, unless they are made of those."""
+    return config.model.predictor != "prior" or config.text.embed
 
 
 def named_networks(config: ConfigDict) -> export.Trained | None:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vf.activity import ACTIVITY
+from vf.config import texts
 from vf.config.data import base_frame
 from vf.config.networks import base_network, computation, embedding_dim, labelled, network, pretrained_base
 from vf.config.values import as_user_error, choose
@@ -57,7 +58,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 "train.known_share is of the residual generator, and one_network has none: set "
                 "--config.train.known_share=0"
             )
-        net = network(config, config.base.net, source, mesh, frame_embed=True)
+        net = network(config, "base", source, mesh, frame_embed=True)
         made: Model = as_user_error(
             lambda: OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared), ZERO_SNR
         )
@@ -71,7 +72,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
         made = as_user_error(
             lambda: VideoFusion(
                 base=base_network(config, source, mesh),
-                residual=network(config, config.residual.net, source, mesh, frame_embed=True),
+                residual=network(config, "residual", source, mesh, frame_embed=True),
                 lam=lam,
                 base_prediction=base_prediction,
                 residual_prediction=residual_prediction,
@@ -100,23 +101,37 @@ def prior_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) ->
             f"model.predictor=prior draws embeddings, and model.context is {config.model.context}: set "
             "--config.model.context=embedding"
         )
-    made = prior_of(config, dim, source.num_classes if labelled(config, source) else 0, mesh)
+    classes = source.num_classes if labelled(config, source) else 0
+    made = prior_of(config, dim, classes, mesh, text_shape=texts.shape(config))
     _check_shapes(config, made)
     return made
 
 
-def prior_of(config: ConfigDict, dim: int, classes: int, mesh: Mesh | None, *, labelled: bool = True) -> Prior:
+def prior_of(
+    config: ConfigDict, dim: int, classes: int, mesh: Mesh | None, *, labelled: bool = True,
+    text_shape: tuple[int, int, int] = (0, 0, 0),
+) -> Prior:  # fmt: skip
     """The prior that `config.prior` describes, for embeddings of `dim` numbers and so many classes, 0 for none.
 
-    labelled: whether it is told the class, where it has classes; without, it takes none.
+    Args:
+        labelled: whether it is told the class, where it has classes; without, it takes none.
+        text_shape: of the texts that it reads, as `Model.text_shape`; zeros for none.
+
+    Raises UserError where values do not fit together.
     """
+    if text_shape[0] and text_shape[1:] != (dim, dim):
+        raise UserError(
+            f"the prior draws embeddings of {dim} numbers of texts with {text_shape[2]}: take embeddings and texts of "
+            "one CLIP (--config.text.encoder)"
+        )
     prediction = choose("prior.prediction", config.prior.prediction, KINDS)
     how = {name: value for name, value in computation(config, mesh).items() if name in ("dtype", "remat", "place")}
-    net = nets_prior.Prior(dim=dim, num_classes=classes, **config.prior.net, **how)
+    net = nets_prior.Prior(dim=dim, num_classes=classes, text_length=text_shape[0], **config.prior.net, **how)
     return as_user_error(
         lambda: Prior(
             net=net, prior=noise.Independent(), prediction=prediction, schedule=noise_schedule(config),
-            loss=choose("prior.loss", config.prior.loss or prediction, KINDS), shape=(1, 1, 1, dim), base_frame=0,
+            loss=choose("prior.loss", config.prior.loss or prediction, KINDS), shape=(1, 1, 1, dim),
+            base_frame=base_frame(config), readers=("prior",) if text_shape[0] else (), text_shape=text_shape,
             null_label=classes if classes and labelled else None, condition_dropout=config.model.condition_dropout,
             loss_weight=config.model.loss_weight,
         ),
@@ -128,8 +143,9 @@ def with_statistics(made: Model, source: Source, config: ConfigDict) -> Model:
     """`made` with the statistics of the embeddings of training clips as first values, where it is a prior."""
     if not isinstance(made, Prior):
         return made
+    embed = texts.embed(config, base_frame(config)) if config.text.embed else None
     with ACTIVITY.doing("computing the statistics of the embeddings"):
-        mean, std = embedding_statistics(source, config.data.flip, config.data.threads)
+        mean, std = embedding_statistics(source, config.data.flip, config.data.threads, embed)
     values = (initial.Values(values=tuple(map(float, numbers))) for numbers in (mean, std))
     net: Any = made.net
     return dataclasses.replace(made, net=net.clone(**dict(zip(("mean_init", "std_init"), values, strict=True))))
@@ -207,6 +223,8 @@ def _shared(config: ConfigDict, source: Source, frames: int, base: int) -> dict[
     return _common(config, frames, base) | {
         "null_label": source.num_classes if config.model.condition == "label" else None,
         "embedding_dim": embedding_dim(config, source),
+        "readers": texts.readers(config),
+        "text_shape": texts.shape(config),
     }
 
 

@@ -10,9 +10,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vf import files
+from vf.config import texts
 from vf.config.values import choose
 from vf.data.pipeline import Source
 from vf.models.videofusion import CONTEXTS
+from vf.nets.unclip import Decoder
 from vf.nets.unet import REMAT, UNet
 from vf.pretrained import base as pretrained
 from vf.pretrained import prior as pretrained_prior
@@ -23,24 +25,39 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ATTENTION = {name: name for name in ("auto", "xla", "cudnn")}
 
 
-def network(config: ConfigDict, net: ConfigDict, source: Source, mesh: Mesh | None = None, **changes: Any) -> UNet:
-    """The U-Net of the fields `net`, conditioned as `config` says; `changes` are further fields of it."""
-    fields = net.to_dict()
+def network(config: ConfigDict, name: str, source: Source, mesh: Mesh | None = None, **changes: Any) -> nn.Module:
+    """The U-Net of the fields `config.<name>.net`, conditioned as `config` says; `changes` are further fields of it.
+
+    One that reads texts is conditioned as Karlo's decoder is.
+    """
+    fields: dict[str, Any] = config[name].net.to_dict()
     fields["temporal_attention_at"] = fields["temporal_attention_at"] or None
+    fields |= computation(config, mesh) | changes
+    dim = embedding_dim(config, source)
+    if name in texts.readers(config):
+        length, _, text_dim = texts.shape(config)
+        given = config.text
+        body = UNet(
+            **fields, cond_dim=4 * fields["width"], cond_projection=False, context_dim=given.context_dim or text_dim
+        )
+        return Decoder(
+            body, embedding=dim > 0, text=True, text_length=length, clip_dim=dim or text_dim, text_dim=text_dim,
+            image_tokens=given.image_tokens,
+        )  # fmt: skip
     if labelled(config, source):
         fields |= {"num_classes": source.num_classes, "null_class": True}
-    return UNet(**fields | changes, cond_dim=embedding_dim(config, source), **computation(config, mesh))
+    return UNet(**fields, cond_dim=dim)
 
 
 def base_network(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> nn.Module:
     """The base generator: that of the converted file where `base.pretrained` names one, else `base.net`."""
     file = pretrained_base(config)
     if file is None:
-        return network(config, config.base.net, source, mesh)
+        return network(config, "base", source, mesh)
     file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
     return file.network(
         class_names=source.class_names if labelled(config, source) else (),
-        embedding_dim=embedding_dim(config, source), dropout=config.base.net.dropout,
+        embedding_dim=embedding_dim(config, source), text_dim=texts.shape(config)[2], dropout=config.base.net.dropout,
         **computation(config, mesh),
     )  # fmt: skip
 
@@ -87,7 +104,7 @@ def resolved(config: ConfigDict, workdir: files.AnyPath, fresh: bool = True) -> 
 
 def labelled(config: ConfigDict, source: Source) -> bool:
     """Whether networks are conditioned on classes. Raises UserError where the clips have none."""
-    wanted = choose("model.condition", config.model.condition, {"none": False, "label": True})
+    wanted = choose("model.condition", config.model.condition, texts.CONDITIONS) == "label"
     if wanted and not source.num_classes:
         raise UserError(
             "model.condition is label, but the clips have none: arrange them as DIR/<Class>/<clip>, or take "
@@ -103,7 +120,7 @@ def embedding_dim(config: ConfigDict, source: Source) -> int:
     """
     if choose("model.context", config.model.context, {c: c for c in CONTEXTS}) != "embedding":
         return 0
-    dim = getattr(source, "embedding_dim", 0)
+    dim: int = texts.embedding_dim(config) or getattr(source, "embedding_dim", 0)
     if not dim and (prior := named_prior(config)):
         dim = prior.dim
     if not dim:

@@ -3,8 +3,9 @@
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vf.config import texts
 from vf.config.models import prior_of
-from vf.config.networks import computation, named_prior
+from vf.config.networks import computation, embedding_dim, named_prior
 from vf.config.specs import PriorSpec, Start
 from vf.config.values import as_user_error
 from vf.data.pipeline import Source
@@ -28,26 +29,27 @@ def embedding_prior(config: ConfigDict, source: Source, mesh: Mesh) -> PriorSpec
     header = named_prior(config)
     if header is None:
         return None
-    records = getattr(source, "embedding_dim", 0)
-    if records and records != header.dim:
+    if (seen := embedding_dim(config, source)) != header.dim:
         raise UserError(
-            f"the prior in {header.path} draws embeddings of {header.dim} numbers, and those of these records have "
-            f"{records}: name a prior that was trained on embeddings of the same network (--config.sample.prior)"
+            f"the prior in {header.path} draws embeddings of {header.dim} numbers, and those that the generators see "
+            f"have {seen}: name a prior that was trained on embeddings of the same network (--config.sample.prior)"
         )
-    labels = _labels(config, header, source)
-    made, scale = _karlo(config, header, mesh, bool(labels)) if header.file else _trained(header, mesh, bool(labels))
+    labels = () if (reads := _reads(config, header)) else _labels(config, header, source)
+    conditioned = reads or bool(labels)
+    make = _karlo if header.file else _trained
+    made, scale = make(config, header, mesh, labelled=bool(labels), reads=reads)
     if (own := config.sample.prior_guidance_scale) != -1:
-        if own != 1 and not labels:
+        if own != 1 and not conditioned:
             raise UserError(
-                f"sample.prior_guidance_scale is {own}, but the prior in {header.path} draws without a class, to which "
-                "it could be guided: set --config.sample.prior_guidance_scale=-1"
+                f"sample.prior_guidance_scale is {own}, but the prior in {header.path} draws without a class or text, "
+                "to which it could be guided: set --config.sample.prior_guidance_scale=-1"
             )
         scale = own
     steps = as_user_error(
         lambda: schedules.time_grid(config.sample.prior_steps, made.schedule.steps), {"steps": "sample.prior_steps"}
     )
     bound = header.file.about["clip_x_0"] if header.file else header.trained.config["sample"]["clip_x_0"]  # type: ignore[union-attr]
-    options = SampleOptions(steps, solvers.DDIM(eta=1.0), Guidance(scale if labels else 1.0), bound or None)
+    options = SampleOptions(steps, solvers.DDIM(eta=1.0), Guidance(scale if conditioned else 1.0), bound or None)
     return PriorSpec(made, _start(header), options, labels)
 
 
@@ -73,16 +75,48 @@ def _labels(config: ConfigDict, header: pretrained.Header, source: Source) -> tu
     return ()
 
 
-def _trained(header: pretrained.Header, mesh: Mesh, labelled: bool) -> tuple[Prior, float]:
+def _reads(config: ConfigDict, header: pretrained.Header) -> bool:
+    """Whether the prior reads the texts of samples. Raises UserError where only one of it and the generators does."""
+    theirs = header.file is not None or header.trained.config["model"]["condition"] == "text"  # type: ignore[union-attr]
+    if not texts.reads(config):
+        if header.trained is not None and theirs:
+            raise UserError(
+                f"the prior in {header.path} reads texts, and the generators do not: take generators of "
+                "--config.model.condition=text, or another prior (--config.sample.prior)"
+            )
+        return False
+    if not theirs:
+        raise UserError(
+            f"the generators read texts, and the prior in {header.path} does not: name one that was trained with "
+            "--config.model.condition=text (--config.sample.prior)"
+        )
+    found, learned = texts.encoder(config), header.trained and header.trained.about.get("text_encoder")
+    if found is not None and learned and found.fingerprint != learned:
+        raise UserError(
+            f"the prior in {header.path} has learned the texts of another encoder (its fingerprint was {learned}, and "
+            f"that of {config.text.encoder} is {found.fingerprint}): name that one by --config.text.encoder"
+        )
+    return True
+
+
+def _trained(
+    config: ConfigDict, header: pretrained.Header, mesh: Mesh, *, labelled: bool, reads: bool
+) -> tuple[Prior, float]:
     """The model of a run, and its scale of guidance."""
     assert header.trained is not None
     theirs = ConfigDict(dict(header.trained.config))
-    made = prior_of(theirs, header.dim, len(header.classes), mesh, labelled=labelled)
+    length, width, dim = header.trained.about.get("text_shape", (0, 0, 0))
+    made = prior_of(
+        theirs, header.dim, len(header.classes), mesh, labelled=labelled,
+        text_shape=(length, width, dim) if reads else (0, 0, 0),
+    )  # fmt: skip
     return made, theirs.sample.guidance_scale
 
 
-def _karlo(config: ConfigDict, header: pretrained.Header, mesh: Mesh, labelled: bool) -> tuple[Prior, float]:
-    """The model of a converted file, and its scale of guidance. Raises UserError where it has no texts."""
+def _karlo(
+    config: ConfigDict, header: pretrained.Header, mesh: Mesh, *, labelled: bool, reads: bool
+) -> tuple[Prior, float]:
+    """The model of a converted file, and its scale of guidance. Raises UserError where it lacks the texts it needs."""
     assert header.file is not None
     about = header.file.about
     if not about["texts"]:
@@ -90,11 +124,19 @@ def _karlo(config: ConfigDict, header: pretrained.Header, mesh: Mesh, labelled: 
             f"{header.path} has neither texts of classes nor the empty prompt: convert it again with "
             "--text-encoder=FOLDER"
         )
+    shape = (about["network"]["text_length"], header.dim, header.dim)
+    if reads and texts.shape(config) != shape:
+        raise UserError(
+            f"the prior in {header.path} reads texts of {shape[0]} tokens of {shape[1]} numbers, and those of "
+            f"{config.text.encoder} have {texts.shape(config)[:2]}: Karlo's is the ViT-L/14 of OpenAI "
+            "(--config.text.encoder)"
+        )
     how = {name: value for name, value in computation(config, mesh).items() if name in ("dtype", "place")}
     made = Prior(
         net=pretrained.net(about, **how), prior=noise.Independent(), prediction=about["prediction"],
         schedule=schedules.SCHEDULES[about["schedule"]["name"]](about["schedule"]["steps"]), loss=about["prediction"],
         shape=(1, 1, 1, header.dim), base_frame=0, null_label=len(about["texts"]) - 1 if labelled else None,
+        readers=("prior",) if reads else (), text_shape=shape if reads else (0, 0, 0),
     )  # fmt: skip
     return made, KARLO_GUIDANCE
 

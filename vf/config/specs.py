@@ -16,6 +16,9 @@ from vf.metrics.protocol import Scorer
 from vf.models.model import Model
 from vf.models.prior import Prior
 from vf.models.sampler import SampleOptions
+from vf.nets.clip import TextConfig
+from vf.nets.text_encoder import TextEncoder
+from vf.nets.vit import Config
 from vf.plan.subject import MakeSubject
 from vf.plan.targets import Target
 from vf.training.optim import Optimizer
@@ -75,7 +78,7 @@ class PriorSpec:
         model: the prior, which computes on the run's mesh.
         start: its weights.
         options: how it samples.
-        labels: its label of each class of the run's clips; () where it draws without a class.
+        labels: its label of each class of the run's clips; () where it draws without a class, or of texts.
     """
 
     model: Prior
@@ -88,6 +91,7 @@ class PriorSpec:
         return {
             **self.start.origin, "times": self.options.grid.tolist(), "clip_x_0": self.options.clip_x_0,
             "guidance_scale": self.options.guidance.scale, "classes": bool(self.labels),
+            "texts": bool(self.model.readers),
         }  # fmt: skip
 
 
@@ -104,7 +108,8 @@ class SampleSpec:
     `fps` is the rate at which pictures of them play, `solver` and `eta` describe `options.solver`; `control` is None
     where nothing is fixed, `first` the number of the first sample, `extension` the windows of long
     clips, all with one base noise where `keep_base_noise` holds, `windows` how they are drawn, `window_noise` whose
-    residual noise they have, `dtype` that of the computation.
+    residual noise they have, `dtype` that of the computation. `prompts` are the samples' texts, in turn; () takes the
+    captions of validation clips, where the model reads any.
     """
 
     options: SampleOptions
@@ -124,6 +129,7 @@ class SampleSpec:
     windows: Windows = "in_turn"
     window_noise: WindowNoise = "new"
     dtype: str = "float32"
+    prompts: tuple[str, ...] = ()
 
     @property
     def together(self) -> bool:
@@ -145,7 +151,7 @@ class SampleSpec:
             "length": self.extension.length if self.extension.further else None,
             "overlap": self.extension.overlap if self.extension.further else None,
             "keep_base_noise": self.keep_base_noise if self.extension.further else None,
-            "windows": "together" if self.together else None,
+            "windows": "together" if self.together else None, "prompts": list(self.prompts) or None,
             "window_noise": self.window_noise if self.extension.further and self.window_noise != "new" else None,
         }  # fmt: skip
         return {name: value for name, value in more.items() if value is not None} | {
@@ -198,6 +204,8 @@ class RunSpec:
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
         guide: weights of the worse networks that guide samples; None for none.
         prior: what draws the embeddings of samples; None where clips of the validation set donate them.
+        text: the encoder of clips' captions and of prompts, where the model reads them, and of base frames.
+        embeds: whether `text` makes the embeddings of base frames.
     """
 
     config: Mapping[str, Any]
@@ -211,6 +219,8 @@ class RunSpec:
     evaluation: EvaluationSpec
     guide: Start | None = None
     prior: PriorSpec | None = None
+    text: TextEncoder | None = None
+    embeds: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +295,32 @@ class SelfcheckSpec:
 
     file: Path
     lineage: Lineage
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastSpec:
+    """The job that trains CLIP's encoders.
+
+    Attributes:
+        source: (part of the data, caption -> tokens) -> its clips.
+        vision: sizes of the image encoder.
+        language: (number of different tokens) -> sizes of the text encoder.
+        captions: most captions of which the tokenizer is learned.
+        lr: highest learning rate, after the warm-up.
+        base_frame: array index of the frame that goes with the caption.
+    """
+
+    source: Callable[[Literal["training", "validation"], Callable[[str], np.ndarray]], Source]
+    vision: Config
+    language: Callable[[int], TextConfig]
+    captions: int
+    steps: int
+    batch_size: int
+    lr: float
+    log_every: int
+    base_frame: int
+    mesh: Mesh
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)

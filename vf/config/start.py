@@ -10,6 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vf import files
+from vf.config import texts
 from vf.config.data import named_networks
 from vf.config.networks import pretrained_base
 from vf.config.specs import Start
@@ -53,7 +54,7 @@ def start(
     if trained is None:
         return None
     chosen = tuple(networks) if config.init_from else ("base",)
-    _check_classes(config, trained, classes)
+    _check_conditions(config, trained, classes)
     if differing := _differing(config, trained, chosen, trains=trains):
         raise _learned_otherwise(config, trained, differing)
     return Start(chosen, lambda params: trained.read({name: params[name] for name in chosen}), trained.origin())
@@ -78,7 +79,7 @@ def check_resumed(
             trained.path,
         )
         return
-    _check_classes(config, trained, classes)
+    _check_conditions(config, trained, classes)
     if differing := _differing(config, trained, networks, trains=False):
         movable = trains and not _differing(config, trained, networks, trains=True)
         other = f"--config.init_from={shlex.quote(str(trained.path))} with another --workdir trains on from its weights"
@@ -109,7 +110,7 @@ def guide(config: ConfigDict, networks: Sequence[str], workdir: AnyPath, classes
             f"sample.guide is {name}, but nothing is guided at a scale of 1: set --config.sample.guidance_scale=2"
         )
     trained = export.find(workdir, int(name)) if name.isdecimal() else export.find(files.path(name))
-    _check_classes(config, trained, classes)
+    _check_conditions(config, trained, classes)
     if differing := _differing(config, trained, networks, trains=False):
         raise _learned_otherwise(config, trained, differing)
     return Start(
@@ -198,8 +199,14 @@ def check_history(config: ConfigDict, trained: export.Trained | None) -> None:
         )
 
 
-def _check_classes(config: ConfigDict, trained: export.Trained, classes: Sequence[str]) -> None:
-    """Raises UserError where the networks were trained on other classes than these."""
+def _check_conditions(config: ConfigDict, trained: export.Trained, classes: Sequence[str]) -> None:
+    """Raises UserError where the networks were trained on other classes than these, or texts of another encoder."""
+    found, learned = texts.encoder(config), trained.about.get("text_encoder")
+    if found and learned and found.fingerprint != learned:
+        raise UserError(
+            f"the networks in {trained.path} have learned the texts of another encoder (its fingerprint was {learned}, "
+            f"and that of {config.text.encoder} is {found.fingerprint}): name that one by --config.text.encoder"
+        )
     if config.model.condition != "label" or not trained.classes or not classes or trained.classes == tuple(classes):
         return
     k = next((k for k, (a, b) in enumerate(zip(trained.classes, classes, strict=False)) if a != b), None)
@@ -227,6 +234,8 @@ def _differing(config: ConfigDict, trained: export.Trained, networks: Sequence[s
         names += ["data.size", "noise.zero_terminal_snr"]  # a network may be trained on under the rescaled schedule
         if "residual" in networks or config.model.predictor == "one_network":
             names += ["data.frames", "noise.prior", "noise.lam", "noise.a", "noise.base_frame"]
+    if config.model.condition == "text" and "residual" in networks:
+        names.append("residual.text")
     for network in networks:
         fields = [name for name in ours if name.startswith(f"{network}.net.") and not name.endswith(".dropout")]
         names += [f"{network}.prediction", *fields]

@@ -1,12 +1,14 @@
 """A data set that `vf.data.prepare` made, as a source of clips. A clip takes two reads and no video decoding."""
 
 import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Int
 
 from vf.data.clips import Windows
 from vf.data.embeddings import Layout
@@ -29,6 +31,7 @@ class Prepared:
             clip; None reads clips without embeddings.
         share: use the clips of this part only; None uses all.
         video: whether clips have their pixels; without, embeddings are read alone, and no frame is decoded.
+        tokenize: caption -> tokens; None reads clips without.
 
     Raises:
         UserError: there is no prepared data set, no such split, or no clip that is long enough; the base frame lies
@@ -47,8 +50,9 @@ class Prepared:
         base_frame: int | None = None,
         share: Share | None = None,
         video: bool = True,
+        tokenize: Callable[[str], Int[np.ndarray, " t"]] | None = None,
     ) -> None:
-        self._video = video
+        self._video, self._tokenize = video, tokenize
         self.root, self.windows, self.split, self.share = Path(root), windows, split, share
         manifest = read_manifest(self.root)
         self.parameters = manifest["parameters"]
@@ -156,7 +160,8 @@ class Prepared:
         """`video` u8 [f size size 3] and `label` i32 [] of a random window, or of the middle one where `rng` is None.
 
         Where embeddings are read, also `embedding` f32 [d] and, where the data has it, `mirrored_embedding` f32 [d] of
-        the base frame, or of the frame nearest to it that has one. Raises BadRecord where the data is damaged.
+        the base frame, or of the frame nearest to it that has one; and with `tokenize`, `tokens` i32 [t] of the video's
+        caption. Raises BadRecord where the data is damaged.
         """
         k = int(np.searchsorted(self._ends, record, side="right"))
         within = record - (int(self._ends[k - 1]) if k else 0)
@@ -176,6 +181,8 @@ class Prepared:
             if self._base_frame is not None:
                 segment, within = divmod(int(indices[self._base_frame]), SEGMENT)
                 fields |= segments[segment].embeddings(self._embeddings, within, int(self._frames[k]))
+            if self._tokenize is not None:
+                fields["tokens"] = self._tokenize(segments[needed[0]].caption)
         except Exception as error:  # the reader raises errors of many kinds
             raise BadRecord(f"{self.names[k]} in {self.root}: {error}") from error
         return fields

@@ -179,6 +179,11 @@ class Segment:
         self._data = memoryview(self.fields["frames"].bytes_list.value[0])
         self._ends = list(itertools.accumulate(self.fields["bytes"].int64_list.value, initial=0))
 
+    @property
+    def caption(self) -> str:
+        """The video's caption; "" for none."""
+        return self.fields["caption"].bytes_list.value[0].decode()
+
     def frame(self, k: int) -> memoryview:
         """Encoded bytes of frame k of the segment. Raises IndexError beyond its end."""
         return self._data[self._ends[k] : self._ends[k + 1]]

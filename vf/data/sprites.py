@@ -5,9 +5,13 @@ off the walls. Both are known in closed form, so that samples can be scored with
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
+
+from vf.data.share import Share
 
 SHAPES = ("square", "triangle", "cross")
 COLOURS = {  # RGB 0..255, far apart from each other and from every background
@@ -23,6 +27,7 @@ _COLOURS, _BACKGROUNDS = np.array(list(COLOURS.values())), np.array(list(BACKGRO
 MARGIN = 0.28  # the sprite's centre stays this far from the walls, as a share of the frame's side
 RADIUS = 0.28  # half the sprite's extent, as a share of the frame's side
 DIRECTIONS = 8
+WAYS = ("right", "down", "left", "up")  # of a caption: quarters of the circle, each two of the sectors above
 SPEED = (0.03, 0.08)  # shares of the frame's side per frame
 
 
@@ -35,6 +40,22 @@ class Factors:
     background: int
     path: np.ndarray
     direction: int  # of the velocity before it bounces, one of DIRECTIONS equal sectors
+
+    @property
+    def way(self) -> int:
+        """The quarter of the circle to which it moves at the base frame of the paper, an index into WAYS."""
+        return (self.direction + 1) // 2 % len(WAYS)
+
+    @property
+    def content(self) -> str:
+        """What does not change over the clip, in words, such as "red square over white"."""
+        return f"{list(COLOURS)[self.colour]} {SHAPES[self.shape]} over {list(BACKGROUNDS)[self.background]}"
+
+    @property
+    def caption(self) -> str:
+        """The clip in words, such as "a red square moves left over white"."""
+        what, where = self.content.split(" over ")
+        return f"a {what} moves {WAYS[self.way]} over {where}"
 
 
 def alpha_mask(shape: int, centre: np.ndarray, size: int) -> np.ndarray:
@@ -81,13 +102,17 @@ def render(factors: Factors, size: int) -> np.ndarray:
     return np.round(mask * colour + (1 - mask) * background).astype(np.uint8)
 
 
+CONTENTS = [f"{colour} {shape} over {where}" for shape in SHAPES for colour in COLOURS for where in BACKGROUNDS]
+
+
 class Sprites:
     """A source of `length` clips, each a function of (split, record) alone; a `vf.data.pipeline.Source`.
 
     A clip has `video` u8 [f size size 3]; `label` i32 [], a combination of colour and shape such as "red square";
     `motion` i32 [], the sector of its direction; `embedding` f32 [14], the base frame's factors (one-hot shape, colour,
-    background; position (y, x) in [-1, 1]), in place of an ideal image encoder's output; and `mirrored_embedding`
-    f32 [14], that of the mirrored base frame, in which x has the other sign.
+    background; position (y, x) in [-1, 1]), in place of an ideal image encoder's output; `mirrored_embedding`
+    f32 [14], that of the mirrored base frame, in which x has the other sign; and with `tokenize` also `tokens` i32
+    [t], those of its caption.
 
     Args:
         frames: frames per clip.
@@ -96,6 +121,8 @@ class Sprites:
         split: "train" or "test", which share no clip.
         length: number of clips.
         video: whether clips have their pixels.
+        tokenize: caption -> tokens; None reads clips without.
+        share: show only the contents of this part, chosen by their words; None shows all.
     """
 
     class_names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
@@ -104,18 +131,13 @@ class Sprites:
     fps = 0.0  # they move by so much a frame
 
     def __init__(
-        self,
-        *,
-        frames: int,
-        size: int,
-        base_frame: int,
-        split: str = "train",
-        length: int = 100_000,
-        video: bool = True,
-    ) -> None:
+        self, *, frames: int, size: int, base_frame: int, split: str = "train", length: int = 100_000,
+        tokenize: Callable[[str], Int[np.ndarray, " t"]] | None = None, share: Share | None = None, video: bool = True,
+    ) -> None:  # fmt: skip
         self._video = video
         self.frames, self.size, self.base_frame, self.split, self.length = frames, size, base_frame, split, length
-        self._salt = {"train": 1, "test": 2}[split]
+        self._salt, self._tokenize, self._share = {"train": 1, "test": 2}[split], tokenize, share
+        self._shown = set(CONTENTS) if share is None else {CONTENTS[k] for k in np.flatnonzero(share.select(CONTENTS))}
 
     def __len__(self) -> int:
         return self.length
@@ -123,12 +145,16 @@ class Sprites:
     def describe(self) -> dict[str, Any]:
         """Split and sizes, ready for JSON: a part of the protocol of every score."""
         return {
-            "source": "sprites", "split": self.split, "clips": self.length, "frames": self.frames, "size": self.size
+            "source": "sprites", "split": self.split, "clips": self.length, "frames": self.frames, "size": self.size,
+            **(self._share.describe() if self._share else {}),
         }  # fmt: skip
 
     def factors(self, record: int) -> Factors:
         """The factors of clip `record`."""
-        return draw_factors(np.random.default_rng((self._salt, record)), self.frames, self.size)
+        rng = np.random.default_rng((self._salt, record))
+        while (factors := draw_factors(rng, self.frames, self.size)).content not in self._shown:
+            pass
+        return factors
 
     def clip(self, record: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """Clip `record`; `rng` is unused, since a record has exactly one window."""
@@ -142,8 +168,10 @@ class Sprites:
                 (len(BACKGROUNDS), factors.background),
             )
         ]
-        pixels = {"video": render(factors, self.size)} if self._video else {}
-        return pixels | {
+        extra = {} if self._tokenize is None else {"tokens": self._tokenize(factors.caption)}
+        if self._video:
+            extra["video"] = render(factors, self.size)
+        return extra | {
             "label": np.array(factors.shape * len(COLOURS) + factors.colour, np.int32),
             "motion": np.array(factors.direction, np.int32),
             "embedding": np.concatenate([*one_hot, position]).astype(np.float32),

@@ -39,7 +39,8 @@ class EmbeddingEvaluator(Evaluator):
         assert isinstance(self.spec.model, Prior)
         made = programs.embeddings(self.spec.model, self.spec.mesh, self.spec.sample.options)
         program, seed = self.phases.compiled(made, "sampling"), rng.as_argument(self.spec.sample.seed)
-        return lambda params, batch: program(params, batch, seed)
+        read_texts = self._read_texts
+        return lambda params, batch: program(params, read_texts(batch), seed)
 
     @ACTIVITY.doing("drawing the embeddings, or writing them")
     @memory.explained("sampling")
@@ -47,7 +48,7 @@ class EmbeddingEvaluator(Evaluator):
         """Embeddings with the weights `params`, f32 [n d], on every host; writes them, with labels and facts."""
         sample, params = self.spec.sample, {**params, **self._guide}
         logging.info("drawing %d embeddings, %d at a time", sample.count, min(sample.count, sample.batch_size))
-        rows = {name: self.conditions[name] for name in ("index", "label")}
+        rows = {name: self.conditions[name] for name in ("index", "label", "tokens") if name in self.conditions}
         drawn: np.ndarray = programs.in_batches(
             functools.partial(self._program, params), rows, sample.batch_size, self.spec.mesh
         )
@@ -57,10 +58,11 @@ class EmbeddingEvaluator(Evaluator):
             folder.mkdir(parents=True, exist_ok=True)
             buffer = io.BytesIO()
             labels: dict[str, Any] = {} if self._labels is None else {"label": rows["label"]}
+            labels |= {"tokens": rows["tokens"]} if "tokens" in rows else {}
             np.savez(buffer, embedding=drawn, index=rows["index"], **labels)
             files.write_whole(folder / FILE, buffer.getvalue())
             facts = {"step": step, "count": len(drawn), **self.results.sampling, **self.results.start(step)}
-            facts |= {"class_names": list(self.spec.class_names)} if labels else {}
+            facts |= {"class_names": list(self.spec.class_names)} if "label" in labels else {}
             files.write_whole(folder / "meta.json", json.dumps(to_json(facts), indent=1))  # last: then it is whole
             place = folder.relative_to(self.workdir).as_posix()
             self.recorder.text(step, "samples", f"{place}/{FILE}: {len(drawn)} embeddings, which have no pictures")

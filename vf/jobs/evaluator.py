@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -27,12 +27,13 @@ from vf.jobs.together import Together
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer
 from vf.models.model import GUIDE, Model
+from vf.nets.text_encoder import TextEncoder
 from vf.run import media, provenance, score_table
 from vf.run.progress import Progress
 from vf.run.recorder import Recorder
 from vf.training import programs, sharding
 from vf.training.checkpoint import BEST
-from vf.types import Params, UserError
+from vf.types import Batch, Params, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,15 @@ class Evaluator:
         reference = RealClips.read(settings.reference, settings.clips, spec.seed)
         n = settings.clips if settings.validation is None else min(settings.clips, len(settings.validation))
         validation = RealClips.read(settings.validation, n, spec.seed)
-        phases, drawn = meter.Phases.of(workdir), spec.prior is not None
-        condition = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names), drawn=drawn)
+        if spec.embeds and validation.clips:
+            clips = {"video": validation.clips["video"]}
+            made = programs.in_batches(_reading_texts(spec), clips, settings.batch_size, spec.mesh)
+            clips = {**validation.clips, "embedding": made["embedding"]}
+            validation = dataclasses.replace(validation, clips=clips)
+        phases, drawn, classes = meter.Phases.of(workdir), spec.prior is not None, len(spec.class_names)
+        condition = conditions(spec.model, spec.sample, validation.clips, classes, spec.text, drawn=drawn)
         if drawn:
-            condition |= {"embedding": prior.draw(spec, phases, condition)}
+            condition |= {"embedding": prior.draw(spec, phases, condition, _reading_texts(spec))}
         return cls(workdir, recorder, spec, reference, validation, condition, phases)
 
     @functools.cached_property
@@ -107,8 +113,13 @@ class Evaluator:
     @functools.cached_property
     def _validation_program(self) -> Any:
         program = self.phases.compiled(programs.validation(self.spec.model, self.spec.mesh), "validation")
-        seed = rng.as_argument(self.spec.seed)
-        return lambda params, batch, t: program(params, batch, t, seed)
+        seed, read_texts = rng.as_argument(self.spec.seed), self._read_texts
+        return lambda params, batch, t: program(params, read_texts(batch), t, seed)
+
+    @functools.cached_property
+    def _read_texts(self) -> Callable[[Batch], Batch]:
+        """A batch with what networks read of its texts, in place of their tokens."""
+        return _reading_texts(self.spec)
 
     @functools.cached_property
     def _guide(self) -> Params:
@@ -153,8 +164,8 @@ class Evaluator:
             command = provenance.command_line(sys.orig_argv)
             facts = {"step": step, **self.results.sampling, **self.results.start(step), **beside, "command": command}
             media.write_samples(
-                folder, samples, base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._labels,
-                class_names=self.spec.class_names, meta=facts, columns=control.columns(sample), shards=names,
+                folder, samples, base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._shown[0],
+                class_names=self._shown[1], meta=facts, columns=control.columns(sample), shards=names,
                 total=sample.count,
             )  # fmt: skip
             parts.remove()
@@ -192,11 +203,24 @@ class Evaluator:
         if sample.together:
             make = functools.partial(Together(self.spec, self.phases, params).draw, parts=parts)
         seed = sample.control.content_seed if sample.control else sample.seed
+        if self.spec.text:
+            make = self._with_texts(make)
         beside = {"index": rows["index"], "seed": np.full(sample.count, seed)}
-        beside |= {"label": self.conditions["label"]} if self._labels is not None else {}
+        beside |= {"label": np.asarray(self._shown[0])} if self._shown[0] is not None else {}
         done = progress.update if self.recorder.is_writer else lambda windows: None
         with ACTIVITY.doing(f"drawing {sample.count} {what}", announced=True):
             yield from drawing.draw(rows, chosen, extension, size, make, done, shards, beside)
+
+    def _with_texts(self, make: drawing.Make) -> drawing.Make:
+        """`make` of rows with tokens, whose texts are encoded shard by shard: they need more memory than many clips."""
+        sample, mesh = self.spec.sample, self.spec.mesh
+
+        def made(rows: dict[str, np.ndarray], name: str, done: drawing.Done) -> np.ndarray:
+            tokens = {"tokens": rows["tokens"]}
+            read = programs.in_batches(self._read_texts, tokens, sample.batch_size, mesh)
+            return make({field: value for field, value in rows.items() if field != "tokens"} | read, name, done)
+
+        return made
 
     @memory.explained("evaluation")
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:
@@ -253,6 +277,16 @@ class Evaluator:
         """The class of each sample; None for a model without classes."""
         return None if self.spec.model.null_label is None else self.conditions["label"].tolist()
 
+    @functools.cached_property
+    def _shown(self) -> tuple[list[int] | None, tuple[str, ...]]:
+        """What is written under each sample, as a number of these names: its class, or its text; None for neither."""
+        if "tokens" not in self.conditions or self.spec.text is None:
+            return self._labels, self.spec.class_names
+        if prompts := self.spec.sample.prompts:
+            return prompt_numbers(self.spec.sample).tolist(), prompts
+        captions, which = np.unique(self.spec.text.words(self.conditions["tokens"]), return_inverse=True)
+        return which.tolist(), tuple(captions.tolist())
+
     @property
     def _real_folder(self) -> AnyPath | None:
         """Where the real clips lie that samples are shown beside; None where the job has none."""
@@ -283,6 +317,13 @@ class Evaluator:
             )  # fmt: skip
 
 
+def _reading_texts(spec: RunSpec) -> Callable[[Batch], Batch]:
+    if spec.text is None:
+        return lambda batch: batch
+    embeds = spec.model.base_frame if spec.embeds else None
+    return programs.text_encoding(spec.text, spec.mesh, embeds=embeds)
+
+
 def validation_losses(
     program: Any, params: Any, clips: Mapping[str, np.ndarray], levels: np.ndarray, batch_size: int, mesh: Mesh
 ) -> dict[str, float]:
@@ -301,10 +342,16 @@ def validation_losses(
 
 
 def conditions(
-    model: Model, spec: SampleSpec, records: Mapping[str, np.ndarray], classes: int, *, drawn: bool = False
+    model: Model,
+    spec: SampleSpec,
+    records: Mapping[str, np.ndarray],
+    classes: int,
+    text: TextEncoder | None = None,
+    *,
+    drawn: bool = False,
 ) -> dict[str, np.ndarray]:
     """The conditions of `spec.count` samples: `index` u32 [n], `label` i32 [n] and, where the model uses an embedding,
-    `embedding` f32 [n d].
+    `embedding` f32 [n d]; where it reads texts, `tokens` i32 [n t] of the prompts in turn, or of the donors' captions.
 
     All labels are `spec.label`, or the classes take turns. The paper draws the embedding from a prior network; where
     none is named, clips of the validation set are the donors, so that a score is that of a perfect prior. The donor of
@@ -315,9 +362,10 @@ def conditions(
         model: whose conditions they are.
         spec: number of samples and their class.
         records: `label` [m] and `embedding` [m d] of the validation clips, and `video` [m f h w 3]; read only for the
-            embedding, and for known frames that no file gives.
+            embedding, and for known frames that no file gives; `tokens` [m t] for texts where there are no prompts.
         classes: number of classes.
         drawn: whether a prior draws the embeddings, which are then left out here.
+        text: the encoder, where the model reads texts.
 
     Raises UserError for a label that is no class, or a class without a donor in `records`.
     """
@@ -327,7 +375,13 @@ def conditions(
     index = rows["index"]
     known = bool(spec.options.known) and "video" in records  # the validation clips give the known frames
     label = index % max(classes, 1) if spec.label < 0 else np.full(spec.count, spec.label)
-    if (drawn or not model.embedding_dim) and not known:
+    borrowed = ["label", *["embedding"][: bool(model.embedding_dim) and not drawn]]
+    if text is not None and spec.prompts:
+        tokens = np.stack([text.tokens(prompt) for prompt in spec.prompts])
+        rows["tokens"] = tokens[prompt_numbers(spec)]
+    elif text is not None:
+        borrowed.append("tokens")
+    if borrowed == ["label"] and not known:
         return rows | {"label": label.astype(np.int32)}
     if spec.label < 0 and (known or model.null_label is None):
         donors = index % len(records["label"])
@@ -335,7 +389,12 @@ def conditions(
         donors = _donors(label, records["label"])
     if known:
         rows["known"] = records["video"][donors]
-    return rows | {name: records[name][donors] for name in ("label", "embedding") if name in records}
+    return rows | {name: records[name][donors] for name in borrowed if name in records}
+
+
+def prompt_numbers(spec: SampleSpec) -> np.ndarray:
+    """Which of the prompts each sample shows, int [n]: that of sample k is the same whatever others are drawn."""
+    return np.arange(spec.first, spec.first + spec.count) % len(spec.prompts)
 
 
 def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -37,11 +37,15 @@ class Results:
             made |= {"guide": to_json(self.spec.guide.origin)}
         if self.spec.prior:
             made |= {"prior": to_json(self.spec.prior.protocol())}
+        if self.spec.text:
+            made |= {"text_encoder": self.spec.text.fingerprint}
         if validation is None:
             return made
         clips = {"set": self.part, **validation.describe()}
         if self.spec.sample.options.known:
             made |= {"known_clips": {"read": self.spec.evaluation.clips, **clips}}
+        if self.spec.text and not self.spec.sample.prompts:
+            made |= {"captions_of": clips}
         donated = self.spec.model.embedding_dim and not self.spec.prior
         return made | ({"embeddings_of": clips} if donated else {})
 

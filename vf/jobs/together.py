@@ -18,6 +18,7 @@ from vf.config.specs import RunSpec
 from vf.diffusion import solvers, windows
 from vf.jobs import control, meter
 from vf.jobs.drawing import Parts
+from vf.models.model import TEXT
 from vf.models.videofusion import VideoFusion
 from vf.training import programs
 from vf.types import Batch, Params
@@ -129,7 +130,7 @@ class Together:
         told: is told which share of the windows is done.
         """
         extension, size = self.spec.sample.extension, self.spec.sample.batch_size
-        condition = {name: rows[name] for name in ("label", "embedding") if name in rows}
+        condition = {name: rows[name] for name in ("label", "embedding", *TEXT) if name in rows}
         base, c = None, None
         if isinstance(self.spec.model, VideoFusion):
             c = self.spec.model.base_frame

@@ -117,10 +117,19 @@ def _train(
     phases = evaluator.phases
     about = {"config": spec.fingerprint, "seed": seed, "classes": list(run.class_names), "fps": run.sample.fps}
     if isinstance(model, Prior):
-        about |= {"embedding_dim": model.shape[-1]}
+        about |= {"embedding_dim": model.shape[-1], "text_shape": list(model.text_shape)}
+    about |= {"text_encoder": run.text.fingerprint} if run.text else {}
     with phases.phase("first state", "preparing the first state"):
         create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
     update = programs.update(model, mesh, abstract, spec.accumulate)
+    embeds = model.base_frame if run.embeds else None
+    read_texts = lambda batch: batch  # noqa: E731
+    if run.text:
+        read_texts = programs.text_encoding(run.text, mesh, sharding.ROWS, embeds=embeds)
+
+    def put(rows: Mapping[str, np.ndarray]) -> Batch:
+        return read_texts(sharding.put_batch(rows, mesh, spec.batch_size))
+
     settings = jax.device_put(programs.settings(spec.tx, seed, spec.ema_decay), sharding.replicated(mesh))
 
     def due(step: int) -> bool:
@@ -161,7 +170,7 @@ def _train(
             rates, waited, reported, since = None, 0.0, first, time.perf_counter()
             if first < spec.steps:
                 with phases.phase("first batch", "reading the first batch"):
-                    batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
+                    batch = put(next(batches))
                 with phases.phase("lower", "tracing the training step"):
                     lowered = update.lower(state, batch, settings)
                 with phases.phase("compile", "compiling the training step"):
@@ -189,7 +198,7 @@ def _train(
                 pending.append((step, numbers))
                 trace.after(step, numbers)
                 if step < spec.steps:  # while the device works
-                    batch = sharding.put_batch(next(batches), mesh, spec.batch_size)
+                    batch = put(next(batches))
                 if len(pending) > 1:  # one step runs and one waits: the device is never idle, and a signal soon heard
                     jax.block_until_ready(pending[-2][1])
                 checkpoints.check()

@@ -19,7 +19,9 @@ from vf.nets import initial
 from vf.types import Params
 
 Condition = Mapping[str, Array]
-"""What a clip is conditioned on: `label` i32 [b], `embedding` f32 [b d], as far as the model uses them."""
+"""What a clip is conditioned on, as far as the model uses it: `label` i32 [b], `embedding` f32 [b d], and of its text
+`text_states` f32 [b n e] of the tokens, `text_mask` bool [b n] of those up to its end, `text_pooled` f32 [b d]."""
+TEXT = ("text_states", "text_mask", "text_pooled")
 
 
 GUIDE = "guide_"
@@ -58,6 +60,8 @@ class Model(abc.ABC):
         base_frame: array index of the base frame.
         null_label: the label that means "no class"; None for a model without labels.
         embedding_dim: channels of the embedding that the networks see; 0 for none.
+        readers: names of the networks that read each clip's text; () for a model without texts.
+        text_shape: tokens of a text, channels of their states and of the embedding of the whole.
         condition_dropout: share of training examples that lose their condition, in [0, 1].
         loss_weight: bound of the factor between the error of a prediction and its loss.
         learned_variance: whether samples use the variance that networks have learned. Training here is of the
@@ -70,6 +74,8 @@ class Model(abc.ABC):
     base_frame: int
     null_label: int | None = None
     embedding_dim: int = 0
+    readers: tuple[str, ...] = ()
+    text_shape: tuple[int, int, int] = (0, 0, 0)
     condition_dropout: float = 0.0
     loss_weight: float = 20.0
     learned_variance: bool = False
@@ -94,7 +100,7 @@ class Model(abc.ABC):
 
     def begins(self, network: str) -> tuple[Params, Mapping[str, initial.Initializer]]:
         """As `initializers`, of one network alone. Raises ValueError for sizes that do not fit together."""
-        return initial.of(functools.partial(self._init, *self.parts()[network]))
+        return initial.of(functools.partial(self._init, network))
 
     def shapes(self) -> dict[str, Params]:
         """Shapes and dtypes of the parameters."""
@@ -134,6 +140,7 @@ class Model(abc.ABC):
     def condition(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """The fields of `batch` that this model conditions on. Raises ValueError where one is missing."""
         wanted = {"label": self.null_label is not None, "embedding": self.embedding_dim > 0}
+        wanted |= dict.fromkeys(TEXT, bool(self.readers))
         missing = [name for name, used in wanted.items() if used and name not in batch]
         if missing:
             raise ValueError(f"the model is conditioned on {missing[0]!r}, which the records do not have")
@@ -141,7 +148,7 @@ class Model(abc.ABC):
 
     def _call(
         self,
-        net: Network,
+        name: str,
         params: Params,
         z: Array,
         t: Array,
@@ -150,7 +157,7 @@ class Model(abc.ABC):
         with_variance: bool = False,
         **kwargs: Any,
     ) -> Array:
-        """One pass of `net`, with the condition of rows where `null` holds replaced by none.
+        """One pass of the network `name`, with the condition of rows where `null` holds replaced by none.
 
         A network with learned variance returns it after the prediction; it is cut off unless `with_variance`.
         """
@@ -158,11 +165,14 @@ class Model(abc.ABC):
             kwargs["label"] = jnp.where(null, self.null_label, condition["label"])
         if "embedding" in condition:
             kwargs |= {"cond": condition["embedding"], "null": null}
-        return net.apply({"params": params}, z, t, **kwargs)[..., : self.shape[-1] * (1 + with_variance)]
+        if name in self.readers:
+            kwargs |= {field: condition[field] for field in TEXT} | {"null": null}
+        return self.parts()[name][0].apply({"params": params}, z, t, **kwargs)[
+            ..., : self.shape[-1] * (1 + with_variance)
+        ]
 
     def _guided(
         self,
-        net: Network,
         params: Mapping[str, Params],
         name: str,
         kind: gaussian.Prediction,
@@ -186,7 +196,7 @@ class Model(abc.ABC):
                 given = dict(zip(names, values, strict=True))
                 z = jnp.concatenate([z, beside], -1)
                 t = t if clean is None else jnp.where(clean, 0, t[:, None])
-                return self._call(net, params, z, t, given, null, self.learned_variance)
+                return self._call(name, params, z, t, given, null, self.learned_variance)
 
             return predict
 
@@ -207,13 +217,18 @@ class Model(abc.ABC):
         shape = (-1, 1, 1, 1, 1)
         return self.schedule.alpha(t).reshape(shape), self.schedule.sigma(t).reshape(shape)
 
-    def _init(self, net: Network, channels: int, frames: int) -> Any:
+    def _init(self, name: str) -> Any:
+        net, channels, frames = self.parts()[name]
         _, h, w, _ = self.shape
         kwargs: dict[str, Any] = {}
         if self.null_label is not None:
             kwargs["label"] = jnp.zeros(1, jnp.int32)
         if self.embedding_dim:
             kwargs["cond"] = jnp.zeros((1, self.embedding_dim))
+        if name in self.readers:
+            tokens, width, dim = self.text_shape
+            kwargs |= {"text_states": jnp.zeros((1, tokens, width)), "text_mask": jnp.ones((1, tokens), bool)}
+            kwargs |= {"text_pooled": jnp.zeros((1, dim))}
         z, t = jnp.zeros((1, frames, h, w, channels)), jnp.zeros(1, jnp.int32)
         return net.init(jax.random.key(0), z, t, **kwargs)["params"]
 

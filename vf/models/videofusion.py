@@ -150,7 +150,7 @@ class VideoFusion(Model):
             times = jnp.where(clean, 0, t[:, None])
         inputs = self._residual_inputs(z_prime, alpha, beside)
         value = self._call(
-            self.residual, params["residual"], inputs, times, condition, null, dropout_keys=residual_dropout
+            "residual", params["residual"], inputs, times, condition, null, dropout_keys=residual_dropout
         )
         kind = self.residual_prediction
         residual_loss = decompose.residual_error(kind, value, x, eps, known, self.lam, alpha, sigma)  # (7)
@@ -191,7 +191,7 @@ class VideoFusion(Model):
         z = gaussian.corrupt(x, noise, *scales)
         condition = {name: jnp.repeat(given, n, axis=0) for name, given in condition.items()}
         keys = None if keys is None else jax.vmap(lambda key: jax.random.split(key, n))(keys).reshape(-1)
-        value = self._call(self.base, params, z[:, None], t, condition, jnp.repeat(null, n), dropout_keys=keys)[:, 0]
+        value = self._call("base", params, z[:, None], t, condition, jnp.repeat(null, n), dropout_keys=keys)[:, 0]
         kind = self.base_prediction
         loss = mse(value - gaussian.target(kind, x, noise, *scales))
         loss *= gaussian.loss_weight(kind, self.base_loss, alpha, sigma, self.loss_weight)
@@ -247,7 +247,7 @@ class VideoFusion(Model):
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> Callable[..., gaussian.Estimate]:
         """The base generator (4) as an image model: z_t^c [b h w c], t -> estimate of x^c and b."""
-        base = self._guided(self.base, params, "base", self.base_prediction, self._levels, condition, guidance)
+        base = self._guided(params, "base", self.base_prediction, self._levels, condition, guidance)
 
         def estimate(z: Array, t: Array, memory: Any = None) -> gaussian.Estimate:
             clips, memory = jax.tree.map(lambda frame: frame[:, None], (z, memory))
@@ -319,7 +319,7 @@ class VideoFusion(Model):
             return alpha, decompose.residual_sigma(self.lam, sigma[..., 0, 0, 0, 0])
 
         net = self._guided(
-            self.residual, params, "residual", self.residual_prediction, levels, condition, guidance.of_residual,
+            params, "residual", self.residual_prediction, levels, condition, guidance.of_residual,
             None if clean is None else clean.mask,
         )  # fmt: skip
 

@@ -123,7 +123,7 @@ def unit(x: Any) -> jax.Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _preprocess(frames: UInt8[jax.Array, "b h w 3"], size: int) -> Float[jax.Array, "b size size 3"]:
+def preprocess(frames: UInt8[jax.Array, "b h w 3"], size: int) -> Float[jax.Array, "b size size 3"]:
     """Preprocesses pictures as CLIP's code does: see `clip_image`."""
 
     def matrix(side: int) -> np.ndarray:
@@ -168,7 +168,7 @@ def clip_image(
     def apply(params: Any, clips: UInt8[jax.Array, "b f h w 3"]) -> Float[jax.Array, "b d"]:
         if clips.shape[1] != frames:
             raise ValueError(f"expected clips of {frames} frames, got {clips.shape[1]}")
-        x = _preprocess(rearrange(clips, "b f h w c -> (b f) h w c"), vision.size)
+        x = preprocess(rearrange(clips, "b f h w c -> (b f) h w c"), vision.size)
         u: Any = module.apply({"params": params["image"]}, x)
         u = unit(u) if normalised else u
         return rearrange(u, "(b f) d -> b (f d)", f=frames)

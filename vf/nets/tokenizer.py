@@ -6,13 +6,16 @@ repairs HTML entities and broken encodings (with ftfy) beforehand; captions with
 """
 
 import gzip
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from vf import files
 from vf.types import UserError
 
 CONTEXT = 77
@@ -61,6 +64,7 @@ class Tokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._pieces, self._start, self._end = tokenizer, start, end
+        self._bytes = tokenizers.decoders.ByteLevel()
 
     def encode(
         self, captions: list[str], *, prefix: str = "", context: int = CONTEXT
@@ -78,6 +82,49 @@ class Tokenizer:
             row[: len(ids)] = ids
             truncated += len(pieces.ids) > context - 2
         return tokens, truncated
+
+    def beyond(self, caption: str, context: int = CONTEXT) -> str:
+        """The words of a caption that `encode` cuts, from the one of the first piece that is cut; "" for none."""
+        pieces = self._pieces.encode(caption, add_special_tokens=False)
+        if len(pieces.ids) <= context - 2:
+            return ""
+        start = pieces.offsets[context - 2][0]
+        words = caption[:start].rsplit(None, 1)
+        inside = start and not caption[start - 1].isspace() and not caption[start].isspace()
+        return caption[start - len(words[-1]) if inside and words else start :].strip()
+
+    def decode(self, tokens: Int[np.ndarray, " t"]) -> str:
+        """The caption that tokens stand for, in lower case, up to its end."""
+        ids = tokens.tolist()
+        pieces = [self._pieces.id_to_token(k) for k in (ids[1 : ids.index(self._end)] if self._end in ids else ids[1:])]
+        return " ".join(self._bytes.decode([word]) for word in "".join(pieces).split("</w>") if word)
+
+
+def learn(captions: Iterable[str], path: Path, vocabulary: int = 1024) -> None:
+    """Learns at most `vocabulary` byte pairs from captions, by the library, and writes them as a tokenizer.json.
+
+    Raises UserError where the file cannot be written.
+    """
+    import tokenizers
+
+    empty = _assemble(tokenizers, {}, [])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary - 2, end_of_word_suffix="</w>", show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    pieces = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
+    pieces.normalizer, pieces.pre_tokenizer = empty.normalizer, empty.pre_tokenizer
+    pieces.train_from_iterator(captions, trainer)
+    learned = json.loads(pieces.to_str())["model"]
+    # As in OpenAI's vocabulary, every byte may also end a word, and the start and the end come last.
+    words = list(learned["vocab"])
+    words += [word for byte in tokenizers.pre_tokenizers.ByteLevel.alphabet() if (word := f"{byte}</w>") not in words]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    made = _assemble(tokenizers, {word: k for k, word in enumerate([*words, START, END])}, merges)
+    try:
+        files.write_whole(path, made.to_str())
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error}): name another file") from error
 
 
 def _openai(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vf import rng
+from vf.models.model import TEXT
 from vf.models.prior import Prior
 from vf.plan import count
 from vf.plan.subject import MakeSubject, PlanSubject
@@ -30,6 +31,10 @@ def batch_shapes(
         del fields["video"]
     elif model.embedding_dim:
         fields["embedding"] = ((model.embedding_dim,), np.float32)
+    if model.readers:
+        tokens, width, dim = model.text_shape
+        shapes = (((tokens, width), np.float32), ((tokens,), np.bool_), ((dim,), np.float32))
+        fields |= dict(zip(TEXT, shapes, strict=True))
     place = None if mesh is None else sharding.batch_sharding(mesh, over)
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place) for name, (shape, dtype) in fields.items()

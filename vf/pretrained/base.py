@@ -78,12 +78,22 @@ class Base:
             if ours != trained:
                 raise UserError(f"{self.path} was trained with {name} {trained}, and this run has {ours}", name)
 
-    def network(self, *, class_names: Sequence[str] = (), embedding_dim: int = 0, **changes: Any) -> nn.Module:
-        """The base generator of a run, conditioned on classes where there are `class_names`, and on an embedding of
-        `embedding_dim` channels where that is not 0.
+    def network(
+        self, *, class_names: Sequence[str] = (), embedding_dim: int = 0, text_dim: int = 0, **changes: Any
+    ) -> nn.Module:
+        """The base generator of a run, conditioned on classes where there are `class_names`, on an embedding of
+        `embedding_dim` channels where that is not 0, and likewise on texts.
 
-        Raises UserError for classes that the file has no text of, or an embedding of another size.
+        Raises UserError for classes that the file has no text of, texts that it cannot read, or an embedding of another
+        size.
         """
+        if text_dim and (self.family == "adm" or text_dim != self.about["clip_dim"] or not self.about["texts"]):
+            reads = "reads no texts" if self.family == "adm" else f"reads texts of {self.about['clip_dim']} channels"
+            reads = reads if self.family == "adm" or self.about["texts"] else "has no empty prompt"
+            raise UserError(
+                f"{self.path} {reads}, and those here have {text_dim}: take Karlo's decoder, converted with "
+                "--text-encoder=FOLDER, and that text encoder"
+            )
         if self.family == "adm":
             kinds = {"num_classes": len(class_names), "null_class": bool(class_names)}
             return adm.net(self.about, **kinds, cond_dim=embedding_dim, **changes)
@@ -94,7 +104,7 @@ class Base:
             )
         self._rows(class_names)
         texts = len(class_names) + 1 if self.about["texts"] else 0
-        return karlo.net(self.about, texts=texts, embedding=embedding_dim > 0, **changes)
+        return karlo.net(self.about, texts=texts, embedding=embedding_dim > 0, text=text_dim > 0, **changes)
 
     def original_network(self, **changes: Any) -> nn.Module:
         """The file's network unchanged, with the file's classes; label `classes` is the empty prompt of Karlo."""
@@ -236,7 +246,7 @@ def described(
 def family_of(arrays: Mapping[str, Any]) -> str:
     """The family whose file can hold a base network with parameters of these paths; "" for none."""
     if any(path.startswith("unet/") for path in arrays):
-        return "karlo-decoder"
+        return "" if "null_text" in arrays else "karlo-decoder"  # Karlo's has an empty prompt
     video = ("temporal", "embed/frame")
     is_adm = "embed/time/out/bias" in arrays and not any(part in path for path in arrays for part in video)
     return "adm" if is_adm else ""

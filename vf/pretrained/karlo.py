@@ -36,13 +36,15 @@ _PROJECTIONS = {
 _NULL = ("cf_param", "learned_classifier_free_guidance_embeddings")
 
 
-def net(about: Mapping[str, Any], *, texts: int = 0, embedding: bool = False, **changes: Any) -> Decoder:
+def net(
+    about: Mapping[str, Any], *, texts: int = 0, embedding: bool = False, text: bool = False, **changes: Any
+) -> Decoder:
     """The network of a converted file with the facts `about`; `changes` are further fields of its U-Net."""
     width = about["network"]["width"]
     body = adm.net(about, cond_dim=4 * width, cond_projection=False, context_dim=about["context_dim"], **changes)
     return Decoder(
-        body, embedding=embedding, texts=texts, clip_dim=about["clip_dim"], text_length=about.get("text_length", 77),
-        image_tokens=IMAGE_TOKENS,
+        body, embedding=embedding, texts=texts, text=text, clip_dim=about["clip_dim"],
+        text_length=about.get("text_length", 77), image_tokens=IMAGE_TOKENS,
     )  # fmt: skip
 
 

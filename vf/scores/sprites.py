@@ -16,10 +16,11 @@ sprite too.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from vf.data.sprites import BACKGROUNDS, COLOURS, MARGIN, SHAPES, SPEED, alpha_mask, bounce
+from vf.data.sprites import BACKGROUNDS, COLOURS, MARGIN, SHAPES, SPEED, WAYS, alpha_mask, bounce
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score
 
@@ -63,7 +64,8 @@ class SpriteAnalysis:
     background_constant: np.ndarray  # bool [n]
     shape_constant: np.ndarray  # bool [n]
     path_error: np.ndarray  # float64 [n], RMS pixels to the nearest path of the data (`nearest_path`)
-    speed: np.ndarray  # float64 [n], pixels per frame along that path
+    velocity: np.ndarray  # float64 [n 2], (y, x) pixels per frame along that path, at the paper's base frame
+    speed: np.ndarray  # float64 [n], its norm
     smooth: np.ndarray  # bool [n], path_error < PATH_ERROR; False where a frame shows no sprite
     moving: np.ndarray  # bool [n], at a speed that the data has
     base_frame_colour: np.ndarray  # float64 [n], mean |colour - colour of the base frame| over its neighbours
@@ -102,10 +104,12 @@ def analyse(clips: np.ndarray, base_frame: int) -> SpriteAnalysis:
     fields["shape"] = np.where(found, fields["shape"], NONE)
     neighbours = [i for i in (base_frame - 1, base_frame + 1) if 0 <= i < f]
     gap = {k: abs(fields[k][:, neighbours] - fields[k][:, [base_frame]]).mean((1, 2)) for k in ("colour", "background")}
-    path_error, speed = nearest_path(fields["position"], size)
+    path_error, velocity = nearest_path(fields["position"], size)
+    speed = np.linalg.norm(velocity, axis=1)
     relative = speed / (size * np.array(SPEED)[:, None])  # to the lowest and the highest speed
     return SpriteAnalysis(
         **fields,
+        velocity=velocity,
         found=found,
         colour_constant=_is_constant(fields["colour_index"]) & (_range(fields["colour"]) < COLOUR_DRIFT),
         background_constant=_is_constant(fields["background_index"])
@@ -123,9 +127,10 @@ def analyse(clips: np.ndarray, base_frame: int) -> SpriteAnalysis:
 def nearest_path(path: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds the motion of the data (straight, at constant speed, bouncing off the walls) nearest to `path` [n f 2].
 
-    Returns float64 [n] each: the RMS distance to it in pixels, and its speed in pixels per frame. The two coordinates
-    bounce independently, so each is compared with one table of all possible ones, in steps of 0.6 % of the frame's
-    side for the position and 0.125 % for the velocity: a real path is up to 0.6 % away.
+    Returns float64: the RMS distance to it in pixels [n], and its velocity (y, x) at the base frame of the paper, in
+    pixels per frame [n 2]. The two coordinates bounce independently, so each is compared with one table of all possible
+    ones, in steps of 0.6 % of the frame's side for the position and 0.125 % for the velocity: a real path is up to
+    0.6 % away.
     """
     n, f = path.shape[:2]
     start = np.linspace(MARGIN, 1 - MARGIN, 101) * size
@@ -134,13 +139,50 @@ def nearest_path(path: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     table = bounce(start[:, None, None] + velocity[:, None] * time, size).reshape(-1, f)
     table = (table - size / 2).astype(np.float32)  # centred, so that float32 suffices
     half_norm = np.square(table).sum(1) / 2
-    error, speeds = np.empty((n, 2)), np.empty((n, 2))
+    # The lines of the table pass their start at frame f // 2, one after the base frame, where some have bounced since.
+    low, width = MARGIN * size, (1 - 2 * MARGIN) * size
+    bounced = (start[:, None] - velocity - low) // width % 2
+    at_base = (velocity * (1 - 2 * bounced)).reshape(-1)
+    error, found = np.empty((n, 2)), np.empty((n, 2))
     for i in range(n):
         coordinate = (path[i].T - size / 2).astype(np.float32)  # 2 f
         best = (coordinate @ table.T - half_norm).argmax(1)
         error[i] = np.square(coordinate - table[best]).mean(1)
-        speeds[i] = velocity[best % len(velocity)]
-    return np.sqrt(error.sum(1)), np.linalg.norm(speeds, axis=1)
+        found[i] = at_base[best]
+    return np.sqrt(error.sum(1)), found
+
+
+def followed(clips: np.ndarray, base_frame: int, captions: Sequence[str]) -> dict[str, np.ndarray]:
+    """Whether each clip uint8 [n f h h 3] shows what its caption says, bool [n] by name.
+
+    `shape`, `colour` and `background` are those of most frames, and False where no sprite is found; `content` is all
+    three; `way` is that of the nearest path at the base frame; `all` is everything.
+
+    Raises ValueError as `analyse`, and where a caption is not one of `vf.data.sprites.Factors.caption`.
+    """
+    said = []
+    for caption in captions:
+        words = caption.split()
+        if len(words) != 7 or words[3] != "moves" or words[5] != "over":
+            raise ValueError(f"expected captions such as 'a red square moves left over white', got {caption!r}")
+        said.append((words[2], words[1], words[6], words[4]))
+    analysis = analyse(clips, base_frame)
+    y, x = analysis.velocity.T
+    way = np.floor(np.arctan2(y, x) / (np.pi / 2) + 0.5).astype(int) % len(WAYS)
+    made = {
+        "shape": _named(SHAPES, analysis.shape), "colour": _named(tuple(COLOURS), analysis.colour_index),
+        "background": _named(tuple(BACKGROUNDS), analysis.background_index), "way": [WAYS[k] for k in way],
+    }  # fmt: skip
+    pairs = zip(made.items(), zip(*said, strict=True), strict=True)
+    found = {name: np.array(values) == np.array(words) for (name, values), words in pairs}
+    found["content"] = found["shape"] & found["colour"] & found["background"]
+    return found | {"all": found["content"] & found["way"]}
+
+
+def _named(names: Sequence[str], index: np.ndarray) -> list[str]:
+    """The name that most frames of each clip [n f] have; "" where that is none."""
+    most = [np.bincount(row + 1, minlength=len(names) + 1).argmax() for row in index]
+    return [("", *names)[k] for k in most]
 
 
 def scores(clips: np.ndarray, base_frame: int) -> dict[str, float]:

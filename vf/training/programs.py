@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,11 @@ from jaxtyping import Array
 from vf import rng, video
 from vf.models import sampler as samplers
 from vf.models import windowed
-from vf.models.model import Model
+from vf.models.model import TEXT, Model
 from vf.models.prior import Prior
 from vf.models.videofusion import VideoFusion
 from vf.nets import initial
+from vf.nets.text_encoder import TextEncoder
 from vf.training import sharding, stacks
 from vf.training import state as states
 from vf.training.optim import Optimizer
@@ -87,6 +88,29 @@ class Settings(NamedTuple):
 def settings(tx: Optimizer, seed: int, ema_decay: float) -> Settings:
     """The settings as arrays, by whose values no two programs differ."""
     return Settings(jax.tree.map(np.float32, tx), rng.as_argument(seed), np.float32(ema_decay))
+
+
+def text_encoding(
+    encoder: TextEncoder, mesh: Mesh, over: Sequence[str] = sharding.EVERY, *, embeds: int | None = None
+) -> Callable[[Batch], Batch]:
+    """(batch with `tokens` i32 [b t] or without, its rows split over the mesh axes `over`) -> the batch with what
+    networks read of the texts in their place.
+
+    embeds: index of the frame of which clips, where there are any, get CLIP's `embedding`; None for none.
+    """
+    params = jax.device_put(encoder.params, sharding.replicated(mesh))
+    where = sharding.batch_sharding(mesh, over)
+    encode, embed = (jax.jit(function, out_shardings=where) for function in (encoder.encode, encoder.embed))
+
+    def encoded(batch: Batch) -> Batch:
+        read = {name: value for name, value in batch.items() if name != "tokens"}
+        if "tokens" in batch:
+            read |= dict(zip(TEXT, encode(params, batch["tokens"]), strict=True))
+        if embeds is not None and "video" in batch:
+            read["embedding"] = embed(params, batch["video"][:, embeds])
+        return read
+
+    return encoded
 
 
 def update(model: Model, mesh: Mesh, abstract: Any, accumulate: int) -> Any:
