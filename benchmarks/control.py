@@ -2,7 +2,7 @@
 
 python -m benchmarks.control grid samples/.../clips.npz       # a grid drawn by sample.grid, its size from meta.json
 python -m benchmarks.control long samples/.../clips.npz       # long clips drawn by sample.length
-python -m benchmarks.control prediction samples/.../clips.npz # drawn by sample.known, of validation clips
+python -m benchmarks.control known samples/.../clips.npz      # drawn by sample.known, of validation clips
 """
 
 import json
@@ -66,8 +66,10 @@ def long(clips: np.ndarray, facts: dict) -> None:
         print(f"{start:>5}-{min(start + BLOCK, clips.shape[1]) - 1:<6}{cells}{steps[:, part].mean():10.2f}")
 
 
-def prediction(clips: np.ndarray, facts: dict) -> None:
-    """Distance of the predicted frames' sprites from the real ones, in pixels, by frame; and of simple guesses."""
+def known_frames(clips: np.ndarray, facts: dict) -> None:
+    """Distance of the sprites in frames that were found from the real ones, in pixels, by frame; and of simple guesses:
+    as in the nearest known frame, and on the straight line through the nearest known ones, one on each side if there
+    are."""
     config = demo.get_config()
     config.eval.clips = len(clips)
     source = data.source(config, "validation")
@@ -75,21 +77,22 @@ def prediction(clips: np.ndarray, facts: dict) -> None:
     known = facts["known"]
     assert np.array_equal(real[:, known], clips[:, known]), "these are not the clips that the samples go on from"
     found, truth = analyse(clips, BASE).position, analyse(real, BASE).position
-    last = max(known)
-    velocity = truth[:, last] - truth[:, last - 1]
     print(f"{len(clips)} clips, known frames {known}")
-    print(f"{'frame':>6}{'sampled':>9}{'standing':>10}{'straight on':>13}")
-    for i in range(last + 1, clips.shape[1]):
-        guesses = (found[:, i], truth[:, last], truth[:, last] + (i - last) * velocity)
-        errors = [np.sqrt(np.square(guess - truth[:, i]).sum(-1).mean()) for guess in guesses]
-        print(f"{i:>6}{errors[0]:9.2f}{errors[1]:10.2f}{errors[2]:13.2f}")
+    print(f"{'frame':>6}{'sampled':>9}{'standing':>10}{'straight':>10}")
+    for i in sorted({*range(clips.shape[1])} - {*known}):
+        nearest = sorted(known, key=lambda k: abs(k - i))
+        before, after = ([k for k in nearest if (k < i) == earlier] for earlier in (True, False))
+        a, b = (before[0], after[0]) if before and after else nearest[:2]
+        line = truth[:, a] + (i - a) / (b - a) * (truth[:, b] - truth[:, a])
+        errors = [np.sqrt(np.square(x - truth[:, i]).sum(-1).mean()) for x in (found[:, i], truth[:, nearest[0]], line)]
+        print(f"{i:>6}{errors[0]:9.2f}{errors[1]:10.2f}{errors[2]:10.2f}")
 
 
 def main() -> None:
     """Prints the tables of RESULTS.md."""
     what, path = sys.argv[1], Path(sys.argv[2])
     facts = json.loads((path.parent / "meta.json").read_text())
-    {"grid": grid, "long": long, "prediction": prediction}[what](load_npz(path)["clips"], facts)
+    {"grid": grid, "long": long, "known": known_frames}[what](load_npz(path)["clips"], facts)
 
 
 if __name__ == "__main__":

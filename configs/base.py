@@ -21,6 +21,8 @@ def network(**changes) -> ConfigDict:
         "width_mult": (1, 2, 3, 4),
         "num_res_blocks": 3,
         "attention": (2, 4, 8),
+        "middle_attention": True,
+        "scale_shift": True,
         "head_dim": 64,
         "attention_order": "new",
         "learned_variance": False,
@@ -91,6 +93,10 @@ def get_config() -> ConfigDict:
     model.predictor = "decomposed"
     model.context = "none"  # none (bare equations) | embedding (the paper) | base_frame (ours: base first)
     model.context_noise = 0.1  # ours; amplitude of the noise on the context frame in training, for base_frame
+    # Super-resolution, of one_network: side in pixels of the clips that are taken up to data.size; 0 = no such run. In
+    # training they are the clips, reduced, with noise of an amplitude up to low_noise (which networks are told).
+    model.low_size = 0
+    model.low_noise = 0.0
     model.condition = "none"  # none | label | text (captions of the data, prompts when sampling)
     model.condition_dropout = 0.1  # share of clips trained without their condition, for guidance
     model.loss_weight = 20.0  # bound of the factor that a `loss` other than `prediction` puts on an error
@@ -125,7 +131,8 @@ def get_config() -> ConfigDict:
     base.images = 1  # images of each clip that it trains on: the base frame (the paper), and others at random (ours)
     base.init_from = ""  # as init_from, for the base network alone
     # An image model that python -m vf.pretrained.convert adm|karlo-decoder made of public weights: it decides what
-    # base.net is (but for dropout), and the base starts from it. "" = none.
+    # base.net is (but for dropout), and the base starts from it. "" = none. For super-resolution, one that it made of
+    # karlo-superres, to which base.net.temporal adds layers that begin without effect.
     base.pretrained = ""
 
     config.residual = residual = ConfigDict()
@@ -189,6 +196,7 @@ def get_config() -> ConfigDict:
     sample.apg_parallel = 0.0  # apg: share of the part along the clean estimate that is kept
     sample.apg_norm = 0.0  # apg: bound of the difference's norm over a clip; 0 = none
     sample.apg_momentum = 0.0  # apg: share of the last evaluation's difference that is added, in (-1, 1); 0 = none
+    sample.low_noise = 0.0  # super-resolution: amplitude of noise on the low clips, of which networks are told
     sample.zero_steps = 0  # cfg_zero: first steps in which the velocity is 0
     sample.clip_x_0 = 1.0  # bound of the clean estimate; 0 = none
     # Dynamic thresholding: the quantile of each clip's pixels at which it is cut, and then scaled down to the bound, as
@@ -200,10 +208,10 @@ def get_config() -> ConfigDict:
     sample.prior = ""
     sample.prior_steps = 25
     sample.prior_guidance_scale = -1.0  # -1 = what the prior's own config says (Karlo's: 4)
-    # Texts to be shown, or a file with one on each line: one clip of each, or `each`, in place of count; "" = captions
-    # of validation clips, where the model reads texts.
+    # Texts to be shown, in turn, or a file with one on each line; "" = captions of validation clips, where the model
+    # reads texts.
     sample.prompts = ""
-    sample.each = 1
+    sample.each = 1  # clips of each prompt; 0 = `count` clips of all
     sample.seed = 0
     sample.weights = "ema"  # ema | params
     sample.fps = 0.0  # of the pictures of samples; 0 = the data's
@@ -211,6 +219,7 @@ def get_config() -> ConfigDict:
     sample.content_seed = -1  # of the base noise; -1 = seed
     sample.motion_seed = -1  # of the residual noise; -1 = seed
     sample.grid = ()  # rows and columns, in place of count: a row shares its content, a column its motion
+    sample.cell = -1  # the clip of the grid that is drawn alone, counted row by row; -1: all
     sample.interpolate = ""  # content: the rows of the grid go from one content to another | motion: its columns
     # A picture or video whose first clip gives the content, or the motion, of all samples: by its noise, which is found
     # by inversion (deterministic ddim), or base first, for the content, as the base frame itself.
@@ -232,6 +241,15 @@ def get_config() -> ConfigDict:
     sample.keep_base_noise = True  # in all windows of a clip, as in the paper
     # Residual noise of further windows: new | shuffled (FreeNoise: that of the first one's frames in another order).
     sample.window_noise = "new"
+    # Super-resolution of the samples (--mode=sample; docs/sampling.md): a run of configs/superres.py, what was exported
+    # of one, or FIRST.safetensors,LAST.safetensors, Karlo's networks, as converted; "" = none.
+    sample.superres = ""
+    sample.superres_lam = -1.0  # lambda of its noise; -1 = that of its run, and 1 for Karlo's: one noise for all frames
+    sample.superres_batch_size = 4  # clips at a time, over all devices
+    # Tiles, where whole clips are too large: pixels of a side, and those that neighbours share (0 = a quarter); frames,
+    # and those that windows share (0 = none; half, where networks mix frames and clips are longer than theirs).
+    sample.superres_tile = sample.superres_overlap = 0
+    sample.superres_frames = sample.superres_frame_overlap = 0
 
     config.eval = evaluation = ConfigDict()
     # Real clips: of the reference set, with which every score compares sample.count samples, and of the validation set,

@@ -39,7 +39,8 @@ from vf.metrics import fvd
 from vf.nets.clip import frame_consistency
 from vf.pretrained import adm, convert, unet, weights
 from vf.scores import networks
-from vf.scores.sets import Choice, open_set
+from vf.scores.sets import open_set
+from vf.scores.sources import Choice
 from vf.types import UserError
 from vf.video import save_npz
 

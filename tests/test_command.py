@@ -150,9 +150,10 @@ def test_help_tells_every_default(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", COMMANDS[1:])
-@pytest.mark.parametrize("words", [["--nonsense"], ["one", "two\nthree", "--source"]])
+@pytest.mark.parametrize("words", [["--nonsense"], ["one", "two\nthree", "--source"], ["--hel"]])
 def test_a_slip_is_answered_in_one_sentence(name, words, monkeypatch, capsys):
-    """A flag that no command has, words too many, or a flag without its value: no usage of forty lines, status 2."""
+    """A flag that no command has, words too many, a flag without its value, the beginning of one: no usage of forty
+    lines, status 2."""
     monkeypatch.setattr(sys, "argv", [name, *words])
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(name).main()

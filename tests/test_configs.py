@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 VARIANTS = {
     "ucf101": ("", "smoke", "class", "prior_class", "prior_unconditional"), "demo": ("", "prior"),
-    "paper": ("", "adm"), "film": ("", "smoke", "large"),
+    "paper": ("", "adm"), "film": ("", "smoke", "large"), "superres": ("", "smoke", "demo"),
 }  # fmt: skip
 # Descriptions in the converted files of the published networks.
 ADM = {

@@ -24,7 +24,8 @@ from vf.metrics.protocol import ClipProtocol, Score, protocol_hash
 from vf.nets.feature_network import Network
 from vf.pretrained import weights
 from vf.scores import features
-from vf.scores.sets import Choice, open_set
+from vf.scores.sets import open_set
+from vf.scores.sources import Choice
 from vf.types import UserError
 from vf.video import save_npz, write_gif
 
@@ -85,7 +86,8 @@ def error_line(capsys, *flags: str) -> str:
     output = capsys.readouterr()
     assert output.out == ""
     assert not Path("out.json").is_file()
-    lines = [line for line in output.err.splitlines() if not line.startswith("still ")]  # on a machine that is busy
+    busy = ("still ", "now ")  # on a machine that is
+    lines = [line for line in output.err.splitlines() if not line.startswith(busy)]
     assert len(lines) == 1, output.err
     assert lines[0].startswith("vf: ")
     assert "Traceback" not in output.err
@@ -93,6 +95,23 @@ def error_line(capsys, *flags: str) -> str:
 
 
 # ---- a number, and what comes with it --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fps", "stride", "told"), [(8, 1, True), (25, 1, False), (0, 1, False), (12.5, 2, False)])
+def test_clips_of_another_rate_are_warned_of(tmp_path, caplog, fps, stride, told):
+    """As those of a run's drawing, whose data was read at a rate, beside the videos themselves, which are of 25."""
+    write(tmp_path / "real" / "a.mp4", times=range(80))
+    save_npz(tmp_path / "drawing" / "clips.npz", clips(2, 1))
+    (tmp_path / "drawing" / "meta.json").write_text(json.dumps({"fps": fps} if fps else {}))
+    protocol = ClipProtocol(frames=16, stride=stride)
+    real, generated = evaluate.open_sides(tmp_path / "real", tmp_path / "drawing", protocol)
+    assert (real.facts["rate"], generated.facts["rate"]) == (25 / stride, fps or None)
+    warned = "real clips are of 25 frames per second, generated ones of 8," in caplog.text and "--fps=8" in caplog.text
+    assert warned == told
+    assert ("frames per second" in caplog.text) == told
+    caplog.clear()
+    evaluate.open_sides(tmp_path / "real", tmp_path / "drawing", dataclasses.replace(protocol, fps=fps or 5.0))
+    assert "frames per second" not in caplog.text
 
 
 def test_a_score_with_its_protocol(workspace, capsys):
@@ -242,7 +261,7 @@ def test_a_property_needs_no_real_clips(workspace, capsys):
 def test_segments(workspace):
     for name, seed in (("real", 0), ("generated", 1)):
         save_npz(f"{name}.npz", clips(20, seed, frames=40))
-    assert list(run(*GOOD, "--metrics=fvd_segments", "--frames=40")["scores"]) == ["fvd_segment_00", "fvd_segment_01"]
+    assert list(run(*GOOD, "--metrics=fvd_segments", "--frames=40")["scores"]) == ["fvd_segments_00", "fvd_segments_01"]
 
 
 def test_the_subset_of_a_protocol_is_of_both_sides(workspace):
@@ -271,7 +290,7 @@ def test_the_subset_of_a_protocol_is_of_both_sides(workspace):
             (*GOOD, "--generated=i3d.safetensors"),
             r"is neither a video nor a picture that is read: name .* unpack other archives first .* \(--generated\)$",
         ),
-        ((*GOOD, "--metrics=fdv"), "--metrics must be of fvd, .* got fdv"),
+        ((*GOOD, "--metrics=fdv"), "unknown metric fdv in --metrics: did you mean fvd\\?"),
         ((*GOOD, "--metrics=,"), "--metrics must be of .* got none"),
         ((*GOOD, "--protocol=styleganV"), "--protocol must be one of google, .* got 'styleganV'"),
         ((*GOOD, "--protocol=tats_ucf101"), "generated.npz|real.npz"),
@@ -447,7 +466,7 @@ def test_a_caption_is_a_line(workspace, capsys, monkeypatch, content, lines, tol
     warnings = [
         line
         for line in capsys.readouterr().err.splitlines()
-        if "that is all" not in line and not line.startswith("still ")
+        if "that is all" not in line and not line.startswith(("still ", "now "))
     ]
     assert len(warnings) == bool(told)
     assert all(told in line for line in warnings)

@@ -36,15 +36,17 @@ class Task:
 
     def __str__(self) -> str:
         what, began = self._now
+        seconds = time.monotonic() - began
         last = f" (last time {self.last:.0f} s)" if self.last >= 1 else ""
-        return f"still {what}: {time.monotonic() - began:.0f} s{last}"
+        # What has just begun is one of many short things, and how far these are is what is new.
+        return f"still {what}: {seconds:.0f} s{last}" if seconds >= 1 else f"now {what}{last}"
 
 
 class Activity:
     """Tasks of a process, those within others behind them.
 
     After `silence` seconds in which nothing was printed, and again after as long, a line is: `still compiling the
-    training step: 16 s (last time 31 s)`.
+    training step: 16 s (last time 31 s)`, or `now training step 10 of 2800` of what has just begun.
 
     Args:
         silence: seconds.

@@ -92,7 +92,11 @@ def until_ended() -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers a slip as all that is foreseen: by one sentence and status 2, without the usage."""
+    """A parser that answers a slip as all that is foreseen: by one sentence and status 2, without the usage. A flag has
+    one name: the beginning of it is none, which would be another flag's as soon as there is one."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with `message` on stderr, and the command that lists the flags."""

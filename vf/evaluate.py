@@ -35,8 +35,9 @@ from vf.metrics.protocol import PROTOCOLS, ClipProtocol, Score, protocol_hash, t
 from vf.pretrained import i3d
 from vf.run import score_table
 from vf.scores import features, networks, suite
-from vf.scores.sets import Choice, ClipSet, UnreadableFile, open_set
-from vf.types import UserError, counted, naming_flags
+from vf.scores.sets import ClipSet, open_set
+from vf.scores.sources import Choice, UnreadableFile
+from vf.types import UserError, counted, naming_flags, nearest
 from vf.video import replacing
 
 NAMES = (*suite.metrics(fvd.LINEAGES["google"]), suite.SEGMENTS)
@@ -44,6 +45,7 @@ FLAGS = {
     name: f"--{name.replace('_', '-')}"
     for name in ("split", "frames", "fps", "size", "resampler", "other_weights", *networks.FAMILIES)
 }
+SAME_RATE = 0.05  # the share by which rates may differ without a warning: 24 and 25 are the same film
 LOST = 3  # exit status where files were left out, as that of vf.data.prepare
 Sides = tuple[ClipSet | None, ClipSet]
 
@@ -89,7 +91,19 @@ def open_sides(real: Path | None, generated: Path, protocol: ClipProtocol, *, ch
             raise UserError(
                 f"{side.name} gives {counted(len(side), 'clip')} where the protocol takes {least}: bring more"
             )
+    _warn_of_rates(*sides)
     return sides
+
+
+def _warn_of_rates(real: ClipSet | None, generated: ClipSet) -> None:
+    """Warns where the clips of both sets are known to have different rates: the same motion takes other steps then."""
+    rates = [side.facts["rate"] if side is not None else None for side in (real, generated)]
+    if rates[0] and rates[1] and abs(rates[0] / rates[1] - 1) > SAME_RATE:
+        logging.warning(
+            "real clips are of %g frames per second, generated ones of %g, so that distances are of speed too: take "
+            "clips of one rate; --fps=%g takes real videos at that rate",
+            *rates, rates[1],
+        )  # fmt: skip
 
 
 def result(scores: Sequence[Score], sides: Sides, protocol: ClipProtocol) -> dict[str, Any]:
@@ -210,8 +224,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     protocol = protocol_of(args)
     lineage = fvd.LINEAGES[protocol.lineage]
     names = tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
-    if not names or (unknown := [name for name in names if name not in NAMES]):
-        raise UserError(f"--metrics must be of {', '.join(NAMES)}, got {', '.join(unknown) if names else 'none'}")
+    if not names:
+        raise UserError(f"--metrics must be of {', '.join(NAMES)}, got none")
+    if unknown := next((name for name in names if name not in NAMES), None):
+        raise UserError(f"unknown metric {unknown} in --metrics: {nearest(unknown, NAMES)}")
     if args.bootstrap and protocol.trials > 1:
         raise UserError(f"{protocol.trials} trials give a deviation already: take --trials=1 or no --bootstrap")
     if args.out:

@@ -32,6 +32,7 @@ class Purpose(enum.IntEnum):
     ROUND = 4
     MOTION = 5
     PRIOR = 6  # an embedding that a prior draws for a sample
+    SUPERRES = 7  # a sample that is taken up to a higher resolution
 
 
 def key(seed: Seed, purpose: Purpose) -> Key[Array, ""]:

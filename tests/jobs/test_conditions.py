@@ -1,5 +1,6 @@
 """What samples are conditioned on: through the entry up to the training loop, and by classes in turn."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from tests import small_texts
 from tests.test_main import tiny
 from vf import main
-from vf.config.specs import SampleSpec
+from vf.config.specs import ControlSpec, SampleSpec
 from vf.data.sprites import COLOURS, SHAPES, Sprites
 from vf.jobs import evaluator, train
 from vf.jobs.evaluator import Evaluator
@@ -115,3 +116,19 @@ def test_donors_of_a_class_take_turns():
     made = evaluator.conditions(model, job, records, classes=2)
     assert made["label"].tolist() == [0, 1] * 4
     assert made["embedding"][:, 0].tolist() == [1, 0, 1, 2, 1, 3, 1, 0]
+
+
+@pytest.mark.parametrize("label", [-1, 1])
+def test_a_sample_that_is_drawn_alone_has_the_donor_that_it_has_among_others(label):
+    """And the clips of a grid's row have one donor, which is a part of their content."""
+    job = SampleSpec(SampleOptions(np.arange(2)), count=8, batch_size=8, seed=0, weights="ema", label=label, fps=8)
+    model = types.SimpleNamespace(null_label=2, embedding_dim=1)
+    records = {"label": np.array([1, 0, 1, 1], np.int32), "embedding": np.arange(4.0, dtype=np.float32)[:, None]}
+    all_of_them = evaluator.conditions(model, job, records, classes=2)["embedding"]
+    for k in range(8):
+        alone = evaluator.conditions(model, dataclasses.replace(job, count=1, first=k), records, classes=2)
+        np.testing.assert_array_equal(alone["embedding"], all_of_them[[k]])
+    grid = dataclasses.replace(job, control=ControlSpec(0, 0, grid=(4, 2)))
+    made = evaluator.conditions(model, grid, records, classes=2)["embedding"]
+    np.testing.assert_array_equal(made[::2], all_of_them[:4])
+    np.testing.assert_array_equal(made[1::2], all_of_them[:4])

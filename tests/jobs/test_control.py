@@ -21,7 +21,7 @@ from vf.jobs import control, drawing
 from vf.models.sampler import SampleOptions
 from vf.run import media
 from vf.run.recorder import Recorder
-from vf.scores import sets
+from vf.scores import sets, sources
 from vf.training import programs, sharding
 from vf.training.checkpoint import Checkpoints
 from vf.types import UserError
@@ -88,6 +88,9 @@ def test_where_only_frames_are_known_noise_is_drawn_as_ever():
 def test_an_interpolation_goes_from_one_noise_to_the_next_in_equal_angles(name, moving):
     rows = control.numbers(spec(grid=(3, 2), interpolate=name))
     np.testing.assert_allclose(rows[f"{name}_angle"], np.pi / 2 * np.array(moving) / max(moving))
+    for cell in range(6):
+        alone = control.numbers(spec(1, grid=(3, 2), interpolate=name, cell=cell))
+        assert all(np.array_equal(alone[key], value[[cell]]) for key, value in rows.items())
     assert set(rows[f"{name}_towards"]) == {1}
     assert set(rows["index"] if name == "content" else rows["motion"][:, 1]) == {0}
 
@@ -101,6 +104,9 @@ def test_a_grid_is_drawn_and_pictured(run):
         assert np.ptp(row[:, BASE].astype(int), axis=0).max() <= 1
         assert np.ptp(row[:, 0].astype(int), axis=0).max() > 10
     assert np.abs(clips[0, BASE].astype(int) - clips[3, BASE]).max() > 10
+    alone, facts = sampled(run, sample__grid=(2, 3), sample__motion_seed=5, sample__cell=4)
+    np.testing.assert_array_equal(alone, clips[4:5])
+    assert (facts["count"], facts["control"]["cell"]) == (1, 4)
     other, _ = sampled(run, sample__grid=(2, 3), sample__motion_seed=6)
     assert np.abs(other[:, BASE].astype(int) - clips[:, BASE]).max() <= 1
     assert np.abs(other[:, 0].astype(int) - clips[:, 0]).max() > 10
@@ -200,7 +206,7 @@ def test_many_samples_stay_in_shards(run, monkeypatch):
     np.testing.assert_array_equal(index, np.arange(1, 21))
     assert set(seed) == {0}
     video.save_npz(folder.parent / "joined.npz", clips)
-    choice = sets.Choice(Windows(8, start="first"))
+    choice = sources.Choice(Windows(8, start="first"))
     sharded, joined = (sets.open_set(path, choice) for path in (folder, folder.parent / "joined.npz"))
     np.testing.assert_array_equal(sharded[:], clips)
     assert (sharded.fingerprint, sharded.facts["content"]) == (joined.fingerprint, joined.facts["content"])
@@ -245,14 +251,19 @@ def test_windows_are_denoised_together(tmp_path):
         ({"sample__known": (0, 1)}, r"put 3 into sample\.known"),
         ({"sample__known": (3, 8)}, "0 to 7"),
         ({"sample__known": tuple(range(8))}, "got all"),
-        ({"sample__known_of": "clip.mp4"}, r"sample\.known says which"),
+        ({"sample__known_of": __file__}, r"sample\.known says which"),
         ({"sample__reconstruction": 1.0}, r"sample\.known says which"),
         ({"sample__known": (3,), "sample__grid": (2, 2)}, "leave sample.content_of, motion_of and grid empty"),
-        ({"sample__content_of": "no.png"}, "--config.sample.label=K"),
-        ({"sample__content_of": "no.png", "sample__label": 1}, "cannot read a clip of no.png: No such file"),
-        ({"sample__motion_of": "clip.mp4", "sample__label": 1}, "set --config.sample.solver=ddim"),
-        ({"sample__motion_of": "a.npz:7", "sample__label": 1, **DDIM}, "no clips at a.npz"),
-        ({"sample__motion_of": "a.npz", "sample__label": 1, "sample__restart": (0, 999, 1), **DDIM}, "sample.restart="),
+        ({"sample__content_of": "no.png"}, "--config.sample.content_of: no.png does not exist: name a picture"),
+        ({"sample__known_of": "no.mp4", "sample__known": (3,)}, "--config.sample.known_of: no.mp4 does not exist"),
+        ({"sample__motion_of": "a.npz:7"}, "--config.sample.motion_of: a.npz:7 does not exist"),
+        ({"sample__content_of": __file__}, "--config.sample.label=K"),
+        ({"sample__content_of": __file__, "sample__label": 1}, f"cannot read a clip of {__file__}"),
+        ({"sample__motion_of": __file__, "sample__label": 1}, "set --config.sample.solver=ddim"),
+        (
+            {"sample__motion_of": __file__, "sample__label": 1, "sample__restart": (0, 999, 1), **DDIM},
+            "sample.restart=",
+        ),
         ({"sample__what": "base", "sample__grid": (2, 2)}, "content alone"),
         ({"sample__what": "base", "sample__length": 9}, "no length"),
         ({"sample__length": 7}, "at least the 8 frames"),
@@ -263,6 +274,8 @@ def test_windows_are_denoised_together(tmp_path):
         ({"sample__length": 9, "sample__windows": "together"}, "base first, each window is drawn from a clean base"),
         ({"sample__length": 9, "sample__windows": "together", "sample__known": (3,)}, "together knows no frames"),
         ({"sample__grid": (2, 2), "sample__first": 1}, "leave sample.first at 0"),
+        ({"sample__grid": (2, 2), "sample__cell": 4}, "0 to 3 row by row, or -1 for all; got 4"),
+        ({"sample__cell": 0}, "two numbers, rows and columns"),
         ({"sample__first": -1}, "sample.first must be at least 0"),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_long_phase_is_said_again(monkeypatch):
     with phases.phase("compile", "compiling the training step"):
         while not (lines := stream.getvalue().splitlines()):
             pass
-    assert lines[0] == "still compiling the training step: 0 s (last time 31 s)"
+    assert lines[0] == "now compiling the training step (last time 31 s)"
     assert list(phases.take("the first step")) == ["startup/compile"]
 
 

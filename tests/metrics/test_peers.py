@@ -28,7 +28,8 @@ from vf.nets import vit
 from vf.pretrained import convert, files, i3d, videomae
 from vf.pretrained.weights import Weights, fingerprint, load
 from vf.scores import features
-from vf.scores.sets import Choice, open_set
+from vf.scores.sets import open_set
+from vf.scores.sources import Choice
 from vf.scores.suite import Suite
 
 torch = pytest.importorskip("torch")

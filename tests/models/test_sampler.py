@@ -324,6 +324,7 @@ def test_known_frames_come_back_and_the_rest_sees_them(context, given):
     np.testing.assert_array_equal(first[:, list(given)], known[:, list(given)])
     rest = [i for i in range(model.shape[0]) if i not in given]
     assert np.isfinite(first).all() and np.abs(first - other)[:, rest].max() > 1e-4  # noqa: PT018
+    assert BASE in given or np.abs(first - other)[:, BASE].max() > 1e-4  # by reconstruction guidance, through (5)
 
 
 @pytest.mark.parametrize("name", ["joint", "base first", "one network", "known frames", "history", "some times"])

@@ -201,6 +201,9 @@ def test_attention_and_mixing_are_at_the_requested_levels():
     assert blocks(net, "attention") == middle | coarse
     assert blocks(net, "temporal_attention") == middle | fine
     assert blocks(net, "temporal_conv") == set()
+    net = UNet(**TINY | {"attention": (), "middle_attention": False}, temporal=("attention",))
+    assert blocks(net, "attention") == set()
+    assert blocks(net, "temporal_attention") == middle
 
 
 def test_frame_index_counts_from_zero_and_distinguishes_frames():

@@ -56,6 +56,15 @@ def karlo(width, mult, blocks, attends, context=1536):
     )  # fmt: skip
 
 
+def superres(width, mult, blocks):
+    """UNet2DModel in the configuration of Karlo's super-resolution, at any width."""
+    return diffusers.UNet2DModel(
+        sample_size=256, layers_per_block=blocks, down_block_types=["ResnetDownsampleBlock2D"] * len(mult),
+        up_block_types=["ResnetUpsampleBlock2D"] * len(mult), block_out_channels=[width * m for m in mult],
+        in_channels=6, out_channels=3, add_attention=False,
+    )  # fmt: skip
+
+
 def text_proj(width, context=1536, clip_dim=768):
     """What conditions Karlo's decoder."""
     return UnCLIPTextProjModel(time_embed_dim=4 * width, cross_attention_dim=context, clip_embeddings_dim=clip_dim)

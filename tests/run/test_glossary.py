@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_score_is_explained():
     metrics = suite.metrics(fvd.LINEAGES["styleganv"])
-    names = {*metrics, "fvd_segment_00", "fvd_segment_12", "fd_random_conv3d", "base_frame_gap"}
+    names = {*metrics, "fvd_segments_00", "fvd_segments_12", "fd_random_conv3d", "base_frame_gap"}
     names |= {other for others in suite._OTHER_NAMES.values() for other in others.values()}
     names |= {f"sprites/{name}" for name in sprites.scores(np.zeros((2, 4, 16, 16, 3), np.uint8), 1)}
     assert {name for name in names if glossary.score_facts(name) is None} == set()

@@ -251,12 +251,12 @@ def test_of_a_family_of_scores_one_is_shown_and_the_others_are_folded(tmp_path):
         for name in ("fvd", "fid", "sprites/found", "sprites/valid", "sprites/smooth"):
             recorder.score(1, name, 0.5, {"n": 1})
         for segment in range(3):
-            recorder.score(1, f"fvd_segment_{segment:02}", 0.5, {"n": 1})
+            recorder.score(1, f"fvd_segments_{segment:02}", 0.5, {"n": 1})
     page = page_of(tmp_path)
     shown, *folded = page.html.split("<h2>Scores</h2>")[1].split("<details>")
-    assert re.findall(r"<td><b>([^<0-9.][^<]*)</b>", shown) == ["fvd", "fid", "sprites/valid", "fvd_segment_00"]
+    assert re.findall(r"<td><b>([^<0-9.][^<]*)</b>", shown) == ["fvd", "fid", "sprites/valid", "fvd_segments_00"]
     assert [part.split("</summary>")[0] for part in folded[:2]] == [
-        "<summary>2 more of sprites", "<summary>2 more of fvd_segment",
+        "<summary>2 more of sprites", "<summary>2 more of fvd_segments",
     ]  # fmt: skip
     assert len(rows(page)) == 8
     assert page.html.count("<pre>") == 1  # all are of one protocol
@@ -406,16 +406,33 @@ def test_a_drawing_that_was_killed_is_not_shown_yet(tmp_path):
     assert ": 5, seed 0" not in page_of(tmp_path).text
 
 
+ALONE = "One of them again, alone"
+
+
 def test_a_drawing_says_how_one_of_its_clips_is_drawn_again(tmp_path):
-    """Clips of a grid have no numbers of their own."""
-    grid = {"control": {"grid": [1, 3]}}
-    for seed, more in enumerate(({"first": 40}, grid)):
+    """A flag that is overridden is there once; clips of a grid go by cells, row by row."""
+    command = "python -m vf.main --mode evaluate --x=1 --config.sample.count=3"
+    for seed, more in enumerate(({"first": 40}, {"control": {"grid": [1, 3]}})):
         folder = media.drawing_folder(tmp_path, 7, "clips", 3, {"seed": seed, **more})
-        media.write_samples(folder, clips_of(1), base_frame=1, meta={"command": "python -m vf.main --x=1", **more})
+        media.write_samples(folder, clips_of(1), base_frame=1, meta={"command": command, **more})
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
     page = page_of(tmp_path)
-    assert page.html.count("One of them again, alone") == 1
-    assert "by the numbers up to 42" in page.text
-    assert "python -m vf.main --x=1 --mode=sample --config.sample.count=1 --config.sample.first=40" in page.text
+    assert page.text.count(ALONE) == 2
+    assert "by the numbers up to 42 the others, while step 7 is the latest: " in page.text
+    assert "python -m vf.main --mode=sample --x=1 --config.sample.count=1 --config.sample.first=40 " in page.text
+    assert "by the numbers up to 2, row by row, the others, while step 7 is the latest: " in page.text
+    assert "python -m vf.main --mode=sample --x=1 --config.sample.count=3 --config.sample.cell=0 " in page.text
+
+
+def test_a_drawing_of_an_earlier_step_has_no_command_that_draws_it_again(tmp_path):
+    """The command would draw with other weights; nor has one that another program has drawn."""
+    for step, command in ((7, "python -m vf.main"), (9, "python -m pytest")):
+        media.write_samples(drawing(tmp_path, step), clips_of(1), base_frame=1, meta={"command": command})
+    (tmp_path / "checkpoints" / "9").mkdir(parents=True)
+    page = page_of(tmp_path)
+    assert page.text.count(ALONE) == 1
+    assert "draws with the run's latest weights, of step 9, and these clips have those of step 7" in page.text
+    assert "--mode=sample" not in page.text
 
 
 def test_two_protocols_have_separate_entries(tmp_path):

@@ -69,6 +69,7 @@ def test_patient_progress_is_silent_on_what_is_soon_done(monkeypatch):
         for step in (1, 2, 3):
             clock.now += seconds
             progress.update(step)
+        progress.update(3)  # which changes nothing
         assert stream.getvalue().splitlines() == lines
 
 

@@ -25,6 +25,20 @@ def test_command_line_hides_the_folders_of_the_machine(word, shown):
     assert provenance.command_line(["/opt/bin/python3", "-m", "vf.main", word]) == f"python3 -m vf.main {shown}"
 
 
+@pytest.mark.parametrize(
+    ("command", "program", "flags"),
+    [
+        ("python -m vf.main --config a.py --workdir='my run' --x", "python -m vf.main",
+         {"config": "a.py", "workdir": "my run", "x": None}),
+        ("python -m vf.main -mode=train --n -1 --mode=sample", "python -m vf.main", {"n": "-1", "mode": "sample"}),
+        ("main.py", "main.py", {}),
+    ],
+)  # fmt: skip
+def test_a_command_is_taken_apart(command, program, flags):
+    """Of a flag that is given twice the last value counts."""
+    assert provenance.parts_of(command) == (program.split(), flags)
+
+
 def test_revision_is_that_of_the_checkout(tmp_path):
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]

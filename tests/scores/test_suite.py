@@ -321,7 +321,7 @@ def test_segments_of_longer_clips():
     real, generated = clips(12, 0, frames=50), clips(9, 1, frames=40)
     generated[:, 16:32] += 20
     found = suite_of(SEGMENTS)(real, generated)
-    assert [s.name for s in found] == ["fvd_segment_00", "fvd_segment_01"]
+    assert [s.name for s in found] == ["fvd_segments_00", "fvd_segments_01"]
     for k, one_score in enumerate(found):
         part = slice(16 * k, 16 * k + 16)
         true = fvd.fvd(means(real[:, part]), means(generated[:, part]), fvd.LINEAGES["google"])

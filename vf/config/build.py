@@ -31,6 +31,7 @@ from vf.config.specs import (
     SelfcheckSpec,
     TrainSpec,
 )
+from vf.config.superres import superres
 from vf.config.values import as_user_error, choose, fingerprint, to_json
 from vf.data.pipeline import Source
 from vf.diffusion import guidance as guidances
@@ -175,7 +176,10 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     scored = mode != "sample" and clips.has_video(config)
     initial = None
     if trained is None:
-        initial = start.start(config, made.networks, source.class_names, original=original, trains=mode == "train")
+        begins = made.begins("base")[1] if config.model.low_size and config.base.pretrained else None
+        initial = start.start(
+            config, made.networks, source.class_names, original=original, trains=mode == "train", begins=begins
+        )
     else:
         start.check_resumed(config, trained, made.networks, source.class_names, trains=mode == "train")
     if not original:
@@ -185,14 +189,17 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
         reference = clips.source(config, "reference")
-    donors = (made.embedding_dim and not config.sample.prior) or (made.readers and not config.sample.prompts)
+    donates = made.embedding_dim and not config.sample.prior
+    donors = donates or config.model.low_size or (made.readers and not config.sample.prompts)
     if mode != "sample" or donors or (config.sample.known and not config.sample.known_of):
         validation = clips.source(config, "validation")
         clips.check_validation(config, workdir, fresh)
     prior = embedding_prior(config, source, devices) if made.embedding_dim else None
+    drawn = sample_spec(config, source)
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
-        seed=config.seed, start=initial, sample=sample_spec(config, source),
+        seed=config.seed, start=initial, sample=drawn,
+        superres=superres(config, drawn, devices, sample_options),
         guide=start.guide(config, made.networks, workdir, source.class_names), text=texts.encoder(config),
         embeds=config.text.embed, prior=prior,
         evaluation=EvaluationSpec(
@@ -218,6 +225,8 @@ def evaluation_fingerprint(config: ConfigDict, *sets: Source | None, prior: Prio
     if prior is not None:
         hashed["prior"] = prior.protocol()
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
+    if not config.sample.low_noise:  # evaluations of before this field are the same
+        del hashed["sample"]["low_noise"]
     if config.model.dtype != "float32":
         hashed["dtype"] = config.model.dtype
     hashed["sets"] = [source and source.describe() for source in sets]
@@ -259,7 +268,7 @@ def sample_options(config: ConfigDict) -> SampleOptions:
     bound = None if control.inverts(config) else sample.clip_x_0 or None  # a bound cannot be inverted
     return SampleOptions(
         grid, make(sample.eta), guidance(config, grid), bound, sample.clip_quantile or None,
-        _restart(sample.restart, grid), control.known(config), sample.reconstruction, sample.history,
+        _restart(sample.restart, grid), control.known(config), sample.reconstruction, sample.history, sample.low_noise,
     )  # fmt: skip
 
 
@@ -320,7 +329,9 @@ def guidance(config: ConfigDict, grid: np.ndarray) -> Guidance:
 def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
     """`config.sample`, typed, for a model of the clips of `source`."""
     s, fps, fixed = config.sample, clips.shown_fps(config, source), control.control(config)
-    count = fixed.grid[0] * fixed.grid[1] if fixed and fixed.grid else s.count
+    count = s.count
+    if fixed and fixed.grid:
+        count = fixed.grid[0] * fixed.grid[1] if fixed.cell is None else 1
     if prompts := texts.prompts(config):
         if fixed and fixed.grid:
             raise UserError(
@@ -331,7 +342,7 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
                 "the model is conditioned on an embedding of the base frame, which a prompt does not give: name a "
                 "prior that draws it (--config.sample.prior), or leave --config.sample.prompts empty"
             )
-        count = len(prompts) * s.each
+        count = len(prompts) * s.each or count
     return SampleSpec(
         sample_options(config), count, s.batch_size, s.seed, s.weights, s.label, fps, s.what, s.solver, s.eta,
         control=fixed, first=s.first, extension=control.extension(config), keep_base_noise=s.keep_base_noise,

@@ -14,7 +14,9 @@ LEAST = {
     "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
     "base.images": 1, "prior.net.width": 2, "prior.net.depth": 1, "prior.net.heads": 1, "sample.prior_steps": 1,
-    "sample.each": 1, "text.image_tokens": 1, "text.context_dim": 0,
+    "sample.each": 0, "text.image_tokens": 1, "text.context_dim": 0, "model.low_size": 0,
+    "model.low_noise": 0, "sample.low_noise": 0, "sample.superres_batch_size": 1, "sample.superres_tile": 0,
+    "sample.superres_overlap": 0, "sample.superres_frames": 0, "sample.superres_frame_overlap": 0,
     **{f"text.learn.{field}": 1 for field in ("width", "depth", "heads", "patch", "captions", "steps", "batch_size")},
     "text.learn.context": 3,
     **{
@@ -75,7 +77,26 @@ def check(config: ConfigDict, mode: str) -> None:
         raise UserError(
             "init_from and base.init_from both say where the base network starts from: leave one of them empty"
         )
-    if config.base.pretrained and config.model.predictor != "decomposed":
+    if config.model.low_size and (
+        config.model.predictor != "one_network" or sample.what == "base" or config.model.condition == "text"
+    ):
+        raise UserError(
+            "super-resolution (model.low_size) is of clips by one network that reads no texts: set "
+            "--config.model.predictor=one_network --config.sample.what=clips --config.model.condition=none"
+        )
+    if not -1 <= sample.superres_lam <= 1 or -1 < sample.superres_lam < 0:
+        raise UserError(
+            f"--config.sample.superres_lam must be 0 to 1, or -1 for that of its run, got {sample.superres_lam}"
+        )
+    for name, size in (("overlap", "tile"), ("frame_overlap", "frames")):
+        if fields[f"sample.superres_{name}"] and fields[f"sample.superres_{name}"] >= fields[f"sample.superres_{size}"]:
+            raise UserError(
+                f"--config.sample.superres_{name} must be less than --config.sample.superres_{size} "
+                f"({fields[f'sample.superres_{size}']}), got {fields[f'sample.superres_{name}']}"
+            )
+    if not config.model.low_size and (config.model.low_noise or sample.low_noise):
+        raise UserError("low_noise is of super-resolution, which takes clips of model.low_size up: set both to 0")
+    if config.base.pretrained and config.model.predictor != "decomposed" and not config.model.low_size:
         raise UserError(
             f"base.pretrained is an image model, and model.predictor is {config.model.predictor}, which has none: "
             "set --config.model.predictor=decomposed"
@@ -101,6 +122,8 @@ def check(config: ConfigDict, mode: str) -> None:
         raise UserError(
             f"--config.sample.guide is for --mode=sample and evaluate, and this is --mode={mode}: leave it empty"
         )
+    if mode == "sample":
+        control.check_existence(config)
     if mode not in ("sample", "plan"):
         if own := [name for name, off in control.FIELDS.items() if sample[name] != off]:
             raise UserError(

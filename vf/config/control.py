@@ -18,17 +18,18 @@ from vf.data.pixels import Pixels
 from vf.data.reader import open_clip
 from vf.diffusion.known import frame_mask
 from vf.diffusion.windows import Extension
-from vf.types import UserError
+from vf.types import UserError, counted
 from vf.video import load_clips
 
 CONTROL = {
-    "content_seed": -1, "motion_seed": -1, "grid": (), "interpolate": "", "content_of": "", "motion_of": "",
+    "content_seed": -1, "motion_seed": -1, "grid": (), "cell": -1, "interpolate": "", "content_of": "", "motion_of": "",
     "motion_label": -1, "known": (), "known_of": "", "reconstruction": 0.0,
 }  # fmt: skip
 """The fields of `sample` that say what is fixed, with the values by which nothing is."""
 FIELDS = CONTROL | {
     "first": 0, "length": 0, "overlap": 0, "windows": "in_turn", "keep_base_noise": True, "window_noise": "new",
-    "history": 0.0,
+    "history": 0.0, "superres": "", "superres_lam": -1.0, "superres_batch_size": 4, "superres_tile": 0,
+    "superres_overlap": 0, "superres_frames": 0, "superres_frame_overlap": 0,
 }  # fmt: skip
 """All fields of `sample` that are for the sampling job alone, with the values by which they change nothing."""
 
@@ -48,13 +49,14 @@ def control(config: ConfigDict) -> ControlSpec | None:
             "that was trained so"
         )
     _check_known(config)
-    if sample.interpolate or sample.grid:
+    if sample.interpolate or sample.grid or sample.cell != -1:
         _check_grid(config)
     _check_files(config)
     content_seed, motion_seed = (sample.seed if own == -1 else own for own in (sample.content_seed, sample.motion_seed))
     return ControlSpec(
         content_seed, motion_seed, tuple(sample.grid) or None, sample.interpolate, sample.content_of, sample.motion_of,
         sample.label if sample.motion_label == -1 else sample.motion_label, sample.known_of, _cut(config),
+        None if sample.cell == -1 else sample.cell,
     )  # fmt: skip
 
 
@@ -180,13 +182,21 @@ def _check_known(config: ConfigDict) -> None:
 
 
 def _check_grid(config: ConfigDict) -> None:
-    grid = config.sample.grid
+    grid, cell = config.sample.grid, config.sample.cell
     if config.sample.first:
-        raise UserError("a grid begins at content 0 and motion 0: leave sample.first at 0")
+        raise UserError(
+            "a grid begins at content 0 and motion 0: leave sample.first at 0, and say by sample.cell which clip of it "
+            "is drawn alone"
+        )
     choose("sample.interpolate", config.sample.interpolate, {"": 0, "content": 0, "motion": 0})
     if len(grid) != 2 or min(grid) < 1:
         raise UserError(
             f"--config.sample.grid is two numbers, rows and columns, 1 or more, as '(4,6)'; got {tuple(grid)}"
+        )
+    if not -1 <= cell < grid[0] * grid[1]:
+        raise UserError(
+            f"--config.sample.cell is a clip of the grid, 0 to {grid[0] * grid[1] - 1} row by row, or -1 for all; got "
+            f"{cell}"
         )
     axis = {"content": 0, "motion": 1}.get(config.sample.interpolate)
     if axis is not None and grid[axis] < 2:
@@ -196,9 +206,25 @@ def _check_grid(config: ConfigDict) -> None:
         )
 
 
+def check_existence(config: ConfigDict) -> None:
+    """Raises UserError for a file that is not there, before anything is said of what it would need."""
+    for field, name in _files(config).items():
+        if not files.path(_split(name)[0]).exists():
+            raise UserError(
+                f"--config.sample.{field}: {name} does not exist: name a picture, a video, a folder of frames, or "
+                "clips.npz:3 for a clip of a drawing"
+            )
+
+
+def _files(config: ConfigDict) -> dict[str, str]:
+    """{field: file} of those that are named."""
+    names = {name: config.sample[name] for name in ("content_of", "motion_of", "known_of")}
+    return {name: file for name, file in names.items() if file}
+
+
 def _check_files(config: ConfigDict) -> None:
     sample = config.sample
-    named = {name: sample[name] for name in ("content_of", "motion_of", "known_of") if sample[name]}
+    named = _files(config)
     if not named:
         return
     name = next(iter(named))
@@ -237,9 +263,10 @@ def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
 
     def read(name: str) -> np.ndarray:
         pixels = Pixels(data.size)
-        if row := re.fullmatch(r"(.*\.npz)(?::(\d+))?", name):
-            return _row(row[1], int(row[2] or 0), (data.frames, data.size, data.size, 3))
-        path = files.expand(name)
+        file, row = _split(name)
+        if row is not None:
+            return _row(file, row, (data.frames, data.size, data.size, 3))
+        path = files.expand(file)
         try:
             if path.suffix.lower() in frames.IMAGES and not frames.is_animated(path):
                 picture = frames.read_picture(path)
@@ -257,11 +284,18 @@ def _cut(config: ConfigDict) -> Callable[[str], np.ndarray]:
     return read
 
 
+def _split(name: str) -> tuple[str, int | None]:
+    """(file, row) of what a field names: the row of `clips.npz:3`, 0 of `clips.npz`, None of other files."""
+    if row := re.fullmatch(r"(.*\.npz)(?::(\d+))?", name):
+        return row[1], int(row[2] or 0)
+    return name, None
+
+
 def _row(path: str, row: int, shape: tuple[int, ...]) -> np.ndarray:
     """One clip of an .npz of clips, such as those of a drawing."""
     clips = load_clips(path)
     if row >= len(clips):
-        raise UserError(f"{path} has {len(clips)} clips, 0 to {len(clips) - 1}, and {row} was asked for")
+        raise UserError(f"{path} has {counted(len(clips), 'clip')}, 0 to {len(clips) - 1}, and {row} was asked for")
     if clips.shape[1] < shape[0] or clips.shape[2:] != shape[1:]:
         raise UserError(f"the clips of {path} are {list(clips.shape[1:])}, and this model's {list(shape)}")
     return clips[row, : shape[0]]

@@ -17,9 +17,11 @@ from vf.config.values import as_user_error, choose
 from vf.data.pipeline import NoClips, Source, embedding_statistics
 from vf.diffusion import decompose, gaussian, noise
 from vf.diffusion import schedule as schedules
+from vf.diffusion.tiles import Tiles
 from vf.models.model import Model
 from vf.models.one_network import OneNetwork
 from vf.models.prior import Prior
+from vf.models.superres import SuperResolution
 from vf.models.videofusion import VideoFusion
 from vf.nets import initial
 from vf.nets import prior as nets_prior
@@ -30,8 +32,10 @@ ZERO_SNR = {"zero terminal SNR": "noise.zero_terminal_snr"}
 PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network", "prior")}
 
 
-def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model:
+def model(config: ConfigDict, source: Source, mesh: Mesh | None = None, tiles: Tiles | None = None) -> Model:
     """The model that `config` names, for clips of `source`, which computes on `mesh` (None: on one device).
+
+    tiles: in which super-resolution samples; None for whole clips.
 
     Raises UserError where values do not fit together.
     """
@@ -58,8 +62,12 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Model
                 "train.known_share is of the residual generator, and one_network has none: set "
                 "--config.train.known_share=0"
             )
+        if config.model.low_size:
+            made: Model = _superres(config, source, mesh, prior, shared | {"tiles": tiles})
+            _check_shapes(config, made)
+            return made
         net = network(config, "base", source, mesh, frame_embed=True)
-        made: Model = as_user_error(
+        made = as_user_error(
             lambda: OneNetwork(net=net, prior=prior, prediction=base_prediction, loss=base_loss, **shared), ZERO_SNR
         )
     else:
@@ -149,6 +157,34 @@ def with_statistics(made: Model, source: Source, config: ConfigDict) -> Model:
     values = (initial.Values(values=tuple(map(float, numbers))) for numbers in (mean, std))
     net: Any = made.net
     return dataclasses.replace(made, net=net.clone(**dict(zip(("mean_init", "std_init"), values, strict=True))))
+
+
+def _superres(
+    config: ConfigDict, source: Source, mesh: Mesh | None, prior: noise.Prior, shared: dict[str, Any]
+) -> SuperResolution:
+    """The super-resolution that `model.low_size` asks for. Without layers over frames no frame knows its index."""
+    given = config.model
+    kind = choose("base.prediction", config.base.prediction, KINDS)
+    more = {"frame_embed": bool(config.base.net.temporal), "amplitude_embed": given.low_noise > 0}
+    file = pretrained_base(config)
+    if file is None:
+        net: Any = network(config, "base", source, mesh, **more)
+    else:
+        file.check(config.noise.schedule, config.noise.steps, config.base.prediction)
+        names = ("temporal", "temporal_attention_at", "dropout")
+        own = {name: value for name, value in config.base.net.items() if name in names}
+        own["temporal_attention_at"] = own["temporal_attention_at"] or None
+        net = file.network(
+            class_names=source.class_names if labelled(config, source) else (),
+            embedding_dim=embedding_dim(config, source), **own, **more, **computation(config, mesh),
+        )  # fmt: skip
+    return as_user_error(
+        lambda: SuperResolution(
+            net=net, prior=prior, prediction=kind, loss=choose("base.loss", config.base.loss or kind, KINDS),
+            low_size=given.low_size, low_noise=given.low_noise, **shared,
+        ),
+        {"low size": "model.low_size", "low clips": "model.low_noise", "tiles": "sample.superres_tile", **ZERO_SNR},
+    )  # fmt: skip
 
 
 def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> OneNetwork:

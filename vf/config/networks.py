@@ -63,9 +63,11 @@ def base_network(config: ConfigDict, source: Source, mesh: Mesh | None = None) -
 
 
 def pretrained_base(config: ConfigDict) -> pretrained.Base | None:
-    """The file that `base.pretrained` names, None where it is empty. UserError for no converted base generator."""
+    """The file that `base.pretrained` names, None where it is empty. UserError for no converted generator of the kind
+    that the run has."""
+    families = (pretrained.SUPERRES,) if config.model.low_size else pretrained.FAMILIES
     with naming_flags({"weights": "--config.base.pretrained"}):
-        return pretrained.open_base(files.path(config.base.pretrained)) if config.base.pretrained else None
+        return pretrained.open_base(files.path(config.base.pretrained), families) if config.base.pretrained else None
 
 
 def resolved(config: ConfigDict, workdir: files.AnyPath, fresh: bool = True) -> ConfigDict:

@@ -16,6 +16,7 @@ from vf.metrics.protocol import Scorer
 from vf.models.model import Model
 from vf.models.prior import Prior
 from vf.models.sampler import SampleOptions
+from vf.models.superres import SuperResolution
 from vf.nets.clip import TextConfig
 from vf.nets.text_encoder import TextEncoder
 from vf.nets.vit import Config
@@ -52,6 +53,7 @@ class ControlSpec:
         content_of, motion_of, known_of: a picture or video; "" for none.
         motion_label: class of the clip of `motion_of`.
         cut: (path) -> the file's first clip, u8 [f h w 3]. Raises UserError.
+        cell: the clip of the grid that is drawn alone, counted row by row; None for all.
     """
 
     content_seed: int
@@ -63,6 +65,7 @@ class ControlSpec:
     motion_label: int = -1
     known_of: str = ""
     cut: Callable[[str], np.ndarray] | None = None
+    cell: int | None = None
 
     def protocol(self) -> dict[str, Any]:
         """Everything that is controlled, ready for JSON; {} for nothing."""
@@ -146,7 +149,7 @@ class SampleSpec:
             "clip_quantile": self.options.clip_quantile, "restart": self.options.restart,
             "dtype": None if self.dtype == "float32" else self.dtype,
             "known": self.options.known or None, "reconstruction": self.options.reconstruction or None,
-            "history": self.options.history or None,
+            "history": self.options.history or None, "low_noise": self.options.low_noise or None,
             "control": self.control and self.control.protocol(), "first": self.first or None,
             "length": self.extension.length if self.extension.further else None,
             "overlap": self.extension.overlap if self.extension.further else None,
@@ -159,6 +162,25 @@ class SampleSpec:
             "guidance_scale": guidance.scale, "clip_x_0": self.options.clip_x_0,
             "seed": self.seed, "weights": self.weights, "label": self.label,
         }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperresSpec:
+    """What takes samples up to a higher resolution.
+
+    Attributes:
+        model: for whole clips of the samples' length, perhaps in tiles.
+        options: how it samples.
+        start: its weights.
+        batch_size: clips at a time.
+        protocol: everything of it that changes the clips, ready for JSON.
+    """
+
+    model: SuperResolution
+    options: SampleOptions
+    start: Start
+    batch_size: int
+    protocol: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +226,7 @@ class RunSpec:
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
         guide: weights of the worse networks that guide samples; None for none.
         prior: what draws the embeddings of samples; None where clips of the validation set donate them.
+        superres: what takes samples up to a higher resolution; None for nothing.
         text: the encoder of clips' captions and of prompts, where the model reads them, and of base frames.
         embeds: whether `text` makes the embeddings of base frames.
     """
@@ -219,6 +242,7 @@ class RunSpec:
     evaluation: EvaluationSpec
     guide: Start | None = None
     prior: PriorSpec | None = None
+    superres: SuperresSpec | None = None
     text: TextEncoder | None = None
     embeds: bool = False
 

@@ -4,7 +4,7 @@ They are those of the run's own checkpoints or, where it has none, networks of a
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -16,7 +16,9 @@ from vf.config.networks import pretrained_base
 from vf.config.specs import Start
 from vf.config.values import as_flag, flat, to_json
 from vf.files import AnyPath
+from vf.nets.initial import Initializer
 from vf.pretrained import export
+from vf.pretrained.base import SUPERRES
 from vf.training import sharding
 from vf.types import Params, UserError, counted
 
@@ -28,6 +30,7 @@ def start(
     *,
     original: bool = False,
     trains: bool = False,
+    begins: Mapping[str, Initializer] | None = None,
 ) -> Start | None:
     """The weights that `init_from`, `base.init_from` or `base.pretrained` names; None where all are empty.
 
@@ -38,15 +41,20 @@ def start(
         classes: names of the run's classes.
         original: whether the file of `base.pretrained` is taken unchanged, as `file_model` needs it.
         trains: whether the job trains: training may continue under another noise prior, sampling may not.
+        begins: how the parameters of the base network begin, by path, for those that a file of super-resolution has
+            not; None for no such file.
 
     Raises UserError where it is no trained model, or one that was trained under a config that does not fit this one.
     """
     file = pretrained_base(config)
     if file is not None and not config.init_from and not config.base.init_from:
         names = classes if config.model.condition == "label" else ()
+        added = begins if begins is not None and file.family == SUPERRES else {}
 
         def read(params: Params) -> Params:
-            arrays = file.params(sharding.named(params["base"]), names, original)
+            shapes = sharding.named(params["base"])
+            drawn = {path: one.draw(config.seed, f"base/{path}", shapes[path].shape) for path, one in added.items()}
+            arrays = file.params(shapes, names, original, drawn)
             return {"base": export.place_arrays(arrays, params["base"], file.path)}
 
         return Start(("base",), read, {"from": str(file.path), "family": file.family, "fingerprint": file.fingerprint})
@@ -226,7 +234,9 @@ def _differing(config: ConfigDict, trained: export.Trained, networks: Sequence[s
     trains: whether they are to be trained on: then noise prior and clip size may be others.
     """
     ours, theirs = flat(to_json(config)), flat(trained.config)
-    names = ["noise.schedule", "noise.steps", "model.predictor", "model.condition"]
+    names = ["noise.schedule", "noise.steps", "model.predictor", "model.condition", "model.low_size"]
+    if (ours["model.low_noise"] > 0) != (theirs.get("model.low_noise", 0) > 0):  # whether networks are told of noise
+        names.append("model.low_noise")
     # Of all contexts the base network sees an embedding alone.
     if "residual" in networks or "embedding" in (ours["model.context"], theirs["model.context"]):
         names.append("model.context")

@@ -170,9 +170,10 @@ def _lines(given: str) -> list[str]:
     if not is_file:
         if path.suffix in (".txt", ".csv", ".json", ".tsv") and " " not in given:
             raise UserError(f"--config.sample.prompts: {given} does not exist")
-        return given.splitlines()
+        return given.split("\n")
     raw = path.read_bytes()
-    lines = raw.decode(text.encoding(raw[:8]), "surrogateescape").splitlines()
+    # A line ends at a line feed alone: letters at which Unicode lets a line end are parts of prompts.
+    lines = raw.decode(text.encoding(raw[:8]), "surrogateescape").replace("\r\n", "\n").split("\n")
     if odd := [number for number, line in enumerate(lines, 1) if not text.is_utf8(line)]:
         logging.warning("%s is not UTF-8, first in line %d: read as Windows-1252", given, odd[0])
     return [text.readable(line) for line in lines]

@@ -85,9 +85,10 @@ def residual_input(
     b_hat: Float[Array, "*n h w c"],
     lam: Lambda,
     sigma: Float[Array, "*n"],
+    protect: bool = True,
 ) -> Float[Array, "*n f h w c"]:
-    """z' of equation (5). No gradient passes to `b_hat`."""
-    b_hat = jax.lax.stop_gradient(b_hat)[..., None, :, :, :]
+    """z' of equation (5). `protect`: no gradient passes to `b_hat`, as in training."""
+    b_hat = (jax.lax.stop_gradient(b_hat) if protect else b_hat)[..., None, :, :, :]
     return z - jnp.sqrt(per_pixel(lam)) * spread(sigma, z) * b_hat
 
 

@@ -83,10 +83,16 @@ class DDIM:
         """As `Solver.step`."""
         forward = jnp.sqrt(jnp.maximum(1 - (now.alpha / then.alpha) ** 2, 0))  # amplitude of q(z_t | z_s)
         injected = self.eta * then.sigma / now.sigma * forward
-        if self.eta < 1 or estimate.variance is None or xi is None:
-            return _renoised(estimate, then, injected, scale, xi), None
-        learned = forward**estimate.variance * injected ** (1 - estimate.variance)
-        return _renoised(estimate, then, injected, scale, None) + scale * jnp.where(injected > 0, learned, 0) * xi, None
+        ratio = now.alpha / then.alpha * then.sigma / now.sigma
+        # Not as a difference of squares, which in float32 has no digits left where alpha is near 0.
+        remaining = then.sigma * jnp.sqrt(1 - self.eta**2 + (self.eta * ratio) ** 2)
+        z = _renoised(estimate, then.alpha, remaining, scale)
+        if xi is None:
+            return z, None
+        if self.eta == 1 and estimate.variance is not None:
+            learned = forward**estimate.variance * injected ** (1 - estimate.variance)
+            injected = jnp.where(injected > 0, learned, 0)
+        return z + scale * injected * xi, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +139,8 @@ class DPMSolver:
         h = -jnp.log(jnp.where(ratio > 0, ratio, 1))
         slope = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1)), 0)  # h is set to 0 there
         correction = then.alpha * (1 - ratio ** (1 + self.eta)) * slope * (estimate.x_0 - x_before)
-        return _renoised(estimate, then, injected, scale, xi) + correction, (estimate.x_0, h)
+        z = _renoised(estimate, then.alpha, then.sigma * ratio**self.eta, scale) + correction
+        return z if xi is None else z + scale * injected * xi, (estimate.x_0, h)
 
 
 class _Before(NamedTuple):
@@ -225,7 +232,7 @@ class Heun:
         """As `Solver.step`."""
         corrects, eps_before, part_before = state
         corrected = z + scale * part_before * (estimate.eps - eps_before) / 2
-        predicted = _renoised(estimate, then, jnp.zeros(()), scale, None)
+        predicted = _renoised(estimate, then.alpha, then.sigma, scale)
         # From alpha = 0, where sigma / alpha is infinite, there is no slope to correct: the step is DDIM's.
         drift = jnp.where(now.alpha > 0, then.alpha / jnp.where(now.alpha > 0, now.alpha, 1), 0)
         part = jnp.where(now.alpha > 0, then.sigma - now.sigma * drift, 0)
@@ -270,12 +277,10 @@ class Restart:
         return [grid[: last + 1], *[grid[first : last + 1]] * (self.count - 1), grid[first:]]
 
 
-def _renoised(estimate: Estimate, then: Level, injected: Array, scale: float | Array, xi: Array | None) -> Array:
-    """The clean estimate with the noise of a level, of which `injected` (of sigma) is fresh."""
-    remaining = jnp.sqrt(jnp.maximum(then.sigma**2 - injected**2, 0))
+def _renoised(estimate: Estimate, alpha: Array, remaining: Array, scale: float | Array) -> Array:
+    """The clean estimate with its own noise, of the amplitude that remains of it."""
     noise = estimate.eps if estimate.renoise is None else estimate.renoise
-    z = then.alpha * estimate.x_0 + scale * remaining * noise
-    return z if xi is None else z + scale * injected * xi
+    return alpha * estimate.x_0 + scale * remaining * noise
 
 
 def solve(

@@ -23,6 +23,7 @@ def numbers(spec: SampleSpec) -> dict[str, np.ndarray]:
     content = motion = index
     rows: dict[str, np.ndarray] = {}
     if fixed.grid:
+        index = index if fixed.cell is None else np.array([fixed.cell], np.uint32)
         content, motion = (k.astype(np.uint32) for k in np.divmod(index, fixed.grid[1]))
         for name, number, count in zip(("content", "motion"), (content, motion), fixed.grid, strict=True):
             if fixed.interpolate == name:  # all from the noise 0 towards the noise 1

@@ -102,7 +102,8 @@ class Parts:
 def forget(workdir: AnyPath) -> None:
     """Removes what killed jobs have left of drawings in a run's folder: their weights are no more."""
     for one in media.drawings(workdir):
-        Parts(one.folder / "parts", is_writer=True).remove()
+        for left in ("parts", "low"):  # the latter, of clips that were to be taken up
+            Parts(one.folder / left, is_writer=True).remove()
         if not (one.folder / "meta.json").is_file():
             Parts(one.folder / media.SHARDS, is_writer=True).remove()
 

@@ -23,17 +23,21 @@ from vf.data import pipeline
 from vf.files import AnyPath
 from vf.jobs import control, drawing, memory, meter, prior
 from vf.jobs.results import Results
+from vf.jobs.superres import Superres
 from vf.jobs.together import Together
 from vf.metrics.consistency import base_frame_gap
 from vf.metrics.protocol import Score, Scorer
+from vf.metrics.psnr import psnr
 from vf.models.model import GUIDE, Model
+from vf.models.superres import SuperResolution
+from vf.nets import resize
 from vf.nets.text_encoder import TextEncoder
 from vf.run import media, provenance, score_table
 from vf.run.progress import Progress
 from vf.run.recorder import Recorder
 from vf.training import programs, sharding
 from vf.training.checkpoint import BEST
-from vf.types import Batch, Params, UserError
+from vf.types import Batch, Params, UserError, counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ class RealClips:
         """`n` fixed clips of `source`; none where it is None. Raises UserError as `pipeline.fixed_clips`."""
         if source is None:
             return cls({}, {})
-        with ACTIVITY.doing(f"reading {n} real clips"):
+        with ACTIVITY.doing(f"reading {counted(n, 'real clip')}"):
             return cls(pipeline.fixed_clips(source, n, seed=seed), source.describe())
 
 
@@ -103,8 +107,9 @@ class Evaluator:
         sample, (model, mesh) = self.spec.sample, (self.spec.model, self.spec.mesh)
         further = sample.options._replace(known=tuple(range(sample.extension.overlap)))
         seed = rng.as_argument(sample.control.content_seed if sample.control else sample.seed)
+        pixels = self.spec.superres is None or sample.extension.further > 0  # else they are taken up as they are
         made = (
-            self.phases.compiled(programs.sampling(model, mesh, options), name)
+            self.phases.compiled(programs.sampling(model, mesh, options, pixels), name)
             for options, name in ((sample.options, "sampling"), (further, "further windows"))
         )
         first, other = (lambda params, batch, program=program: program(params, batch, seed) for program in made)
@@ -148,25 +153,26 @@ class Evaluator:
             drawing.Parts(folder / name, is_writer=self.recorder.is_writer, found=found)
             for name, found in (("parts", progress.skip), (media.SHARDS, lambda clips: progress.skip(clips * each)))
         )
-        many = len(chosen) > 1
-        if self.recorder.is_writer and many and self.results.is_drawn(step):  # and is drawn again
-            (folder / "meta.json").unlink()
-            shards.remove()
+        many, names = len(chosen) > 1, tuple(map(drawing.shard_name, chosen))
+        raised = Superres(self.spec, self.recorder, self.phases, self.results, step) if self.spec.superres else None
+        left = raised.has(names) if raised else ()  # of a job that was killed
+        if self.recorder.is_writer and many and (raised or self.results.is_drawn(step)):  # and is drawn again
+            (folder / "meta.json").unlink(missing_ok=True)
+            shards.remove(but=left)
         some: list[np.ndarray] = []
-        for clips in self._draw(params, rows, chosen, progress, parts, shards if many else None):
+        for clips in self._draw(params, rows, chosen, progress, parts, shards if many else None, raised):
             if whole or media.pictures_take_more(some):
                 some.append(clips)
         samples = np.concatenate(some)
         self._record_phases(step, "the samples")
         if self.recorder.is_writer:
-            names = tuple(map(drawing.shard_name, chosen)) if many else ()
             beside = {"real": real.name} if (real := self._real_folder) else {}
             command = provenance.command_line(sys.orig_argv)
             facts = {"step": step, **self.results.sampling, **self.results.start(step), **beside, "command": command}
             media.write_samples(
                 folder, samples, base_frame=self.spec.model.base_frame, fps=sample.fps, labels=self._shown[0],
-                class_names=self._shown[1], meta=facts, columns=control.columns(sample), shards=names,
-                total=sample.count,
+                class_names=self._shown[1], meta=facts, columns=control.columns(sample),
+                shards=names if many else (), total=sample.count,
             )  # fmt: skip
             parts.remove()
             if many:
@@ -174,19 +180,21 @@ class Evaluator:
             logging.info("samples: %s", folder)
             name = "samples" if sample.what == "clips" else "base samples"
             self.recorder.video(step, name, samples[:16], fps=sample.fps)
+        if raised:
+            raised.draw(chosen, self.conditions, *self._shown)
         return samples
 
     def _draw(
         self, params: Any, rows: Mapping[str, np.ndarray], chosen: list[slice], progress: Progress,
-        parts: drawing.Parts, shards: drawing.Parts | None,
+        parts: drawing.Parts, shards: drawing.Parts | None, raised: Superres | None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
-        """The samples of these rows, in windows and shards."""
+        """The samples of these rows, in windows and shards; kept for `raised`, if that is to take them up."""
         sample, size = self.spec.sample, self.spec.model.shape[1]
         extension = sample.extension
         long = f" of {extension.length} frames, in {extension.further + 1} windows" if extension.further else ""
-        what = "clips" if sample.what == "clips" else "images"
+        what = counted(sample.count, "clip" if sample.what == "clips" else "image")
         batch = min(sample.count * (extension.further + 1 if sample.together else 1), sample.batch_size)
-        logging.info("drawing %d %s%s, %d at a time", sample.count, what, long, batch)
+        logging.info("drawing %s%s, %d at a time", what, long, batch)
 
         def program(number: int, rows: dict[str, np.ndarray], done: drawing.Done) -> np.ndarray:
             draw = self._sampling_programs[number > 0]
@@ -205,10 +213,12 @@ class Evaluator:
         seed = sample.control.content_seed if sample.control else sample.seed
         if self.spec.text:
             make = self._with_texts(make)
+        if raised:
+            make = raised.keeping(make)
         beside = {"index": rows["index"], "seed": np.full(sample.count, seed)}
         beside |= {"label": np.asarray(self._shown[0])} if self._shown[0] is not None else {}
         done = progress.update if self.recorder.is_writer else lambda windows: None
-        with ACTIVITY.doing(f"drawing {sample.count} {what}", announced=True):
+        with ACTIVITY.doing(f"drawing {what}", announced=True):
             yield from drawing.draw(rows, chosen, extension, size, make, done, shards, beside)
 
     def _with_texts(self, make: drawing.Make) -> drawing.Make:
@@ -241,6 +251,8 @@ class Evaluator:
         protocol = {"reference_set": dict(self.reference.about), "n_real": len(real), "n_generated": len(samples)}
         protocol |= {"sampling": self.results.sampling}
         results = scores(settings.scorers, real, samples, self.spec.model.base_frame, protocol)
+        if isinstance(self.spec.model, SuperResolution):
+            results += distances(self.spec.model, self.conditions["video"], samples, protocol)
         for score in results:
             self.recorder.score(
                 step, score.name, score.value, score.protocol, reference=score.reference, details=score.details
@@ -351,7 +363,8 @@ def conditions(
     drawn: bool = False,
 ) -> dict[str, np.ndarray]:
     """The conditions of `spec.count` samples: `index` u32 [n], `label` i32 [n] and, where the model uses an embedding,
-    `embedding` f32 [n d]; where it reads texts, `tokens` i32 [n t] of the prompts in turn, or of the donors' captions.
+    `embedding` f32 [n d]; where it reads texts, `tokens` i32 [n t] of the prompts in turn, or of the donors' captions;
+    for super-resolution `video` u8 [n f h w 3], the donors themselves, which are reduced and taken up.
 
     All labels are `spec.label`, or the classes take turns. The paper draws the embedding from a prior network; where
     none is named, clips of the validation set are the donors, so that a score is that of a perfect prior. The donor of
@@ -362,7 +375,8 @@ def conditions(
         model: whose conditions they are.
         spec: number of samples and their class.
         records: `label` [m] and `embedding` [m d] of the validation clips, and `video` [m f h w 3]; read only for the
-            embedding, and for known frames that no file gives; `tokens` [m t] for texts where there are no prompts.
+            embedding, for super-resolution, and for known frames that no file gives; `tokens` [m t] for texts where
+            there are no prompts.
         classes: number of classes.
         drawn: whether a prior draws the embeddings, which are then left out here.
         text: the encoder, where the model reads texts.
@@ -374,8 +388,10 @@ def conditions(
     rows = control.numbers(spec)
     index = rows["index"]
     known = bool(spec.options.known) and "video" in records  # the validation clips give the known frames
+    raised = isinstance(model, SuperResolution)
     label = index % max(classes, 1) if spec.label < 0 else np.full(spec.count, spec.label)
     borrowed = ["label", *["embedding"][: bool(model.embedding_dim) and not drawn]]
+    borrowed += ["video"][: isinstance(model, SuperResolution)]
     if text is not None and spec.prompts:
         tokens = np.stack([text.tokens(prompt) for prompt in spec.prompts])
         rows["tokens"] = tokens[prompt_numbers(spec)]
@@ -383,10 +399,10 @@ def conditions(
         borrowed.append("tokens")
     if borrowed == ["label"] and not known:
         return rows | {"label": label.astype(np.int32)}
-    if spec.label < 0 and (known or model.null_label is None):
+    if spec.label < 0 and (known or raised or model.null_label is None):
         donors = index % len(records["label"])
     else:
-        donors = _donors(label, records["label"])
+        donors = _donors(label, index // max(classes, 1) if spec.label < 0 else index, records["label"])
     if known:
         rows["known"] = records["video"][donors]
     return rows | {name: records[name][donors] for name in borrowed if name in records}
@@ -397,8 +413,9 @@ def prompt_numbers(spec: SampleSpec) -> np.ndarray:
     return np.arange(spec.first, spec.first + spec.count) % len(spec.prompts)
 
 
-def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """For each label in `wanted` [n], the next row in turn of those rows of `labels` [m] that equal it, int [n]."""
+def _donors(wanted: np.ndarray, turns: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """For each label in `wanted` [n] that one of the rows of `labels` [m] that equal it whose turn it is, int [n]; so
+    that a sample that is drawn alone has the donor that it has among others."""
     donors = np.zeros(len(wanted), int)
     for label in np.unique(wanted):
         rows, same = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
@@ -408,8 +425,24 @@ def _donors(wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:
                 f"{len(labels)} is: read more by --config.eval.clips=N, or ask for another class by "
                 "--config.sample.label=K"
             )
-        donors[same] = rows[np.arange(len(same)) % len(rows)]
+        donors[same] = rows[turns[same] % len(rows)]
     return donors
+
+
+def distances(
+    model: SuperResolution, real: np.ndarray, samples: np.ndarray, protocol: Mapping[str, Any]
+) -> list[Score]:
+    """PSNR of samples u8 to the clips `real` u8 that were reduced, and of those, enlarged without a network.
+
+    `protocol` describes the clips, and is added to the protocol of each score.
+    """
+    grids: dict[str, resize.Grid] = {"psnr_bilinear": "half_pixel", "psnr_bicubic": "antialiased_bicubic"}
+    one_by_one = np.array_split(real, len(real))
+    made = {"psnr": samples} | {
+        name: np.concatenate([model.interpolated(clip, grid) for clip in one_by_one]) for name, grid in grids.items()
+    }
+    facts = {"metric": "psnr", "to": "the clips that were reduced", "low_size": model.low_size, **protocol}
+    return [Score(name, psnr(clips, real), None, facts | {"clips": name}) for name, clips in made.items()]
 
 
 def scores(
@@ -424,7 +457,8 @@ def scores(
     `protocol` describes the clips, and is added to the protocol of each score. Raises UserError where the clips cannot
     be scored.
     """
-    logging.info("scoring %d samples against %d real clips by %s", len(generated), len(real), ", ".join(scorers))
+    sets = counted(len(generated), "sample"), counted(len(real), "real clip")
+    logging.info("scoring %s against %s by %s", *sets, ", ".join(scorers))
     try:
         with ACTIVITY.doing("scoring the samples", announced=True):
             results = [score for scorer in scorers.values() for score in scorer(real, generated)]

@@ -15,6 +15,10 @@ ADVICE = {
         "parameters over devices by mesh.fsdp"
     ),
     "sampling": "lower sample.batch_size, or set model.dtype=bfloat16",
+    "super-resolution": (
+        "lower sample.superres_batch_size, set sample.superres_tile and sample.superres_frames for tiles, or "
+        "model.dtype=bfloat16"
+    ),
     "evaluation": "lower eval.batch_size or sample.batch_size, or set model.dtype=bfloat16",
 }
 """What to change, for each phase of a job."""

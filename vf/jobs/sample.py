@@ -12,7 +12,7 @@ from vf.run import page
 from vf.run.recorder import Recorder
 from vf.training import sharding
 from vf.training.checkpoint import Checkpoints
-from vf.types import Params, UserError
+from vf.types import Params, UserError, counted
 
 
 @memory.explained("sampling")
@@ -38,9 +38,10 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
                 with evaluator.phases.phase("weights", f"reading the weights {which} of step {latest}"):
                     step, params = latest or 0, checkpoints.restore_params(abstract, which, latest)
         weights = f"those of {start.origin['from']}" if start else f"{spec.sample.weights} of step {step} in {workdir}"
-        what = "clips" if spec.sample.what == "clips" else "images of the base generator"
-        what = "embeddings" if isinstance(spec.model, Prior) else what
-        logging.info("sampling %d %s, seed %d; weights: %s", spec.sample.count, what, spec.sample.seed, weights)
+        images = spec.sample.what == "base"
+        noun = "embedding" if isinstance(spec.model, Prior) else "image" if images else "clip"
+        what = counted(spec.sample.count, noun) + " of the base generator" * images
+        logging.info("sampling %s, seed %d; weights: %s", what, spec.sample.seed, weights)
         evaluator.sample(step, params, whole=False)
         evaluator.show_real()
         if recorder.is_writer:

@@ -1,4 +1,4 @@
-"""What models have in common; `videofusion` and `one_network` are the two there are."""
+"""What models have in common; `videofusion`, `one_network` and, beside it, `superres` are those there are."""
 
 import abc
 import dataclasses
@@ -20,7 +20,8 @@ from vf.types import Params
 
 Condition = Mapping[str, Array]
 """What a clip is conditioned on, as far as the model uses it: `label` i32 [b], `embedding` f32 [b d], and of its text
-`text_states` f32 [b n e] of the tokens, `text_mask` bool [b n] of those up to its end, `text_pooled` f32 [b d]."""
+`text_states` f32 [b n e] of the tokens, `text_mask` bool [b n] of those up to its end, `text_pooled` f32 [b d]; for
+`superres` `low` f32 [b f h w c] and `amplitude` f32 [b]."""
 TEXT = ("text_states", "text_mask", "text_pooled")
 
 
@@ -217,6 +218,10 @@ class Model(abc.ABC):
         shape = (-1, 1, 1, 1, 1)
         return self.schedule.alpha(t).reshape(shape), self.schedule.sigma(t).reshape(shape)
 
+    def _further_inputs(self) -> dict[str, Array]:
+        """Inputs, of one clip, that networks take beside label, embedding and text."""
+        return {}
+
     def _init(self, name: str) -> Any:
         net, channels, frames = self.parts()[name]
         _, h, w, _ = self.shape
@@ -225,6 +230,7 @@ class Model(abc.ABC):
             kwargs["label"] = jnp.zeros(1, jnp.int32)
         if self.embedding_dim:
             kwargs["cond"] = jnp.zeros((1, self.embedding_dim))
+        kwargs |= self._further_inputs()
         if name in self.readers:
             tokens, width, dim = self.text_shape
             kwargs |= {"text_states": jnp.zeros((1, tokens, width)), "text_mask": jnp.ones((1, tokens), bool)}

@@ -19,6 +19,7 @@ from vf.diffusion import known as known_frames
 from vf.diffusion.guidance import UNGUIDED, Guidance
 from vf.diffusion.schedule import spread
 from vf.models.model import Condition, Model
+from vf.models.superres import SuperResolution
 from vf.models.videofusion import Clean, VideoFusion
 from vf.types import Params
 
@@ -36,6 +37,7 @@ class SampleOptions(NamedTuple):
         reconstruction: weight of reconstruction guidance towards the known frames; 0 for none.
         history: of a residual generator that was trained to see known frames clean: 1 shows them so, and more is
             history guidance, with a second pass; 0 shows them as noisy as the others (replacement).
+        low_noise: amplitude of the noise on the clips that are taken up to a higher resolution; 0 for none.
     """
 
     grid: np.ndarray
@@ -47,6 +49,7 @@ class SampleOptions(NamedTuple):
     known: tuple[int, ...] = ()
     reconstruction: float = 0.0
     history: float = 0.0
+    low_noise: float = 0.0
 
 
 class Towards(NamedTuple):
@@ -107,12 +110,14 @@ def sample(
     Known frames are returned as they are given. The base frame among them is what all others are predicted from: base
     first it takes the place of a sampled one, and jointly its noise b is known, in place of the base generator's
     estimate. Jointly it may also be one of the frames to find: then the known ones reach it through reconstruction
-    guidance alone, for the base generator sees nothing of them. Base first that would be too late.
+    guidance alone, for the base generator sees nothing of them. Base first that is refused.
 
     Raises ValueError for control of content or motion where noise is not decomposed, for given noise where sampling
     injects more, for known frames of a wrong number, and base first for known frames without the base frame.
     """
     _check(model, options, control)
+    if isinstance(model, SuperResolution):
+        condition = model.noised(condition, rng.streams(keys, 3)[2], jnp.full(len(keys), options.low_noise))
     if not isinstance(model, VideoFusion):
         denoise = model.denoiser(params, condition, options.guidance)
         return _solve(model, options, control, denoise, functools.partial(undivided_noise, model, keys, control))

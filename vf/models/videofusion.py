@@ -299,7 +299,8 @@ class VideoFusion(Model):
             else:
                 b = solvers.noise_beside(base_frame, z[:, c], solvers.Level(alpha, sigma))
                 frame = gaussian.Estimate(base_frame, b, b)
-            z_prime = decompose.residual_input(z, frame.eps, self.lam, jnp.full(len(z), sigma))
+            # Reconstruction guidance asks for gradients of the clip's own noise, which nothing has to protect.
+            z_prime = decompose.residual_input(z, frame.eps, self.lam, jnp.full(len(z), sigma), protect=False)
             others = residual(z_prime, t, memory)
             x_0, eps = others.x_0.at[:, c].set(frame.x_0), decompose.combine(frame.eps, others.eps, self.lam)
             kept = {**(frame.memory or {}), **(others.memory or {})} or None

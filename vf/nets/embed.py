@@ -1,7 +1,7 @@
-"""The conditions of a network besides pixels: step, class, vector and frame index, summed into one embedding.
+"""The conditions of a network besides pixels: step, class, vector, frame index, amplitude, summed into one embedding.
 
 Source: ADM (Dhariwal & Nichol, "Diffusion models beat GANs on image synthesis", 2021, appendix). The frame
-index is embedded in the same way as the step.
+index and the amplitude, of the noise on a clip beside, are embedded in the same way as the step.
 """
 
 import flax.linen as nn
@@ -40,7 +40,7 @@ class PositionEmbed(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Sum of the embeddings of step, class label, vector and frame index.
+    """Sum of the embeddings of step, class label, vector, frame index and amplitude.
 
     Attributes:
         width: channels of the sinusoids; the embedding has 4 x `width`.
@@ -49,6 +49,7 @@ class Conditioning(nn.Module):
         cond_dim: channels of the vector `cond`; 0 for none.
         cond_projection: whether `cond` passes through a Dense; otherwise it is added unchanged.
         frame_embed: whether the frame index is embedded.
+        amplitude_embed: whether an amplitude is embedded.
     """
 
     width: int
@@ -57,6 +58,7 @@ class Conditioning(nn.Module):
     cond_dim: int = 0
     cond_projection: bool = True
     frame_embed: bool = False
+    amplitude_embed: bool = False
 
     @nn.compact
     def __call__(
@@ -65,17 +67,19 @@ class Conditioning(nn.Module):
         label: Int[Array, " b"] | None,
         cond: Float[Array, "b d"] | None,
         frame: Int[Array, "*clip f"],
+        amplitude: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b #f e"]:
         """The embedding, float32, with one row for all frames unless the frame index is embedded, or each frame has a
         step of its own.
 
         Raises:
-            ValueError: `label` or `cond` is missing, or given to a network that would ignore it, or `cond` has the
-                wrong number of channels.
+            ValueError: `label`, `cond` or `amplitude` is missing, or given to a network that would ignore it, or
+                `cond` has the wrong number of channels.
         """
         features = 4 * self.width
         check_input("label", label, self.num_classes > 0, "num_classes")
         check_input("cond", cond, self.cond_dim > 0, "cond_dim")
+        check_input("amplitude", amplitude, self.amplitude_embed, "amplitude_embed")
         x = PositionEmbed(self.width, features, name="time")(t.reshape(len(t), -1))  # b 1 e or b f e
         if label is not None:
             rows = self.num_classes + self.null_class
@@ -89,6 +93,8 @@ class Conditioning(nn.Module):
             x += (Dense(features, name="cond")(cond) if self.cond_projection else cond)[:, None]
         if self.frame_embed:
             x += PositionEmbed(self.width, features, name="frame")(jnp.atleast_2d(frame))  # b f e
+        if amplitude is not None:  # in thousandths, so that it has about the range of the step
+            x += PositionEmbed(self.width, features, name="amplitude")(1000 * amplitude)[:, None]
         return x
 
 

@@ -40,11 +40,13 @@ class ResBlock(nn.Module):
     Attributes:
         features: output channels.
         resample: 'up', 'down' or None.
+        scale_shift: whether the step embedding scales and shifts what the second norm gives; else it is added before.
         dropout: rate in [0, 1), where keys are given.
     """
 
     features: int
     resample: Resample = None
+    scale_shift: bool = True
     dropout: float = 0.0
     norm_groups: int = 32
     dtype: Dtype = jnp.float32
@@ -59,7 +61,9 @@ class ResBlock(nn.Module):
         h, x = self.place(resize(h, self.resample)), resize(x, self.resample)
         h = Conv(c, (3, 3), dtype=self.dtype, name="conv_in")(h)
         h = self.place(h)
-        scale, shift = jnp.split(Dense(2 * c, dtype=self.dtype, name="emb")(nn.silu(emb)), 2, axis=-1)
+        step = Dense(c * (1 + self.scale_shift), dtype=self.dtype, name="emb")(nn.silu(emb))
+        scale, shift = jnp.split(step, 2, axis=-1) if self.scale_shift else (None, None)
+        h = h if self.scale_shift else h + step[:, :, None, None]
         h = GroupNorm(self.norm_groups, silu=True, name="norm_out")(h, scale, shift)
         h = drop(h, self.dropout, dropout_keys)
         h = Conv(c, (3, 3), dtype=self.dtype, kernel_init=ZEROS, name="conv_out")(h)

@@ -59,6 +59,7 @@ class Block(nn.Module):
     norm_groups: int
     dtype: Dtype
     kernel: str = "xla"
+    scale_shift: bool = True
     place: Place = unconstrained
 
     @nn.compact
@@ -71,7 +72,9 @@ class Block(nn.Module):
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b f h w features"]:
         shared = {"norm_groups": self.norm_groups, "dtype": self.dtype}
-        res = ResBlock(self.features, dropout=self.dropout, **shared, place=self.place, name="res")
+        res = ResBlock(
+            self.features, scale_shift=self.scale_shift, dropout=self.dropout, **shared, place=self.place, name="res"
+        )
         x = res(x, emb, dropout_keys)
         if "conv" in self.temporal:
             x = TemporalConv(**shared, name="temporal_conv")(x)
@@ -98,7 +101,10 @@ class UNet(nn.Module):
         width_mult: channels of each level as multiples of `width`; each further level halves the grid.
         num_res_blocks: residual blocks per level on the way down; one more on the way up.
         attention: grid factors with self-attention over space (ADM at 64 pixels: 2, 4, 8, that is 32, 16, 8
-            positions a side). The middle always has it.
+            positions a side).
+        middle_attention: whether the middle has it, too; Karlo's super-resolution has none anywhere.
+        scale_shift: whether the step embedding scales and shifts features (ADM); else it is added to them (Karlo's
+            super-resolution).
         head_dim: channels per attention head; must divide the channels wherever there is attention.
         attention_order: channel layout of q, k, v projections, 'new' (ADM at 64 pixels) or 'legacy' (Karlo).
         out_channels: channels of a prediction.
@@ -113,8 +119,9 @@ class UNet(nn.Module):
             'attention' (all frames, after attention over space), both, or () for independent frames. Each is
             the identity at initialisation.
         temporal_attention_at: grid factors with attention over frames, None for those of `attention`. The
-            middle always has it where `temporal` names it.
+            middle has it, too, wherever `temporal` names it.
         frame_embed: whether an embedding of the frame index is added to the step embedding.
+        amplitude_embed: whether one of the amplitude of the noise on the clip beside is, too.
         norm_groups: groups of every norm; must divide all channel counts.
         dropout: rate inside residual blocks during training, in [0, 1).
         dtype: dtype of the computation; parameters, embedding, norm statistics, softmax and output stay float32.
@@ -131,6 +138,8 @@ class UNet(nn.Module):
     width_mult: tuple[int | float, ...]
     num_res_blocks: int
     attention: tuple[int, ...]
+    middle_attention: bool = True
+    scale_shift: bool = True
     head_dim: int = 64
     attention_order: str = "new"
     out_channels: int = 3
@@ -144,6 +153,7 @@ class UNet(nn.Module):
     temporal: tuple[str, ...] = ()
     temporal_attention_at: tuple[int, ...] | None = None
     frame_embed: bool = False
+    amplitude_embed: bool = False
     norm_groups: int = 32
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
@@ -164,6 +174,7 @@ class UNet(nn.Module):
         context: Float[Array, "b n e"] | None = None,
         context_mask: Bool[Array, "b n"] | None = None,
         frame: Int[Array, "*clip f"] | None = None,
+        amplitude: Float[Array, " b"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b f h w out"]:
         """Predicts from a noised clip.
@@ -179,6 +190,7 @@ class UNet(nn.Module):
             context_mask: which tokens attention may read; None for all.
             frame: index of each frame within its clip, shared or per clip; None for 0..f-1. Unused without
                 `frame_embed`.
+            amplitude: that of the noise of each clip on the clip beside; needed exactly where `amplitude_embed`.
             dropout_keys: a key for each clip, from which its dropout is drawn; None for no dropout.
 
         Returns:
@@ -198,20 +210,23 @@ class UNet(nn.Module):
             self.cond_dim,
             self.cond_projection,
             self.frame_embed,
+            self.amplitude_embed,
             name="embed",
-        )(t, label, cond, jnp.arange(z.shape[1]) if frame is None else frame)
+        )(t, label, cond, jnp.arange(z.shape[1]) if frame is None else frame, amplitude)
 
         shared = {
             "dropout": self.dropout,
             "norm_groups": self.norm_groups,
             "dtype": self.dtype,
+            "scale_shift": self.scale_shift,
             "place": self.place,
         }
         make_block, make_resample = (rematerialised(kind, self.remat) for kind in (Block, ResBlock))
 
         middle = 2 ** len(self.width_mult)  # among grid factors, stands for the middle: no level has it
-        over_space = (*self.attention, middle)
-        over_frames = over_space if self.temporal_attention_at is None else (*self.temporal_attention_at, middle)
+        over_space = (*self.attention, middle) if self.middle_attention else self.attention
+        at = self.attention if self.temporal_attention_at is None else self.temporal_attention_at
+        over_frames = (*at, middle)
 
         def options(features: int, factor: int | None) -> dict[str, Any]:
             """Fields of a block with the attention of a grid factor; without attention for None."""

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from vf import rng
 from vf.models.model import TEXT
 from vf.models.prior import Prior
+from vf.models.superres import SuperResolution
 from vf.plan import count
 from vf.plan.subject import MakeSubject, PlanSubject
 from vf.training import programs, sharding
@@ -35,6 +36,9 @@ def batch_shapes(
         tokens, width, dim = model.text_shape
         shapes = (((tokens, width), np.float32), ((tokens,), np.bool_), ((dim,), np.float32))
         fields |= dict(zip(TEXT, shapes, strict=True))
+    if isinstance(model, SuperResolution):
+        frames, _, _, channels = model.shape
+        fields["low"] = ((frames, model.low_size, model.low_size, channels), np.float32)
     place = None if mesh is None else sharding.batch_sharding(mesh, over)
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place) for name, (shape, dtype) in fields.items()

@@ -28,11 +28,12 @@ REQUIRED: dict[str, Any] = {
     "time_embedding_type": "positional", "resnet_time_scale_shift": "scale_shift", "mid_block_scale_factor": 1,
     "time_embedding_dim": None, "add_attention": True,
 }  # fmt: skip
-# Fields of the run's U-Net that the file determines.
+# Fields of the run's U-Net that the file determines. UPSAMPLER has those in which only upsamplers differ.
 FIELDS = (
     "width", "width_mult", "num_res_blocks", "attention", "head_dim", "attention_order", "learned_variance",
     "norm_groups", "patch",
 )  # fmt: skip
+UPSAMPLER = ("middle_attention", "scale_shift")
 
 
 def net(about: Mapping[str, Any], **changes: Any) -> UNet:

@@ -9,6 +9,8 @@ under the mean of its conditions:
             embedding, which is the same function.
     Karlo   Without a condition it gets its learned null embedding and the empty prompt; a class is the text of its
             name.
+
+Karlo's super-resolution has no conditions. It starts as it is, with whatever layers the run adds without effect.
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ from vf.pretrained import adm, karlo, weights
 from vf.types import UserError
 
 FAMILIES = ("adm", "karlo-decoder")
+SUPERRES = "karlo-superres"  # the family of what takes clips of a low resolution up
 HEADER = "base.json"  # in a run's folder: the header of the file that the run started from
 
 
@@ -33,7 +36,7 @@ class Base:
 
     Attributes:
         path: the file.
-        family: one of `FAMILIES`.
+        family: one of `FAMILIES`, or `SUPERRES`.
         fingerprint: hash of its values.
         about: see `adm.canonical` and `karlo.canonical`.
     """
@@ -47,12 +50,13 @@ class Base:
     def fields(self) -> dict[str, Any]:
         """The fields of a U-Net that the file determines, as a config has them."""
         network = self.about["network"]
-        return {name: tuple(v) if isinstance(v := network[name], list) else v for name in adm.FIELDS}
+        names = (*adm.FIELDS, *adm.UPSAMPLER) if self.family == SUPERRES else adm.FIELDS
+        return {name: tuple(v) if isinstance(v := network[name], list) else v for name in names}
 
     @property
     def classes(self) -> int:
         """Number of classes of the original network; 0 for an unconditional one."""
-        if self.family == "adm":
+        if self.family in ("adm", SUPERRES):
             return int(self.about["network"]["num_classes"]) - self.can_be_guided
         return max(len(self.about["texts"]) - 1, 0)
 
@@ -87,14 +91,17 @@ class Base:
         Raises UserError for classes that the file has no text of, texts that it cannot read, or an embedding of another
         size.
         """
-        if text_dim and (self.family == "adm" or text_dim != self.about["clip_dim"] or not self.about["texts"]):
-            reads = "reads no texts" if self.family == "adm" else f"reads texts of {self.about['clip_dim']} channels"
-            reads = reads if self.family == "adm" or self.about["texts"] else "has no empty prompt"
+        if text_dim and (
+            self.family != "karlo-decoder" or text_dim != self.about["clip_dim"] or not self.about["texts"]
+        ):
+            decoder = self.family == "karlo-decoder"
+            reads = f"reads texts of {self.about['clip_dim']} channels" if decoder else "reads no texts"
+            reads = "has no empty prompt" if decoder and not self.about["texts"] else reads
             raise UserError(
                 f"{self.path} {reads}, and those here have {text_dim}: take Karlo's decoder, converted with "
                 "--text-encoder=FOLDER, and that text encoder"
             )
-        if self.family == "adm":
+        if self.family in ("adm", SUPERRES):
             kinds = {"num_classes": len(class_names), "null_class": bool(class_names)}
             return adm.net(self.about, **kinds, cond_dim=embedding_dim, **changes)
         if embedding_dim not in (0, self.about["clip_dim"]):
@@ -113,12 +120,14 @@ class Base:
         return karlo.net(self.about, texts=len(self.about["texts"]), **changes)
 
     def params(
-        self, shapes: Mapping[str, Any], class_names: Sequence[str] = (), original: bool = False
-    ) -> dict[str, np.ndarray]:
+        self, shapes: Mapping[str, Any], class_names: Sequence[str] = (), original: bool = False,
+        drawn: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
         """{path: float32 array} for the network that `network` made, or `original_network` where `original` says so.
 
-        `shapes` {path: anything with a shape} are those of its parameters. Raises UserError where the file has changed
-        or is damaged, or does not fit them.
+        `shapes` {path: anything with a shape} are those of its parameters. `drawn` are first values of layers that a
+        file of super-resolution has not: those over frames, and embeddings, all of which begin without effect. Raises
+        UserError where the file has changed or is damaged, or does not fit them.
         """
         if self.path.name == HEADER:
             raise UserError(
@@ -139,7 +148,7 @@ class Base:
         fresh = {
             path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items() if path.startswith("embed/cond/")
         }
-        merged = {**fresh, **arrays}
+        merged = {**_without_effect(drawn or {}), **fresh, **arrays}
         wrong = [path for path, leaf in shapes.items() if path not in merged or merged[path].shape != tuple(leaf.shape)]
         if wrong:
             raise UserError(f"{self.path} does not fit the base network, first at {wrong[0]}: convert it again")
@@ -175,10 +184,16 @@ class Base:
         return [known[name] for name in class_names]
 
 
-def open_base(path: Path) -> Base:
+def _without_effect(drawn: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """First values of which embeddings are 0, with layers before them that are not, so that they can be learned."""
+    last = ("embed/frame/out/", "embed/amplitude/out/", "embed/label/")
+    return {path: np.zeros_like(array) if path.startswith(last) else array for path, array in drawn.items()}
+
+
+def open_base(path: Path, families: tuple[str, ...] = FAMILIES) -> Base:
     """Reads the header of a converted file, or of the copy that a run keeps, `HEADER`, which has no arrays.
 
-    Raises UserError where there is no such file, or it is not of `FAMILIES`.
+    Raises UserError where there is no such file, or it is not of `families`.
     """
     if path.name == HEADER and path.is_file():
         try:
@@ -188,7 +203,7 @@ def open_base(path: Path) -> Base:
             raise UserError(
                 f"{path} is damaged ({error}): copy it from a backup, or start in another folder"
             ) from error
-    header = weights.peek(path, FAMILIES)
+    header = weights.peek(path, families)
     return Base(path, header.family, header.fingerprint, header.about)
 
 
@@ -221,7 +236,9 @@ def described(
     Raises UserError where that header is needed and missing.
     """
     family = family_of(shapes)
-    if not family:
+    # Runs of earlier versions have not the fields in which upsamplers differ. A base generator reads three colours.
+    reads = [shapes[path].shape[-2] for path in ("conv_in/kernel", "unet/conv_in/kernel") if path in shapes]
+    if not family or not all(net.get(name, True) for name in adm.UPSAMPLER) or reads != [3 * net["patch"] ** 2]:
         return "", {}
     table = shapes.get("embed/label/embedding")
     network = {name: net[name] for name in adm.FIELDS} | {"num_classes": table.shape[0] if table is not None else 0}

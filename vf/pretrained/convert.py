@@ -4,15 +4,16 @@
     python -m vf.pretrained.convert adm --source=64x64_diffusion.pt --out=adm.safetensors
     python -m vf.pretrained.convert karlo-decoder --source=karlo-v1-alpha --out=karlo.safetensors --text-encoder=FOLDER
     python -m vf.pretrained.convert karlo-prior --source=karlo-v1-alpha --out=prior.safetensors --text-encoder=FOLDER
+    python -m vf.pretrained.convert karlo-superres --source=karlo-v1-alpha/super_res_first --out=first.safetensors
     python -m vf.pretrained.convert adm --to=diffusers --source=adm.safetensors --out=FOLDER
     python -m vf.pretrained.convert vf --source=RUN --out=FOLDER
 
 Neither TensorFlow nor PyTorch is needed, and nothing that a pickle names is run. The file records its source (with its
 sha256) and a fingerprint of its values, which is part of the protocol of every score that is measured with it.
 
-The families adm and karlo-decoder are base generators: image models from which training starts; karlo-prior draws
-embeddings. `vf` exports the networks of a run into one folder. Its base.safetensors is again a file of such a family
-where the base network is one.
+The families adm and karlo-decoder are base generators, and karlo-superres takes pictures from 64 to 256 pixels: image
+models from which training starts; karlo-prior draws embeddings. `vf` exports the networks of a run into one folder. Its
+base.safetensors is again a file of adm or karlo-decoder where the base network is one.
 """
 
 if __name__ == "__main__" and not __package__:  # `python vf/pretrained/convert.py` finds no package
@@ -51,6 +52,7 @@ from vf.pretrained import (
     i3d,
     inception,
     karlo,
+    karlo_superres,
     prior,
     safetensors_file,
     unet,
@@ -71,19 +73,22 @@ FAMILIES: dict[str, Canonical] = {
     "clip": clip.canonical,
     "efficientnet": efficientnet.canonical,
 }
+GENERATORS = (*base.FAMILIES, base.SUPERRES, prior.FAMILY)
 # An array that all networks of a family have, by the names of each layout. C3D and V-JEPA find theirs in other ways.
 ROOTS = {
     "i3d": ("Conv3d_1a_7x7.conv3d.weight", "conv3d_1a_7x7.conv3d.weight"),
     "inception": ("Conv2d_1a_3x3.conv.weight", "layers.conv.weight"),
     "videomae": ("patch_embed.proj.weight",),
     "clip": ("visual.conv1.weight", *clip.HUGGING_FACE_ROOTS.values()),
-    **dict.fromkeys(base.FAMILIES, unet.ROOTS),
+    **dict.fromkeys(GENERATORS, unet.ROOTS),
     prior.FAMILY: (prior.ROOT,),
 }
-GENERATORS = (*base.FAMILIES, prior.FAMILY)
-TARGETS = {"adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo"), prior.FAMILY: ("diffusers",)}
+TARGETS = {
+    "adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo"), base.SUPERRES: ("diffusers", "karlo"),
+    prior.FAMILY: ("diffusers",),
+}  # fmt: skip
 TEXTS = ("karlo-decoder", prior.FAMILY)  # families that may carry texts
-# Settings that may be assumed, since they cannot be inferred from arrays: of a base generator, and `act` of CLIP.
+# Settings that may be assumed, since they cannot be inferred from arrays: of a generator, and `act` of CLIP.
 ASSUMED: dict[str, tuple[str, ...]] = {  # {setting: its values; () for a positive number}
     "attention_order": tuple(HEADS), "head_dim": (), "norm_groups": (), "schedule": tuple(SCHEDULES), "steps": (),
     "prediction": PREDICTIONS, "image_size": (), "act": clip.ACTS,
@@ -143,7 +148,7 @@ def convert_base(
     text_encoder: Path | None = None,
     copy: str = "",
 ) -> weights.Weights:
-    """Converts a base generator or a prior, one array at a time, and reads the written file.
+    """Converts an image generator or a prior, one array at a time, and reads the written file.
 
     Args:
         family: one of `GENERATORS`.
@@ -167,8 +172,11 @@ def convert_base(
     for source_file in rest:
         arrays |= {f"text_proj/{name}": array for name, array in source_file.arrays.items()}
     try:
-        read = {"adm": adm.canonical, "karlo-decoder": karlo.canonical, prior.FAMILY: prior.canonical}[family]
-        converted, about = read(arrays, {**first.config, **_scheduler(family, source)}, assume or {})
+        modules: dict[str, Any] = {
+            "adm": adm, "karlo-decoder": karlo, base.SUPERRES: karlo_superres, prior.FAMILY: prior
+        }  # fmt: skip
+        scheduler = _scheduler(source, family)
+        converted, about = modules[family].canonical(arrays, {**first.config, **scheduler}, assume or {})
         dim = about["network"]["dim"] if family == prior.FAMILY else about.get("clip_dim", 0)
         texts, facts = karlo.texts(text_encoder, CLASSES, dim) if text_encoder else ({}, {})
         weights.save(out, family, {**converted, **texts}, {**about, **taken, **_origin(sources), **facts})
@@ -198,10 +206,14 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     converted = weights.load(source, family)
     try:
         if target == "diffusers":
-            write = {"adm": adm.diffusers, "karlo-decoder": karlo.diffusers, prior.FAMILY: prior.diffusers}[family]
-            _write_folder(out, write(converted.arrays, converted.about))
+            write = {
+                "adm": adm.diffusers, "karlo-decoder": karlo.diffusers, base.SUPERRES: karlo_superres.diffusers,
+                prior.FAMILY: prior.diffusers,
+            }  # fmt: skip
+            _write_folder(out, write[family](converted.arrays, converted.about))
         else:
-            tensors = {"adm": adm.openai, "karlo": karlo.original}[target](converted.arrays, converted.about)
+            rename = {"adm": adm.openai, "karlo-decoder": karlo.original, base.SUPERRES: karlo_superres.original}
+            tensors = rename[family](converted.arrays, converted.about)
             with replacing(out) as temporary:
                 safetensors_file.write(temporary, tensors.items(), {"format": "pt"})
     except ValueError as error:
@@ -261,7 +273,7 @@ def _parts(family: str, source: Path, also: Sequence[Path]) -> tuple[Path, ...]:
     """The files or folders from which a generator is read, that of its network first."""
     if not source.is_dir():
         return (source, *also)
-    inner = {"adm": "unet", "karlo-decoder": "decoder", prior.FAMILY: "prior"}[family]
+    inner = {"adm": "unet", "karlo-decoder": "decoder", prior.FAMILY: "prior"}.get(family, "")
     unet = source / inner if (source / inner).is_dir() else source
     if family != "karlo-decoder" or also:
         return (unet, *also)
@@ -269,12 +281,13 @@ def _parts(family: str, source: Path, also: Sequence[Path]) -> tuple[Path, ...]:
     return (unet, sibling) if sibling.is_dir() else (unet,)
 
 
-def _scheduler(family: str, source: Path) -> dict[str, Any]:
-    """Fields of the scheduler_config.json next to a diffusers network; {} where there is none."""
-    names = ("prior_scheduler",) if family == prior.FAMILY else ("scheduler", "decoder_scheduler")
+def _scheduler(source: Path, family: str) -> dict[str, Any]:
+    """Fields of the scheduler_config.json next to a diffusers network of a family; {} where there is none."""
     home = hub_folder.described_in(source)
+    others = {base.SUPERRES: "super_res_scheduler", prior.FAMILY: "prior_scheduler"}
+    of_pipeline = others.get(family, "decoder_scheduler")
     for folder in (home, home.parent) if home else ():
-        for name in names:
+        for name in ("scheduler", of_pipeline):
             if (file := folder / name / "scheduler_config.json").is_file():
                 fields = hub_folder.read_json(file)
                 return {name: value for name, value in fields.items() if not name.startswith("_")}
@@ -314,7 +327,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--text-encoder", type=Path, help="folder of CLIP by transformers, for Karlo's texts")
     parser.add_argument(
         "--assume", type=_assumed, action="append", default=[], metavar="NAME=VALUE",
-        help=f"settings that arrays do not determine: {', '.join(ASSUMED)} (act of clip, others of a base generator)",
+        help=f"settings that arrays do not determine: {', '.join(ASSUMED)} (act of clip, others of a generator)",
     )  # fmt: skip
     parser.add_argument(
         "--weights", metavar="NAME",

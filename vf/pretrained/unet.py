@@ -107,8 +107,8 @@ class Link(NamedTuple):
 
 
 @functools.cache
-def shapes(net: UNet) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of the parameters of a U-Net on images, computed without making them."""
+def shapes(net: UNet, channels: int = 3) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of the parameters of a U-Net on images of so many channels, computed without making them."""
     side = net.patch * 2 ** (len(net.width_mult) - 1)
     inputs: dict[str, Any] = {}
     if net.num_classes:
@@ -117,15 +117,16 @@ def shapes(net: UNet) -> dict[str, tuple[int, ...]]:
         inputs["cond"] = jnp.zeros((1, net.cond_dim))
     if net.context_dim:
         inputs["context"] = jnp.zeros((1, 1, net.context_dim))
-    z = jnp.zeros((1, 1, side, side, 3))
+    z = jnp.zeros((1, 1, side, side, channels))
     tree = jax.eval_shape(lambda: net.init(jax.random.key(0), z, jnp.zeros(1, jnp.int32), **inputs))["params"]
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def links(net: UNet, layout: str) -> dict[str, Link]:
-    """{our path: how it is stored} of every array of a U-Net; `layout` is one of `LAYOUTS`."""
+def links(net: UNet, layout: str, channels: int = 3) -> dict[str, Link]:
+    """{our path: how it is stored} of every array of a U-Net that reads so many channels; `layout` is one of
+    `LAYOUTS`."""
     links_of = {}
-    for path, our_shape in shapes(net).items():
+    for path, our_shape in shapes(net, channels).items():
         scope, _, leaf = path.rpartition("/")
         names = _names(net, scope, LAYOUTS.index(layout))
         shape = our_shape
@@ -155,7 +156,7 @@ def _block(net: UNet, block: str, attention: bool) -> tuple[str, str]:
     level = int(number)
     part = "attentions" if attention else "resnets"
     if kind == "middle":
-        return f"middle_block.{1 if attention else 2 * level}", f"mid_block.{part}.{level}"
+        return f"middle_block.{1 if attention else (1 + net.middle_attention) * level}", f"mid_block.{part}.{level}"
     resamples = which == ["resample"]
     index = per - 1 if resamples else int(which[0])
     if kind == "down":
@@ -174,9 +175,12 @@ def layout_of(arrays: Collection[str]) -> str:
     return "diffusers" if any(name.startswith("down_blocks.") for name in arrays) else ""
 
 
-def infer_fields(arrays: Mapping[str, np.ndarray], layout: str) -> dict[str, Any]:
+def infer_fields(arrays: Mapping[str, np.ndarray], layout: str, *, upsampler: bool = False) -> dict[str, Any]:
     """Fields of `UNet`, inferred from names and shapes; from those of vectors where possible, since matrices may be
     transposed.
+
+    upsampler: whether it is one, which reads a picture beside the noised one, and may have no attention in its middle,
+        or have the step added.
 
     Raises:
         ValueError: a necessary array is missing, or the network is of another kind (resampling by convolutions,
@@ -214,15 +218,20 @@ def infer_fields(arrays: Mapping[str, np.ndarray], layout: str) -> dict[str, Any
             raise ValueError("it resamples by convolutions, where ADM's networks have residual blocks")
         classes, first_conv, last_bias = "class_embedding.weight", "conv_in.weight", "conv_out.bias"
         step = "down_blocks.0.resnets.0.time_emb_proj.bias"
-    if (colours := size(first_conv, axis=1)) != 3 and size(first_conv, axis=0) != 3:
-        raise ValueError(f"its input has {colours} channels, where a base generator sees 3: is it an upsampler?")
+    expected = 6 if upsampler else 3
+    if (colours := size(first_conv, axis=1)) != expected and size(first_conv, axis=0) != expected:
+        sees = "an upsampler sees 6" if upsampler else "a base generator sees 3: is it an upsampler?"
+        raise ValueError(f"its input has {colours} channels, where {sees}")
     if (out := size(last_bias)) not in (3, 6):
         raise ValueError(f"it predicts {out} channels, where 3 or 6 (with a learned variance) were expected")
-    if size(step) != 2 * widths[0]:
+    scale_shift = size(step) == 2 * widths[0]
+    if not (scale_shift or upsampler):
         raise ValueError("the step is added to features, where ADM's networks scale and shift them")
     width = features // 4
     mult = tuple(w // width if w % width == 0 else w / width for w in widths)
-    return {
+    middle = r"middle_block\.1\.norm" if layout == "openai" else r"mid_block\.attentions"
+    more = {"middle_attention": size.any(middle), "scale_shift": scale_shift} if upsampler else {}
+    return more | {
         "width": width, "width_mult": mult, "num_res_blocks": per - 1, "learned_variance": out == 6,
         "attention": tuple(2**level for level, attends_here in enumerate(attends) if attends_here),
         "num_classes": size(classes) if classes in arrays else 0,

@@ -1,5 +1,6 @@
 """The clips of a run's page: for each step, every drawing beside the real clips that belong to it."""
 
+import shlex
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -8,6 +9,7 @@ from vf import files
 from vf.files import AnyPath
 from vf.run.html import details, inline, load, origin
 from vf.run.media import SHARDS, Drawing, drawings
+from vf.run.provenance import parts_of
 
 SETTINGS = {"sampler": "", "steps": "steps", "eta": "eta", "guidance_scale": "guidance", "weights": "weights"}
 """What tells drawings of one step apart, with the words for it."""
@@ -22,6 +24,9 @@ def gallery(workdir: AnyPath) -> str:
     real = {path.name: path for path in files.children(workdir / "samples") if path.name.startswith("real")}
     real = {name: path for name, path in real.items() if path.is_dir()}
     metas = files.map_concurrently(lambda one: load(one.folder / "meta.json"), folders)
+    latest = max(
+        (int(path.name) for path in files.children(workdir / "checkpoints") if path.name.isdecimal()), default=0
+    )
     # {step: {name of the folder of real clips, "" for none: drawings}}
     steps: dict[int, dict[str, list[tuple[Drawing, dict[str, Any]]]]] = {}
     for one, meta in zip(folders, metas, strict=True):
@@ -30,7 +35,9 @@ def gallery(workdir: AnyPath) -> str:
     shown = {name: _real(workdir, path) for name, path in real.items()}
     blocks = [
         f'<div class="step" data-step="{step:,}"{"" if step == max(steps) else " hidden"}>'
-        + "".join(_pair(shown.get(name, ""), [_drawn(workdir, *one) for one in some]) for name, some in groups.items())
+        + "".join(
+            _pair(shown.get(name, ""), [_drawn(workdir, *one, latest) for one in some]) for name, some in groups.items()
+        )
         + "</div>"
         for step, groups in sorted(steps.items())
     ]
@@ -53,24 +60,42 @@ def _pair(real: str, drawn: list[str]) -> str:
     return f'<div class="pair">{"".join(columns)}</div>'
 
 
-def _drawn(workdir: AnyPath, one: Drawing, meta: dict[str, Any]) -> str:
+def _drawn(workdir: AnyPath, one: Drawing, meta: dict[str, Any], latest: int) -> str:
     kind = "Images of the base generator" if one.images else "Clips"
+    if "superres" in meta:
+        kind = f"The same, taken up to {inline(meta.get('width'))} pixels,"
     start = meta.get("start")
     when = f"with the weights of {origin(start)}" if isinstance(start, dict) else f"at step {one.step:,}"
-    return _pictures(workdir, one.folder, f"{kind} drawn {when}{one.facts}", meta, _again(one.step, meta))
+    return _pictures(workdir, one.folder, f"{kind} drawn {when}{one.facts}", meta, _again(one.step, meta, latest))
 
 
-def _again(step: int, meta: dict[str, Any]) -> str:
-    """The command that draws one of these clips alone, taken out of `meta`; "" where none is known."""
-    command = meta.pop("command", None)
-    control = meta.get("control")
-    if not isinstance(command, str) or (isinstance(control, dict) and "grid" in control):  # which has no first clip
+def _again(step: int, meta: dict[str, Any], latest: int) -> str:
+    """The command that draws one of these clips alone, taken out of `meta`, or why there is none; "" where the job is
+    not known. It draws with the weights of `latest`, the run's latest step."""
+    command, control = meta.pop("command", None), meta.get("control")
+    try:
+        words, flags = parts_of(command) if isinstance(command, str) else ([], {})
+    except ValueError:  # no command line
         return ""
-    first = meta.get("first") or 0
+    if "vf.main" not in words:
+        return ""
+    summary = "One of them again, alone"
+    if step < latest:
+        these = f"those of step {step:,}" if step else "those with which it begins"
+        text = f"None: a command draws with the run's latest weights, of step {latest:,}, and these clips have {these}."
+        return details(summary, f'<p class="small">{text}</p>')
+    grid = control if isinstance(control, dict) and "grid" in control else None
+    first = (meta.get("first") if grid is None else grid.get("cell")) or 0
     last = first + (meta.get("count") or 1) - 1
-    again = f"{command} --mode=sample --config.sample.count=1 --config.sample.first={first}"
-    text = f"The first of them, and by the numbers up to {last} the others, while step {step:,} is the latest:"
-    return details("One of them again, alone", f'<p class="small">{text}</p><pre>{escape(again)}</pre>')
+    flags |= {"mode": "sample"}
+    flags |= {"config.sample.count": "1", "config.sample.first": str(first)} if grid is None else {}
+    flags |= {"config.sample.cell": str(first)} if grid else {}
+    flags |= {"config.sample.each": "0"} if meta.pop("prompts", None) else {}  # so that it is one clip, of its prompt
+    again = shlex.join([*words, *(f"--{name}" if x is None else f"--{name}={x}" for name, x in flags.items())])
+    others = f", and by the numbers up to {last}{', row by row,' if grid else ''} the others" if last > first else ""
+    until = f"step {step:,} is the latest" if step else "the run has trained no step"
+    text = f"The first of them{others}, while {until}:"
+    return details(summary, f'<p class="small">{text}</p><pre>{escape(again)}</pre>')
 
 
 def _real(workdir: AnyPath, folder: AnyPath) -> str:

@@ -30,7 +30,7 @@ SCORES = {
     "fvd": ScoreFacts("Fréchet distance of I3D's features, the usual FVD, of one lineage of code.", "lower", True),
     "kvd": ScoreFacts("Kernel distance (MMD with a cubic kernel) of I3D's features.", "lower", True),
     "fvd_infinity": ScoreFacts("FVD extrapolated to infinitely many clips.", "lower", True),
-    "fvd_segment": ScoreFacts("FVD of 16 frames of longer clips, segment by segment.", "lower", True),
+    "fvd_segments": ScoreFacts("FVD of 16 frames of longer clips, segment by segment.", "lower", True),
     "fd_i3d": ScoreFacts(f"Not FVD: Fréchet distance with other weights of I3D, {_NOT_FVD}.", "lower", True),
     "kd_i3d": ScoreFacts(f"Not KVD: kernel distance with other weights of I3D, {_NOT_FVD}.", "lower", True),
     "fid": ScoreFacts("Fréchet distance of Inception's features of all frames (clean-fid).", "lower", True),
@@ -62,6 +62,13 @@ SCORES = {
         "Mean similarity of neighbouring frames, by CLIP; 1 is a still.", "near real clips"
     ),
     "flicker": ScoreFacts("1 less the mean change from frame to frame (VBench's); 1 is a still.", "near real clips"),
+    "psnr": ScoreFacts(
+        "Super-resolution: peak signal-to-noise ratio to the very clips that were reduced, in dB, mean over frames; "
+        "sharp samples that guess detail lose to blurred ones.",
+        "higher",
+    ),
+    "psnr_bilinear": ScoreFacts("The same of the reduced clips, enlarged bilinearly.", "higher"),
+    "psnr_bicubic": ScoreFacts("The same of the reduced clips, enlarged bicubically.", "higher"),
     "fd_random_conv3d": ScoreFacts(
         "Not FVD: Fréchet distance of the features of a small random network, which needs no weights; it compares "
         f"checkpoints of one run, and is {_NOT_FVD}.",
@@ -105,7 +112,7 @@ SCORES = {
     "sprites/path_error": ScoreFacts("Median distance from the nearest path of the data, in pixels.", "lower"),
     "sprites/unexplained": ScoreFacts("Median share of a sprite that the nearest ideal one leaves over.", "lower"),
 }
-"""By name; `fvd_segment` stands for `fvd_segment_00` and so on, and `sprites/base_frame_gap` is `base_frame_gap`."""
+"""By name; `fvd_segments` stands for `fvd_segments_00` and so on, and `sprites/base_frame_gap` is `base_frame_gap`."""
 
 
 _LEVELS = "on clips that no step sees, at step t of the noise (t50: hardly noisy, t950: nearly noise alone)"

@@ -10,9 +10,7 @@ Without them the last step is shown. `page.html` is its template, `page.css` its
 how far, then pictures, then numbers.
 """
 
-import itertools
 import re
-import shlex
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -27,6 +25,7 @@ from vf.run.charts import Points, chart, number
 from vf.run.gallery import gallery
 from vf.run.html import details, inline, load, pre
 from vf.run.metrics_file import read_metrics
+from vf.run.provenance import parts_of
 from vf.types import UserError
 
 OPEN = ("train/loss", "validation/", "seen/")  # begin the names of numbers whose charts are not folded
@@ -114,17 +113,12 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _flags(command: Any) -> dict[str, str]:
-    """The flags of a command line, as far as they are given as --name=value or --name value."""
+    """The flags of a command line, {name: value}, "" for one without a value."""
     try:
-        words = shlex.split(command) if isinstance(command, str) else []
+        _, flags = parts_of(command) if isinstance(command, str) else ([], {})
     except ValueError:
         return {}
-    flags = {}
-    for word, following in itertools.pairwise([*words, ""]):
-        if word.startswith("--"):
-            name, given, value = word.removeprefix("--").partition("=")
-            flags[name] = value if given else following
-    return flags
+    return {name: value or "" for name, value in flags.items()}
 
 
 def _training(scalars: list[dict]) -> str:

@@ -28,6 +28,7 @@ class Progress:
         self.stream = sys.stdout if stream is None else stream
         self._began = time.monotonic()
         self._printed = self._began if patient else -math.inf
+        self._shown = -1  # the step of the last line
         self._every = 0  # steps from line to line, once the rate is known
 
     def update(self, step: int, **numbers: Any) -> None:
@@ -36,9 +37,9 @@ class Progress:
         They are fetched only when a line is due, so that a call costs the run no waiting."""
         now = time.monotonic()
         rate = (step - self.start) / max(now - self._began, 1e-9)
-        if not self._is_due(step, now, rate):
+        if step == self._shown or not self._is_due(step, now, rate):
             return
-        self._printed = now
+        self._printed, self._shown = now, step
         parts = [f"{self.name} {step}/{self.total}"]
         parts += [f"{name} {x if isinstance(x, str) else format(float(x), '.4g')}" for name, x in numbers.items()]
         parts += [f"{rate:.3g} {self.unit}/s", f"ETA {_duration((self.total - step) / rate)}"]

@@ -54,6 +54,25 @@ def command_line(argv: list[str]) -> str:
     )
 
 
+def parts_of(command: str) -> tuple[list[str], dict[str, str | None]]:
+    """The words of a command line up to its program, and {name: value} of its flags, None for one without a value.
+
+    Of a flag that is given twice the last value counts, as for the command itself, in its last place. Raises ValueError
+    for quotes that do not end."""
+    words = shlex.split(command)
+    first = words.index("-m") + 2 if "-m" in words else 1
+    flags: dict[str, str | None] = {}
+    name = ""
+    for word in words[first:]:
+        if re.match("--?[A-Za-z]", word):  # absl takes one hyphen, too
+            name, given, value = word.lstrip("-").partition("=")
+            flags.pop(name, None)
+            flags[name] = value if given else None
+        elif name in flags and flags[name] is None:  # as in `--name value`
+            flags[name] = word
+    return words[:first], flags
+
+
 def version(package: str) -> str | None:
     """The version of an installed package; None where it is not installed."""
     try:

@@ -279,7 +279,7 @@ class Suite:
         for first in range(0, count * frames, frames):
             pair = Segments(real, first, frames), Segments(generated, first, frames)
             extra = {"segment": [first, first + frames]}
-            scores.append(self._score(f"fvd_segment_{first // frames:02}", metric, *pair, extra))
+            scores.append(self._score(f"fvd_segments_{first // frames:02}", metric, *pair, extra))
         return scores
 
     def _score(

@@ -17,6 +17,7 @@ from vf.models import sampler as samplers
 from vf.models import windowed
 from vf.models.model import TEXT, Model
 from vf.models.prior import Prior
+from vf.models.superres import SuperResolution
 from vf.models.videofusion import VideoFusion
 from vf.nets import initial
 from vf.nets.text_encoder import TextEncoder
@@ -134,8 +135,8 @@ def validation(model: Model, mesh: Mesh) -> Any:
     return jax.jit(step, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
 
 
-def sampling(model: Model, mesh: Mesh, options: samplers.SampleOptions) -> Any:
-    """Jitted (params, batch of conditions and control, seed) -> u8 [b f h w 3].
+def sampling(model: Model, mesh: Mesh, options: samplers.SampleOptions, pixels: bool = True) -> Any:
+    """Jitted (params, batch of conditions and control, seed) -> u8 [b f h w 3]; f32 in [-1, 1] without `pixels`.
 
     Sample k depends on (seed, k), the weights and what is controlled of it alone (`control`).
     """
@@ -143,7 +144,20 @@ def sampling(model: Model, mesh: Mesh, options: samplers.SampleOptions) -> Any:
     def sample(params: Any, batch: Batch, seed: rng.Seed) -> jax.Array:
         keys, fixed = _keys(batch, seed), control(batch, seed)
         clips = samplers.sample(model, stacks.unstack(params), keys, model.condition(batch), options, fixed)
-        return video.to_uint8(clips)
+        return video.to_uint8(clips) if pixels else jnp.clip(clips, -1, 1)
+
+    return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
+
+
+def raising(model: SuperResolution, mesh: Mesh, options: samplers.SampleOptions) -> Any:
+    """Jitted (params, batch of conditions, `low` f32 [b f h w 3] and `number` u32 [b], seed) -> u8 [b f H W 3].
+
+    The clip of number k depends on (seed, k), the weights, its low clip and its conditions alone.
+    """
+
+    def sample(params: Any, batch: Batch, seed: rng.Seed) -> jax.Array:
+        keys = rng.example_keys(seed, rng.Purpose.SUPERRES, batch["number"])
+        return video.to_uint8(samplers.sample(model, stacks.unstack(params), keys, model.condition(batch), options))
 
     return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
 
