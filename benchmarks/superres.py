@@ -13,6 +13,7 @@ A seam is where a tile begins or ends; its jump is the mean |r(j) - r(j - 1)| ac
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,7 @@ def changed(model: SuperResolution, lam: float, tile: tiles.Tiles | None = None)
     prior: noise.Prior = noise.Independent()
     if lam:
         prior = noise.Decomposed(decompose.make_lambda(lam, model.shape[0], model.base_frame))
-    fields = {name: getattr(model, name) for name in model.__dataclass_fields__}
-    return SuperResolution(**fields | {"prior": prior, "tiles": tile})
+    return dataclasses.replace(model, prior=prior, tiles=tile)
 
 
 def drawer(model: SuperResolution, params: Any, options: SampleOptions) -> Callable[[np.ndarray], np.ndarray]:
@@ -94,7 +94,7 @@ def seams(workdir: Path) -> None:
     size = model.shape[1]
     source = Sprites(frames=model.shape[0], size=size, base_frame=model.base_frame, split="test")
     clips = np.stack([source.clip(k)["video"] for k in range(CLIPS)])
-    for overlap in (0, size // 8, size // 4):
+    for overlap in (0, size // 4):
         tile = tiles.Tiles(size // 2, overlap)
         rest = drawer(changed(model, 1.0, tile), params, options)(clips) - clips
         jumps = np.abs(np.diff(rest, axis=3)).mean((0, 1, 2, 4))  # jump k is from column k to k + 1

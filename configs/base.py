@@ -122,7 +122,7 @@ def get_config() -> ConfigDict:
     learn.width, learn.depth, learn.heads, learn.patch = 64, 3, 4, 4  # of both encoders, and the image encoder's patch
     learn.context = 16  # tokens of a caption
     learn.captions = 4096  # most captions of which the tokenizer is learned
-    learn.steps, learn.batch_size, learn.lr = 800, 256, 1e-3
+    learn.steps, learn.batch_size, learn.lr = 600, 128, 1e-3
 
     config.base = base = ConfigDict()
     base.net = network()

@@ -74,8 +74,8 @@ def test_in_training_low_clips_are_noised_as_the_network_is_told():
     eye = np.asarray(model.enlarged(jnp.eye(16).reshape(16, 1, 4, 4, 1)))
     std = np.sqrt((eye**2).sum(0).mean())
     np.testing.assert_allclose(noised[..., 3:].std((1, 2, 3, 4)), std * told, rtol=0.35, atol=1e-3)
-    # When sampling, of the amplitude that is asked for: here x_0 is predicted as what the network sees and is told.
-    echo = Stub(lambda z, t, amplitude, **_: z[..., 3:] + 2 * amplitude[:, None, None, None, None])
+    # When sampling, of the amplitude that is asked for. A prediction of x_0 is of the difference from what it sees.
+    echo = Stub(lambda z, t, amplitude, **_: jnp.zeros_like(z[..., 3:]) + 2 * amplitude[:, None, None, None, None])
     model = superres(low_noise=0.4, net=echo, prediction="x_0", loss="x_0")
     options = SampleOptions(time_grid(2, 1000), clip_x_0=None, low_noise=0.25)
     made = sample(model, {"base": {}}, keys(64), {"low": model.reduced(x)}, options)

@@ -35,6 +35,8 @@ GRID: resize.Grid = "antialiased_bicubic"
 class SuperResolution(OneNetwork):
     """One network that takes clips of `low_size` x `low_size` up to `shape`.
 
+    One that predicts x_0 gives the difference of the clip from the enlarged low clip, so that it begins as that.
+
     Attributes:
         low_size: height and width of the low clips, which divides those of `shape`.
         low_noise: the largest amplitude of the noise on them in training, drawn uniformly; 0 for none. Unless it is 0
@@ -165,7 +167,10 @@ class SuperResolution(OneNetwork):
         z = jnp.concatenate([z, condition["low"]], -1)
         if self.low_noise:
             kwargs["amplitude"] = condition["amplitude"]
-        return super()._call(name, params, z, t, condition, null, with_variance, **kwargs)
+        value = super()._call(name, params, z, t, condition, null, with_variance, **kwargs)
+        if self.prediction == "x_0":
+            value = value.at[..., : self.shape[-1]].add(condition["low"])
+        return value
 
     def _further_inputs(self) -> dict[str, Array]:
         return {"amplitude": jnp.zeros(1)} if self.low_noise else {}
