@@ -225,8 +225,12 @@ def evaluation_fingerprint(config: ConfigDict, *sets: Source | None, prior: Prio
     if prior is not None:
         hashed["prior"] = prior.protocol()
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
-    if not config.sample.low_noise:  # evaluations of before this field are the same
-        del hashed["sample"]["low_noise"]
+    # Evaluations of before these fields are the same where they are off.
+    for group, name, off in (
+        ("sample", "low_noise", 0), ("sample", "prompts", ""), ("sample", "each", 1), ("data", "held_out", 0),
+    ):  # fmt: skip
+        if hashed[group][name] == off:
+            del hashed[group][name]
     if config.model.dtype != "float32":
         hashed["dtype"] = config.model.dtype
     hashed["sets"] = [source and source.describe() for source in sets]
