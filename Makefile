@@ -4,7 +4,7 @@ PYTHON      ?= python3
 ACCELERATOR ?= cpu
 BIN          = .venv/bin
 
-.PHONY: install demo test bench mutate clean
+.PHONY: install demo demo-text test bench mutate clean
 
 # Installs packages into .venv. pip says nothing for a minute while it unpacks, so the loop counts what is there.
 define pip_install
@@ -34,6 +34,13 @@ $(STAMP): requirements.txt
 # Trains on the built-in sprites, samples, evaluates, in eight to eleven minutes on two cores: open runs/demo/index.html afterwards.
 demo: $(STAMP)
 	$(BIN)/python -m vf.main --config=configs/demo.py --workdir=runs/demo
+
+# Likewise from captions: a small CLIP, then generators that read its texts, then clips of prompts.
+demo-text: $(STAMP)
+	$(BIN)/python -m vf.main --config=configs/demo_text.py --workdir=runs/demo-text/clip --mode=clip
+	$(BIN)/python -m vf.main --config=configs/demo_text.py --workdir=runs/demo-text/video
+	$(BIN)/python -m vf.main --config=configs/demo_text.py --workdir=runs/demo-text/video --mode=sample \
+	  --config.sample.prompts="a red triangle moves left over white"
 
 test: .venv/.tested
 	$(BIN)/ruff check .

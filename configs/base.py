@@ -89,7 +89,8 @@ def get_config() -> ConfigDict:
     noise.zero_terminal_snr = False
 
     config.model = model = ConfigDict()
-    model.predictor = "decomposed"  # decomposed (base + residual) | one_network (the base network over all frames)
+    # decomposed (base + residual) | one_network (the base network over all frames) | prior (of embeddings; no clips)
+    model.predictor = "decomposed"
     model.context = "none"  # none (bare equations) | embedding (the paper) | base_frame (ours: base first)
     model.context_noise = 0.1  # ours; amplitude of the noise on the context frame in training, for base_frame
     # Super-resolution, of one_network: side in pixels of the clips that are taken up to data.size; 0 = no such run. In
@@ -121,7 +122,7 @@ def get_config() -> ConfigDict:
     learn.width, learn.depth, learn.heads, learn.patch = 64, 3, 4, 4  # of both encoders, and the image encoder's patch
     learn.context = 16  # tokens of a caption
     learn.captions = 4096  # most captions of which the tokenizer is learned
-    learn.steps, learn.batch_size, learn.lr = 800, 256, 1e-3
+    learn.steps, learn.batch_size, learn.lr = 600, 128, 1e-3
 
     config.base = base = ConfigDict()
     base.net = network()
@@ -140,6 +141,12 @@ def get_config() -> ConfigDict:
     residual.loss = ""
     residual.text = True  # whether it reads the texts too, beside the base generator
 
+    # The prior that is trained where model.predictor is prior: a transformer that denoises the embeddings of records.
+    config.prior = prior = ConfigDict()
+    prior.net = ConfigDict({"width": 512, "depth": 6, "heads": 8})  # Karlo's: 2048, 20, 32
+    prior.prediction = "x_0"  # as in DALL-E 2
+    prior.loss = ""
+
     config.train = train = ConfigDict()
     train.steps = 200_000
     train.batch_size = 64  # clips per update, over all devices
@@ -150,6 +157,7 @@ def get_config() -> ConfigDict:
     train.freeze_base = False  # the paper found it worse than training both
     train.lr_base = 1e-5  # "small" in the paper
     train.lr_residual = 1e-4
+    train.lr_prior = 1e-4
     train.schedule = "constant"  # constant | cosine, after the warm-up
     train.warmup_steps = 1000
     train.weight_decay = 0.0
@@ -195,6 +203,11 @@ def get_config() -> ConfigDict:
     # 0.995; 0 = cut at the bound itself.
     sample.clip_quantile = 0.0
     sample.label = -1  # -1 = classes in turn
+    # With context embedding, a prior that draws the embeddings of samples: a run of model.predictor=prior, what was
+    # exported of one, or a file of python -m vf.pretrained.convert karlo-prior; "" = those of validation clips.
+    sample.prior = ""
+    sample.prior_steps = 25
+    sample.prior_guidance_scale = -1.0  # -1 = what the prior's own config says (Karlo's: 4)
     # Texts to be shown, in turn, or a file with one on each line; "" = captions of validation clips, where the model
     # reads texts.
     sample.prompts = ""
@@ -345,6 +358,19 @@ def vary(config: ConfigDict, variant: str, variants: dict) -> ConfigDict:
     if variant:
         variants[variant](config)
     return config
+
+
+def prior(config: ConfigDict, **net) -> None:
+    """Changes `config` to train a prior of these sizes, as Karlo's is trained and sampled."""
+    config.model.context = "embedding"
+    config.model.predictor = "prior"
+    config.prior.net.update(net)
+    config.noise.schedule = "cosine"
+    config.sample.solver, config.sample.eta = "ddim", 1.0
+    config.sample.steps = 25
+    config.sample.clip_x_0 = 5.0  # in units of the embeddings' deviations
+    config.sample.residual_guidance_scale = -1.0
+    config.eval.best, config.eval.best_is = "embedding_fd", "lowest"
 
 
 def smoke(config: ConfigDict) -> None:

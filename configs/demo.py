@@ -1,6 +1,13 @@
 """The whole road on the embedded sprites: train, sample, evaluate, page, in eight to eleven minutes on two CPU cores.
 
 make demo        (python -m vf.main --config=configs/demo.py --workdir=runs/demo)
+
+The variant `prior` trains what draws the embeddings of `--config.model.context=embedding`, in minutes:
+
+    python -m vf.main --config=configs/demo.py:prior --workdir=runs/prior
+    python -m vf.main --config=configs/demo.py --workdir=runs/embedding --config.model.context=embedding
+    python -m vf.main --config=configs/demo.py --workdir=runs/embedding --config.model.context=embedding --mode=sample \
+        --config.sample.prior=runs/prior
 """
 
 from ml_collections import ConfigDict
@@ -48,4 +55,17 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval.clips = 128
     config.eval.batch_size = 32
     config.mesh.cpu_devices = 2
-    return base.vary(config, variant, {})
+    return base.vary(config, variant, {"prior": prior})
+
+
+def prior(config: ConfigDict) -> None:
+    """A prior over the base frame's ideal factors, given the class, for `--config.model.context=embedding`."""
+    base.prior(config, width=128, depth=3, heads=4)
+    config.train.steps = 2000
+    config.train.batch_size = 128
+    config.train.lr_prior = 1e-3
+    config.train.checkpoint_every = config.train.sample_every = 2000
+    config.train.log_every = 100
+    config.sample.count = config.sample.batch_size = 1800  # a hundred of each class
+    config.eval.clips = 1800
+    config.eval.batch_size = 450

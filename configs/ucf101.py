@@ -15,7 +15,11 @@ lists has no test split: `--config.data.validation_split=` takes a share there. 
     adm     the base generator starts from OpenAI's ADM for ImageNet at 64 x 64 (296 M parameters)
     karlo   likewise from Karlo's unCLIP decoder (893 M), the nearest public network to the paper's
 
-The last two read weights/adm.safetensors or weights/karlo.safetensors (`--config.base.pretrained=FILE` names another),
+    prior_class, prior_unconditional   a prior, which draws the embeddings of context `embedding`, given a class or not
+
+These two are for data with embeddings (`vf.data.prepare --embed=clip:FILE`), and the generators take what they draw by
+`--config.sample.prior=runs/prior`. The variants adm and karlo read
+weights/adm.safetensors or weights/karlo.safetensors (`--config.base.pretrained=FILE` names another),
 which `python -m vf.pretrained.convert` makes of the public files. `--config.model.condition=label` conditions either on
 the classes; `--config.model.context=embedding` ties frames as the paper does, by an embedding in the records.
 """
@@ -32,7 +36,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.context = "base_frame"
     config.train.batch_size = 64
     config.eval.clips = 2048
-    return base.vary(config, variant, {"smoke": base.smoke, "class": labelled, "adm": adm, "karlo": karlo})
+    variants = {"smoke": base.smoke, "class": labelled, "adm": adm, "karlo": karlo}
+    variants |= {"prior_unconditional": prior_unconditional, "prior_class": prior_class}
+    return base.vary(config, variant, variants)
 
 
 def labelled(config: ConfigDict) -> None:
@@ -52,6 +58,25 @@ def karlo(config: ConfigDict) -> None:
     pretrained(config, "weights/karlo.safetensors")
     config.residual.net = base.network(width=192, width_mult=(1, 2, 3, 3), num_res_blocks=2, **MIXING)
     config.model.remat = "blocks"
+
+
+def prior_unconditional(config: ConfigDict) -> None:
+    """A prior of 50 M parameters; the paper's is that of DALL-E 2, 1 B, trained on texts."""
+    base.prior(config, width=768, depth=6, heads=12)
+    config.train.batch_size = 256
+    config.train.steps = 50_000
+    config.train.lr_prior = 1e-4
+    config.train.sample_every = 5000
+    config.sample.count = 2048
+    config.sample.batch_size = 512
+    config.eval.batch_size = 256
+
+
+def prior_class(config: ConfigDict) -> None:
+    """The same given the class."""
+    prior_unconditional(config)
+    config.model.condition = "label"
+    config.sample.guidance_scale = 4.0  # Karlo's
 
 
 MIXING = {"temporal": ("conv", "attention")}

@@ -23,8 +23,10 @@ from vf.types import UserError
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
-VARIANTS = {"ucf101": ("", "smoke", "class"), "demo": ("",), "paper": ("", "adm"), "film": ("", "smoke", "large"),
-            "superres": ("", "smoke", "demo")}  # fmt: skip
+VARIANTS = {
+    "ucf101": ("", "smoke", "class", "prior_class", "prior_unconditional"), "demo": ("", "prior"),
+    "paper": ("", "adm"), "film": ("", "smoke", "large"), "superres": ("", "smoke", "demo"),
+}  # fmt: skip
 # Descriptions in the converted files of the published networks.
 ADM = {
     "width": 192, "width_mult": [1, 2, 3, 4], "num_res_blocks": 3, "attention": [2, 4, 8], "head_dim": 64,

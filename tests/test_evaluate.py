@@ -106,7 +106,8 @@ def test_clips_of_another_rate_are_warned_of(tmp_path, caplog, fps, stride, told
     protocol = ClipProtocol(frames=16, stride=stride)
     real, generated = evaluate.open_sides(tmp_path / "real", tmp_path / "drawing", protocol)
     assert (real.facts["rate"], generated.facts["rate"]) == (25 / stride, fps or None)
-    warned = "real clips are of 25 frames per second, generated ones of 8," in caplog.text and "--fps=8" in caplog.text
+    sentence = "real clips are of 25 frames per second, generated ones of 8 (medians),"
+    warned = sentence in caplog.text and "--fps=8" in caplog.text
     assert warned == told
     assert ("frames per second" in caplog.text) == told
     caplog.clear()

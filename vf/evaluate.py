@@ -100,8 +100,8 @@ def _warn_of_rates(real: ClipSet | None, generated: ClipSet) -> None:
     rates = [side.facts["rate"] if side is not None else None for side in (real, generated)]
     if rates[0] and rates[1] and abs(rates[0] / rates[1] - 1) > SAME_RATE:
         logging.warning(
-            "real clips are of %g frames per second, generated ones of %g, so that distances are of speed too: take "
-            "clips of one rate; --fps=%g takes real videos at that rate",
+            "real clips are of %g frames per second, generated ones of %g (medians), so that distances are of speed "
+            "too: take clips of one rate; --fps=%g takes real videos at that rate",
             *rates, rates[1],
         )  # fmt: skip
 

@@ -31,6 +31,7 @@ class Purpose(enum.IntEnum):
     SAMPLE = 3
     ROUND = 4
     MOTION = 5
+    PRIOR = 6  # an embedding that a prior draws for a sample
     SUPERRES = 7  # a sample that is taken up to a higher resolution
 
 

@@ -1,6 +1,7 @@
 """Embeddings that the preparation makes: those of the frames as they are stored, whatever their number and encoding."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -14,10 +15,12 @@ from tests.data.synthetic import number, parameters, write_frames
 from vf.config import data as config_data
 from vf.config import networks
 from vf.data import prepare as command
+from vf.data import prepared
 from vf.data.clips import Windows
 from vf.data.embedder import Embedder
 from vf.data.embeddings import Layout
 from vf.data.encoding import decode, encode
+from vf.data.pipeline import batches, embedding_statistics
 from vf.data.preparation import prepare
 from vf.data.prepared import Prepared
 from vf.data.shots import Rules
@@ -79,6 +82,30 @@ def test_a_window_has_the_embedding_of_its_base_frame(source, tmp_path):
             clip = clips.clip(record, None)
             assert number(clip["video"][base_frame]) == number(clip["video"][0]) + base_frame
             np.testing.assert_array_equal(clip["embedding"], clip["video"][base_frame, 0, [0, -1], 0])
+
+
+def test_embeddings_are_read_alone(source, tmp_path, monkeypatch):
+    """For a prior: the same ones, of the same windows, mirrored or not, without decoding a frame."""
+    prepare(embedded(source), tmp_path / "out", 1, make_embedder=functools.partial(embedder, mirrored=True))
+    given = {"windows": Windows(4, start="random"), "base_frame": 2}
+    whole = Prepared(tmp_path / "out", **given)
+    mean, std = embedding_statistics(whole, mirrored=True)
+    rows = [whole.clip(k, None)[name] for k in range(len(whole)) for name in ("embedding", "mirrored_embedding")]
+    np.testing.assert_allclose(mean, np.mean(rows, 0), rtol=1e-6)
+    np.testing.assert_allclose(std, np.std(rows, 0), rtol=1e-5)
+    true = [next(batches(whole, seed=0, batch_size=6, flip=flip, threads=0)) for flip in (False, True)]
+
+    def never(*args):
+        raise AssertionError("a frame was decoded")
+
+    monkeypatch.setattr(prepared, "decode", never)
+    alone = Prepared(tmp_path / "out", **given, video=False)
+    assert len(alone) == len(whole)
+    for flip in (False, True):
+        found = next(batches(alone, seed=0, batch_size=6, flip=flip, threads=0))
+        assert "video" not in found
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, true[flip][name], err_msg=name)
 
 
 def test_shots_of_a_film_have_their_own_embeddings(tmp_path):

@@ -11,8 +11,11 @@ from flax.traverse_util import flatten_dict
 from vf.nets import clip
 from vf.nets.clip import clip_image, clip_text, clipsim, frame_consistency
 from vf.nets.vit import CLIP_B32, Config
+from vf.pretrained import convert, weights
 from vf.pretrained.clip import canonical
 from vf.pretrained.weights import Weights
+from vf.scores.networks import frame_network
+from vf.types import UserError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -103,29 +106,110 @@ def test_images(act):
 @pytest.mark.parametrize("padding", [0, VOCABULARY - 1])
 def test_captions(padding):
     """Whatever pads: a token sees those before it only, and the first end is the one that counts."""
-    net, params, vision, language = pair()
+    net, params, _, language = pair()
     rng = np.random.default_rng(0)
     tokens = np.full((4, CONTEXT), padding, np.int32)
     for row, length in zip(tokens, (2, 5, 11, CONTEXT), strict=True):
         row[:length] = [VOCABULARY - 2, *rng.integers(0, VOCABULARY - 2, length - 2), VOCABULARY - 1]
     with torch.no_grad():
         true = net.get_text_features(torch.as_tensor(tokens).long()).pooler_output.numpy()
-    encode = jax.jit(functools.partial(clip_text, vision=vision, language=language))
+    encode = jax.jit(functools.partial(clip_text, language=language))
     found = encode(params, tokens)
     assert relative(found, unit(true)) < 1e-5
     short = encode(params, tokens[:2, :5])
     np.testing.assert_allclose(short, found[:2], atol=1e-6)
     with pytest.raises(ValueError, match="at most 20 tokens"):
-        clip_text(params, np.zeros((1, 21), np.int32), vision=vision, language=language)
+        clip_text(params, np.zeros((1, 21), np.int32), language=language)
 
 
 def test_captions_of_another_gelu_in_other_heads():
     """As those of LAION's CLIPs, whose config says it."""
-    net, params, vision, language = pair("gelu", 4)
+    net, params, _, language = pair("gelu", 4)
     tokens = np.tile(np.arange(VOCABULARY - CONTEXT, VOCABULARY, dtype=np.int32), (2, 1))
     with torch.no_grad():
         true = net.get_text_features(torch.as_tensor(tokens).long()).pooler_output.numpy()
-    assert relative(clip_text(params, tokens, vision=vision, language=language), unit(true)) < 1e-5
+    assert relative(clip_text(params, tokens, language=language), unit(true)) < 1e-5
+
+
+# ---- folders of one encoder, in the shapes of the larger models: patches of 14, the text as wide as its embedding
+
+L14 = (
+    {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    {"hidden_act": "quick_gelu", "projection_dim": 768},
+)
+H14 = (
+    {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16},
+    {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    {"hidden_act": "gelu", "projection_dim": 1024},
+)
+SMALL_L14 = (
+    {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2},
+    {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1},
+    {"hidden_act": "quick_gelu", "projection_dim": 64},
+)
+SMALL_H14 = (
+    {"hidden_size": 160, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2},  # heads of 80
+    {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+    {"hidden_act": "gelu", "projection_dim": 64},
+)
+
+
+def one_encoder_each(vision, text, both, folder, size):
+    """Folders of the two encoders of random weights give what transformers gives, states of all tokens included."""
+    torch.manual_seed(0)
+    vision_config = transformers.CLIPVisionConfig(**vision, **both, image_size=size, patch_size=14)
+    text_config = transformers.CLIPTextConfig(
+        **text, **both, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, bos_token_id=VOCABULARY - 2,
+        eos_token_id=VOCABULARY - 1,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+
+    def saved(net, name):
+        for parameter in net.parameters():
+            spread = 0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+            torch.nn.init.normal_(parameter, 1 if parameter.ndim == 1 else 0, spread)
+        net.eval().save_pretrained(folder / name)
+        convert.main(["clip", f"--source={folder / name}", f"--out={folder / name}.safetensors"])
+        return weights.load(folder / f"{name}.safetensors", "clip")
+
+    net = transformers.CLIPVisionModelWithProjection(vision_config)
+    converted = saved(net, "image")
+    x = rng.normal(size=(2, size, size, 3)).astype(np.float32)
+    with torch.no_grad():
+        true = net(torch.as_tensor(x).permute(0, 3, 1, 2)).image_embeds.numpy()
+    config = Config(**converted.about["vision"])
+    assert (config.act, config.heads, config.size) == (both["hidden_act"], vision["num_attention_heads"], size)
+    module = clip.Image(config, converted.about["language"]["dim"], jax.lax.Precision.HIGHEST)
+    assert relative(jax.jit(module.apply)({"params": converted.tree()["image"]}, x), true) < 1e-4
+    del net
+    network = frame_network(f"clip:{folder / 'image.safetensors'}")
+    assert (network.dim, np.isfinite(network.apply(network.params, clips(1, 1, 20, 30))).all()) == (true.shape[1], True)
+
+    net = transformers.CLIPTextModelWithProjection(text_config)
+    converted = saved(net, "text")
+    tokens = rng.integers(0, VOCABULARY - 2, (2, CONTEXT))
+    tokens[0, 7:], tokens[1, -1] = VOCABULARY - 1, VOCABULARY - 1
+    with torch.no_grad():
+        true = net(torch.as_tensor(tokens))
+    language = clip.TextConfig(**converted.about["language"])
+    assert (language.act, language.heads) == (both["hidden_act"], text["num_attention_heads"])
+    states, pooled = jax.jit(clip.Text(language, states=True).apply)({"params": converted.tree()["text"]}, tokens)
+    assert relative(states, true.last_hidden_state.numpy()) < 1e-4
+    assert relative(pooled, true.text_embeds.numpy()) < 1e-4
+    with pytest.raises(UserError, match="holds CLIP's text encoder alone, where its image encoder is needed"):
+        frame_network(f"clip:{folder / 'text.safetensors'}")
+
+
+@pytest.mark.parametrize("sizes", [SMALL_L14, SMALL_H14], ids=["L/14", "H/14"])
+def test_folders_of_one_encoder(sizes, tmp_path):
+    one_encoder_each(*sizes, tmp_path, 28)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [L14, H14], ids=["L/14", "H/14"])
+def test_folders_of_one_encoder_at_full_width(sizes, tmp_path):
+    one_encoder_each(*sizes, tmp_path, 224)
 
 
 def test_full_size_is_vit_b32():

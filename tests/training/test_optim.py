@@ -112,13 +112,15 @@ def test_clipping_is_per_network(params):
 
 
 def test_weight_decay_is_on_kernels_only(params):
-    zero = jax.tree.map(jnp.zeros_like, params)
     params = jax.tree.map(lambda p: p + 1, params)
+    # Layers that are scanned have their biases and scales as rows of one array.
+    params["base"]["blocks"] = {"bias": jnp.ones((2, 3)), "scale": jnp.ones((2, 3)), "kernel": jnp.ones((2, 3, 3))}
+    zero = jax.tree.map(jnp.zeros_like, params)
     tx = make(weight_decay=0.5)
     changes = jax.jit(lambda g: tx.update(g, tx.init(params), params)[0])(zero)
     for name, lr in SETTINGS["lr"].items():
         for path, change in named(changes[name]).items():
-            want = -lr * 0.5 * named(params[name])[path] if path != "in/bias" else 0
+            want = -lr * 0.5 * named(params[name])[path] if not path.endswith(("/bias", "/scale")) else 0
             np.testing.assert_allclose(change, np.broadcast_to(want, change.shape), rtol=1e-6)
 
 

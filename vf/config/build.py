@@ -1,5 +1,6 @@
 """From a config to what each job takes, job by job: `train`, `sample`, `evaluate`, `plan`."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,8 @@ from vf import files
 from vf.activity import ACTIVITY
 from vf.config import control, networks, start, texts
 from vf.config import data as clips
-from vf.config.models import file_model, image_model, model, noise_schedule
+from vf.config.models import file_model, image_model, model, noise_schedule, with_statistics
+from vf.config.prior import embedding_prior
 from vf.config.scores import scorers
 from vf.config.specs import (
     ContrastSpec,
@@ -23,6 +25,7 @@ from vf.config.specs import (
     EvaluationSpec,
     PlanSettings,
     PlanSpec,
+    PriorSpec,
     RunSpec,
     SampleSpec,
     SelfcheckSpec,
@@ -75,6 +78,8 @@ def train(config: ConfigDict, workdir: files.AnyPath, trained: Trained | None) -
     """
     config = networks.resolved(config, workdir, trained is None)
     run, source = _run(config, workdir, "train", trained)
+    if trained is None and run.start is None:
+        run = dataclasses.replace(run, model=with_statistics(run.model, source, config))
     clips.check_flip(config, source)
     file = networks.pretrained_base(config)
     given = config.train
@@ -168,6 +173,7 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     else:
         source = clips.source(config)
         made = image_model(config, source, devices) if images else model(config, source, devices)
+    scored = mode != "sample" and clips.has_video(config)
     initial = None
     if trained is None:
         begins = made.begins("base")[1] if config.model.low_size and config.base.pretrained else None
@@ -183,38 +189,48 @@ def _run(config: ConfigDict, workdir: files.AnyPath, mode: Mode, trained: Traine
     reference = validation = None
     if mode != "sample" or not (images or config.data.source == "none"):
         reference = clips.source(config, "reference")
-    donors = made.embedding_dim or config.model.low_size or (made.readers and not config.sample.prompts)
+    donates = made.embedding_dim and not config.sample.prior
+    donors = donates or config.model.low_size or (made.readers and not config.sample.prompts)
     if mode != "sample" or donors or (config.sample.known and not config.sample.known_of):
         validation = clips.source(config, "validation")
         clips.check_validation(config, workdir, fresh)
+    prior = embedding_prior(config, source, devices) if made.embedding_dim else None
     drawn = sample_spec(config, source)
     run = RunSpec(
         config=to_json(config), model=made, mesh=devices, data=source.describe(), class_names=source.class_names,
         seed=config.seed, start=initial, sample=drawn,
         superres=superres(config, drawn, devices, sample_options),
         guide=start.guide(config, made.networks, workdir, source.class_names), text=texts.encoder(config),
-        embeds=config.text.embed,
+        embeds=config.text.embed, prior=prior,
         evaluation=EvaluationSpec(
-            scorers={} if mode == "sample" else scorers(config), reference=reference, validation=validation,
+            scorers=scorers(config) if scored else {}, reference=reference, validation=validation,
             clips=config.eval.clips, seen=clips.validation_is_seen(config),
             levels=np.asarray(config.eval.levels, np.int32), batch_size=config.eval.batch_size,
-            fingerprint=evaluation_fingerprint(config, reference, validation), best=config.eval.best,
+            fingerprint=evaluation_fingerprint(config, reference, validation, prior=prior), best=config.eval.best,
             lowest=choose("eval.best_is", config.eval.best_is, {"lowest": True, "highest": False}),
         ),
     )  # fmt: skip
     return run, source
 
 
-def evaluation_fingerprint(config: ConfigDict, *sets: Source | None) -> str:
+def evaluation_fingerprint(config: ConfigDict, *sets: Source | None, prior: PriorSpec | None = None) -> str:
     """Hash of everything but the weights that must agree for two evaluations to be comparable; `sets` of real clips."""
     ignored = {"checkpoint", "patience", "best", "best_is", "selfcheck", "batch_size", "cache"}
     fields = to_json(config)
     hashed = {name: fields[name] for name in ("sample", "data", "seed")}
     for name in ("what", "fps", *control.FIELDS):  # evaluations are of clips only, freely drawn, at whatever rate
         del hashed["sample"][name]
+    for name in ("prior", "prior_steps", "prior_guidance_scale"):  # which `prior` says whole
+        del hashed["sample"][name]
+    if prior is not None:
+        hashed["prior"] = prior.protocol()
     hashed["eval"] = {name: value for name, value in fields["eval"].items() if name not in ignored}
-    if not config.sample.low_noise:  # evaluations of before this field are the same
-        del hashed["sample"]["low_noise"]
+    # Evaluations of before these fields are the same where they are off.
+    for group, name, off in (
+        ("sample", "low_noise", 0), ("sample", "prompts", ""), ("sample", "each", 1), ("data", "held_out", 0),
+    ):  # fmt: skip
+        if hashed[group][name] == off:
+            del hashed[group][name]
     if config.model.dtype != "float32":
         hashed["dtype"] = config.model.dtype
     hashed["sets"] = [source and source.describe() for source in sets]
@@ -325,10 +341,10 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
             raise UserError(
                 "sample.grid has contents of its own: leave --config.sample.prompts empty, or --config.sample.grid=()"
             )
-        if config.model.context == "embedding":
+        if config.model.context == "embedding" and config.model.predictor != "prior" and not config.sample.prior:
             raise UserError(
-                "the model is conditioned on an embedding of the base frame, which a prompt does not give: take a "
-                "model of another context, or leave --config.sample.prompts empty"
+                "the model is conditioned on an embedding of the base frame, which a prompt does not give: name a "
+                "prior that draws it (--config.sample.prior), or leave --config.sample.prompts empty"
             )
         count = len(prompts) * s.each or count
     return SampleSpec(
@@ -341,11 +357,12 @@ def sample_spec(config: ConfigDict, source: Source) -> SampleSpec:
 def optimizer(config: ConfigDict) -> optim.Optimizer:
     """The optimizer. Raises UserError where nothing would be trained, or for an unknown schedule."""
     train = config.train
-    if train.freeze_base and config.model.predictor == "one_network":
-        raise UserError("train.freeze_base leaves one_network nothing to train: set it to False")
+    if train.freeze_base and config.model.predictor != "decomposed":
+        raise UserError(f"train.freeze_base leaves {config.model.predictor} nothing to train: set it to False")
     choose("train.schedule", train.schedule, dict.fromkeys(optim.SCHEDULES, 0))
+    rates = {"base": train.lr_base, "residual": train.lr_residual}
     return optim.make(
-        lr={"base": train.lr_base, "residual": train.lr_residual}, schedule=train.schedule,
+        lr={"prior": train.lr_prior} if config.model.predictor == "prior" else rates, schedule=train.schedule,
         warmup_steps=train.warmup_steps, total_steps=train.steps, weight_decay=train.weight_decay,
         b1=train.b1, b2=train.b2, eps=train.eps, clip_norm=train.clip_norm or None,
         frozen=("base",) if train.freeze_base else (),

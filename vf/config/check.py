@@ -8,11 +8,13 @@ from vf.types import UserError
 
 LEAST = {
     "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.log_every": 1, "train.checkpoint_every": 1,
-    "train.keep": 1, "train.lr_base": 0, "train.lr_residual": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
+    "train.keep": 1, "train.lr_base": 0, "train.lr_residual": 0, "train.lr_prior": 0, "train.warmup_steps": 0,
+    "train.clip_norm": 0,
     "sample.count": 1, "sample.first": 0, "sample.batch_size": 1, "sample.length": 0, "sample.overlap": 0,
     "sample.history": 0, "sample.reconstruction": 0, "eval.clips": 4, "eval.batch_size": 1, "noise.steps": 1,
     "data.frames": 2, "data.size": 1, "data.stride": 1, "data.threads": 0, "data.workers": 0, "data.read_ahead": 1,
-    "base.images": 1, "sample.each": 0, "text.image_tokens": 1, "text.context_dim": 0, "model.low_size": 0,
+    "base.images": 1, "prior.net.width": 2, "prior.net.depth": 1, "prior.net.heads": 1, "sample.prior_steps": 1,
+    "sample.each": 0, "text.image_tokens": 1, "text.context_dim": 0, "model.low_size": 0,
     "model.low_noise": 0, "sample.low_noise": 0, "sample.superres_batch_size": 1, "sample.superres_tile": 0,
     "sample.superres_overlap": 0, "sample.superres_frames": 0, "sample.superres_frame_overlap": 0,
     **{f"text.learn.{field}": 1 for field in ("width", "depth", "heads", "patch", "captions", "steps", "batch_size")},
@@ -94,10 +96,24 @@ def check(config: ConfigDict, mode: str) -> None:
             )
     if not config.model.low_size and (config.model.low_noise or sample.low_noise):
         raise UserError("low_noise is of super-resolution, which takes clips of model.low_size up: set both to 0")
-    if config.base.pretrained and config.model.predictor == "one_network" and not config.model.low_size:
+    if config.base.pretrained and config.model.predictor != "decomposed" and not config.model.low_size:
         raise UserError(
-            "base.pretrained is an image model, and model.predictor is one_network, which has none: "
+            f"base.pretrained is an image model, and model.predictor is {config.model.predictor}, which has none: "
             "set --config.model.predictor=decomposed"
+        )
+    if config.model.predictor == "prior":
+        _check_prior(config)
+    if sample.prior and sample.known:
+        raise UserError(
+            "sample.known gives frames of clips, whose embeddings a prior does not draw: leave sample.prior or "
+            "sample.known empty"
+        )
+    if sample.prior and (config.model.context != "embedding" or config.model.predictor == "prior"):
+        why = "draws embeddings itself" if config.model.predictor == "prior" else "sees none"
+        raise UserError(
+            f"sample.prior draws embeddings for the generators, and model.predictor={config.model.predictor} with "
+            f"model.context={config.model.context} {why}: leave it empty, or take a run of "
+            "--config.model.context=embedding"
         )
     if levels := [t for t in config.eval.levels if not 0 <= t < config.noise.steps]:
         steps = config.noise.steps
@@ -117,3 +133,20 @@ def check(config: ConfigDict, mode: str) -> None:
             raise UserError(f"sample.what=base is for --mode=sample, and this is --mode={mode}: leave it at clips")
         if config.data.source == "none":
             raise UserError(f"data.source=none is for --mode=sample, and this is --mode={mode}: name the data")
+
+
+def _check_prior(config: ConfigDict) -> None:
+    """Raises UserError for what asks clips of a prior, which has embeddings alone."""
+    sample = config.sample
+    asked = {f"sample.{name}": off for name, off in control.FIELDS.items() if name != "first"}
+    asked |= {"train.known_share": 0.0, "eval.metrics": "", "noise.motion": ""}
+    fields = flat(to_json(config))
+    for name, off in asked.items():
+        value = getattr(config[name.split(".")[0]], name.split(".")[1])
+        if value != off:
+            raise UserError(
+                f"--config.{name} is of clips, and model.predictor=prior draws embeddings: leave it as it is, got "
+                f"{fields.get(name, value)}"
+            )
+    if sample.what != "clips":
+        raise UserError("sample.what=base is of generators, and model.predictor=prior has none: leave it at clips")

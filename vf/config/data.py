@@ -42,7 +42,8 @@ def source(config: ConfigDict, part: Part = "training", tokenize: Callable[[str]
     """The clips of one part of the data, with tokens of their captions by `tokenize`, or as the model reads them.
 
     training: the clips that training steps see.
-    validation: the clips of the validation losses, which are also the donors of the embeddings that condition samples.
+    validation: the clips of the validation losses, which are also the donors of the embeddings that condition samples,
+        unless a prior draws these.
         No training step sees them, unless `validation_is_seen`. One window of each video, the middle one.
     reference: the clips that distances compare samples with, likewise the middle window of each video.
 
@@ -54,7 +55,7 @@ def source(config: ConfigDict, part: Part = "training", tokenize: Callable[[str]
         split = "train" if part == "training" else "test"
         return Sprites(
             frames=data.frames, size=data.size, base_frame=base_frame(config), split=split, share=share,
-            tokenize=tokenize or texts.tokenize(config),
+            tokenize=tokenize or texts.tokenize(config), video=has_video(config) or tokenize is not None,
         )  # fmt: skip
     if data.source == "none":
         trained = named_networks(config)
@@ -67,6 +68,7 @@ def source(config: ConfigDict, part: Part = "training", tokenize: Callable[[str]
         lambda: Windows(data.frames, data.stride, data.fps, start, data.hop), {word: f"data.{word}" for word in words}
     )
     where, kind = _located(config)
+    video = has_video(config) or tokenize is not None
     tokenize = tokenize or texts.tokenize(config)
     if tokenize is not None and (kind == "split_file" or data.source.startswith(TFDS)):
         raise UserError(
@@ -109,13 +111,18 @@ def source(config: ConfigDict, part: Part = "training", tokenize: Callable[[str]
             f"--config.{field}{none}"
         )
     base = base_frame(config) if config.model.context == "embedding" else None
-    made = Prepared(where, windows=windows, split=chosen, base_frame=base, share=share, tokenize=tokenize)
+    made = Prepared(where, windows=windows, split=chosen, base_frame=base, share=share, tokenize=tokenize, video=video)
     if made.size != data.size:
         raise UserError(
             f"{data.source} was prepared at {made.size} pixels, and data.size is {data.size}: set "
             f"--config.data.size={made.size}, or prepare again with --size={data.size}"
         )
     return made
+
+
+def has_video(config: ConfigDict) -> bool:
+    """Whether records are read with their pixels: a prior sees embeddings alone, unless they are made of those."""
+    return config.model.predictor != "prior" or config.text.embed
 
 
 def named_networks(config: ConfigDict) -> export.Trained | None:

@@ -1,5 +1,6 @@
 """From a config to the model that it names, with the networks that `networks` builds."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -8,23 +9,27 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vf.activity import ACTIVITY
 from vf.config import texts
 from vf.config.data import base_frame
 from vf.config.networks import base_network, computation, embedding_dim, labelled, network, pretrained_base
 from vf.config.values import as_user_error, choose
-from vf.data.pipeline import NoClips, Source
+from vf.data.pipeline import NoClips, Source, embedding_statistics
 from vf.diffusion import decompose, gaussian, noise
 from vf.diffusion import schedule as schedules
 from vf.diffusion.tiles import Tiles
 from vf.models.model import Model
 from vf.models.one_network import OneNetwork
+from vf.models.prior import Prior
 from vf.models.superres import SuperResolution
 from vf.models.videofusion import VideoFusion
+from vf.nets import initial
+from vf.nets import prior as nets_prior
 from vf.types import UserError
 
 KINDS: dict[str, gaussian.Prediction] = {kind: kind for kind in gaussian.PREDICTIONS}
 ZERO_SNR = {"zero terminal SNR": "noise.zero_terminal_snr"}
-PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network")}
+PREDICTORS = {predictor: predictor for predictor in ("decomposed", "one_network", "prior")}
 
 
 def model(config: ConfigDict, source: Source, mesh: Mesh | None = None, tiles: Tiles | None = None) -> Model:
@@ -34,6 +39,8 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None, tiles: T
 
     Raises UserError where values do not fit together.
     """
+    if choose("model.predictor", config.model.predictor, PREDICTORS) == "prior":
+        return prior_model(config, source, mesh)
     data, given = config.data, config.noise
     base = base_frame(config)
     lam = as_user_error(
@@ -49,7 +56,7 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None, tiles: T
         "progressive": lambda: noise.Progressive(given.a),
     }
     prior = choose("noise.prior", given.prior, draws)()
-    if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
+    if config.model.predictor == "one_network":
         if config.train.known_share:
             raise UserError(
                 "train.known_share is of the residual generator, and one_network has none: set "
@@ -92,6 +99,66 @@ def model(config: ConfigDict, source: Source, mesh: Mesh | None = None, tiles: T
     return made
 
 
+def prior_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Prior:
+    """The prior that `config.prior` describes, for embeddings of `source`.
+
+    Raises UserError as `model` does.
+    """
+    if not (dim := embedding_dim(config, source)):
+        raise UserError(
+            f"model.predictor=prior draws embeddings, and model.context is {config.model.context}: set "
+            "--config.model.context=embedding"
+        )
+    classes = source.num_classes if labelled(config, source) else 0
+    made = prior_of(config, dim, classes, mesh, text_shape=texts.shape(config))
+    _check_shapes(config, made)
+    return made
+
+
+def prior_of(
+    config: ConfigDict, dim: int, classes: int, mesh: Mesh | None, *, labelled: bool = True,
+    text_shape: tuple[int, int, int] = (0, 0, 0),
+) -> Prior:  # fmt: skip
+    """The prior that `config.prior` describes, for embeddings of `dim` numbers and so many classes, 0 for none.
+
+    Args:
+        labelled: whether it is told the class, where it has classes; without, it takes none.
+        text_shape: of the texts that it reads, as `Model.text_shape`; zeros for none.
+
+    Raises UserError where values do not fit together.
+    """
+    if text_shape[0] and text_shape[1:] != (dim, dim):
+        raise UserError(
+            f"the prior draws embeddings of {dim} numbers of texts with {text_shape[2]}: take embeddings and texts of "
+            "one CLIP (--config.text.encoder)"
+        )
+    prediction = choose("prior.prediction", config.prior.prediction, KINDS)
+    how = {name: value for name, value in computation(config, mesh).items() if name in ("dtype", "remat", "place")}
+    net = nets_prior.Prior(dim=dim, num_classes=classes, text_length=text_shape[0], **config.prior.net, **how)
+    return as_user_error(
+        lambda: Prior(
+            net=net, prior=noise.Independent(), prediction=prediction, schedule=noise_schedule(config),
+            loss=choose("prior.loss", config.prior.loss or prediction, KINDS), shape=(1, 1, 1, dim),
+            base_frame=base_frame(config), readers=("prior",) if text_shape[0] else (), text_shape=text_shape,
+            null_label=classes if classes and labelled else None, condition_dropout=config.model.condition_dropout,
+            loss_weight=config.model.loss_weight,
+        ),
+        ZERO_SNR,
+    )  # fmt: skip
+
+
+def with_statistics(made: Model, source: Source, config: ConfigDict) -> Model:
+    """`made` with the statistics of the embeddings of training clips as first values, where it is a prior."""
+    if not isinstance(made, Prior):
+        return made
+    embed = texts.embed(config, base_frame(config)) if config.text.embed else None
+    with ACTIVITY.doing("computing the statistics of the embeddings"):
+        mean, std = embedding_statistics(source, config.data.flip, config.data.threads, embed)
+    values = (initial.Values(values=tuple(map(float, numbers))) for numbers in (mean, std))
+    net: Any = made.net
+    return dataclasses.replace(made, net=net.clone(**dict(zip(("mean_init", "std_init"), values, strict=True))))
+
+
 def _superres(
     config: ConfigDict, source: Source, mesh: Mesh | None, prior: noise.Prior, shared: dict[str, Any]
 ) -> SuperResolution:
@@ -126,10 +193,10 @@ def image_model(config: ConfigDict, source: Source, mesh: Mesh | None = None) ->
     Its noise is the base noise b, so that sample k is the base frame of the whole model's clip k. Raises UserError as
     `model` does.
     """
-    if choose("model.predictor", config.model.predictor, PREDICTORS) == "one_network":
+    if choose("model.predictor", config.model.predictor, PREDICTORS) != "decomposed":
         raise UserError(
-            "sample.what=base draws images of the base generator, but model.predictor is one_network, which is no "
-            "image model: set --config.sample.what=clips"
+            f"sample.what=base draws images of the base generator, but model.predictor is {config.model.predictor}, "
+            "which has none: set --config.sample.what=clips"
         )
     prediction = choose("base.prediction", config.base.prediction, KINDS)
     prior, shared = noise.Decomposed(np.ones(1, np.float32)), _shared(config, source, 1, 0)

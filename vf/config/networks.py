@@ -17,6 +17,7 @@ from vf.models.videofusion import CONTEXTS
 from vf.nets.unclip import Decoder
 from vf.nets.unet import REMAT, UNet
 from vf.pretrained import base as pretrained
+from vf.pretrained import prior as pretrained_prior
 from vf.training import sharding
 from vf.types import UserError, naming_flags
 
@@ -122,12 +123,20 @@ def embedding_dim(config: ConfigDict, source: Source) -> int:
     if choose("model.context", config.model.context, {c: c for c in CONTEXTS}) != "embedding":
         return 0
     dim: int = texts.embedding_dim(config) or getattr(source, "embedding_dim", 0)
+    if not dim and (prior := named_prior(config)):
+        dim = prior.dim
     if not dim:
         raise UserError(
             "model.context is embedding, but these records have no embedding of the base frame: "
             "take --config.model.context=base_frame, or data prepared with --embed=efficientnet"
         )
     return dim
+
+
+def named_prior(config: ConfigDict) -> pretrained_prior.Header | None:
+    """The prior that `sample.prior` names; None where it is empty. Raises UserError where there is none."""
+    with naming_flags(dict.fromkeys(("trained", "weights"), "--config.sample.prior")):
+        return pretrained_prior.open_prior(files.path(config.sample.prior)) if config.sample.prior else None
 
 
 def param_dtype(config: ConfigDict) -> Any:

@@ -14,6 +14,7 @@ from vf.diffusion.windows import Extension
 from vf.metrics.fvd import Lineage
 from vf.metrics.protocol import Scorer
 from vf.models.model import Model
+from vf.models.prior import Prior
 from vf.models.sampler import SampleOptions
 from vf.models.superres import SuperResolution
 from vf.nets.clip import TextConfig
@@ -70,6 +71,31 @@ class ControlSpec:
         """Everything that is controlled, ready for JSON; {} for nothing."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cut"}
         return {name: value for name, value in fields.items() if value not in ("", None, -1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorSpec:
+    """A trained prior, which draws the embeddings of samples.
+
+    Attributes:
+        model: the prior, which computes on the run's mesh.
+        start: its weights.
+        options: how it samples.
+        labels: its label of each class of the run's clips; () where it draws without a class, or of texts.
+    """
+
+    model: Prior
+    start: Start
+    options: SampleOptions
+    labels: tuple[int, ...]
+
+    def protocol(self) -> dict[str, Any]:
+        """Everything that changes the embeddings but the seed, ready for JSON."""
+        return {
+            **self.start.origin, "times": self.options.grid.tolist(), "clip_x_0": self.options.clip_x_0,
+            "guidance_scale": self.options.guidance.scale, "classes": bool(self.labels),
+            "texts": bool(self.model.readers),
+        }  # fmt: skip
 
 
 Windows = Literal["in_turn", "together"]
@@ -199,6 +225,7 @@ class RunSpec:
         seed: determines initial parameters, data order and all random draws of training.
         start: weights from which a job without a checkpoint begins; None to begin from initial parameters.
         guide: weights of the worse networks that guide samples; None for none.
+        prior: what draws the embeddings of samples; None where clips of the validation set donate them.
         superres: what takes samples up to a higher resolution; None for nothing.
         text: the encoder of clips' captions and of prompts, where the model reads them, and of base frames.
         embeds: whether `text` makes the embeddings of base frames.
@@ -214,6 +241,7 @@ class RunSpec:
     sample: SampleSpec
     evaluation: EvaluationSpec
     guide: Start | None = None
+    prior: PriorSpec | None = None
     superres: SuperresSpec | None = None
     text: TextEncoder | None = None
     embeds: bool = False

@@ -141,9 +141,9 @@ def check_guidance(
         trains: whether the job trains.
     """
     own = config.sample.residual_guidance_scale
-    if own != -1 and config.model.predictor == "one_network":
+    if own != -1 and config.model.predictor != "decomposed":
         raise UserError(
-            f"sample.residual_guidance_scale is {own}, but one_network has no residual network: set "
+            f"sample.residual_guidance_scale is {own}, but {config.model.predictor} has no residual network: set "
             "--config.sample.residual_guidance_scale=-1"
         )
     if config.sample.guide:
@@ -151,7 +151,8 @@ def check_guidance(
     for network, (field, asked) in _guidance_scales(config, networks).items():
         if asked == 1 and config.sample.guidance != "cfg_pp":
             continue
-        if config.model.condition == "none" and config.model.context != "embedding":
+        is_condition = config.model.context == "embedding" and network != "prior"  # which draws it
+        if config.model.condition == "none" and not is_condition:
             raise UserError(
                 f"sample.{field} is {asked}, but the model has no condition to be guided to (model.condition is none): "
                 f"set --config.sample.{field}=1, or train with --config.model.condition=label"
@@ -167,7 +168,8 @@ def check_guidance(
 def _guidance_scales(config: ConfigDict, networks: Sequence[str]) -> dict[str, tuple[str, float]]:
     """{network: (field of `sample`, scale of guidance)}."""
     scale, own = config.sample.guidance_scale, config.sample.residual_guidance_scale
-    fields = {"base": ("guidance_scale", scale), "residual": ("residual_guidance_scale", scale if own == -1 else own)}
+    fields = dict.fromkeys(("base", "prior"), ("guidance_scale", scale))
+    fields |= {"residual": ("residual_guidance_scale", scale if own == -1 else own)}
     return {network: fields[network] for network in networks}
 
 

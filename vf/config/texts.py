@@ -1,12 +1,14 @@
 """From a config to the text encoder that generators read, and to the prompts of samples."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from vf.activity import ACTIVITY
@@ -15,7 +17,7 @@ from vf.data import text
 from vf.nets.clip import TextConfig
 from vf.nets.text_encoder import TextEncoder
 from vf.nets.tokenizer import Tokenizer
-from vf.nets.vit import Config
+from vf.nets.vit import CLIP_B32, Config
 from vf.pretrained import weights
 from vf.types import UserError, counted, naming_flags
 
@@ -31,6 +33,8 @@ def readers(config: ConfigDict) -> tuple[str, ...]:
     """Names of the networks that read the texts."""
     if not reads(config):
         return ()
+    if config.model.predictor == "prior":
+        return ("prior",)
     residual = config.model.predictor != "one_network" and config.residual.text
     return ("base", "residual") if residual else ("base",)
 
@@ -76,6 +80,14 @@ def encoder(config: ConfigDict) -> TextEncoder | None:
     return _opened(config.text.encoder, config.text.tokenizer)
 
 
+def embed(config: ConfigDict, frame: int) -> Callable[[UInt8[np.ndarray, "f h w 3"]], Float[np.ndarray, " d"]]:
+    """A clip -> CLIP's embedding of one of its frames. Raises UserError as `encoder`."""
+    found = encoder(config)
+    assert found is not None
+    program = jax.jit(found.embed)
+    return lambda clip: np.asarray(program(found.params, clip[frame : frame + 1])[0])
+
+
 def tokenize(config: ConfigDict) -> Callable[[str], Int[np.ndarray, " t"]] | None:
     """Caption -> tokens; None for a model without texts. Raises UserError as `encoder`."""
     found = encoder(config) if reads(config) else None
@@ -89,7 +101,18 @@ def _header(config: ConfigDict) -> weights.Weights:
             "vf.pretrained.convert clip --source=FILE --out=weights/clip.safetensors, and set --config.text.encoder"
         )
     with naming_flags({"weights": "--config.text.encoder"}):
-        return weights.peek(config.text.encoder, ("clip",))
+        header = weights.peek(config.text.encoder, ("clip",))
+    # Files that were made of one encoder's folder lack the sizes of the other.
+    lacks = {
+        "text": set(header.about["language"]) == {"dim"},
+        "image": config.text.embed and not header.about["vision"],
+    }
+    for kind, lacking in lacks.items():
+        if lacking:
+            raise UserError(
+                f"{config.text.encoder} lacks CLIP's {kind} encoder: convert the whole CLIP (--config.text.encoder)"
+            )
+    return header
 
 
 @functools.lru_cache(1)
@@ -102,7 +125,7 @@ def _opened(file: str, vocabulary: str) -> TextEncoder:
             f"{vocabulary} has {counted(tokenizer.vocabulary, 'token')}, and {file} was trained with "
             f"{language.vocabulary:,}: name its own tokenizer by --config.text.tokenizer"
         )
-    vision = Config(**converted.about["vision"])
+    vision = Config(**converted.about["vision"] or dataclasses.asdict(CLIP_B32))  # unused where there is none
     return TextEncoder(converted.tree(), vision, language, tokenizer, converted.fingerprint)
 
 

@@ -12,7 +12,7 @@ examples than before. And grain reads batches of single elements at half the spe
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,6 +57,7 @@ class Source(Protocol):
         """One clip: `video` u8 [f h w 3], `label` i32 [], `embedding` f32 [d] where the data has one, and `tokens` i32
         [t] of its caption where these are asked for.
 
+        A source whose records are read for their embeddings alone gives no `video`.
         `embedding` is that of the clip's base frame; `mirrored_embedding` f32 [d], that of the same frame mirrored left
         to right, replaces it where the clip is mirrored. `rng` chooses the window; None takes the middle one, as
         evaluation does. Raises BadRecord where the record cannot be read.
@@ -208,6 +209,42 @@ def fixed_clips(source: Source, n: int, seed: int = 0, threads: int = 8) -> dict
     return _stack(examples)
 
 
+MOST_COUNTED, MOST_EMBEDDED = 20_000, 2_000  # records from which statistics are computed
+
+
+def embedding_statistics(
+    source: Source, mirrored: bool, threads: int = 8, embed: Callable[[np.ndarray], np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, standard deviation) of the embeddings of a source's records, f32 [d] each.
+
+    They are those of the middle windows of all records, or of `MOST_COUNTED` that are spread over them evenly. A number
+    that is the same everywhere has deviation 1.
+
+    Args:
+        source: the records.
+        mirrored: whether embeddings of mirrored frames, where the data has them, count too.
+        threads: threads that read.
+        embed: what makes an embedding of a clip u8 [f h w 3], for at most `MOST_EMBEDDED` of them; None reads the
+            records'.
+    """
+    most = min(len(source), MOST_COUNTED if embed is None else MOST_EMBEDDED)
+    chosen = np.unique(np.linspace(0, len(source) - 1, most).round().astype(int))
+
+    def read(record: int) -> list[np.ndarray]:
+        try:
+            clip = source.clip(record, None)
+        except BadRecord:
+            return []
+        if embed is not None:
+            return [embed(clip["video"])]
+        return [clip[name] for name in ("embedding", "mirrored_embedding")[: 1 + mirrored] if name in clip]
+
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="statistics") as pool:
+        rows = np.stack([row for rows in pool.map(read, chosen.tolist()) for row in rows]).astype(np.float64)
+    deviation = rows.std(0)
+    return rows.mean(0).astype(np.float32), np.where(deviation > 1e-6, deviation, 1).astype(np.float32)
+
+
 class _Example(NamedTuple):
     number: int
     clip: Mapping[str, np.ndarray]
@@ -268,7 +305,8 @@ def _read(source: Source, seed: int, g: int, shuffle: bool, flip: bool, middle: 
                     "flip",
                 )
             if flip and _generator(seed, _FLIP, g).random() < 0.5:
-                clip["video"] = clip["video"][:, :, ::-1]
+                if "video" in clip:
+                    clip["video"] = clip["video"][:, :, ::-1]
                 if mirrored is not None:
                     clip["embedding"] = mirrored
             return _Example(g, clip, bad)

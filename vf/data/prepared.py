@@ -30,6 +30,7 @@ class Prepared:
         base_frame: index in the clip, 0 ... windows.frames - 1, of the base frame, whose embedding is read with the
             clip; None reads clips without embeddings.
         share: use the clips of this part only; None uses all.
+        video: whether clips have their pixels; without, embeddings are read alone, and no frame is decoded.
         tokenize: caption -> tokens; None reads clips without.
 
     Raises:
@@ -48,9 +49,10 @@ class Prepared:
         split: str = "train",
         base_frame: int | None = None,
         share: Share | None = None,
+        video: bool = True,
         tokenize: Callable[[str], Int[np.ndarray, " t"]] | None = None,
     ) -> None:
-        self._tokenize = tokenize
+        self._video, self._tokenize = video, tokenize
         self.root, self.windows, self.split, self.share = Path(root), windows, split, share
         manifest = read_manifest(self.root)
         self.parameters = manifest["parameters"]
@@ -164,15 +166,18 @@ class Prepared:
         k = int(np.searchsorted(self._ends, record, side="right"))
         within = record - (int(self._ends[k - 1]) if k else 0)
         indices = self.windows.indices(int(self._frames[k]), float(self._rates[k]), within, rng)
-        needed = sorted(set((indices // SEGMENT).tolist()))
+        shown = indices if self._video or self._base_frame is None else indices[self._base_frame :][:1]
+        needed = sorted(set((shown // SEGMENT).tolist()))
         try:
             # One by one, since the reader starts a pool of threads for every call that reads several records.
             source = self._sources[self._part[k]]
             segments = {s: Segment(source[int(self._first[k]) + s]) for s in needed}
             if any((segment.clip, segment.number) != (self._number[k], s) for s, segment in segments.items()):
                 raise ValueError("another clip is in its place")
-            frames = [segments[i // SEGMENT].frame(i % SEGMENT) for i in indices.tolist()]
-            fields = {"video": decode(frames, self._encoding, self.size), "label": self._labels[k]}
+            fields = {"label": self._labels[k]}
+            if self._video:
+                frames = [segments[i // SEGMENT].frame(i % SEGMENT) for i in indices.tolist()]
+                fields = {"video": decode(frames, self._encoding, self.size), **fields}
             if self._base_frame is not None:
                 segment, within = divmod(int(indices[self._base_frame]), SEGMENT)
                 fields |= segments[segment].embeddings(self._embeddings, within, int(self._frames[k]))

@@ -120,6 +120,7 @@ class Sprites:
         base_frame: index of the frame to which the embedding belongs.
         split: "train" or "test", which share no clip.
         length: number of clips.
+        video: whether clips have their pixels.
         tokenize: caption -> tokens; None reads clips without.
         share: show only the contents of this part, chosen by their words; None shows all.
     """
@@ -131,8 +132,9 @@ class Sprites:
 
     def __init__(
         self, *, frames: int, size: int, base_frame: int, split: str = "train", length: int = 100_000,
-        tokenize: Callable[[str], Int[np.ndarray, " t"]] | None = None, share: Share | None = None,
+        tokenize: Callable[[str], Int[np.ndarray, " t"]] | None = None, share: Share | None = None, video: bool = True,
     ) -> None:  # fmt: skip
+        self._video = video
         self.frames, self.size, self.base_frame, self.split, self.length = frames, size, base_frame, split, length
         self._salt, self._tokenize, self._share = {"train": 1, "test": 2}[split], tokenize, share
         self._shown = set(CONTENTS) if share is None else {CONTENTS[k] for k in np.flatnonzero(share.select(CONTENTS))}
@@ -166,9 +168,10 @@ class Sprites:
                 (len(BACKGROUNDS), factors.background),
             )
         ]
-        tokens = {} if self._tokenize is None else {"tokens": self._tokenize(factors.caption)}
-        return tokens | {
-            "video": render(factors, self.size),
+        extra = {} if self._tokenize is None else {"tokens": self._tokenize(factors.caption)}
+        if self._video:
+            extra["video"] = render(factors, self.size)
+        return extra | {
             "label": np.array(factors.shape * len(COLOURS) + factors.colour, np.int32),
             "motion": np.array(factors.direction, np.int32),
             "embedding": np.concatenate([*one_hot, position]).astype(np.float32),

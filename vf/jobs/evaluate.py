@@ -12,7 +12,7 @@ from vf.activity import ACTIVITY
 from vf.config.specs import EvaluateSpec, SelfcheckSpec
 from vf.files import AnyPath
 from vf.hosts.run import Hosts
-from vf.jobs import memory
+from vf.jobs import embeddings, memory
 from vf.jobs.evaluator import Evaluator
 from vf.jobs.results import Results
 from vf.jobs.sample import check_weights, describe, untrained_start
@@ -48,7 +48,7 @@ def run(spec: EvaluateSpec | SelfcheckSpec, workdir: AnyPath, hosts: Hosts) -> d
     # Training may write at the same time, so this job's TensorBoard events have a folder to themselves.
     with Recorder(workdir, is_writer=jax.process_index() == 0, events="tensorboard/evaluate") as recorder:
         hosts.before_end(recorder.flush)
-        evaluator = Evaluator.open(workdir, recorder, spec.run)
+        evaluator = embeddings.evaluator(workdir, recorder, spec.run)
         evaluator.phases.end("import and preparation")
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             return _Job(spec, workdir, hosts, recorder, evaluator, checkpoints).run()

@@ -21,7 +21,7 @@ from vf.activity import ACTIVITY
 from vf.config.specs import RunSpec, SampleSpec
 from vf.data import pipeline
 from vf.files import AnyPath
-from vf.jobs import control, drawing, memory, meter
+from vf.jobs import control, drawing, memory, meter, prior
 from vf.jobs.results import Results
 from vf.jobs.superres import Superres
 from vf.jobs.together import Together
@@ -95,8 +95,11 @@ class Evaluator:
             made = programs.in_batches(_reading_texts(spec), clips, settings.batch_size, spec.mesh)
             clips = {**validation.clips, "embedding": made["embedding"]}
             validation = dataclasses.replace(validation, clips=clips)
-        condition = conditions(spec.model, spec.sample, validation.clips, len(spec.class_names), spec.text)
-        return cls(workdir, recorder, spec, reference, validation, condition, meter.Phases.of(workdir))
+        phases, drawn, classes = meter.Phases.of(workdir), spec.prior is not None, len(spec.class_names)
+        condition = conditions(spec.model, spec.sample, validation.clips, classes, spec.text, drawn=drawn)
+        if drawn:
+            condition |= {"embedding": prior.draw(spec, phases, condition, _reading_texts(spec))}
+        return cls(workdir, recorder, spec, reference, validation, condition, phases)
 
     @functools.cached_property
     def _sampling_programs(self) -> tuple[Any, Any]:
@@ -351,16 +354,22 @@ def validation_losses(
 
 
 def conditions(
-    model: Model, spec: SampleSpec, records: Mapping[str, np.ndarray], classes: int, text: TextEncoder | None = None
+    model: Model,
+    spec: SampleSpec,
+    records: Mapping[str, np.ndarray],
+    classes: int,
+    text: TextEncoder | None = None,
+    *,
+    drawn: bool = False,
 ) -> dict[str, np.ndarray]:
     """The conditions of `spec.count` samples: `index` u32 [n], `label` i32 [n] and, where the model uses an embedding,
     `embedding` f32 [n d]; where it reads texts, `tokens` i32 [n t] of the prompts in turn, or of the donors' captions;
     for super-resolution `video` u8 [n f h w 3], the donors themselves, which are reduced and taken up.
 
-    All labels are `spec.label`, or the classes take turns. The paper draws the embedding from a prior network; until
-    there is one, clips of the validation set are the donors, so a score with context `embedding` is that of a perfect
-    prior. The donor of sample k is the next clip of its class, so that its label and embedding belong to one clip. For
-    a model without classes all clips are donors, or those of `spec.label` where that is set.
+    All labels are `spec.label`, or the classes take turns. The paper draws the embedding from a prior network; where
+    none is named, clips of the validation set are the donors, so that a score is that of a perfect prior. The donor of
+    sample k is the next clip of its class, so that its label and embedding belong to one clip. For a model without
+    classes all clips are donors, or those of `spec.label` where that is set.
 
     Args:
         model: whose conditions they are.
@@ -369,6 +378,7 @@ def conditions(
             embedding, for super-resolution, and for known frames that no file gives; `tokens` [m t] for texts where
             there are no prompts.
         classes: number of classes.
+        drawn: whether a prior draws the embeddings, which are then left out here.
         text: the encoder, where the model reads texts.
 
     Raises UserError for a label that is no class, or a class without a donor in `records`.
@@ -380,7 +390,8 @@ def conditions(
     known = bool(spec.options.known) and "video" in records  # the validation clips give the known frames
     raised = isinstance(model, SuperResolution)
     label = index % max(classes, 1) if spec.label < 0 else np.full(spec.count, spec.label)
-    borrowed = ["label", *["embedding"][: bool(model.embedding_dim)], *["video"][: isinstance(model, SuperResolution)]]
+    borrowed = ["label", *["embedding"][: bool(model.embedding_dim) and not drawn]]
+    borrowed += ["video"][: isinstance(model, SuperResolution)]
     if text is not None and spec.prompts:
         tokens = np.stack([text.tokens(prompt) for prompt in spec.prompts])
         rows["tokens"] = tokens[prompt_numbers(spec)]

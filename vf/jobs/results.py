@@ -11,6 +11,7 @@ from vf import files
 from vf.config.specs import RunSpec
 from vf.files import AnyPath
 from vf.metrics.protocol import to_json
+from vf.models.prior import Prior
 from vf.run import media, score_table
 
 EVALUATIONS = "evaluations.jsonl"  # one line for each step that was evaluated: fingerprint, step, start at 0, scores
@@ -34,6 +35,8 @@ class Results:
         validation, made = self.spec.evaluation.validation, self.spec.sample.protocol()
         if self.spec.guide:
             made |= {"guide": to_json(self.spec.guide.origin)}
+        if self.spec.prior:
+            made |= {"prior": to_json(self.spec.prior.protocol())}
         if self.spec.text:
             made |= {"text_encoder": self.spec.text.fingerprint}
         if validation is None:
@@ -43,7 +46,8 @@ class Results:
             made |= {"known_clips": {"read": self.spec.evaluation.clips, **clips}}
         if self.spec.text and not self.spec.sample.prompts:
             made |= {"captions_of": clips}
-        return made | ({"embeddings_of": clips} if self.spec.model.embedding_dim else {})
+        donated = self.spec.model.embedding_dim and not self.spec.prior
+        return made | ({"embeddings_of": clips} if donated else {})
 
     @property
     def part(self) -> str:
@@ -58,8 +62,10 @@ class Results:
 
     def drawing(self, step: int) -> AnyPath:
         """Where the samples of a step lie."""
-        sample = self.spec.sample
-        return media.drawing_folder(self.workdir, step, sample.what, sample.count, self.sampling | self.start(step))
+        sample, facts = self.spec.sample, self.sampling | self.start(step)
+        folder = media.drawing_folder(self.workdir, step, sample.what, sample.count, facts)
+        # Embeddings lie apart from pictures, of which the page is.
+        return self.workdir / "embeddings" / folder.name if isinstance(self.spec.model, Prior) else folder
 
     def is_drawn(self, step: int) -> bool:
         """Whether the samples of a step are there, whole."""

@@ -6,8 +6,8 @@ from absl import logging
 from vf.config.specs import RunSpec, Start
 from vf.files import AnyPath
 from vf.hosts.run import Hosts
-from vf.jobs import memory
-from vf.jobs.evaluator import Evaluator
+from vf.jobs import embeddings, memory
+from vf.models.prior import Prior
 from vf.run import page
 from vf.run.recorder import Recorder
 from vf.training import sharding
@@ -25,7 +25,7 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
     abstract = sharding.abstract_params(spec.model.shapes(), spec.mesh)
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
         hosts.before_end(recorder.flush)
-        evaluator = Evaluator.open(workdir, recorder, spec)
+        evaluator = embeddings.evaluator(workdir, recorder, spec)
         evaluator.phases.end("import and preparation")
         with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
             params: Params
@@ -39,7 +39,8 @@ def run(spec: RunSpec, workdir: AnyPath, hosts: Hosts) -> dict[str, float]:
                     step, params = latest or 0, checkpoints.restore_params(abstract, which, latest)
         weights = f"those of {start.origin['from']}" if start else f"{spec.sample.weights} of step {step} in {workdir}"
         images = spec.sample.what == "base"
-        what = counted(spec.sample.count, "image" if images else "clip") + " of the base generator" * images
+        noun = "embedding" if isinstance(spec.model, Prior) else "image" if images else "clip"
+        what = counted(spec.sample.count, noun) + " of the base generator" * images
         logging.info("sampling %s, seed %d; weights: %s", what, spec.sample.seed, weights)
         evaluator.sample(step, params, whole=False)
         evaluator.show_real()

@@ -22,10 +22,11 @@ from vf.data import pipeline
 from vf.files import AnyPath
 from vf.hosts.errors import Stopped
 from vf.hosts.run import Hosts
-from vf.jobs import drawing, memory, meter
+from vf.jobs import drawing, embeddings, memory, meter
 from vf.jobs.evaluator import Evaluator
 from vf.jobs.results import Results
 from vf.models.model import Model
+from vf.models.prior import Prior
 from vf.plan import count
 from vf.run import page
 from vf.run.progress import Progress
@@ -75,7 +76,7 @@ def run(
         return scores
     with Recorder(workdir, is_writer=jax.process_index() == 0) as recorder:
         hosts.before_end(recorder.flush)
-        evaluator = Evaluator.open(workdir, recorder, spec.run)
+        evaluator = embeddings.evaluator(workdir, recorder, spec.run)
         _describe(spec, recorder, evaluator)
         evaluator.phases.end("import and preparation")
         return _train(spec, workdir, hosts, recorder, evaluator, profile, compile_only)
@@ -115,6 +116,8 @@ def _train(
     run, model, mesh, seed = spec.run, spec.run.model, spec.run.mesh, spec.run.seed
     phases = evaluator.phases
     about = {"config": spec.fingerprint, "seed": seed, "classes": list(run.class_names), "fps": run.sample.fps}
+    if isinstance(model, Prior):
+        about |= {"embedding_dim": model.shape[-1], "text_shape": list(model.text_shape)}
     about |= {"text_encoder": run.text.fingerprint} if run.text else {}
     with phases.phase("first state", "preparing the first state"):
         create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from vf import video
 from vf.diffusion import gaussian, solvers
 from vf.diffusion.guidance import UNGUIDED, Guidance, Levels, guided
 from vf.diffusion.known import Mask
@@ -105,6 +106,10 @@ class Model(abc.ABC):
     def shapes(self) -> dict[str, Params]:
         """Shapes and dtypes of the parameters."""
         return self.initializers()[0]
+
+    def clips(self, params: Mapping[str, Params], batch: Mapping[str, Array]) -> Float[Array, "b f h w c"]:
+        """What the model denoises of a batch, as `errors` takes it: clips in [-1, 1], or what else it is of."""
+        return video.from_uint8(batch["video"])
 
     @abc.abstractmethod
     def errors(

@@ -27,7 +27,7 @@ class OneNetwork(Model):
     networks: ClassVar[tuple[str, ...]] = ("base",)
 
     def __post_init__(self) -> None:
-        check_prediction(self.schedule, "base.prediction", self.prediction)
+        check_prediction(self.schedule, f"{self.networks[0]}.prediction", self.prediction)
 
     def draw_noise(self, key: Key[Array, ""]) -> Float[Array, "f h w c"]:
         """As `Model.draw_noise`."""
@@ -36,7 +36,7 @@ class OneNetwork(Model):
     def parts(self) -> dict[str, tuple[Network, int, int]]:
         """As `Model.parts`: it takes the base network's place, inflated over frames."""
         f, _, _, c = self.shape
-        return {"base": (self.net, c, f)}
+        return {self.networks[0]: (self.net, c, f)}
 
     def errors(
         self,
@@ -55,7 +55,8 @@ class OneNetwork(Model):
         eps = jax.vmap(self.draw_noise)(noise_keys)
         z = gaussian.corrupt(x, eps, alpha, sigma)
         active_keys = dropout_keys if train else None
-        value = self._call("base", params["base"], z, t, condition, null, dropout_keys=active_keys)
+        name = self.networks[0]
+        value = self._call(name, params[name], z, t, condition, null, dropout_keys=active_keys)
         eps_hat = gaussian.to_eps(self.prediction, value, z, alpha, sigma)
         loss = mse(value - gaussian.target(self.prediction, x, eps, alpha, sigma))
         loss *= gaussian.loss_weight(self.prediction, self.loss, alpha, sigma, self.loss_weight)[..., 0, 0, 0]
@@ -65,4 +66,4 @@ class OneNetwork(Model):
         self, params: Mapping[str, Params], condition: Condition, guidance: Guidance = UNGUIDED
     ) -> solvers.Denoiser:
         """As `Model.denoiser`."""
-        return self._guided(params, "base", self.prediction, self._levels, condition, guidance)
+        return self._guided(params, self.networks[0], self.prediction, self._levels, condition, guidance)

@@ -73,14 +73,6 @@ class CLIP(nn.Module):
         """Embeddings of pictures and captions, not normalised."""
         return self.image(x), self.text(tokens)
 
-    def encode_image(self, x: Float[jax.Array, "b s s 3"]) -> Float[jax.Array, "b dim"]:
-        """Embeddings, not normalised, of pictures with normalised pixels."""
-        return self.image(x)
-
-    def encode_text(self, tokens: Int[jax.Array, "b n"]) -> Float[jax.Array, "b dim"]:
-        """Embeddings of tokens, not normalised."""
-        return self.text(tokens)
-
 
 class Image(nn.Module):
     """The image encoder: pictures -> the projected class token."""
@@ -163,21 +155,21 @@ def clip_image(
     which rounds after each of the two passes, then the centre, x / 255, and CLIP's mean and deviation.
 
     Args:
-        params: parameters of `CLIP`, as the converter writes them.
+        params: parameters of `CLIP`, or of its image encoder alone, as the converter writes them.
         fingerprint: hash of the weights, for the protocol.
         frames: frames per clip, each of which is encoded.
         vision: sizes of the image encoder, `about["vision"]` of the converter's file.
-        language: sizes of the text encoder, `about["language"]` of the converter's file.
+        language: sizes of the text encoder, `about["language"]` of the converter's file, of which `dim` counts.
         exact: whether to compute in float32 on every platform; False takes the platform's default precision.
         normalised: whether embeddings are divided by their length, as the metrics take them; generators do not.
     """
-    module = CLIP(vision, language, jax.lax.Precision.HIGHEST if exact else None)
+    module = Image(vision, language.dim, jax.lax.Precision.HIGHEST if exact else None)
 
     def apply(params: Any, clips: UInt8[jax.Array, "b f h w 3"]) -> Float[jax.Array, "b d"]:
         if clips.shape[1] != frames:
             raise ValueError(f"expected clips of {frames} frames, got {clips.shape[1]}")
         x = preprocess(rearrange(clips, "b f h w c -> (b f) h w c"), vision.size)
-        u: Any = module.apply({"params": params}, x, method="encode_image")
+        u: Any = module.apply({"params": params["image"]}, x)
         u = unit(u) if normalised else u
         return rearrange(u, "(b f) d -> b (f d)", f=frames)
 
@@ -197,13 +189,12 @@ def clip_text(
     params: Any,
     tokens: Int[jax.Array, "n t"],
     *,
-    vision: Config = CLIP_B32,
     language: TextConfig = TEXT_B32,
     exact: bool = True,
 ) -> Float[jax.Array, "n dim"]:
     """Unit embeddings of captions, from tokens of `vf.nets.tokenizer`. Raises ValueError for too many tokens."""
-    module = CLIP(vision, language, jax.lax.Precision.HIGHEST if exact else None)
-    return unit(module.apply({"params": params}, tokens, method="encode_text"))
+    module = Text(language, jax.lax.Precision.HIGHEST if exact else None)
+    return unit(module.apply({"params": params["text"]}, tokens))
 
 
 def _units(x: np.ndarray, name: str) -> np.ndarray:

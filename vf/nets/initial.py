@@ -29,11 +29,14 @@ class Initializer:
     Attributes:
         by_inputs: LeCun's: the variance is scale^2 over the number of inputs that an output sums, all axes but the
             last; and normal numbers beyond two standard deviations are drawn again.
+        stacked: whether `draw` gets the shape of an array that stacks the parameters of equal layers on its first axis,
+            as `nn.scan` makes it, which is no axis of inputs. Flax asks for the parameters of one layer.
     """
 
     mean: float = 0.0
     scale: float = 0.0
     by_inputs: bool = False
+    stacked: bool = False
 
     def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         """As Flax asks: for networks by themselves, and for shapes. The values are not those of `draw`."""
@@ -56,7 +59,7 @@ class Initializer:
             while beyond.size:
                 flat[beyond] = rng.standard_normal(beyond.size, np.float32)
                 beyond = beyond[np.abs(flat[beyond]) > WIDEST]
-        x *= np.float32(self._scale(shape))
+        x *= np.float32(self._scale(shape[self.stacked :]))
         x += np.float32(self.mean)
         return x
 
@@ -64,9 +67,25 @@ class Initializer:
         return self.scale / math.sqrt(math.prod(shape[:-1])) / CUT if self.by_inputs else self.scale
 
 
+@dataclasses.dataclass(frozen=True)
+class Values(Initializer):
+    """These values, in the order of the parameter's elements."""
+
+    values: tuple[float, ...] = ()
+
+    def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        """As `Initializer`."""
+        return jnp.asarray(self.values, dtype).reshape(shape)
+
+    def draw(self, seed: int, name: str, shape: Sequence[int]) -> Float[np.ndarray, "*shape"]:
+        """As `Initializer`."""
+        return np.asarray(self.values, np.float32).reshape(shape)
+
+
 ZEROS, ONES = Initializer(), Initializer(mean=1.0)
 NORMAL = Initializer(scale=1.0)
 LECUN = Initializer(scale=1.0, by_inputs=True)
+STACKED_LECUN = Initializer(scale=1.0, by_inputs=True, stacked=True)
 
 # Flax's layers with initializers that `of` can find.
 Dense = functools.partial(nn.Dense, kernel_init=LECUN, bias_init=ZEROS)

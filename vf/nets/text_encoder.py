@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vf.nets.clip import CLIP, Text, TextConfig, preprocess
+from vf.nets.clip import Image, Text, TextConfig, preprocess
 from vf.nets.tokenizer import Tokenizer
 from vf.nets.vit import Config
 
@@ -60,5 +61,6 @@ class TextEncoder:
     def embed(self, params: Any, pictures: UInt8[Array, "b h w 3"]) -> Float[Array, "b d"]:
         """CLIP's embeddings of pictures, not divided by their length."""
         pixels = preprocess(pictures, self.vision.size)
-        found: Array = CLIP(self.vision, self.language).apply({"params": params}, pixels, method="encode_image")  # type: ignore[assignment]
+        image = Image(self.vision, self.language.dim, jax.lax.Precision.HIGHEST)
+        found: Any = image.apply({"params": params["image"]}, pixels)
         return found

@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         null: Bool[Array, " b"] | None = None,
         text_states: Float[Array, "b n e"] | None = None,
         text_mask: Bool[Array, "b n"] | None = None,
-        text_pooled: Float[Array, "b d"] | None = None,
+        text_pooled: Float[Array, "b e"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b f h w out"]:
         """Predicts from noised images.

@@ -20,6 +20,7 @@ V-JEPA: Bardes et al. 2024 (github.com/facebookresearch/jepa); JEDi: Luo et al.,
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -31,6 +32,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from vf.nets import resize
 from vf.nets.feature_network import Network
+from vf.nets.initial import ONES, STACKED_LECUN, ZEROS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PROBE_EPS = 1e-5  # eps of the probe's layer norms, PyTorch's default; the encoder's is 1e-6
@@ -95,12 +97,13 @@ def _act(name: str, x: jax.Array) -> jax.Array:
 
 
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, mask: Any, precision: Any) -> jax.Array:
-    """softmax(q k^T / sqrt d) v for every head: [b n w], [b m w], [b m w] -> [b n w]; `mask` [n m] or None."""
+    """softmax(q k^T / sqrt d) v for every head: [b n w], [b m w], [b m w] -> [b n w]; `mask` [*b 1 n m] or None."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     logits = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, precision=precision)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
-    mixed = jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(logits), v, precision=precision)
+    weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
+    mixed = jnp.einsum("bhnm,bhmd->bhnd", weights, v, precision=precision)
     return rearrange(mixed, "b h n d -> b n (h d)")
 
 
@@ -109,6 +112,8 @@ class Norm(nn.LayerNorm):
 
     # Flax's default, the mean of squares minus the squared mean, is inexact where tokens are far from 0.
     use_fast_variance: bool = False
+    scale_init: Any = ONES
+    bias_init: Any = ZEROS
 
 
 class Block(nn.Module):
@@ -119,27 +124,50 @@ class Block(nn.Module):
     eps: float
     act: str
     precision: Any
+    dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "b n w"], mask: Bool[jax.Array, "n n"] | None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: Float[jax.Array, "b n w"], mask: Bool[jax.Array, "n n"] | Bool[jax.Array, "b 1 n n"] | None
+    ) -> tuple[jax.Array, None]:
         """(tokens, None), the carry and the output of a scan."""
         width = x.shape[-1]
 
         def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, precision=self.precision, name=name)
+            return nn.Dense(
+                features, precision=self.precision, dtype=self.dtype, kernel_init=STACKED_LECUN, bias_init=ZEROS,
+                name=name,
+            )  # fmt: skip
 
-        q, k, v = jnp.split(dense(3 * width, "qkv")(Norm(self.eps, name="norm1")(x)), 3, -1)
+        def norm(name: str) -> Norm:
+            return Norm(self.eps, dtype=self.dtype, name=name)
+
+        q, k, v = jnp.split(dense(3 * width, "qkv")(norm("norm1")(x)), 3, -1)
         x = x + dense(width, "proj")(_attention(q, k, v, self.heads, mask, self.precision))
-        hidden = _act(self.act, dense(self.mlp, "fc1")(Norm(self.eps, name="norm2")(x)))
+        hidden = _act(self.act, dense(self.mlp, "fc1")(norm("norm2")(x)))
         return x + dense(width, "fc2")(hidden), None
 
 
-def blocks(config: Any, mask: jax.Array | None, precision: Any, name: str, x: jax.Array) -> jax.Array:
-    """Applies `config.depth` blocks, within a compact method; their parameters are stacked on the first axis."""
+def blocks(
+    config: Any, mask: jax.Array | None, precision: Any, name: str, x: jax.Array, *, dtype: Any = None,
+    saved: Callable[..., Any] | None = None,
+) -> jax.Array:  # fmt: skip
+    """Applies `config.depth` blocks, within a compact method; their parameters are stacked on the first axis.
+
+    Args:
+        config: `depth`, and the attributes of `Block`.
+        mask: which tokens (first axis) attend to which, bool [n n], or [b 1 n n] for each example; None for all.
+        precision: of products.
+        name: of the module.
+        x: tokens [b n w].
+        dtype: of the computation; None for that of the parameters.
+        saved: policy of `jax.checkpoint` for what the forward pass of a block stores; None for everything.
+    """
+    block: Any = Block if saved is None else nn.remat(Block, policy=saved, prevent_cse=False)
     scanned: Any = nn.scan(
-        Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=config.depth
+        block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=config.depth
     )
-    return scanned(config.heads, config.mlp, config.eps, config.act, precision, name=name)(x, mask)[0]
+    return scanned(config.heads, config.mlp, config.eps, config.act, precision, dtype, name=name)(x, mask)[0]
 
 
 def sinusoids(count: int, width: int) -> Float[np.ndarray, "count width"]:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from vf import rng
 from vf.models.model import TEXT
+from vf.models.prior import Prior
 from vf.models.superres import SuperResolution
 from vf.plan import count
 from vf.plan.subject import MakeSubject, PlanSubject
@@ -26,7 +27,10 @@ def batch_shapes(
         "label": ((), np.int32),
         "index": ((), np.uint32),
     }
-    if model.embedding_dim:
+    if isinstance(model, Prior):
+        fields["embedding"] = (model.shape[-1:], np.float32)
+        del fields["video"]
+    elif model.embedding_dim:
         fields["embedding"] = ((model.embedding_dim,), np.float32)
     if model.readers:
         tokens, width, dim = model.text_shape
@@ -68,8 +72,11 @@ def lower_sampling(make: MakeSubject, sizes: tuple[int, ...], blocks: int | None
     subject, mesh = _placed(make, sizes, blocks, devices)
     params = on_mesh(subject.state(), mesh).ema
     batch = batch_shapes(subject, subject.sample_batch_size, mesh, sharding.EVERY)
-    del batch["video"]
     seed = rng.as_argument(subject.sample_seed)
+    if isinstance(subject.model, Prior):
+        del batch["embedding"]
+        return programs.embeddings(subject.model, mesh, subject.sample_options).lower(params, batch, seed)
+    del batch["video"]
     return programs.sampling(subject.model, mesh, subject.sample_options).lower(params, batch, seed)
 
 

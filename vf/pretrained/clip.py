@@ -3,6 +3,9 @@
 No array says with which GELU a network was trained, nor into how many heads its width is divided: OpenAI's CLIPs use
 x sigmoid(1.702 x) and heads of 64 channels, LAION's of the same shapes the other GELU, and their larger ones other
 heads. A folder's config.json (open_clip_config.json) is obeyed; OpenAI's archives need none.
+
+Hugging Face has folders of one encoder, too, with its projection: CLIPVisionModelWithProjection, which suffices for
+embeddings of frames, and CLIPTextModelWithProjection, as diffusers' pipelines keep them. They have no `logit_scale`.
 """
 
 import dataclasses
@@ -14,7 +17,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from vf.nets.clip import CLIP, TEXT_B32, Text, TextConfig
+from vf.nets.clip import TEXT_B32, Image, Text, TextConfig
 from vf.nets.vit import CLIP_B32, Config
 from vf.pretrained import vit
 from vf.pretrained.names import Origin
@@ -29,6 +32,9 @@ _HUGGING_FACE = {
     "fc1": "mlp.fc1", "fc2": "mlp.fc2",
 }  # fmt: skip
 ACTS: tuple[Any, ...] = ("quick_gelu", "gelu")
+HUGGING_FACE_ROOTS = {
+    "image": "vision_model.embeddings.patch_embedding.weight", "text": "text_model.embeddings.token_embedding.weight",
+}  # fmt: skip
 _SETTINGS = ("input_resolution", "context_length", "vocab_size")  # tensors in OpenAI's archives that are no weights
 
 
@@ -72,27 +78,22 @@ def hugging_face(vision: Config, language: TextConfig) -> dict[str, Origin]:
     return rows
 
 
-def text(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], TextConfig]:
+def text(
+    arrays: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None
+) -> tuple[dict[str, np.ndarray], TextConfig]:
     """(arrays, configuration) of the text encoder with its projection, from a Hugging Face folder.
 
-    The folder is of CLIP or CLIPTextModelWithProjection.
+    The folder is of CLIP or CLIPTextModelWithProjection; `config` has the fields of its config.json.
 
     Raises:
         ValueError: it is another network.
     """
-    root = "text_model.embeddings.token_embedding.weight"
-    if root not in arrays or "text_projection.weight" not in arrays:
+    if HUGGING_FACE_ROOTS["text"] not in arrays or "text_projection.weight" not in arrays:
         raise ValueError("it has no text encoder of CLIP with a projection, under Hugging Face's names")
     prefixes = ("text_model.", "text_projection.")
-    arrays = _join({name: array for name, array in arrays.items() if name.startswith(prefixes)})
-    names = {ours: source.name for ours, source in hugging_face(CLIP_B32, TEXT_B32).items()}
-    language = _language(arrays, names, "text_model.encoder.layers.", "hugging_face")
-    tokens = jax.ShapeDtypeStruct((1, language.context), np.int32)
-    params = jax.eval_shape(Text(language).init, jax.random.key(0), tokens)["params"]
-    shapes = flatten_dict({"text": params}, sep="/")
-    rows = {k: row for k, row in hugging_face(CLIP_B32, language).items() if k.startswith("text/")}
-    converted = vit.convert(arrays, rows, shapes, {"text/blocks": language.depth})
-    return {name.removeprefix("text/"): array for name, array in converted.items()}, language
+    parts = {name: array for name, array in arrays.items() if name.startswith(prefixes)}
+    converted, about = canonical(parts, config)
+    return {name.removeprefix("text/"): array for name, array in converted.items()}, TextConfig(**about["language"])
 
 
 def _language(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], blocks: str, layout: str) -> TextConfig:
@@ -151,6 +152,7 @@ def canonical(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(our arrays, facts: `layout`, `vision` and `language` (the configurations), `official`, `act_from`).
 
+    Of an image encoder alone `language` is {"dim": numbers of an embedding}, of a text encoder alone `vision` is {}.
     `act_from` is what says which GELU it has: `config`, `archive` (it is one of OpenAI's), `flag`, or "" for nothing,
     where OpenAI's is assumed.
 
@@ -176,40 +178,59 @@ def canonical(
         arrays = {
             name.replace(".in_proj_", ".in_proj."): array for name, array in arrays.items() if name not in _SETTINGS
         }
-    elif "vision_model.embeddings.patch_embedding.weight" in arrays:
+    elif set(HUGGING_FACE_ROOTS.values()) & set(arrays):
         layout, make = "hugging_face", hugging_face
         vision_blocks, text_blocks = "vision_model.encoder.layers.", "text_model.encoder.layers."
         arrays = _join(arrays)
     else:
         raise ValueError(f"neither OpenAI's names nor Hugging Face's, so it is no CLIP, such as {OFFICIAL['clip']}")
+    whole = "logit_scale" in arrays or layout == "openai"
+    towers = [tower for tower, root in HUGGING_FACE_ROOTS.items() if whole or root in arrays]
     names = {ours: source.name for ours, source in make(CLIP_B32, TEXT_B32).items()}  # for layers outside blocks
-    width, _, patch, _ = vit.shape(arrays, names["image/embed/kernel"], 4)
-    side = math.isqrt(vit.shape(arrays, names["image/embed/positions"], 2)[0] - 1)
     act: Any = (assume or {}).get("act")
-    vision = dataclasses.replace(
-        CLIP_B32, width=width, depth=vit.depth(arrays, vision_blocks), heads=image.heads or max(width // 64, 1),
-        patch=patch, size=side * patch, mlp=vit.shape(arrays, names["image/blocks/0/fc1/kernel"], 2)[0], eps=image.eps,
-        act=act or image.act or ACTS[0],
-    )  # fmt: skip
-    language = _language(arrays, names, text_blocks, layout)
-    language = dataclasses.replace(
-        language, heads=text_settings.heads or language.heads, eps=text_settings.eps,
-        act=act or text_settings.act or ACTS[0],
-    )  # fmt: skip
-    if language.width % language.heads:
-        raise ValueError(f"its text encoder is {language.width} wide, which {language.heads} heads do not divide")
-    params = jax.eval_shape(
-        CLIP(vision, language).init, jax.random.key(0),
-        jax.ShapeDtypeStruct((1, vision.size, vision.size, 3), np.float32),
-        jax.ShapeDtypeStruct((1, language.context), np.int32),
-    )["params"]  # fmt: skip
-    shapes = flatten_dict(params, sep="/")
-    stacks = {"image/blocks": vision.depth, "text/blocks": language.depth}
-    converted = vit.convert(arrays, make(vision, language), shapes, stacks)
+    vision, language = CLIP_B32, TEXT_B32
+    shapes: dict[str, Any] = {"logit_scale": (1,)} if whole else {}
+    if "image" in towers:
+        vision = dataclasses.replace(
+            _vision(arrays, names, vision_blocks, image.heads), eps=image.eps, act=act or image.act or ACTS[0]
+        )
+        dim = vit.shape(arrays, names["image/proj/kernel"], 2)[0 if layout == "hugging_face" else 1]
+        pixels = jax.ShapeDtypeStruct((1, vision.size, vision.size, 3), np.float32)
+        shapes |= _shapes("image", Image(vision, dim, None), pixels)
+    if "text" in towers:
+        language = _language(arrays, names, text_blocks, layout)
+        language = dataclasses.replace(
+            language, heads=text_settings.heads or language.heads, eps=text_settings.eps,
+            act=act or text_settings.act or ACTS[0],
+        )  # fmt: skip
+        if language.width % language.heads:
+            raise ValueError(f"its text encoder is {language.width} wide, which {language.heads} heads do not divide")
+        shapes |= _shapes("text", Text(language), jax.ShapeDtypeStruct((1, language.context), np.int32))
+    depths = {"image": vision.depth, "text": language.depth}
+    rows = {ours: row for ours, row in make(vision, language).items() if ours.partition("/")[0] in {*towers, *shapes}}
+    converted = vit.convert(arrays, rows, shapes, {f"{tower}/blocks": depths[tower] for tower in towers})
+    acts = {"image": vision.act, "text": language.act}
     about = {
-        "layout": layout, "vision": dataclasses.asdict(vision), "language": dataclasses.asdict(language),
-        "official": (vision, language) == (CLIP_B32, TEXT_B32),
+        "layout": layout, "vision": dataclasses.asdict(vision) if "image" in towers else {},
+        "language": dataclasses.asdict(language) if "text" in towers else {"dim": dim},
+        "official": (vision, language) == (CLIP_B32, TEXT_B32) and whole,
         "act_from": next((source for source, holds in sources.items() if holds), ""),
-        "licence": "of those who trained it" if "gelu" in (vision.act, language.act) else "MIT, where it is OpenAI's",
+        "licence": "of those who trained it" if "gelu" in map(acts.get, towers) else "MIT, where it is OpenAI's",
     }  # fmt: skip
     return converted, about
+
+
+def _shapes(tower: str, module: Any, like: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """Shapes of the parameters of an encoder, with its name before theirs."""
+    params = jax.eval_shape(module.init, jax.random.key(0), like)["params"]
+    return flatten_dict({tower: params}, sep="/")
+
+
+def _vision(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], blocks: str, heads: int) -> Config:
+    """The sizes of the image encoder, inferred from shapes; `heads` where they are known, else 0."""
+    width, _, patch, _ = vit.shape(arrays, names["image/embed/kernel"], 4)
+    side = math.isqrt(vit.shape(arrays, names["image/embed/positions"], 2)[0] - 1)
+    return dataclasses.replace(
+        CLIP_B32, width=width, depth=vit.depth(arrays, blocks), heads=heads or max(width // 64, 1), patch=patch,
+        size=side * patch, mlp=vit.shape(arrays, names["image/blocks/0/fc1/kernel"], 2)[0],
+    )  # fmt: skip

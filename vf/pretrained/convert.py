@@ -3,6 +3,7 @@
     python -m vf.pretrained.convert i3d --source=FILE_OR_FOLDER --out=FILE.safetensors
     python -m vf.pretrained.convert adm --source=64x64_diffusion.pt --out=adm.safetensors
     python -m vf.pretrained.convert karlo-decoder --source=karlo-v1-alpha --out=karlo.safetensors --text-encoder=FOLDER
+    python -m vf.pretrained.convert karlo-prior --source=karlo-v1-alpha --out=prior.safetensors --text-encoder=FOLDER
     python -m vf.pretrained.convert karlo-superres --source=karlo-v1-alpha/super_res_first --out=first.safetensors
     python -m vf.pretrained.convert adm --to=diffusers --source=adm.safetensors --out=FOLDER
     python -m vf.pretrained.convert vf --source=RUN --out=FOLDER
@@ -11,8 +12,8 @@ Neither TensorFlow nor PyTorch is needed, and nothing that a pickle names is run
 sha256) and a fingerprint of its values, which is part of the protocol of every score that is measured with it.
 
 The families adm and karlo-decoder are base generators, and karlo-superres takes pictures from 64 to 256 pixels: image
-models from which training starts. `vf` exports the networks of a run into one folder. Its base.safetensors is again a
-file of adm or karlo-decoder where the base network is one.
+models from which training starts; karlo-prior draws embeddings. `vf` exports the networks of a run into one folder. Its
+base.safetensors is again a file of adm or karlo-decoder where the base network is one.
 """
 
 if __name__ == "__main__" and not __package__:  # `python vf/pretrained/convert.py` finds no package
@@ -52,6 +53,7 @@ from vf.pretrained import (
     inception,
     karlo,
     karlo_superres,
+    prior,
     safetensors_file,
     unet,
     videomae,
@@ -71,18 +73,21 @@ FAMILIES: dict[str, Canonical] = {
     "clip": clip.canonical,
     "efficientnet": efficientnet.canonical,
 }
-GENERATORS = (*base.FAMILIES, base.SUPERRES)
+GENERATORS = (*base.FAMILIES, base.SUPERRES, prior.FAMILY)
 # An array that all networks of a family have, by the names of each layout. C3D and V-JEPA find theirs in other ways.
 ROOTS = {
     "i3d": ("Conv3d_1a_7x7.conv3d.weight", "conv3d_1a_7x7.conv3d.weight"),
     "inception": ("Conv2d_1a_3x3.conv.weight", "layers.conv.weight"),
     "videomae": ("patch_embed.proj.weight",),
-    "clip": ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+    "clip": ("visual.conv1.weight", *clip.HUGGING_FACE_ROOTS.values()),
     **dict.fromkeys(GENERATORS, unet.ROOTS),
+    prior.FAMILY: (prior.ROOT,),
 }
 TARGETS = {
     "adm": ("diffusers", "adm"), "karlo-decoder": ("diffusers", "karlo"), base.SUPERRES: ("diffusers", "karlo"),
+    prior.FAMILY: ("diffusers",),
 }  # fmt: skip
+TEXTS = ("karlo-decoder", prior.FAMILY)  # families that may carry texts
 # Settings that may be assumed, since they cannot be inferred from arrays: of a generator, and `act` of CLIP.
 ASSUMED: dict[str, tuple[str, ...]] = {  # {setting: its values; () for a positive number}
     "attention_order": tuple(HEADS), "head_dim": (), "norm_groups": (), "schedule": tuple(SCHEDULES), "steps": (),
@@ -143,22 +148,22 @@ def convert_base(
     text_encoder: Path | None = None,
     copy: str = "",
 ) -> weights.Weights:
-    """Converts an image generator, one array at a time, and reads the written file.
+    """Converts an image generator or a prior, one array at a time, and reads the written file.
 
     Args:
-        family: adm, karlo-decoder or karlo-superres.
+        family: one of `GENERATORS`.
         source: a file, a diffusers folder of the network, or one of the whole pipeline.
         out: the safetensors file to write.
         also: for karlo-decoder, the folder text_proj where it is not next to the decoder's.
         assume: values of settings, see `ASSUMED`.
-        text_encoder: folder of CLIP, by which karlo-decoder is conditioned on texts of classes.
+        text_encoder: folder of CLIP, by which a family of `TEXTS` is conditioned on texts of classes.
         copy: as in `convert`.
 
     Raises UserError as `convert`.
     """
     _refuse_existing(out)
-    if text_encoder is not None and family != "karlo-decoder":
-        raise UserError(f"a text encoder is for karlo-decoder; a network of the family {family} reads no texts")
+    if text_encoder is not None and family not in TEXTS:
+        raise UserError(f"a text encoder is for {' or '.join(TEXTS)}; a network of the family {family} reads no texts")
     unet_source, *beside = _parts(family, source, also)
     first, taken = _network(family, unet_source, copy)
     rest = [files.read(path) for path in beside]
@@ -167,10 +172,13 @@ def convert_base(
     for source_file in rest:
         arrays |= {f"text_proj/{name}": array for name, array in source_file.arrays.items()}
     try:
-        modules = {"adm": adm, "karlo-decoder": karlo, base.SUPERRES: karlo_superres}
+        modules: dict[str, Any] = {
+            "adm": adm, "karlo-decoder": karlo, base.SUPERRES: karlo_superres, prior.FAMILY: prior
+        }  # fmt: skip
         scheduler = _scheduler(source, family)
         converted, about = modules[family].canonical(arrays, {**first.config, **scheduler}, assume or {})
-        texts, facts = karlo.texts(text_encoder, CLASSES, about["clip_dim"]) if text_encoder else ({}, {})
+        dim = about["network"]["dim"] if family == prior.FAMILY else about.get("clip_dim", 0)
+        texts, facts = karlo.texts(text_encoder, CLASSES, dim) if text_encoder else ({}, {})
         weights.save(out, family, {**converted, **texts}, {**about, **taken, **_origin(sources), **facts})
     except ValueError as error:
         raise UserError(f"{source} ({first.format}) does not hold {family} weights: {error}") from error
@@ -181,7 +189,7 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
     """Writes a converted file, or the base network of an exported run, in a public format.
 
     Args:
-        family: adm, karlo-decoder or karlo-superres.
+        family: one of `GENERATORS`.
         target: `diffusers` (a folder), `adm` (tensors by guided-diffusion's names) or `karlo` (by those of its code).
         source: a file of `convert_base`, or base.safetensors of an exported run.
         out: the folder or safetensors file to write, whole or not at all.
@@ -200,6 +208,7 @@ def convert_back(family: str, target: str, source: Path, out: Path) -> None:
         if target == "diffusers":
             write = {
                 "adm": adm.diffusers, "karlo-decoder": karlo.diffusers, base.SUPERRES: karlo_superres.diffusers,
+                prior.FAMILY: prior.diffusers,
             }  # fmt: skip
             _write_folder(out, write[family](converted.arrays, converted.about))
         else:
@@ -261,10 +270,10 @@ def _origin(sources: Mapping[Path, files.Source]) -> dict[str, Any]:
 
 
 def _parts(family: str, source: Path, also: Sequence[Path]) -> tuple[Path, ...]:
-    """The files or folders from which a base generator is read, that of the U-Net first."""
+    """The files or folders from which a generator is read, that of its network first."""
     if not source.is_dir():
         return (source, *also)
-    inner = {"adm": "unet", "karlo-decoder": "decoder"}.get(family, "")
+    inner = {"adm": "unet", "karlo-decoder": "decoder", prior.FAMILY: "prior"}.get(family, "")
     unet = source / inner if (source / inner).is_dir() else source
     if family != "karlo-decoder" or also:
         return (unet, *also)
@@ -275,7 +284,8 @@ def _parts(family: str, source: Path, also: Sequence[Path]) -> tuple[Path, ...]:
 def _scheduler(source: Path, family: str) -> dict[str, Any]:
     """Fields of the scheduler_config.json next to a diffusers network of a family; {} where there is none."""
     home = hub_folder.described_in(source)
-    of_pipeline = "super_res_scheduler" if family == base.SUPERRES else "decoder_scheduler"
+    others = {base.SUPERRES: "super_res_scheduler", prior.FAMILY: "prior_scheduler"}
+    of_pipeline = others.get(family, "decoder_scheduler")
     for folder in (home, home.parent) if home else ():
         for name in ("scheduler", of_pipeline):
             if (file := folder / name / "scheduler_config.json").is_file():
@@ -314,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
         choices=("diffusers", "adm", "karlo"),
         help="write a converted generator as this: a diffusers folder, or safetensors by the names of that code",
     )
-    parser.add_argument("--text-encoder", type=Path, help="folder of CLIP by transformers, for karlo-decoder's texts")
+    parser.add_argument("--text-encoder", type=Path, help="folder of CLIP by transformers, for Karlo's texts")
     parser.add_argument(
         "--assume", type=_assumed, action="append", default=[], metavar="NAME=VALUE",
         help=f"settings that arrays do not determine: {', '.join(ASSUMED)} (act of clip, others of a generator)",
@@ -338,7 +348,7 @@ def main(argv: list[str] | None = None) -> None:
 @ACTIVITY.doing("converting weights")
 def _run(args: argparse.Namespace) -> list[str]:
     """Does what the flags say; returns lines for the terminal. Raises UserError."""
-    unused = {"text_encoder": args.family != "karlo-decoder" or args.to, "step": args.family != "vf"}
+    unused = {"text_encoder": args.family not in TEXTS or args.to, "step": args.family != "vf"}
     unused |= {"to": args.family not in TARGETS, "assume": args.family not in (*TARGETS, "clip") or args.to}
     unused |= {"also": args.family == "vf" or args.to, "weights": args.family not in ROOTS or args.to}
     if wrong := [name for name, is_unused in unused.items() if is_unused and getattr(args, name) not in (None, [])]:
@@ -379,6 +389,8 @@ def _run(args: argparse.Namespace) -> list[str]:
         lines.append(f"  not FVD's: {problem}")
     if result.family == "karlo-decoder" and not result.about["texts"]:
         lines.append("  no --text-encoder was given: text tokens are masked, and it has no classes")
+    if result.family == prior.FAMILY and not result.about["texts"]:
+        lines.append("  no --text-encoder was given: it has neither classes nor the empty prompt, to be guided from")
     return lines
 
 

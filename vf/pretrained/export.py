@@ -1,6 +1,7 @@
 """Exports the trained networks of a run into one folder, and reads networks from such a folder or from a run.
 
-    base.safetensors, residual.safetensors   averaged weights (one_network: the base network alone)
+    base.safetensors, residual.safetensors   averaged weights (one_network: the base network alone; a prior has
+                                             prior.safetensors instead)
     config.json                              the resolved config of the run
     config.py                                the same for `vf.main`, which then starts from these weights; of which run
                                              and step they are
@@ -167,7 +168,7 @@ def find(path: AnyPath, step: int | None = None) -> Trained:
             step = checkpoints.latest() if step is None else step
             about = _facts_of_run(checkpoints.meta(step))  # raises where there is none
         return Trained(path, _config(path), step, about)
-    if not (path / "base.safetensors").exists():
+    if not any((path / f"{network}.safetensors").exists() for network in ("base", "prior")):
         lacks = "holds neither checkpoints/ nor base.safetensors" if path.is_dir() else "is no folder"
         raise UserError(f"{path} {lacks}: name the folder of a run, or what was exported of one", "trained")
     if files.is_remote(path):
@@ -177,7 +178,8 @@ def find(path: AnyPath, step: int | None = None) -> Trained:
     config = _config(path)
     headers = {file.stem: _peek(file) for file in sorted(path.glob("*.safetensors"))}
     fingerprints = {network: header.fingerprint for network, header in headers.items()}
-    return Trained(path, config, None, {**headers["base"].about, "fingerprints": fingerprints})
+    first = headers["base" if "base" in headers else "prior"]
+    return Trained(path, config, None, {**first.about, "fingerprints": fingerprints})
 
 
 def of_run(path: AnyPath) -> Trained | None:

@@ -157,11 +157,8 @@ def texts(folder: Path, classes: Sequence[str], clip_dim: int) -> tuple[dict[str
         UserError: the folder is not of such a model, or its model has another size.
     """
     source = files.read(folder)
-    activation = source.config.get("text_config", source.config).get("hidden_act", "quick_gelu")
     try:
-        params, language = clip.text(source.arrays)
-        if activation != "quick_gelu":
-            raise ValueError(f"its activation is {activation}, where OpenAI's CLIP has quick_gelu")
+        params, language = clip.text(source.arrays, source.config)
     except ValueError as error:
         raise UserError(f"{folder} is no text encoder of CLIP: {error}") from error
     if {language.width, language.dim} != {clip_dim}:

@@ -12,7 +12,7 @@ Nothing is computed, so that converting there and back is the identity to the la
 import functools
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,19 @@ _OUTSIDE = {
 }  # fmt: skip
 # Axes of length 1 of layers that are dense here, and convolutions in their files.
 _CONVOLVED = {"openai": {"skip": 2, "qkv": 1, "out": 1, "context_kv": 1}, "diffusers": {"skip": 2}}
+
+
+class Storage(Protocol):
+    """How one array of ours is stored in a public file: under `names`, each of `shape`."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def our_shape(self) -> tuple[int, ...]: ...
+    def to_ours(self, parts: Iterable[np.ndarray]) -> np.ndarray: ...
+    def to_theirs(self, array: np.ndarray) -> list[np.ndarray]: ...
 
 
 class Link(NamedTuple):
@@ -250,7 +263,7 @@ class Sizes:
         return max(numbers) + 1
 
 
-def convert(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict[str, Lazy]:
+def convert(arrays: Mapping[str, np.ndarray], table: Mapping[str, Storage]) -> dict[str, Lazy]:
     """{our path: float32 array}, each of which is made from views on the file when it is written.
 
     Raises:
@@ -273,7 +286,7 @@ def convert(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict
     if any(problems):
         raise ValueError("; ".join(filter(None, problems)))
 
-    def lazy(link: Link) -> Lazy:
+    def lazy(link: Storage) -> Lazy:
         def make() -> np.ndarray:
             parts = [np.asarray(arrays[name]) for name in link.names]
             array = np.ascontiguousarray(link.to_ours(parts), np.float32)
@@ -288,7 +301,7 @@ def convert(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict
 
 
 def export_arrays(
-    arrays: Mapping[str, np.ndarray], table: Mapping[str, Link], about: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray], table: Mapping[str, Storage], about: Mapping[str, Any]
 ) -> dict[str, Lazy]:
     """{their name: array}, each of which is made when it is written, in the dtype of the source by `about`.
 
@@ -300,7 +313,7 @@ def export_arrays(
     if extra := [path for path in arrays if path not in table and not path.startswith("texts/")]:
         raise ValueError(list_first("without a place there", extra))
 
-    def lazy(path: str, link: Link, place: int) -> Lazy:
+    def lazy(path: str, link: Storage, place: int) -> Lazy:
         dtype = np.dtype(about["other_dtypes"].get(path, about["dtype"]))
 
         def make() -> np.ndarray:
@@ -313,7 +326,7 @@ def export_arrays(
     return {name: lazy(path, link, place) for path, link in table.items() for place, name in enumerate(link.names)}
 
 
-def dtypes(arrays: Mapping[str, np.ndarray], table: Mapping[str, Link]) -> dict[str, Any]:
+def dtypes(arrays: Mapping[str, np.ndarray], table: Mapping[str, Storage]) -> dict[str, Any]:
     """The dtypes of the source: `dtype`, that of most arrays, and `other_dtypes`, {our path: dtype} of the others."""
     # Where parts of an array differ, the dtype that represents the values of all.
     kinds = {

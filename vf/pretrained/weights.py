@@ -34,6 +34,7 @@ OFFICIAL = {
     "adm": "OpenAI's 64x64_diffusion.pt, or a diffusers folder of a UNet2DModel of that kind",
     "karlo-decoder": "Karlo's decoder-ckpt-step=01000000-of-01000000.ckpt, or the diffusers folder of "
     "kakaobrain/karlo-v1-alpha",
+    "karlo-prior": "the diffusers folder `prior` of kakaobrain/karlo-v1-alpha",
     "karlo-superres": "Karlo's improved-sr-ckpt-v1.2.ckpt (--weights=model_first_steps or model_last_step), or the "
     "diffusers folder super_res_first or super_res_last of kakaobrain/karlo-v1-alpha",
 }

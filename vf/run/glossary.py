@@ -80,6 +80,20 @@ SCORES = {
         "1 the base frame does not fit its clip.",
         "near 1",
     ),
+    "embedding_fd": ScoreFacts(
+        "Fréchet distance of the embeddings that a prior samples from those of real clips.", "lower", True
+    ),
+    "embedding_precision": ScoreFacts(
+        "Mean cosine of a sampled embedding with the nearest real one, both less the mean of the real ones.",
+        "near real clips",
+    ),
+    "embedding_recall": ScoreFacts(
+        "Mean cosine of a real embedding with the nearest sampled one, both less the mean of the real ones.",
+        "near real clips",
+    ),
+    "embedding_class": ScoreFacts(
+        "Share of sampled embeddings whose nearest real one is of the class that was asked for.", "near real clips"
+    ),
     "sprites/valid": ScoreFacts(
         "Share of clips in which all is right: one sprite, constant content, a path and a speed of the data.", "higher"
     ),
@@ -104,7 +118,7 @@ SCORES = {
 _LEVELS = "on clips that no step sees, at step t of the noise (t50: hardly noisy, t950: nearly noise alone)"
 _SHARE = "0 is perfect, 1 is no better than a guess of 0"
 NUMBERS = {
-    "train/loss": "Training loss: the base generator's and the residual generator's.",
+    "train/loss": "Training loss: the base generator's and the residual generator's, or a prior's.",
     "train/loss_base": "The base generator's part of the training loss.",
     "train/loss_residual": "The residual generator's part of the training loss, which a base that is off raises too.",
     "train/grad_norm": "Norm of each network's gradient before it is clipped.",
@@ -119,6 +133,8 @@ NUMBERS = {
     "validation/base": f"The base generator's part of the loss {_LEVELS}.",
     "validation/residual": f"The residual generator's part of the loss {_LEVELS}.",
     "validation/base_eps": f"Share of the base frame's noise eps that is not found, {_LEVELS}; {_SHARE}.",
+    "validation/prior": f"The loss of a prior {_LEVELS}.",
+    "validation/prior_eps": f"Share of the noise eps of an embedding that is not found, {_LEVELS}; {_SHARE}.",
     "validation/residual_eps": f"Share of the other frames' noise eps that is not found, {_LEVELS}; {_SHARE}.",
 }
 """By name, without the network's name or the step of the noise at the end."""

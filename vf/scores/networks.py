@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,9 +73,8 @@ def networks(
             config = vit.Config(**converted.about["config"])
             built[name] = vit.vjepa(params, converted.fingerprint, config=config, exact=exact)
         else:
-            vision, language = vit.Config(**converted.about["vision"]), clip.TextConfig(**converted.about["language"])
             built[name] = clip.clip_image(
-                params, converted.fingerprint, frames=frames, vision=vision, language=language, exact=exact
+                params, converted.fingerprint, frames=frames, exact=exact, **_of_clip(converted, "image")
             )
     problems = {family: problem for family, converted in loaded.items() if (problem := _problem(family, converted))}
     for family, problem in problems.items():
@@ -100,9 +100,21 @@ def frame_network(name: str) -> Network:
     if family == "efficientnet":
         return efficientnet.network(converted.tree(), converted.fingerprint)
     return clip.clip_image(
-        converted.tree(), converted.fingerprint, frames=1, vision=vit.Config(**converted.about["vision"]),
-        language=clip.TextConfig(**converted.about["language"]), normalised=False,
-    )  # fmt: skip
+        converted.tree(), converted.fingerprint, frames=1, normalised=False, **_of_clip(converted, "image")
+    )
+
+
+def _of_clip(converted: Weights, tower: str) -> dict[str, Any]:
+    """The sizes of a CLIP. Raises UserError where the file does not hold its encoder `tower`, image or text."""
+    other = {"image": "text", "text": "image"}[tower]
+    if f"{tower}/proj/kernel" not in converted.arrays:
+        raise UserError(
+            f"the file made of {converted.about['source']} holds CLIP's {other} encoder alone, where its {tower} "
+            f"encoder is needed: convert the whole CLIP, or the folder of a {tower} encoder",
+            "weights",
+        )
+    language = {"language": clip.TextConfig(**converted.about["language"])}
+    return language if tower == "text" else language | {"vision": vit.Config(**converted.about["vision"])}
 
 
 def _problem(family: str, converted: Weights) -> str:
@@ -134,11 +146,9 @@ def open_weights(family: str, files: Mapping[str, Path]) -> Weights:
 def captions(texts: Sequence[str], files: Mapping[str, Path], vocabulary: Path, prefix: str = "") -> Captions:
     """CLIP's embeddings of `texts`, one for each generated clip. Raises UserError as `open_weights` and `Tokenizer`."""
     converted = open_weights("clip", files)
+    sizes = _of_clip(converted, "text")
     tokens, cut = Tokenizer(vocabulary).encode(list(texts), prefix=prefix)
-    values = clip.clip_text(
-        converted.tree(), jnp.asarray(tokens), vision=vit.Config(**converted.about["vision"]),
-        language=clip.TextConfig(**converted.about["language"]),
-    )  # fmt: skip
+    values = clip.clip_text(converted.tree(), jnp.asarray(tokens), **sizes)
     return Captions(
         np.asarray(values), {"prefix": prefix, "policy": "one caption for each clip, in order", "truncated": cut}
     )

@@ -8,9 +8,9 @@ For network n with gradient g (the mean over a batch), update k = 0, 1, ...:
     (4)  lr_n(k) = lr_n min(1, (k + 1) / warmup_steps) s(k)
     (5)  s(k) = 1, or (1 + cos(pi (k - warmup_steps) / (total_steps - warmup_steps))) / 2 after the warm-up
 
-The norm in (1) is that of network n alone. The decay in (3) is for arrays of two or more axes, but not for the
-texts that a network carries and no gradient reaches (`vf/nets/unclip.py`). Gradient accumulation lies before all this,
-inside one step (`vf/training/step.py`), so that k counts updates whatever the micro-batches.
+The norm in (1) is that of network n alone. The decay in (3) is for kernels and tables, not for biases and scales, nor
+the texts that a network carries and no gradient reaches (`vf/nets/unclip.py`). Gradient accumulation lies before all
+this, inside one step (`vf/training/step.py`), so that k counts updates whatever the micro-batches.
 
 (4) and (5) are written out below. optax's schedules joined to the same law agree to float32 rounding of the peak, 1e-7,
 but interpolate the warm-up down from there: its first rate is off by 8e-6 of itself at 100 steps, by 2e-4 at 10,000.
@@ -148,6 +148,9 @@ def make(
 
 def _decayed(params: Params) -> Params:
     """Where weight decay holds, for each array."""
-    return stacks.map_parameters(
-        lambda one: len(one.shape) > 1 and not any("texts" in name.split("/") for name in one.names), params
-    )
+
+    def decayed(name: str) -> bool:
+        parts = name.split("/")  # biases and scales of scanned layers have two axes
+        return "texts" not in parts and parts[-1] not in ("bias", "scale")
+
+    return stacks.map_parameters(lambda one: len(one.shape) > 1 and all(map(decayed, one.names)), params)

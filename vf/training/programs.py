@@ -16,6 +16,7 @@ from vf import rng, video
 from vf.models import sampler as samplers
 from vf.models import windowed
 from vf.models.model import TEXT, Model
+from vf.models.prior import Prior
 from vf.models.superres import SuperResolution
 from vf.models.videofusion import VideoFusion
 from vf.nets import initial
@@ -157,6 +158,19 @@ def raising(model: SuperResolution, mesh: Mesh, options: samplers.SampleOptions)
     def sample(params: Any, batch: Batch, seed: rng.Seed) -> jax.Array:
         keys = rng.example_keys(seed, rng.Purpose.SUPERRES, batch["number"])
         return video.to_uint8(samplers.sample(model, stacks.unstack(params), keys, model.condition(batch), options))
+
+    return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
+
+
+def embeddings(model: Prior, mesh: Mesh, options: samplers.SampleOptions) -> Any:
+    """Jitted (params, batch of `index` u32 [b] and conditions, seed) -> f32 [b d], embeddings that the prior samples.
+
+    Number k depends on (seed, k), its condition and the weights alone.
+    """
+
+    def sample(params: Any, batch: Batch, seed: rng.Seed) -> jax.Array:
+        params, keys = stacks.unstack(params), rng.example_keys(seed, rng.Purpose.PRIOR, batch["index"])
+        return model.embeddings(params, samplers.sample(model, params, keys, model.condition(batch), options))
 
     return jax.jit(sample, out_shardings=sharding.batch_sharding(mesh, sharding.EVERY))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from vf import rng, video
+from vf import rng
 from vf.diffusion import decompose
 from vf.models.model import Errors, Model
 from vf.models.videofusion import VideoFusion
@@ -24,6 +24,8 @@ Gradients = Callable[[Any, Batch], tuple[Any, dict[str, Array]]]
 
 def loss(model: Model, errors: Errors) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The training loss and its parts: the sum of both generators' (`decompose.losses`), or the mean of all frames."""
+    if model.shape[0] == 1:
+        return (total := errors.loss.mean()), {"loss": total}
     base, residual = decompose.losses(errors.loss, model.base_frame)
     total = base + residual if model.networks == ("base", "residual") else errors.loss.mean()
     return total, {"loss": total, "loss_base": base, "loss_residual": residual}
@@ -37,7 +39,7 @@ def batch_loss(
     Clips of equal `motion` u32 [b] share their residual noise, where the batch has it.
     """
     keys = rng.example_keys(seed, rng.Purpose.TRAIN, rows["index"])
-    x = video.from_uint8(rows["video"])
+    x = model.clips(params, rows)
     shared = {}
     if MOTION in rows:
         shared["motion_keys"] = rng.example_keys(seed, rng.Purpose.MOTION, rows[MOTION])
@@ -108,8 +110,9 @@ def validation_step(
     `base`. The noise of clip `index` at `t` is a function of `seed` and these two: always the same.
     """
     keys = jax.vmap(jax.random.fold_in, (0, None))(rng.example_keys(seed, rng.Purpose.EVALUATE, batch["index"]), t)
-    x = video.from_uint8(batch["video"])
-    errors = model.errors(stacks.unstack(params), x, model.condition(batch), keys, t=jnp.full(len(x), t))
+    params = stacks.unstack(params)
+    x = model.clips(params, batch)
+    errors = model.errors(params, x, model.condition(batch), keys, t=jnp.full(len(x), t))
     kinds = {"": errors.loss, "_eps": errors.eps}
     return {f"{net}{kind}": mean for kind, found in kinds.items() for net, mean in _by_network(model, found).items()}
 
@@ -117,6 +120,6 @@ def validation_step(
 def _by_network(model: Model, errors: Float[Array, "b f"]) -> dict[str, Float[Array, " b"]]:
     """The mean over the frames that each network answers for."""
     if model.networks != ("base", "residual"):
-        return {"base": errors.mean(1)}
+        return {model.networks[0]: errors.mean(1)}
     others = jnp.delete(errors, model.base_frame, axis=1, assume_unique_indices=True)
     return {"base": errors[:, model.base_frame], "residual": others.mean(1)}
