@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import small_texts
 from tests.data.films import write_film
 from tests.data.synthetic import write, write_frames
 from vf import main
@@ -26,6 +27,7 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.ste
 VARIANTS = {
     "ucf101": ("", "smoke", "class", "prior_class", "prior_unconditional"), "demo": ("", "prior"),
     "paper": ("", "adm"), "film": ("", "smoke", "large"), "superres": ("", "smoke", "demo"),
+    "demo_text": ("",),
 }  # fmt: skip
 # Descriptions in the converted files of the published networks.
 ADM = {
@@ -51,10 +53,12 @@ def get(name: str, variant: str = ""):
 @pytest.mark.parametrize(
     ("name", "variant"), [(n, v) for n in NAMES for v in VARIANTS.get(n, ("", "smoke"))], ids=lambda word: word or "-"
 )
-def test_every_config_builds(name, variant):
+def test_every_config_builds(name, variant, tmp_path):
     """Shapes only, so that the paper-sized configs are cheap."""
     config = get(name, variant)
     check.check(config, "train")
+    if config.model.condition == "text":
+        config.text.encoder, config.text.tokenizer = map(str, small_texts.write(tmp_path))
     config.data.source = "sprites"  # the size and the labels of the data do not change the shapes that matter here
     model = models.model(config, data.source(config))
     total = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
