@@ -42,7 +42,8 @@ THROUGH = {
 # Tests of more than a module.
 WHOLE = {
     *ROOMS.values(), "jobs/test_conditions", "metrics/test_peers", "pretrained/test_image_road", "test_benchmarks",
-    "test_launch", "test_layout", "test_package", "test_pretrained", "test_rooms", "test_shapes", "test_troubleshooting",
+    "test_launch", "test_layout", "test_package", "test_pretrained", "test_rooms", "test_shapes",
+    "test_troubleshooting",
 }  # fmt: skip
 
 
