@@ -109,6 +109,23 @@ def test_without_an_empty_prompt_no_text_is_a_learned_token(params):
         own.apply(tree, Z, T)
 
 
+def test_the_mean_of_a_text_s_tokens_is_added_to_the_step(params):
+    """Up to its end: for one text it is a bias more."""
+    random = np.random.default_rng(5)
+    states = np.broadcast_to(random.normal(size=(1, LENGTH, DIM)), (3, LENGTH, DIM)).astype(np.float32)
+    read = {"text_states": states, "text_mask": np.arange(LENGTH) < np.full((3, 1), 3), "text_pooled": states[:, 0]}
+    kernel, bias = random.normal(size=(DIM, 16)).astype(np.float32), random.normal(size=16).astype(np.float32)
+    plain = {name: array for name, array in params.items() if not name.startswith("texts/")}
+    plain["null_text"] = np.zeros(DIM, np.float32)
+    with_mean = plain | {"text_mean_to_step/kernel": kernel, "text_mean_to_step/bias": bias}
+    made = Decoder(BODY, text=True, text_mean=True, **SIZES).apply(
+        {"params": unflatten_dict(with_mean, sep="/")}, Z, T, **read
+    )
+    shifted = plain | {"text_to_step/bias": plain["text_to_step/bias"] + states[0, :3].mean(0) @ kernel + bias}
+    true = Decoder(BODY, text=True, **SIZES).apply({"params": unflatten_dict(shifted, sep="/")}, Z, T, **read)
+    np.testing.assert_allclose(made, true, atol=1e-4)
+
+
 def test_texts_do_not_train_and_everything_else_does(params):
     null = np.array([True, False, False])
     moved = jax.jit(jax.grad(lambda p: (apply(p, IMAGE, null, ROW) ** 2).sum()))(params)

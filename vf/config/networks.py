@@ -42,7 +42,7 @@ def network(config: ConfigDict, name: str, source: Source, mesh: Mesh | None = N
         )
         return Decoder(
             body, embedding=dim > 0, text=True, text_length=length, clip_dim=dim or text_dim, text_dim=text_dim,
-            image_tokens=given.image_tokens,
+            image_tokens=given.image_tokens, text_mean=True,
         )  # fmt: skip
     if labelled(config, source):
         fields |= {"num_classes": source.num_classes, "null_class": True}

@@ -56,6 +56,8 @@ class Decoder(nn.Module):
             tokens are masked.
         text: whether each example comes with a text of its own. Without it there is the empty prompt, or where there
             are no fixed texts a learned vector in place of a text of one token.
+        text_mean: whether the mean state of a text's tokens is added to the step embedding too, as in Imagen (Saharia
+            et al. 2022): the embedding of the whole says what a picture can show, and nothing of motion.
         text_length: tokens of a text.
         clip_dim: channels of CLIP's embeddings and states.
         text_dim: channels of the states and embeddings of texts where they are others; 0 for `clip_dim`.
@@ -66,6 +68,7 @@ class Decoder(nn.Module):
     embedding: bool = False
     texts: int = 0
     text: bool = False
+    text_mean: bool = False
     text_length: int = 77
     clip_dim: int = 768
     text_dim: int = 0
@@ -125,6 +128,9 @@ class Decoder(nn.Module):
                 )
 
         cond = Dense(width, name="image_to_step")(image) + Dense(width, name="text_to_step")(pooled)
+        if self.text_mean:
+            count = jnp.maximum(mask.sum(1, keepdims=True), 1)
+            cond += Dense(width, name="text_mean_to_step")((states * mask[..., None]).sum(1) / count)
         # Channels of the projection are (feature, token), not (token, feature).
         tokens = Dense(self.image_tokens * self.unet.context_dim, name="image_to_tokens")(image)
         tokens = rearrange(tokens, "b (d n) -> b n d", n=self.image_tokens)
