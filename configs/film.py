@@ -4,10 +4,10 @@
     python -m vf.main --config=configs/film.py --workdir=runs/film
 
 FILMS is a video file or a folder of them; ten minutes are enough to begin with. `--config.data.source` names another
-folder of prepared data. Training takes about three quarters of an hour: eight times the FLOPs of the demo. The validation
-set is the split `val` of the shots, which no step sees, though shots of one scene look alike (docs/film.md). Expect
-clips that hold together from frame to frame, in the colours and settings of the film, with blurred figures. Variants,
-as `configs/film.py:NAME`:
+folder of prepared data. Training takes about three quarters of an hour: eight times the FLOPs of the demo. The
+validation set is the split `val` of the shots, which no step sees, though shots of one scene look alike
+(docs/film.md). Expect clips that hold together from frame to frame, in the colours and settings of the film, with
+blurred figures. Variants, as `configs/film.py:NAME`:
 
     smoke   the whole road at toy size, minutes on two CPU cores; its samples show nothing yet
     large   16 frames of 64 x 64 on one GPU, from data/film64 (prepared with --size=64). The planner counts 70 to 90 ms

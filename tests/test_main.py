@@ -365,7 +365,7 @@ def test_images_are_of_a_base_generator_and_of_the_sampling_job(tmp_path):
             main.run(tiny(sample__what="base"), tmp_path, mode)
     with pytest.raises(UserError, match=r"sample\.what must be one of clips, base, got 'bse'"):
         main.run(tiny(sample__what="bse"), tmp_path, "sample")
-    with pytest.raises(UserError, match="one_network, which is no image model"):
+    with pytest.raises(UserError, match=r"model\.predictor is one_network, which has none"):
         main.run(tiny(sample__what="base", model__predictor="one_network"), tmp_path, "sample")
 
 
@@ -954,7 +954,7 @@ def test_embedding_needs_records_that_have_one(real_clips, tmp_path):
             "replaced by data.validation_split (for losses",
         ),
         (["--config=configs/ucf101.py:smke"], "did you mean smoke?"),
-        (["--config=configs/demo.py:smoke"], "unknown variant 'smoke': this config has none"),
+        (["--config=configs/demo_text.py:smoke"], "unknown variant 'smoke': this config has none"),
         (["--config=Makefile"], "must be a Python file with get_config(), as in configs/"),
         (["--config=configs/demo.py", "--workdir=x", "--mode=plan"], "set --config.plan.target=v5e:16x16"),
         (["--config=configs/dmo.py"], "did you mean configs/demo.py?"),

@@ -53,6 +53,7 @@ def test_what_to_change_is_named_for_the_innermost_phase():
     names = {
         "training": ("train.batch_size", "train.accumulate", "model.remat", "model.dtype", "--mode=plan"),
         "sampling": ("sample.batch_size", "model.dtype", "--mode=plan"),
+        "super-resolution": ("sample.superres_batch_size", "sample.superres_tile", "model.dtype", "--mode=plan"),
         "evaluation": ("eval.batch_size", "model.dtype", "--mode=plan"),
     }
     assert names.keys() == ADVICE.keys()

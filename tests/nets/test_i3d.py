@@ -32,7 +32,12 @@ def relative(found, true) -> float:
 
 
 @pytest.mark.parametrize(
-    ("frames", "height", "width"), [(9, 224, 224), (15, 201, 224), (16, 224, 224), (17, 224, 193), (30, 224, 224)]
+    ("frames", "height", "width"),
+    [
+        (9, 224, 224),
+        (15, 201, 224),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in ((16, 224, 224), (17, 224, 193), (30, 224, 224))),
+    ],
 )
 def test_it_is_the_same_network(frames, height, width):
     net, params = pair()

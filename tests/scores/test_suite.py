@@ -372,8 +372,8 @@ def test_other_weights_have_another_name():
     assert [s.protocol["metric"] for s in found] == ["fd_i3d", "kd_i3d", "fd_i3d_infinity"]
     long = clips(9, 0, frames=32), clips(9, 1, frames=32)
     assert [s.name for s in suite_of(SEGMENTS, others=frozenset({"i3d"}))(*long)] == [
-        "fd_i3d_segment_00",
-        "fd_i3d_segment_01",
+        "fd_i3d_segments_00",
+        "fd_i3d_segments_01",
     ]
     network = {"videomae": colours("videomae")}
     assert suite_of("cd_fvd", others=frozenset({"i3d"}), networks=network)(REAL, GENERATED)[0].name == "cd_fvd"

@@ -44,7 +44,7 @@ def equal(a, b, **tolerance):
 @pytest.mark.parametrize(
     ("name", "clip_norm"),
     [
-        ("demo", 0.5),
+        pytest.param("demo", 0.5, marks=pytest.mark.slow),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (("ucf101, smoke", None), ("ucf101", None), ("ucf101", 0.5))

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from tests.small_models import Stub, fusion, one_network
-from vf import rng
+from vf import rng, video
 from vf.models.model import Errors
 from vf.training import state as states
 from vf.training import step as steps
@@ -42,10 +42,13 @@ def test_many_micro_batches_add_up_to_the_batch(dtype):
 class ManyLeaves:
     """A model of a hundred parameters of one number each, whose gradients are given numbers."""
 
-    networks, base_frame = ("base",), 0
+    networks, base_frame, shape = ("base",), 0, (2, 4, 4, 3)
 
     def condition(self, rows):
         return {}
+
+    def clips(self, params, rows):
+        return video.from_uint8(rows["video"])
 
     def errors(self, params, x, condition, keys, train):
         total = sum(jnp.sum(p) * (0.5 + 0.01 * k) for k, p in enumerate(params["base"]))

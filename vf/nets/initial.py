@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Key
 
 WIDEST = 2.0  # in standard deviations of the normal numbers before they are cut
@@ -111,4 +112,5 @@ def of(init: Callable[..., Any]) -> tuple[Any, Mapping[str, Initializer]]:
 
     with nn.intercept_methods(note):
         shapes = jax.eval_shape(init)
-    return shapes, found
+    made = flatten_dict(shapes, sep="/")  # a module may do without one of its parameters
+    return shapes, {path: begins for path, begins in found.items() if path in made}
