@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import small_texts
 from vf.metrics import fvd
 from vf.metrics.frechet import Moments, frechet_distance
 from vf.metrics.inception_score import VARIANTS, score
@@ -17,7 +18,7 @@ from vf.nets.feature_network import Network
 from vf.pretrained.convert import convert
 from vf.pretrained.efficientnet import installed
 from vf.scores import features, suite
-from vf.scores.networks import networks
+from vf.scores.networks import captions, networks
 from vf.scores.suite import SEGMENTS, Captions, Segments, Suite, bootstrap_interval, extrapolate, floor, metrics
 
 PROTOCOL = ClipProtocol(lineage="google")
@@ -508,3 +509,13 @@ def test_one_suite_scores_one_set_after_another(tmp_path):
     for seed in (1, 2, 3):
         generated = clips(30, seed)
         assert watcher(REAL, generated) == suite_of("fvd")(REAL, generated)
+
+
+def test_captions_are_of_as_many_tokens_as_their_clip_reads(tmp_path):
+    """A CLIP that is trained here may read fewer than OpenAI's 77; a longer caption is cut, and counted."""
+    file, vocabulary = small_texts.write(tmp_path)
+    said = ["a red square moves left over white", "a red square moves left over white and on and on"]
+    made = captions(said, {"clip": file}, vocabulary)
+    assert made.values.shape == (2, 8)
+    np.testing.assert_allclose(np.linalg.norm(made.values, axis=1), 1, rtol=1e-5)
+    assert made.facts["truncated"] == 1

@@ -120,7 +120,7 @@ def _captions(spec: ContrastSpec) -> list[str]:
         return np.zeros(0, np.int32)
 
     source = spec.source("training", note)
-    with ACTIVITY.doing("reading captions", announced=True):
+    with ACTIVITY.doing("reading captions"):
         pipeline.fixed_clips(source, min(len(source), spec.captions), seed=spec.seed)
     if not any(found):
         raise UserError(

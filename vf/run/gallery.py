@@ -94,7 +94,8 @@ def _again(step: int, meta: dict[str, Any], latest: int) -> str:
     again = shlex.join([*words, *(f"--{name}" if x is None else f"--{name}={x}" for name, x in flags.items())])
     others = f", and by the numbers up to {last}{', row by row,' if grid else ''} the others" if last > first else ""
     until = f"step {step:,} is the latest" if step else "the run has trained no step"
-    text = f"The first of them{others}, while {until}:"
+    cut = " (the folders of absolute paths are left out, as ...)" if "=.../" in again else ""
+    text = f"The first of them{others}, while {until}{cut}:"
     return details(summary, f'<p class="small">{text}</p><pre>{escape(again)}</pre>')
 
 

@@ -147,7 +147,8 @@ def captions(texts: Sequence[str], files: Mapping[str, Path], vocabulary: Path, 
     """CLIP's embeddings of `texts`, one for each generated clip. Raises UserError as `open_weights` and `Tokenizer`."""
     converted = open_weights("clip", files)
     sizes = _of_clip(converted, "text")
-    tokens, cut = Tokenizer(vocabulary).encode(list(texts), prefix=prefix)
+    context = converted.about["language"]["context"]
+    tokens, cut = Tokenizer(vocabulary).encode(list(texts), prefix=prefix, context=context)
     values = clip.clip_text(converted.tree(), jnp.asarray(tokens), **sizes)
     return Captions(
         np.asarray(values), {"prefix": prefix, "policy": "one caption for each clip, in order", "truncated": cut}
