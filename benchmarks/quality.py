@@ -47,6 +47,13 @@ SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
 }  # fmt: skip
 """Fields of the config by name, and how many passes a step takes: of a restart, the 40 % of the steps between its times
 are walked three times."""
+CFG = SDE | {"sample.guidance_scale": 1.5}
+CONDITIONAL: dict[str, tuple[dict[str, Any], float]] = {
+    "dpm, eta 1, cfg 1.5": (CFG, 2),
+    "dpm, eta 1, cfg 1.5, 200 to 800": (CFG | {"sample.guidance_interval": (200, 800)}, 2),
+    "dpm, eta 1, cfg_pp 0.6": (CFG | {"sample.guidance_scale": 0.6, "sample.guidance": "cfg_pp"}, 2),
+}
+"""Further settings, for a run that was trained with `--config.model.condition_dropout=0.1`; by name alone."""
 SCORES = ("found", "content_constant", "smooth", "moving", "valid")
 
 
@@ -90,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--passes", default="10,20,50", help="default: %(default)s")
-    parser.add_argument("--settings", default=";".join(SETTINGS), help="names, between semicolons (default: all)")
+    parser.add_argument("--settings", default=";".join(SETTINGS), help="names, between semicolons (default: SETTINGS)")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", demo.get_config().mesh.cpu_devices)
@@ -102,7 +109,7 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     for passes in (int(number) for number in args.passes.split(",")):
         for name in args.settings.split(";"):
-            fields, cost = SETTINGS[name]
+            fields, cost = {**SETTINGS, **CONDITIONAL}[name]
             steps = round(passes / cost)
             print(line(name, passes, steps, *drawn(args.workdir, fields, steps, args.seeds)), flush=True)
 

@@ -48,9 +48,18 @@ def embedding_prior(config: ConfigDict, source: Source, mesh: Mesh) -> PriorSpec
     steps = as_user_error(
         lambda: schedules.time_grid(config.sample.prior_steps, made.schedule.steps), {"steps": "sample.prior_steps"}
     )
-    bound = header.file.about["clip_x_0"] if header.file else header.trained.config["sample"]["clip_x_0"]  # type: ignore[union-attr]
-    options = SampleOptions(steps, solvers.DDIM(eta=1.0), Guidance(scale if conditioned else 1.0), bound or None)
+    options = SampleOptions(
+        steps, solvers.DDIM(eta=1.0), Guidance(scale if conditioned else 1.0), _bound(header) or None
+    )
     return PriorSpec(made, _start(header), options, labels)
+
+
+def _bound(header: pretrained.Header) -> float:
+    """The bound of its clean estimates; 0 for none."""
+    if header.trained is not None:
+        return float(header.trained.config["sample"]["clip_x_0"])
+    assert header.file is not None
+    return float(header.file.about["clip_x_0"])
 
 
 def _labels(config: ConfigDict, header: pretrained.Header, source: Source) -> tuple[int, ...]:
@@ -77,7 +86,7 @@ def _labels(config: ConfigDict, header: pretrained.Header, source: Source) -> tu
 
 def _reads(config: ConfigDict, header: pretrained.Header) -> bool:
     """Whether the prior reads the texts of samples. Raises UserError where only one of it and the generators does."""
-    theirs = header.file is not None or header.trained.config["model"]["condition"] == "text"  # type: ignore[union-attr]
+    theirs = header.trained is None or header.trained.config["model"]["condition"] == "text"  # Karlo's reads texts
     if not texts.reads(config):
         if header.trained is not None and theirs:
             raise UserError(

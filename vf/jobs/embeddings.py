@@ -13,7 +13,7 @@ from vf.activity import ACTIVITY
 from vf.config.specs import RunSpec
 from vf.files import AnyPath
 from vf.jobs import memory
-from vf.jobs.evaluator import Evaluator, validation_losses
+from vf.jobs.evaluator import Evaluator
 from vf.metrics.protocol import to_json
 from vf.models.prior import Prior
 from vf.run import score_table
@@ -72,14 +72,7 @@ class EmbeddingEvaluator(Evaluator):
     @memory.explained("evaluation")
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:
         """Validation losses of `params`, and scores of the embeddings `samples`, recorded."""
-        settings = self.spec.evaluation
-        with ACTIVITY.doing("computing the validation losses"):
-            losses = validation_losses(
-                self._validation_program, params, self.validation.clips, settings.levels, settings.batch_size,
-                self.spec.mesh,
-            )  # fmt: skip
-        self._record_phases(step, "the validation losses")
-        self.recorder.scalars(step, {f"{self.results.part}/{name}": loss for name, loss in losses.items()})
+        self._record_losses(step, params)
         real = self.validation.clips
         labels = None if self._labels is None else (real["label"], np.asarray(self._labels))
         try:

@@ -236,17 +236,7 @@ class Evaluator:
     def evaluate(self, step: int, params: Any, samples: np.ndarray) -> dict[str, float]:
         """Validation losses of `params` and scores of the samples `samples`, recorded."""
         settings = self.spec.evaluation
-        with ACTIVITY.doing("computing the validation losses"):
-            losses = validation_losses(
-                self._validation_program,
-                params,
-                self.validation.clips,
-                settings.levels,
-                settings.batch_size,
-                self.spec.mesh,
-            )
-        self._record_phases(step, "the validation losses")
-        self.recorder.scalars(step, {f"{self.results.part}/{name}": loss for name, loss in losses.items()})
+        self._record_losses(step, params)
         real = self.reference.clips["video"]
         protocol = {"reference_set": dict(self.reference.about), "n_real": len(real), "n_generated": len(samples)}
         protocol |= {"sampling": self.results.sampling}
@@ -263,6 +253,17 @@ class Evaluator:
             self.results.add(step, values)
             self._write_best()
         return values
+
+    def _record_losses(self, step: int, params: Any) -> None:
+        """Records the validation losses of `params`."""
+        settings = self.spec.evaluation
+        with ACTIVITY.doing("computing the validation losses"):
+            losses = validation_losses(
+                self._validation_program, params, self.validation.clips, settings.levels, settings.batch_size,
+                self.spec.mesh,
+            )  # fmt: skip
+        self._record_phases(step, "the validation losses")
+        self.recorder.scalars(step, {f"{self.results.part}/{name}": loss for name, loss in losses.items()})
 
     def _record_phases(self, step: int, what: str) -> None:
         if seconds := self.phases.take(what):
@@ -330,8 +331,6 @@ class Evaluator:
 
 
 def _reading_texts(spec: RunSpec) -> Callable[[Batch], Batch]:
-    if spec.text is None:
-        return lambda batch: batch
     embeds = spec.model.base_frame if spec.embeds else None
     return programs.text_encoding(spec.text, spec.mesh, embeds=embeds)
 

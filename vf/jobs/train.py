@@ -123,9 +123,7 @@ def _train(
         create, abstract = programs.first_state(model, spec.tx, mesh, seed, spec.param_dtype)
     update = programs.update(model, mesh, abstract, spec.accumulate)
     embeds = model.base_frame if run.embeds else None
-    read_texts = lambda batch: batch  # noqa: E731
-    if run.text:
-        read_texts = programs.text_encoding(run.text, mesh, sharding.ROWS, embeds=embeds)
+    read_texts = programs.text_encoding(run.text, mesh, sharding.ROWS, embeds=embeds)
 
     def put(rows: Mapping[str, np.ndarray]) -> Batch:
         return read_texts(sharding.put_batch(rows, mesh, spec.batch_size))

@@ -92,13 +92,15 @@ def settings(tx: Optimizer, seed: int, ema_decay: float) -> Settings:
 
 
 def text_encoding(
-    encoder: TextEncoder, mesh: Mesh, over: Sequence[str] = sharding.EVERY, *, embeds: int | None = None
+    encoder: TextEncoder | None, mesh: Mesh, over: Sequence[str] = sharding.EVERY, *, embeds: int | None = None
 ) -> Callable[[Batch], Batch]:
     """(batch with `tokens` i32 [b t] or without, its rows split over the mesh axes `over`) -> the batch with what
-    networks read of the texts in their place.
+    networks read of the texts in their place; the batch as it is where there is no encoder.
 
     embeds: index of the frame of which clips, where there are any, get CLIP's `embedding`; None for none.
     """
+    if encoder is None:
+        return lambda batch: batch
     params = jax.device_put(encoder.params, sharding.replicated(mesh))
     where = sharding.batch_sharding(mesh, over)
     encode, embed = (jax.jit(function, out_shardings=where) for function in (encoder.encode, encoder.embed))
