@@ -21,6 +21,7 @@ from vf.config import build
 from vf.jobs import evaluator
 from vf.jobs.evaluate import run_config
 from vf.models.model import GUIDE
+from vf.pretrained import export
 from vf.training import programs, sharding
 from vf.training.checkpoint import Checkpoints
 
@@ -61,7 +62,7 @@ def drawn(workdir: Path, fields: dict[str, Any], steps: int, seeds: int) -> tupl
     """The scores of each seed's samples, and the seconds of one drawing, compiled before."""
     config = demo.get_config()
     config.update_from_flattened_dict(fields | {"sample.steps": steps, "eval.checkpoint": "latest"})
-    run = build.evaluate(config, workdir, None).run
+    run = build.evaluate(config, workdir, export.of_run(workdir)).run
     with Checkpoints(str(workdir / "checkpoints"), read_only=True) as checkpoints:
         abstract = sharding.abstract_params(run.model.shapes(), run.mesh)
         params = dict(checkpoints.restore_params(abstract, which="ema", step=None))
